@@ -1,0 +1,1 @@
+"""The shipped settings, installed as `petl_bench.conf` so that Hydra finds them."""

@@ -1,0 +1,1 @@
+"""Weights in: pretrained encoders, their tokenizers and their anatomy."""

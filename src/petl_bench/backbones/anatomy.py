@@ -1,0 +1,170 @@
+"""The anatomy table: where the parts of each architecture are. A new architecture is a new row here.
+
+Names are those of transformers 5's `AutoModelForSequenceClassification` classes. Paths within a layer are relative
+to the layer; all others start at the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.errors import unknown_choice
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of one architecture are.
+
+    Attributes:
+        model_type: The `model_type` of the transformers config.
+        encoder: The base model.
+        embeddings: Everything below the first layer.
+        layers: The list of layers.
+        query, key, value: Attention's input projections; the same name three times where they are fused.
+        attention_output: Attention's output projection.
+        feed_forward_in, feed_forward_out: The feed-forward pair.
+        norms: The norms of a layer.
+        above_layers: Backbone modules between the last layer and the head (final norm, pretrained pooler).
+        head: The task's own modules, always trained.
+        num_layers_key: Name of the number of layers in the config.
+    """
+
+    model_type: str
+    encoder: str
+    embeddings: tuple[str, ...]
+    layers: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    feed_forward_in: str
+    feed_forward_out: str
+    norms: tuple[str, ...]
+    above_layers: tuple[str, ...]
+    head: tuple[str, ...]
+    num_layers_key: str = "num_hidden_layers"
+
+    def num_layers(self, config: Any) -> int:
+        """Number of layers that a transformers config (or a dict of its arguments) describes."""
+        return int(config[self.num_layers_key] if isinstance(config, dict) else getattr(config, self.num_layers_key))
+
+    def max_length(self, config: Any) -> int:
+        """Most tokens that the model takes in one sequence."""
+        positions = int(config.max_position_embeddings)
+        # RoBERTa numbers its positions from pad_token_id + 1.
+        return positions - config.pad_token_id - 1 if self.model_type == "roberta" else positions
+
+    def layer_pattern(self, layers: Iterable[int], roles: Iterable[str]) -> str:
+        """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other."""
+        indices = "|".join(str(layer - 1) for layer in layers)
+        paths = dict.fromkeys(getattr(self, role) for role in roles)
+        parts = "|".join(re.escape(path) for path in paths)
+        return rf"{re.escape(self.layers)}\.({indices})\.({parts})"
+
+    def layer_number(self, name: str) -> int | None:
+        """The 1-based layer that a parameter or module of this name belongs to; None outside the layers."""
+        match = re.match(rf"{re.escape(self.layers)}\.(\d+)(\.|$)", name)
+        return int(match.group(1)) + 1 if match else None
+
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter or module of this name belongs to the head, in a plain or a PEFT-wrapped model."""
+        wrapped = name.removeprefix("module.").removeprefix("base_model.")
+        return any(is_within(plain, self.head) for plain in (wrapped, wrapped.removeprefix("model.")))
+
+    def get_layers(self, model: nn.Module) -> nn.ModuleList:
+        """The list of layers of a plain (not yet adapted) model."""
+        layers: nn.ModuleList = model.get_submodule(self.layers)  # type: ignore[assignment]
+        return layers
+
+
+PROJECTION_ROLES = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
+
+
+def is_within(name: str, modules: Iterable[str]) -> bool:
+    """Whether `name` is one of these modules or lies inside one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
+    """A row for the architectures whose layers are laid out like BERT's."""
+    row: dict[str, Any] = {
+        "embeddings": (f"{encoder}.embeddings",),
+        "layers": f"{encoder}.encoder.layer",
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "feed_forward_in": "intermediate.dense",
+        "feed_forward_out": "output.dense",
+        "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
+        "above_layers": (),
+        "head": ("classifier",),
+    }
+    return Anatomy(model_type=model_type, encoder=encoder, **(row | parts))
+
+
+_ROWS = (
+    _bert_like("bert", "bert", above_layers=("bert.pooler",)),
+    _bert_like("roberta", "roberta"),
+    _bert_like("electra", "electra", embeddings=("electra.embeddings", "electra.embeddings_project")),
+    Anatomy(
+        model_type="distilbert",
+        encoder="distilbert",
+        embeddings=("distilbert.embeddings",),
+        layers="distilbert.transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        feed_forward_in="ffn.lin1",
+        feed_forward_out="ffn.lin2",
+        norms=("sa_layer_norm", "output_layer_norm"),
+        above_layers=(),
+        head=("pre_classifier", "classifier"),
+        num_layers_key="n_layers",
+    ),
+    _bert_like(
+        "deberta-v2",
+        "deberta",
+        # The relative-position table and its norm are shared by all layers.
+        embeddings=("deberta.embeddings", "deberta.encoder.rel_embeddings", "deberta.encoder.LayerNorm"),
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        head=("pooler", "classifier"),
+    ),
+    Anatomy(
+        model_type="modernbert",
+        encoder="model",
+        embeddings=("model.embeddings",),
+        layers="model.layers",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_output="attn.Wo",
+        feed_forward_in="mlp.Wi",
+        feed_forward_out="mlp.Wo",
+        norms=("attn_norm", "mlp_norm"),
+        above_layers=("model.final_norm",),
+        head=("head", "classifier"),
+    ),
+)
+
+ANATOMIES = {row.model_type: row for row in _ROWS}
+
+
+def anatomy_of(model_type: str) -> Anatomy:
+    """Returns the row for a `model_type`.
+
+    Raises:
+        RequestError: where the table has none.
+    """
+    if model_type not in ANATOMIES:
+        raise unknown_choice("backbone.model_type", model_type, ANATOMIES)
+    return ANATOMIES[model_type]

@@ -1,0 +1,164 @@
+"""Builds a backbone with its head: pretrained or random, with no layer above the head's, or on the meta device."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.backbones.anatomy import Anatomy, anatomy_of, is_within
+from petl_bench.backbones.config import BackboneConfig, LayerPlan, LayersConfig, resolve_layers
+from petl_bench.backbones.source import Source, find_source
+from petl_bench.backbones.tokenizer import byte_tokenizer, load_tokenizer
+from petl_bench.errors import RequestError, RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An encoder's description: what can be known of it before its weights are loaded."""
+
+    settings: BackboneConfig
+    anatomy: Anatomy
+    config: Any
+    plan: LayerPlan
+    source: Source | None
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that the model takes in one sequence."""
+        return self.anatomy.max_length(self.config)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the weights."""
+        if self.source is None:
+            return byte_tokenizer(self.config, self.max_length)
+        return load_tokenizer(self.source.folder)
+
+    def build_model(self, num_labels: int, labels: list[str] | None = None, device: str = "cpu") -> PreTrainedModel:
+        """Builds the model with a fresh head, in fp32; head (and random weights) follow torch's generator.
+
+        Args:
+            num_labels: Outputs of the head; 1 for regression.
+            labels: Their names, kept in the model's config.
+            device: "cpu", or "meta" for a model without weights.
+
+        Raises:
+            RunError: where the weights cannot be read or do not fit.
+        """
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        config = self.config
+        config.num_labels = num_labels
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        if labels:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
+        try:
+            if self.source is None or device == "meta":
+                with torch.device("meta") if device == "meta" else nullcontext():
+                    model = AutoModelForSequenceClassification.from_config(
+                        config, dtype=torch.float32, attn_implementation=self.settings.attention
+                    )
+            else:
+                model = _load_weights(self.source.folder, config, self.anatomy, self.settings.attention)
+        except ValueError as error:
+            if self.settings.attention is None:
+                raise
+            raise RequestError(f"backbone.attention={self.settings.attention} does not work here: {error}") from error
+        # Adapters name the model they belong to; a local path would mean nothing elsewhere.
+        model.config._name_or_path = self.settings.hub_id or self.settings.name
+        model.name_or_path = model.config._name_or_path
+        return model
+
+
+def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bool = True) -> Backbone:
+    """Finds a backbone's files and reads its config, with the layers above the head's left out.
+
+    Args:
+        settings: Which backbone.
+        layers: Which layers are adapted and where the head sits.
+        weights: False builds from `backbone.architecture` alone: nothing is looked up or downloaded.
+
+    Raises:
+        RequestError: where the settings do not fit the backbone.
+        RunError: where its files cannot be had or read.
+    """
+    source = find_source(settings) if weights and settings.weights == "pretrained" else None
+    config = _read_config(source.folder) if source else _config_from_dimensions(settings)
+    anatomy = anatomy_of(config.model_type)
+    plan = resolve_layers(layers, anatomy.num_layers(config))
+    _truncate(config, anatomy, plan.head)
+    return Backbone(settings, anatomy, config, plan, source)
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from error
+
+
+def _config_from_dimensions(settings: BackboneConfig) -> Any:
+    from transformers import AutoConfig
+
+    if not settings.architecture:
+        raise RequestError(f"backbone={settings.name} gives no backbone.architecture, which weights=random needs.")
+    return AutoConfig.for_model(anatomy_of(settings.model_type).model_type, **settings.architecture)
+
+
+def _truncate(config: Any, anatomy: Anatomy, num_layers: int) -> None:
+    setattr(config, anatomy.num_layers_key, num_layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+
+
+def _load_weights(folder: Path, config: Any, anatomy: Anatomy, attention: str | None) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise RunError(f"The weights in {folder} cannot be read ({error}): fetch or copy them again.") from error
+    _check_loaded(folder, info, config, anatomy)
+    return model
+
+
+def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anatomy) -> None:
+    """Only the head may be new, and only layers above the head's (and pretraining heads) may be left out."""
+    missing = [name for name in info["missing_keys"] if not anatomy.in_head(name)]
+    if lost := [name for name in missing if not is_within(name, anatomy.above_layers)]:
+        raise RunError(f"The weights in {folder} lack {len(lost)} tensors of the encoder, {lost[0]} among them.")
+    if missing:
+        _log.warning("new, not pretrained: %s", ", ".join(sorted(missing)))
+    kept = anatomy.num_layers(config)
+    unused = [anatomy.layer_number(_with_prefix(name, anatomy)) for name in info["unexpected_keys"]]
+    if any(number is not None and number <= kept for number in unused):
+        raise RunError(f"The weights in {folder} hold tensors inside layers 1..{kept} that this architecture lacks.")
+    if info.get("mismatched_keys"):
+        raise RunError(f"The weights in {folder} do not fit config.json: {info['mismatched_keys'][0]}.")
+
+
+def _with_prefix(name: str, anatomy: Anatomy) -> str:
+    """Checkpoints of a bare encoder leave the encoder's own name out."""
+    return name if name.startswith(f"{anatomy.encoder}.") else f"{anatomy.encoder}.{name}"
+

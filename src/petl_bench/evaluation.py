@@ -1,0 +1,67 @@
+"""Scores a model on a task's rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from petl_bench.records.schema import Scores
+from petl_bench.tasks.encode import EncodedRows
+from petl_bench.tasks.load import Task
+from petl_bench.tasks.metrics import compute_metrics
+from petl_bench.training.loop import FitResult, load_trainable_state, trainable_state
+from petl_bench.training.predict import logits_to_predictions, predict_logits
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Evaluator:
+    """Scores one model on the selection split while it trains, and on everything that is reported at the end.
+
+    Args:
+        model: The model, as prepared for its device.
+        task: Names the metrics.
+        encoded: Rows by split: `train`, `selection`, `report`, and the task's extra ones by their names.
+        batch_size: Rows a batch.
+        accelerator: The process's place among devices and processes.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, encoded: dict[str, EncodedRows], batch_size: int, accelerator: Accelerator
+    ) -> None:
+        self.model, self.task, self.encoded = model, task, encoded
+        self.batch_size, self.accelerator = batch_size, accelerator
+
+    def selection_scores(self) -> dict[str, float]:
+        """The task's metrics on the selection split."""
+        return self._scores("selection", self.task.settings.metrics)
+
+    def final_scores(self, result: FitResult, selection: str) -> Scores:
+        """Scores of the best and of the last weights; leaves the model with those that `selection` names."""
+        plain = self.accelerator.unwrap_model(self.model)
+        best, last_entry = result.history[result.best], result.history[-1]
+        last = self._reported(last_entry.scores)
+        if best is last_entry:
+            return Scores(best=last, last=last, best_epoch=best.epoch)
+        last_state = trainable_state(plain)
+        load_trainable_state(plain, result.best_state)
+        scores = Scores(best=self._reported(best.scores), last=last, best_epoch=best.epoch)
+        if selection == "last":
+            load_trainable_state(plain, last_state)
+        return scores
+
+    def _reported(self, selection_scores: dict[str, float]) -> dict[str, float]:
+        """The report split's scores, with the extra rows' by name; what is known already is not computed again."""
+        same_rows = self.task.report is self.task.selection
+        scores = dict(selection_scores) if same_rows else self._scores("report", self.task.settings.metrics)
+        for name, extra in self.task.extra.items():
+            scores |= {f"{name}_{metric}": value for metric, value in self._scores(name, extra.metrics).items()}
+        return scores
+
+    def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
+        rows = self.encoded[split]
+        assert rows.labels is not None
+        logits = predict_logits(self.model, rows, self.batch_size, self.accelerator)
+        return compute_metrics(metrics, logits_to_predictions(logits), rows.labels)

@@ -1,0 +1,45 @@
+"""How a run is called: its key, its name, its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from petl_bench.backbones.source import file_sha256
+from petl_bench.config import RunConfig
+from petl_bench.records.run_key import run_key
+from petl_bench.tasks.hub import split_files
+from petl_bench.trackers.tracker import RunIdentity
+
+
+def identify(cfg: RunConfig) -> RunIdentity:
+    """Names a run by its settings and by the content of the local files that it reads."""
+    config = cfg.to_dict()
+    key = run_key(config, _content_hashes(cfg))
+    backbone = cfg.backbone.name if cfg.backbone.path is None else Path(cfg.backbone.path).name
+    name = f"{cfg.task.name}-{cfg.method.name}-{backbone}-s{cfg.train.seed}-{key}"
+    return RunIdentity(
+        key=key,
+        name=name,
+        group=f"{cfg.method.name}-{cfg.task.name}-{backbone}",
+        job_type=cfg.method.name,
+        folder=Path(cfg.runs_dir).expanduser() / name,
+        config=config,
+    )
+
+
+def _content_hashes(cfg: RunConfig) -> dict[str, str]:
+    """Hashes of local files, by their part in the run; a missing one is told of when it is read."""
+    task = cfg.task
+    files: dict[str, Path] = {}
+    if task.source == "files":
+        named = {"train": task.train_file, "validation": task.validation_file}
+        files |= {role: Path(file).expanduser() for role, file in named.items() if file}
+    if task.source == "hub" and cfg.data_root is not None:
+        wanted = [(task.subset or "", task.train_split), (task.subset or "", task.validation_split)]
+        wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
+        root = Path(cfg.data_root).expanduser()
+        files |= {f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)}
+    if cfg.backbone.path is not None:
+        folder = Path(cfg.backbone.path).expanduser()
+        files |= {file.name: file for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]}
+    return {name: file_sha256(file) for name, file in sorted(files.items()) if file.is_file()}

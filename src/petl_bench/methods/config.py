@@ -1,0 +1,16 @@
+"""What the settings of every method have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+
+@dataclass
+class MethodConfig:
+    """Base of every method's settings."""
+
+    name: str = MISSING
+    # train.learning_rate where the user gives none.
+    default_learning_rate: float = 1e-3

@@ -1,0 +1,45 @@
+"""The identity of a run: a content hash of the settings that can change its outcome."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+KEY_VERSION = 1
+KEY_LENGTH = 12
+
+# Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
+_LOCATIONS = (
+    ("data_root",),
+    ("runs_dir",),
+    ("force",),
+    ("tracker",),
+    ("backbone", "path"),
+    ("task", "train_file"),
+    ("task", "validation_file"),
+    ("task", "test_file"),
+    # Acts through train.learning_rate alone.
+    ("method", "default_learning_rate"),
+    ("train", "eval_batch_size"),
+    ("train", "save_weights"),
+)
+
+
+def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str:
+    """Returns the run's key, 12 hexadecimal digits.
+
+    Args:
+        config: The whole resolved config as plain containers.
+        content_hashes: Hashes of the local files that the run reads, by what they are for.
+    """
+    identity = copy.deepcopy(dict(config))
+    for *parents, last in _LOCATIONS:
+        node = identity
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(last, None)
+    text = json.dumps([KEY_VERSION, identity, dict(content_hashes)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]

@@ -1,0 +1,222 @@
+"""The record of a run: one JSON object, typed and versioned; `None` where something was not measured, never 0.
+
+Units are in the names. Fields are only ever added: records of an older version stay readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+STATUSES = ("finished", "failed", "out_of_memory", "diverged", "interrupted")
+
+
+@dataclass
+class Protocol:
+    """What was asked and how it was scored."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    selection_split: str
+    report_split: str
+    selection: str
+    num_train_examples: int
+    num_eval_examples: int
+    max_length: int
+    seed: int
+    precision: str
+    attention_implementation: str | None
+    batching: str
+
+
+@dataclass
+class Params:
+    """Numbers of parameters; see `petl_bench.measure.params`."""
+
+    total: int
+    backbone: int
+    trainable: int
+    trainable_method: int
+    trainable_head: int
+    trainable_share_of_backbone_percent: float
+    stored_bytes: int | None = None
+
+
+@dataclass
+class Scores:
+    """Scores on the report split: of the best weights (chosen on the selection split) and of the last."""
+
+    best: dict[str, float]
+    last: dict[str, float]
+    best_epoch: float
+
+
+@dataclass
+class HistoryEntry:
+    """One evaluation on the selection split."""
+
+    epoch: float
+    step: int
+    train_loss: float
+    scores: dict[str, float]
+    seconds: float
+
+
+@dataclass
+class Time:
+    """Where the time went; training excludes evaluation."""
+
+    train_seconds: float
+    eval_seconds: float
+    trunk_seconds: float | None
+    train_examples_per_second: float
+    train_tokens_per_second: float
+    padding_share: float
+
+
+@dataclass
+class Ledger:
+    """Memory of one training step by kind."""
+
+    batch_size: int
+    sequence_length: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    temporaries_bytes: int
+    peak_bytes: int
+
+
+@dataclass
+class DeviceMemory:
+    """Peaks of the CUDA allocator by phase."""
+
+    load_peak_allocated_bytes: int | None
+    train_peak_allocated_bytes: int | None
+    train_peak_reserved_bytes: int | None
+    eval_peak_allocated_bytes: int | None
+    alloc_retries: int
+
+
+@dataclass
+class Memory:
+    """Memory: the ledger's account, the device's peaks, the process's peak."""
+
+    ledger: Ledger | None = None
+    device: DeviceMemory | None = None
+    process_peak_rss_bytes: int | None = None
+
+
+@dataclass
+class Flops:
+    """Floating-point operations at the ledger's batch shape."""
+
+    train_step_flops: int
+    inference_flops: int
+
+
+@dataclass
+class Inference:
+    """Speed of the finished model."""
+
+    batch_size: int
+    sequence_length: int
+    latency_ms_median: float
+    examples_per_second: float
+
+
+@dataclass
+class Data:
+    """The rows that were used."""
+
+    dataset: str
+    revision: str | None
+    fingerprint: str
+    rows_per_split: dict[str, int]
+
+
+@dataclass
+class Record:
+    """Everything that is kept of a run."""
+
+    run_key: str
+    config: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+    status: str = "finished"
+    error: str | None = None
+    protocol: Protocol | None = None
+    params: Params | None = None
+    scores: Scores | None = None
+    history: list[HistoryEntry] = field(default_factory=list)
+    time: Time | None = None
+    memory: Memory | None = None
+    flops: Flops | None = None
+    inference: Inference | None = None
+    data: Data | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON, numbers that are not finite as None."""
+        return _finite(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Record:
+        """Reads what `to_dict` wrote; unknown fields (of a newer version) are left out.
+
+        Raises:
+            ValueError: where a required field is missing or the version is newer than this program's.
+        """
+        version = content.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
+        try:
+            record: Record = _build(cls, content)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a record: {error}") from error
+        return record
+
+    @property
+    def primary_score(self) -> float | None:
+        """The primary metric of the weights that the protocol selects."""
+        if self.scores is None or self.protocol is None:
+            return None
+        scores = self.scores.best if self.protocol.selection == "best" else self.scores.last
+        return scores.get(self.protocol.metric)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _build(cls: Any, content: dict[str, Any]) -> Any:
+    """Builds a dataclass from plain containers, nested dataclasses included."""
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    return cls(**{name: _convert(hints[name], value) for name, value in content.items() if name in known})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType):
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value)
+    if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+        return [_build(typing.get_args(hint)[0], item) for item in value]
+    return value

@@ -1,0 +1,107 @@
+"""Run folders: where a run's files lie, and how a record is written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import Record
+
+RECORD_FILE = "result.json"
+LOG_FILE = "log.txt"
+ADAPTER_FOLDER = "adapter"
+MODEL_FOLDER = "model"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class RunFolder:
+    """The folder of one run. A folder without a record is an unfinished run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def log(self) -> Path:
+        """The run's log."""
+        return self.path / LOG_FILE
+
+    def read(self) -> Record | None:
+        """The record; None where there is none or it cannot be read, so that the run is made again."""
+        try:
+            return read_record(self.path / RECORD_FILE)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def finished(self) -> Record | None:
+        """The record of a finished run; None otherwise."""
+        record = self.read()
+        return record if record is not None and record.status == "finished" else None
+
+    def write(self, record: Record) -> None:
+        """Writes the record by an atomic rename; a failed repetition never replaces a finished record."""
+        if record.status != "finished" and self.finished() is not None:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.path / f"{RECORD_FILE}.{os.getpid()}.partial"
+        try:
+            with partial.open("w", encoding="utf-8") as stream:
+                json.dump(record.to_dict(), stream, indent=2, allow_nan=False)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(self.path / RECORD_FILE)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def replace_folder(self, name: str) -> Iterator[Path]:
+        """Gives an empty folder that takes the place of `name` once it was filled without an error."""
+        partial = self.path / f"{name}.{os.getpid()}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            partial.rename(self.path / name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_record(file: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where the file is no record.
+    """
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return Record.from_dict(content)
+
+
+def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
+    """Reads every record below these folders, in the order of their paths.
+
+    Returns:
+        The records, and a message for each file that could not be read.
+
+    Raises:
+        RequestError: where a folder does not exist.
+    """
+    records, unreadable = [], []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise RequestError(f"{folder}: there is no such folder of runs.")
+        for file in sorted(folder.rglob(RECORD_FILE)):
+            try:
+                records.append(read_record(file))
+            except (ValueError, OSError) as error:
+                unreadable.append(f"{file} cannot be read: {error}")
+    return records, unreadable

@@ -1,0 +1,1 @@
+"""Data in: rows, labels, splits and metrics."""

@@ -1,0 +1,82 @@
+"""Settings of a task: where its rows come from, what is asked, how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from petl_bench.errors import RequestError, unknown_choice
+
+SOURCES = ("hub", "files", "demo")
+TYPES = ("classification", "regression")
+PROTOCOLS = ("standard", "held_out")
+
+
+@dataclass
+class ExtraSplit:
+    """Another set of rows that the same checkpoint is scored on or predicts."""
+
+    subset: str = MISSING
+    split: str = MISSING
+    metrics: list[str] = field(default_factory=list)
+    submission: str | None = None
+    optional: bool = False
+
+
+@dataclass
+class TaskConfig:
+    """One task and the protocol it is run under."""
+
+    name: str = MISSING
+    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; demo: generated
+    source: str = MISSING
+    dataset: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    text_columns: list[str] = MISSING
+    label_column: str = "label"
+    type: str = "classification"
+    labels: list[str] | None = None
+    metrics: list[str] = MISSING
+    # The primary metric: what `best` means and what tables show.
+    metric: str = MISSING
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    also_report: dict[str, ExtraSplit] = field(default_factory=dict)
+    also_submit: dict[str, ExtraSplit] = field(default_factory=dict)
+    submission: str | None = None
+    trained_by: str | None = None
+    # standard: select and report on the validation split; held_out: select on training rows kept apart.
+    protocol: str = "standard"
+    num_held_out_examples: int = 1000
+    # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
+    num_train_examples: int | None = None
+    # Seed of the subset, the held-out rows and the demo's sentences; apart from train.seed.
+    data_seed: int = 42
+    max_length: int = 128
+
+
+def check_task(task: TaskConfig) -> None:
+    """Raises RequestError where the settings contradict each other."""
+    for key, value, allowed in (
+        ("task.source", task.source, SOURCES),
+        ("task.type", task.type, TYPES),
+        ("task.protocol", task.protocol, PROTOCOLS),
+    ):
+        if value not in allowed:
+            raise unknown_choice(key, value, allowed)
+    if task.trained_by:
+        raise RequestError(
+            f"task={task.name} has no training rows: train task={task.trained_by}, "
+            "then `petl-bench predict RUN_DIR --submit OUT_DIR` writes its predictions."
+        )
+    if task.metric not in task.metrics:
+        raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
+    for key, count in (("num_train_examples", task.num_train_examples), ("max_length", task.max_length)):
+        if count is not None and count < 1:
+            raise RequestError(f"task.{key}={count} must be at least 1.")

@@ -1,0 +1,129 @@
+"""Token ids of rows, cached on disk by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from petl_bench.tasks.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CACHE_VERSION = 1
+_CHUNK = 2000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Token ids without padding, one row after the other.
+
+    Attributes:
+        ids: Token ids of all rows, int32, shape (tokens,).
+        types: Segment ids likewise, uint8; None where the model has none.
+        offsets: Row i is `ids[offsets[i]:offsets[i + 1]]`; int64, shape (rows + 1,).
+        labels: As in `Rows`.
+        pad_id: The id that padding uses.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray | None
+    offsets: np.ndarray
+    labels: np.ndarray | None
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, shape (rows,)."""
+        return np.diff(self.offsets)
+
+
+def cache_dir() -> Path:
+    """Where petl_bench caches what can be computed again: PETL_BENCH_CACHE, else ~/.cache/petl_bench."""
+    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "petl_bench"
+    return Path(root).expanduser()
+
+
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRows:
+    """Tokenizes rows, text pairs jointly and cut to `max_length` from the longer side, or reads them from the cache."""
+    file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
+    arrays = _read(file)
+    if arrays is None:
+        arrays = _tokenize(rows, tokenizer, max_length)
+        _write(file, arrays)
+    return EncodedRows(
+        arrays["ids"], arrays.get("types"), arrays["offsets"], rows.labels, int(tokenizer.pad_token_id or 0)
+    )
+
+
+def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # Left behind by an earlier call; neither is part of what the tokenizer is.
+        backend.no_truncation()
+        backend.no_padding()
+        identity = backend.to_str()
+    else:
+        identity = json.dumps([type(tokenizer).__name__, tokenizer.init_kwargs], default=str, sort_keys=True)
+    texts = Rows(rows.texts, None, rows.ids).fingerprint()
+    words = [CACHE_VERSION, identity, tokenizer.model_input_names, texts, max_length]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:
+    from tqdm import tqdm
+
+    ids: list[int] = []
+    types: list[int] = []
+    lengths: list[int] = []
+    for start in tqdm(range(0, len(rows), _CHUNK), desc="tokenizing", unit_scale=_CHUNK, delay=2, disable=None):
+        columns = [column[start : start + _CHUNK] for column in rows.texts]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        for row in encoded["input_ids"]:
+            ids.extend(row)
+            lengths.append(len(row))
+        for row in encoded.get("token_type_ids", []):
+            types.extend(row)
+    arrays = {
+        "ids": np.array(ids, dtype=np.int32),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
+    return arrays | ({"types": np.array(types, dtype=np.uint8)} if types else {})
+
+
+def _read(file: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = dict(arrays)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        _log.warning("the cached tokens in %s are broken and made anew (%s)", file, error)
+        return None
+    return found if {"ids", "offsets"} <= found.keys() and found["offsets"][-1] == len(found["ids"]) else None
+
+
+def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes by an atomic rename; a cache that cannot be written costs time, not the run."""
+    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+        partial.replace(file)
+    except OSError as error:
+        _log.warning("tokens could not be cached in %s (%s)", file.parent, error)
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""Loads a task: its rows by split, its labels, and which rows select and which report."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from petl_bench.errors import RequestError
+from petl_bench.tasks.config import ExtraSplit, TaskConfig
+from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.hub import read_hub_split, split_files
+from petl_bench.tasks.metrics import METRICS, check_metrics
+from petl_bench.tasks.rows import UNLABELLED, Rows, label_name, require_labels, rows_from_table
+from petl_bench.tasks.tables import read_table
+
+
+@dataclass(frozen=True)
+class ExtraRows:
+    """Rows that the final checkpoint is scored on beside the report split."""
+
+    rows: Rows
+    metrics: list[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded task.
+
+    Attributes:
+        settings: What it was loaded from.
+        labels: Class names; None for regression.
+        train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
+        selection_split, report_split: Their names in the record.
+        extra: Further rows to report on, by name.
+    """
+
+    settings: TaskConfig
+    labels: list[str] | None
+    train: Rows
+    selection: Rows
+    report: Rows
+    selection_split: str
+    report_split: str
+    extra: dict[str, ExtraRows] = field(default_factory=dict)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head; 1 for regression."""
+        return len(self.labels) if self.labels else 1
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way the primary metric is better."""
+        return METRICS[self.settings.metric].higher_is_better
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of all rows in use."""
+        extra = [item.rows for item in self.extra.values()]
+        parts = [rows.fingerprint() for rows in (self.train, self.selection, self.report, *extra)]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def rows_per_split(self) -> dict[str, int]:
+        """Number of rows in use, by split."""
+        sizes = {"train": len(self.train), self.selection_split: len(self.selection)}
+        sizes[self.report_split] = len(self.report)
+        return sizes | {name: len(item.rows) for name, item in self.extra.items()}
+
+
+def load_task(settings: TaskConfig, data_root: str | None) -> Task:
+    """Loads a task's rows and applies its protocol.
+
+    Raises:
+        RequestError: where files, columns, labels or the protocol do not fit.
+        RunError: where the hub cannot be reached.
+    """
+    labels = find_labels(settings)
+    check_metrics(settings.metrics, settings.type, len(labels or []))
+    all_train = require_labels(read_rows(settings, "train", labels, data_root), settings, "the training rows")
+    held_out, train = _hold_out(settings, all_train)
+    if has_validation(settings):
+        name = settings.validation_split
+        report = require_labels(read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
+        selection, selection_split = (held_out, "train_held_out") if held_out is not None else (report, name)
+    else:
+        assert held_out is not None
+        name = selection_split = "train_held_out"
+        report = selection = held_out
+    extra = {key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))}
+    return Task(settings, labels, train, selection, report, selection_split, name, extra)
+
+
+def has_validation(settings: TaskConfig) -> bool:
+    """Whether the task brings rows to report on; a custom task may leave them to be held out of its training file."""
+    return settings.source != "files" or settings.validation_file is not None
+
+
+def read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
+    """Reads the rows of a role: `train`, `validation` or `test`."""
+    if settings.source == "files":
+        key = f"{role}_file"
+        file = getattr(settings, key)
+        if file is None:
+            raise RequestError(f"task.{key} must be given: it holds the {role} rows.")
+        return rows_from_table(read_table(file, f"task.{key}"), settings, labels, str(file))
+    split = getattr(settings, f"{role}_split")
+    if settings.source == "demo":
+        return demo_rows(split, settings.data_seed)
+    assert settings.subset
+    return read_subset(settings, settings.subset, split, labels, data_root)
+
+
+def read_subset(
+    settings: TaskConfig, subset: str, split: str, labels: list[str] | None, data_root: str | None
+) -> Rows:
+    """Reads a split of any subset of the task's hub dataset."""
+    table = read_hub_split(settings, subset, split, data_root)
+    return rows_from_table(table, settings, labels, f"{subset}/{split}")
+
+
+def find_labels(settings: TaskConfig) -> list[str] | None:
+    """The class names: the task's own, else the distinct labels of its training file; None for regression."""
+    if settings.type == "regression":
+        return None
+    if settings.labels:
+        return list(settings.labels)
+    if settings.source != "files" or settings.train_file is None:
+        raise RequestError("task.labels must name the classes.")
+    table = read_table(settings.train_file, "task.train_file")
+    if settings.label_column not in table:
+        raise RequestError(
+            f"task.label_column={settings.label_column} is not a column of {settings.train_file}, which has "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    names = {label_name(value) for value in table[settings.label_column].dropna()}
+    if len(names) < 2:
+        raise RequestError(f"{settings.train_file}: the column {settings.label_column!r} holds fewer than two labels.")
+    return sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
+
+
+def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
+    """Splits training rows into held-out ones (None where the protocol needs none) and those to train on.
+
+    One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
+    """
+    if not has_validation(settings):
+        if settings.protocol == "held_out":
+            raise RequestError("task.protocol=held_out needs task.validation_file to report on.")
+        num_held_out = min(settings.num_held_out_examples, len(rows) // 5)
+    else:
+        num_held_out = settings.num_held_out_examples if settings.protocol == "held_out" else 0
+    if settings.num_train_examples is None and num_held_out == 0:
+        return None, rows
+    num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
+    if num_train < 1 or num_train + num_held_out > len(rows):
+        raise RequestError(
+            f"task.num_train_examples={settings.num_train_examples} and {num_held_out} held-out rows do not fit into "
+            f"the {len(rows)} training rows: lower task.num_train_examples or task.num_held_out_examples."
+        )
+    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
+    held_out = rows.take(np.sort(order[num_train : num_train + num_held_out])) if num_held_out else None
+    return held_out, rows.take(np.sort(order[:num_train]))
+
+
+def _extra(
+    settings: TaskConfig, extra: ExtraSplit, labels: list[str] | None, data_root: str | None
+) -> ExtraRows | None:
+    """Loads further rows to report on; None where they are optional and absent or unlabelled."""
+    if extra.optional and data_root and not split_files(Path(data_root).expanduser(), extra.subset, extra.split):
+        return None
+    rows = read_subset(settings, extra.subset, extra.split, labels, data_root)
+    if extra.optional and (rows.labels is None or (rows.labels == UNLABELLED).any()):
+        return None
+    return ExtraRows(require_labels(rows, settings, f"{extra.subset}/{extra.split}"), list(extra.metrics))

@@ -1,0 +1,123 @@
+"""Rows of a task: texts and labels, whatever they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from petl_bench.errors import RequestError
+from petl_bench.tasks.config import TaskConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNLABELLED = -1
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in order.
+
+    Attributes:
+        texts: One list a text column, all of the same length.
+        labels: Class indices (int64) or targets (float64), shape (rows,); None where there are none.
+        ids: The row's number in its dataset, as submissions name it.
+    """
+
+    texts: tuple[list[str], ...]
+    labels: np.ndarray | None
+    ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts[0])
+
+    def take(self, indices: np.ndarray) -> Rows:
+        """The rows at these positions, in this order."""
+        return Rows(
+            tuple([column[i] for i in indices] for column in self.texts),
+            None if self.labels is None else self.labels[indices],
+            [self.ids[i] for i in indices],
+        )
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of texts and labels."""
+        digest = hashlib.sha256()
+        for column in self.texts:
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\x00")
+            digest.update(b"\x01")
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | None, where: str) -> Rows:
+    """Picks the task's columns out of a table.
+
+    Args:
+        table: Any columns; `idx` is used as the rows' number where it is there.
+        task: Names the text columns and the label column.
+        labels: Names of the classes; None for regression.
+        where: What the table was read from, for messages.
+
+    Raises:
+        RequestError: where a text column is missing or a label is none of `labels`.
+    """
+    if len(table) == 0:
+        raise RequestError(f"{where} holds no rows.")
+    texts = tuple(_text_column(table, column, where) for column in task.text_columns)
+    values = _label_values(table[task.label_column], labels, where) if task.label_column in table else None
+    ids = [int(i) for i in table["idx"]] if "idx" in table else list(range(len(table)))
+    return Rows(texts, values, ids)
+
+
+def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
+    """Returns the rows.
+
+    Raises:
+        RequestError: where they have no label column, or it hides the labels.
+    """
+    if rows.labels is None:
+        raise RequestError(f"task.label_column={task.label_column} is not a column of {where}.")
+    if task.type == "classification" and (rows.labels == UNLABELLED).any():
+        raise RequestError(f"{where} hides its labels (-1): it can be predicted but not trained or scored on.")
+    return rows
+
+
+def _text_column(table: pd.DataFrame, column: str, where: str) -> list[str]:
+    if column not in table:
+        raise RequestError(
+            f"task.text_columns: {column!r} is not a column of {where}, which has {', '.join(map(str, table.columns))}."
+        )
+    values = table[column]
+    if missing := int(values.isna().sum()):
+        _log.warning("%s: %d empty texts in column %r", where, missing, column)
+    return ["" if empty else str(value) for value, empty in zip(values, values.isna(), strict=True)]
+
+
+def _label_values(column: pd.Series[Any], labels: list[str] | None, where: str) -> np.ndarray:
+    if column.isna().any():
+        raise RequestError(f"{where}: row {int(column.isna().to_numpy().argmax())} has no label in {column.name!r}.")
+    if labels is None:
+        try:
+            return column.astype("float64").to_numpy()
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"{where}: the column {column.name!r} is not numeric ({error}).") from error
+    if column.dtype.kind in "iu" and set(column.unique()) <= set(range(UNLABELLED, len(labels))):
+        return column.astype("int64").to_numpy()
+    index = {label: i for i, label in enumerate(labels)}
+    names = [label_name(value) for value in column]
+    if unknown := next((name for name in names if name not in index), None):
+        raise RequestError(f"{where}: the label {unknown!r} is none of task.labels={labels}.")
+    return np.array([index[name] for name in names], dtype="int64")
+
+
+def label_name(value: Any) -> str:
+    """How a label is written: whole numbers without the `.0` that a table with gaps gives them."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -1,0 +1,38 @@
+"""Mirrors a run to TensorBoard event files in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from petl_bench.errors import RequestError
+from petl_bench.trackers.tracker import RunIdentity, flat_numbers
+
+_RESULTS = ("params", "scores", "time", "memory", "flops", "inference")
+
+
+class TensorBoardTracker:
+    """Scalars by number of updates, the config as text, the record's results at the end."""
+
+    def __init__(self, run: RunIdentity) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RequestError(
+                "tracker=tensorboard needs TensorBoard: `pip install 'petl-bench[tensorboard]'`."
+            ) from error
+        self._writer = SummaryWriter(log_dir=str(run.folder / "tensorboard"))
+        self._writer.add_text("config", f"```json\n{json.dumps(run.config, indent=2)}\n```")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point of the history."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Adds the record's results and closes the files."""
+        results = {name: record.get(name) or {} for name in _RESULTS}
+        for name, value in flat_numbers(results).items():
+            self._writer.add_scalar(f"record/{name}", value)
+        self._writer.close()

@@ -1,0 +1,1 @@
+"""The training loop. It sees a model, never a method."""

@@ -1,0 +1,63 @@
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from petl_bench.errors import RequestError, unknown_choice
+
+CHOICES = {
+    "schedule": ("linear", "cosine", "constant"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "device": ("auto", "cpu", "cuda"),
+    "selection": ("best", "last"),
+    "batching": ("length_grouped", "shuffled"),
+}
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained; conf/train/default.yaml says what each setting means."""
+
+    epochs: int = 3
+    max_steps: int | None = None
+    batch_size: int = 32
+    accumulation: int = 1
+    eval_batch_size: int = 64
+    batching: str = "length_grouped"
+    learning_rate: float = 1e-4
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup_share: float = 0.06
+    schedule: str = "linear"
+    max_grad_norm: float = 1.0
+    precision: str = "fp32"
+    device: str = "auto"
+    seed: int = 0
+    evaluate_every: int | None = None
+    early_stopping_patience: int | None = None
+    selection: str = "best"
+    save_weights: bool = True
+
+
+def check_train(train: TrainConfig) -> None:
+    """Raises RequestError for a value outside its range."""
+    for key, allowed in CHOICES.items():
+        if getattr(train, key) not in allowed:
+            raise unknown_choice(f"train.{key}", getattr(train, key), allowed)
+    counts = ("epochs", "max_steps", "batch_size", "accumulation", "eval_batch_size", "evaluate_every",
+              "early_stopping_patience")  # fmt: skip
+    for key in counts:
+        value = getattr(train, key)
+        if value is not None and value < 1:
+            raise RequestError(f"train.{key}={value} must be at least 1.")
+    for key in ("learning_rate", "max_grad_norm"):
+        if not getattr(train, key) > 0:
+            raise RequestError(f"train.{key}={getattr(train, key)} must be greater than 0.")
+    if not 0 <= train.warmup_share <= 1:
+        raise RequestError(f"train.warmup_share={train.warmup_share} must lie in 0..1.")
+    if train.accumulation > train.batch_size:
+        raise RequestError(
+            f"train.accumulation={train.accumulation} exceeds train.batch_size={train.batch_size}: "
+            "it says into how many passes the rows of one update are split."
+        )

@@ -1,0 +1,240 @@
+"""The training loop: epochs of updates, evaluations between them, the best weights kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from petl_bench.errors import DivergedError, RequestError
+from petl_bench.training.batching import TokenRows, collate, epoch_batches
+from petl_bench.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Updates between looks at the loss: each look waits for the device.
+CHECK_EVERY = 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Evaluation:
+    """One evaluation on the selection split, as the record's history keeps it."""
+
+    epoch: float
+    step: int
+    train_loss: float
+    scores: dict[str, float]
+    seconds: float
+
+
+@dataclass
+class FitResult:
+    """What training did.
+
+    Attributes:
+        history: One entry an evaluation.
+        best: Index of the best one.
+        best_state: Trainable tensors as they were then, on the CPU.
+        num_steps, num_examples, num_tokens, num_padded_tokens: What was seen, over all processes.
+        train_seconds: Evaluations excluded.
+        eval_seconds: Evaluations alone.
+    """
+
+    history: list[Evaluation] = field(default_factory=list)
+    best: int = 0
+    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_steps: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+def num_training_steps(num_rows: int, train: TrainConfig) -> int:
+    """Updates of a whole training."""
+    return train.max_steps or train.epochs * math.ceil(num_rows / train.batch_size)
+
+
+class Fitter:
+    """Trains a model; `fit` is the whole of it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        rows: TokenRows,
+        train: TrainConfig,
+        accelerator: Accelerator,
+        evaluate: Callable[[], dict[str, float]],
+        *,
+        metric: str,
+        higher_is_better: bool,
+        on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+        after_update: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.rows, self.train, self.accelerator = rows, train, accelerator
+        self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
+        self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.steps_per_epoch = math.ceil(len(rows) / train.batch_size)
+        self.total_steps = num_training_steps(len(rows), train)
+        self.result = FitResult()
+        self._losses: list[torch.Tensor] = []
+        self._checked = 0
+        self._best_score = -math.inf
+
+    def fit(self) -> FitResult:
+        """Trains to the end or until early stopping.
+
+        Raises:
+            DivergedError: where the loss or an output is not finite.
+        """
+        self.model.train()
+        started = time.perf_counter()
+        bar = tqdm(total=self.total_steps, desc="training", unit="step", delay=2, disable=None, leave=False)
+        with bar:
+            for step, indices in enumerate(self._batches(), start=1):
+                self._update(indices)
+                self.result.num_steps = step
+                bar.update()
+                if step % CHECK_EVERY == 0:
+                    self._check_losses()
+                if self._evaluation_due(step):
+                    self._synchronize()
+                    self.result.train_seconds += time.perf_counter() - started
+                    stop = self._evaluate(step)
+                    started = time.perf_counter()
+                    if stop:
+                        break
+        self._synchronize()
+        return self.result
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        train = self.train
+        for step in range(self.total_steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if position == 0:
+                batches = epoch_batches(self.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
+            yield batches[position]
+
+    def _update(self, indices: np.ndarray) -> None:
+        """One optimizer step over a batch, split over processes and passes so that each row weighs the same."""
+        passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
+        losses = []
+        for number, part in enumerate(passes, start=1):
+            context = self.accelerator.no_sync(self.model) if number < len(passes) else nullcontext()
+            with context:
+                losses.append(self._forward_backward(part, len(indices)))
+        self.accelerator.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
+        self.optimizer.step()
+        if self.after_update is not None:
+            self.after_update(self.result.num_steps)
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self._losses.append(torch.stack(losses).sum())
+        self.result.num_examples += len(indices)
+
+    def _forward_backward(self, indices: np.ndarray, batch_rows: int) -> torch.Tensor:
+        """Adds the gradient of these rows' share of the batch's mean loss; returns that share of the loss."""
+        world = self.accelerator.num_processes
+        mine = indices[self.accelerator.process_index :: world]
+        # A process without a row still takes part in the gradient exchange, with weight 0.
+        batch = collate(self.rows, mine if len(mine) else indices[:1]).to(self.accelerator.device)
+        with self.accelerator.autocast():
+            loss = self.model(**batch.inputs, labels=batch.labels).loss
+        share = loss * (len(mine) / batch_rows)
+        # Gradients are averaged over the processes; the factor makes that a sum.
+        self.accelerator.backward(share * world)
+        if len(mine):
+            self.result.num_tokens += batch.num_tokens
+            self.result.num_padded_tokens += batch.inputs["input_ids"].numel()
+        return share.detach()
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step % (self.train.evaluate_every or self.steps_per_epoch) == 0 or step == self.total_steps
+
+    def _evaluate(self, step: int) -> bool:
+        """Scores the selection split, keeps the weights where they are the best so far; True to stop early."""
+        self._check_losses()
+        started = time.perf_counter()
+        scores = self.evaluate()
+        seconds = time.perf_counter() - started
+        self.result.eval_seconds += seconds
+        losses = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="sum")
+        self._losses.clear()
+        self._checked = 0
+        evaluation = Evaluation(step / self.steps_per_epoch, step, float(losses), scores, seconds)
+        history = self.result.history
+        history.append(evaluation)
+        if self.sign * scores[self.metric] > self._best_score:
+            self._best_score = self.sign * scores[self.metric]
+            self.result.best = len(history) - 1
+            self.result.best_state = trainable_state(self.accelerator.unwrap_model(self.model))
+        self.on_evaluation(evaluation)
+        patience = self.train.early_stopping_patience
+        return patience is not None and len(history) - 1 - self.result.best >= patience
+
+    def _check_losses(self) -> None:
+        recent = self._losses[self._checked :]
+        self._checked = len(self._losses)
+        if recent and not bool(torch.isfinite(torch.stack(recent)).all()):
+            raise DivergedError(
+                f"The loss is not finite by update {self.result.num_steps}: lower train.learning_rate "
+                f"(now {self.train.learning_rate:g}) or use train.precision=fp32."
+            )
+
+    def _synchronize(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the trainable tensors, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Puts tensors kept by `trainable_state` back."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)
+
+
+def make_accelerator(train: TrainConfig) -> Accelerator:
+    """The process's place among devices and processes, in the wanted precision.
+
+    Raises:
+        RequestError: where the machine lacks the device, or the device the precision.
+    """
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("train.device=cuda, but torch sees no CUDA device: use train.device=cpu.")
+    on_cuda = torch.cuda.is_available() and train.device != "cpu"
+    if train.precision == "fp16" and not on_cuda:
+        raise RequestError("train.precision=fp16 needs a CUDA device: use bf16 or fp32.")
+    # One process may make many runs, each with a device and precision of its own; process groups stay.
+    alone = not PartialState._shared_state or PartialState().num_processes == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    return Accelerator(mixed_precision={"fp32": "no"}.get(train.precision, train.precision), cpu=train.device == "cpu")
