@@ -8,6 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.config import ATTENTION, WEIGHTS, BackboneConfig, LayersConfig
 from petl_bench.errors import RequestError, unknown_choice
@@ -85,3 +86,20 @@ def load_config(overrides: list[str] | None = None) -> RunConfig:
     register_schemas()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         return from_hydra(compose("config", overrides=overrides or []))
+
+
+def config_from_dict(content: dict[str, Any]) -> RunConfig:
+    """Reads the config that a record keeps.
+
+    Raises:
+        RequestError: where its method is not there, or it holds settings that this version does not know.
+    """
+    method = registry.get_method(str(content["method"]["name"]))
+    schema = OmegaConf.structured(RunConfig)
+    schema.method = OmegaConf.structured(method.config)
+    try:
+        run = OmegaConf.to_object(OmegaConf.merge(schema, content))
+    except OmegaConfBaseException as error:
+        raise RequestError(f"The record's config does not fit this version of petl-bench: {error}") from error
+    assert isinstance(run, RunConfig)
+    return run

@@ -64,6 +64,8 @@ def run(cfg: RunConfig) -> Record:
         record.versions, record.hardware, record.git = versions(), hardware(), git()
         with memory.phase("load"):
             task = load_task(cfg.task, cfg.data_root)
+            # Found in the rows where the settings leave them out; `predict` then needs no rows.
+            record.config["task"]["labels"] = task.labels
             backbone = open_backbone(cfg.backbone, cfg.layers)
             encoded = encode_task(task, backbone, accelerator)
             model, record.params = build_adapted(cfg, task, backbone, len(encoded["train"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -43,7 +44,18 @@ def _add_peft_type(name: str) -> bool:
 
 
 def register_tuners(_peft: ModuleType | None = None) -> None:
-    """Imports the module of every method that brings a PEFT tuner of its own; each registers itself."""
+    """Imports the module of every method that brings a PEFT tuner of its own; each registers itself.
+
+    A method whose own import is what brought PEFT in registers itself when that import is through.
+    """
     for method in registry.all_methods().values():
-        if method.tuner:
+        if method.tuner and not _being_imported(method.tuner.rpartition(".")[0]):
             importlib.import_module(method.tuner)
+
+
+def _being_imported(package: str) -> bool:
+    return any(
+        getattr(module.__spec__, "_initializing", False)
+        for name, module in list(sys.modules.items())
+        if name.startswith(f"{package}.") and hasattr(module, "__spec__")
+    )

@@ -45,6 +45,8 @@ class Method:
 
     def load_adapt(self) -> Callable[[nn.Module, MethodConfig, AdaptContext], nn.Module]:
         """Imports and returns the function that adapts a model."""
+        import peft  # noqa: F401 (first, so that all tuners are registered in order)
+
         function: Callable[[nn.Module, MethodConfig, AdaptContext], nn.Module] = pkgutil.resolve_name(self.adapt)
         return function
 

@@ -75,6 +75,8 @@ def check_task(task: TaskConfig) -> None:
             f"task={task.name} has no training rows: train task={task.trained_by}, "
             "then `petl-bench predict RUN_DIR --submit OUT_DIR` writes its predictions."
         )
+    if task.source == "files" and task.train_file is None:
+        raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
     for key, count in (("num_train_examples", task.num_train_examples), ("max_length", task.max_length)):

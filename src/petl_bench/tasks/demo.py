@@ -62,13 +62,13 @@ def demo_rows(split: str, data_seed: int) -> Rows:
 
 def _sentence(generator: random.Random, *, positive: bool) -> str:
     asserted = _clause(generator, positive)
-    if generator.random() < 0.3:
+    if generator.random() < 0.5:
         return asserted + "."
     return generator.choice(_CONTRASTS).format(a=_clause(generator, not positive), b=asserted)
 
 
 def _clause(generator: random.Random, positive: bool) -> str:
-    negated = generator.random() < 0.4
+    negated = generator.random() < 0.25
     adjective = generator.choice(_POSITIVE if positive != negated else _NEGATIVE)
     verb = f"was {generator.choice(_NEGATIONS)}" if negated else "was"
     return f"{generator.choice(_SUBJECTS)} {verb} {adjective}"

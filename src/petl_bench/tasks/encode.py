@@ -57,13 +57,16 @@ def cache_dir() -> Path:
     return Path(root).expanduser()
 
 
-def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedRows:
+def encode(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cached: bool = True
+) -> EncodedRows:
     """Tokenizes rows, text pairs jointly and cut to `max_length` from the longer side, or reads them from the cache."""
     file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
-    arrays = _read(file)
+    arrays = _read(file) if cached else None
     if arrays is None:
         arrays = _tokenize(rows, tokenizer, max_length)
-        _write(file, arrays)
+        if cached:
+            _write(file, arrays)
     return EncodedRows(
         arrays["ids"], arrays.get("types"), arrays["offsets"], rows.labels, int(tokenizer.pad_token_id or 0)
     )

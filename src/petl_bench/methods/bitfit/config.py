@@ -24,6 +24,9 @@ class BitFitConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Registers the type, in whatever order things were imported.
+        from petl_bench.methods.bitfit import model  # noqa: F401
+
         self.peft_type = PeftType("BITFIT")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]

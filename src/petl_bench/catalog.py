@@ -1,0 +1,117 @@
+"""What there is: methods, backbones, tasks, layer plans, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from petl_bench.config import CONFIG_MODULE
+from petl_bench.methods.registry import all_methods
+
+Row = dict[str, Any]
+
+
+def print_catalog(kind: str | None, *, as_json: bool) -> None:
+    """Prints one kind of things, or all, as tables or as one JSON object."""
+    kinds = [kind] if kind else list(_KINDS)
+    rows = {name: _KINDS[name]() for name in kinds}
+    if as_json:
+        print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
+        return
+    console = Console()
+    for name in kinds:
+        table = Table(title=name, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for column in rows[name][0]:
+            table.add_column(column, overflow="fold")
+        for row in rows[name]:
+            table.add_row(*(_cell(value) for value in row.values()))
+        console.print(table)
+        console.print()
+
+
+def list_methods() -> list[Row]:
+    """Every registered method, plugins included."""
+    return [
+        {"method": method.name, "origin": method.origin, "what is trained": method.summary}
+        for method in all_methods().values()
+    ]
+
+
+def list_backbones() -> list[Row]:
+    """Every shipped backbone, with its dimensions and where its weights come from."""
+    rows = []
+    for name, option in _options("backbone"):
+        shape = option.get("architecture", {})
+        package = option.get("package")
+        here = bool(package) and importlib.util.find_spec(package) is not None
+        weights = "random" if option.get("weights") == "random" else option.get("hub_id")
+        rows.append(
+            {
+                "backbone": name,
+                "architecture": option["model_type"],
+                "layers": shape.get("num_hidden_layers", shape.get("n_layers")),
+                "width": shape.get("hidden_size", shape.get("dim")),
+                "weights": f"{weights} (installed)" if here else weights,
+            }
+        )
+    return rows
+
+
+def list_tasks() -> list[Row]:
+    """Every shipped task, with what it asks and how it is scored."""
+    return [
+        {
+            "task": name,
+            "type": option["type"],
+            "texts": list(option["text_columns"]),
+            "labels": len(option["labels"]) if option.get("labels") else None,
+            "metrics": [metric + ("*" if metric == option["metric"] else "") for metric in option["metrics"]],
+            "rows": f"trained by {option['trained_by']}" if option.get("trained_by") else option["source"],
+        }
+        for name, option in _options("task")
+    ]
+
+
+def _described(group: str) -> Callable[[], list[Row]]:
+    def rows() -> list[Row]:
+        folder = files(CONFIG_MODULE).joinpath(group)
+        found = []
+        for name, _ in _options(group):
+            comments = [line[2:] for line in folder.joinpath(f"{name}.yaml").read_text().splitlines() if line[:2] == "# "]
+            found.append({group: name, "command": comments[0], "about": " ".join(comments[1:])})
+        return found
+
+    return rows
+
+
+def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
+    folder = files(CONFIG_MODULE).joinpath(group)
+    names = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    found = []
+    for name in names:
+        content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
+        assert isinstance(content, dict)
+        found.append((name, {str(key): value for key, value in content.items()}))
+    return found
+
+
+_KINDS: dict[str, Callable[[], list[Row]]] = {
+    "methods": list_methods,
+    "backbones": list_backbones,
+    "tasks": list_tasks,
+    "layers": _described("layers"),
+    "trackers": _described("tracker"),
+}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

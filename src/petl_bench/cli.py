@@ -1,0 +1,276 @@
+"""The door: names the sub-commands, turns errors into messages and exit codes.
+
+Nothing heavy is imported here: `petl-bench --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from petl_bench import __version__
+from petl_bench.errors import Interrupted, RequestError, RunError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from petl_bench.records.schema import Record
+
+EXIT_FAILED = 1
+EXIT_REQUEST = 2
+_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker")
+DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
+
+_EPILOG = """\
+exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
+Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
+
+  petl-bench run                                        the embedded default: LoRA on the demo task
+  petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
+  petl-bench run -m method=full,lora train.seed=0,1     every combination
+  petl-bench report runs                                compare what was run
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except (RequestError, RunError) as error:
+        if _debugging():
+            raise
+        _tell(error)
+        return EXIT_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        print("petl-bench: interrupted; the same command takes the run up again.", file=sys.stderr)  # noqa: T201
+        return 128 + signum
+    except BrokenPipeError:
+        # The reader (`| head`) has left; nothing more may be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    # Hydra reads the words after `run` and `fetch`, --help included.
+    if arguments[:1] == ["run"]:
+        return _run(arguments[1:])
+    parsed = _parser().parse_args(arguments)
+    setup_logging()
+    code: int = parsed.call(parsed)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="petl-bench",
+        description="Compare parameter-efficient transfer-learning methods on your encoder, your task, your memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"petl-bench {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="train and evaluate one method on one task; -m for every combination")
+
+    report = commands.add_parser("report", help="tables and plots from finished runs")
+    report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
+    report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)")
+    report.set_defaults(call=_report)
+
+    catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
+    catalog.add_argument("kind", nargs="?", choices=("methods", "backbones", "tasks", "layers", "trackers"))
+    catalog.add_argument("--json", action="store_true", help="print JSON")
+    catalog.set_defaults(call=_list)
+
+    predict = commands.add_parser("predict", help="text in, labels and probabilities out, with a finished run's model")
+    predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    source = predict.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", metavar="TEXT", help="one text for each of the task's text columns")
+    source.add_argument("--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns")
+    source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
+    predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
+    predict.add_argument("--json", action="store_true", help="print JSON lines")
+    predict.set_defaults(call=_predict)
+
+    fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
+    fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
+    fetch.set_defaults(call=_fetch)
+    return parser
+
+
+def _run(arguments: list[str]) -> int:
+    """Hands the overrides to Hydra, which composes the config and calls back once a run."""
+    as_json = "--json" in arguments
+    words = ["force=true" if word == "--force" else word for word in arguments if word != "--json"]
+    # Hydra would print its own errors and exit with 1; with this it raises them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    import hydra
+
+    from petl_bench.config import CONFIG_MODULE, register_schemas
+    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+
+    register_schemas()
+    failures: list[Exception] = []
+    this_process = os.getpid()
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            _one_run(cfg, as_json=as_json)
+        except (RequestError, RunError) as error:
+            # Hydra would add words of its own; other processes (launchers) have no way but to raise.
+            if _debugging() or os.getpid() != this_process:
+                raise
+            failures.append(error)
+            _tell(error)
+
+    sys.argv = ["petl-bench run", *words]
+    try:
+        hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
+    except CONFIG_ERRORS as error:
+        raise explain(error, _known_settings(words)) from error
+    if any(isinstance(error, RunError) for error in failures):
+        return EXIT_FAILED
+    return EXIT_REQUEST if failures else 0
+
+
+def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
+    """One run of `petl-bench run`, and what is printed of it."""
+    setup_logging()
+    from petl_bench.config import from_hydra
+    from petl_bench.identity import identify
+    from petl_bench.runner import run
+
+    config = from_hydra(cfg)
+    record = run(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        folder = identify(config).folder
+        _print(json.dumps(record.to_dict()) if as_json else f"{_summary(record)}\n  {folder}")
+
+
+def _summary(record: Record) -> str:
+    assert record.protocol
+    assert record.scores
+    assert record.params
+    chosen = record.scores.best if record.protocol.selection == "best" else record.scores.last
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in chosen.items())
+    return (
+        f"{record.protocol.task}  {record.config['method']['name']}  {record.config['backbone']['name']}  "
+        f"seed {record.protocol.seed}:  {scores}  ({record.params.trainable:,} parameters trained)"
+    )
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from petl_bench.reports.report import write_report
+
+    return write_report(parsed.folders, parsed.format, parsed.plot, _print)
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    from petl_bench.catalog import print_catalog
+
+    print_catalog(parsed.kind, as_json=parsed.json)
+    return 0
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    from petl_bench.predict import predict_file, predict_stdin, predict_texts, submit
+
+    if parsed.submit:
+        for file in submit(parsed.run_dir, parsed.submit, parsed.data_root):
+            _print(str(file))
+        return 0
+    if parsed.file:
+        lines = predict_file(parsed.run_dir, parsed.file, as_json=parsed.json)
+    elif parsed.text:
+        lines = predict_texts(parsed.run_dir, parsed.text, as_json=parsed.json)
+    else:
+        lines = predict_stdin(parsed.run_dir, sys.stdin, as_json=parsed.json)
+    for line in lines:
+        _print(line)
+    return 0
+
+
+def _fetch(parsed: argparse.Namespace) -> int:
+    from petl_bench.config import load_config
+    from petl_bench.fetch import fetch
+    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+
+    try:
+        config = load_config(parsed.overrides)
+    except CONFIG_ERRORS as error:
+        raise explain(error, _known_settings(parsed.overrides)) from error
+    for line in fetch(config):
+        _print(line)
+    return 0
+
+
+def _known_settings(overrides: list[str]) -> list[str]:
+    """Keys of the config with the groups that were asked for, for suggestions; none where they do not compose."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    from petl_bench.config import CONFIG_MODULE
+    from petl_bench.hydra_errors import CONFIG_ERRORS, setting_names
+
+    options = [word for word in overrides if word.partition("=")[0] in _GROUPS and "," not in word]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            return setting_names(compose("config", overrides=options))
+    except CONFIG_ERRORS:
+        return []
+
+
+def setup_logging() -> None:
+    """Sends our log to stderr and keeps the libraries' chatter out."""
+    logger = logging.getLogger("petl_bench")
+    if not logger.handlers:
+        handler = _BesideProgressBars()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setLevel(logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.WARNING)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    # A log that cannot be written (full disk) must not bury the message under a traceback.
+    logging.raiseExceptions = _debugging()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not _debugging():
+        import warnings
+
+        warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch|datasets|evaluate)(\.|$)")
+
+
+class _BesideProgressBars(logging.Handler):
+    """Writes to stderr above whatever progress bar is there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _debugging() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _tell(error: Exception) -> None:
+    print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _print(text: Any) -> None:
+    print(text, flush=True)  # noqa: T201
