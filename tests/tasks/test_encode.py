@@ -1,0 +1,87 @@
+"""Token ids: joint pairs, truncation, and a cache that is checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from petl_bench.backbones.load import open_backbone
+from petl_bench.config import load_config
+from petl_bench.tasks import encode as encode_module
+from petl_bench.tasks.encode import encode
+from petl_bench.tasks.rows import Rows
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def tokenizer():
+    cfg = load_config(["backbone=tiny_bert"])
+    return open_backbone(cfg.backbone, cfg.layers).load_tokenizer()
+
+
+@pytest.fixture
+def tokenized(monkeypatch):
+    """Counts how often rows are really tokenized."""
+    calls = []
+    original = encode_module._tokenize
+    monkeypatch.setattr(encode_module, "_tokenize", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+PAIRS = Rows((["ab", "x" * 50], ["cd", "yz"]), np.array([0, 1]), [0, 1])
+
+
+def test_pairs_are_encoded_jointly_and_cut_from_the_longer_side(tokenizer):
+    encoded = encode(PAIRS, tokenizer, max_length=16)
+    assert encoded.lengths.tolist() == [7, 16]
+    direct = tokenizer("ab", "cd")
+    assert encoded.ids[:7].tolist() == direct["input_ids"]
+    assert encoded.types[:7].tolist() == direct["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+    # Both tokens of the short side are kept.
+    assert encoded.types[7:].tolist() == [0] * 13 + [1] * 3
+
+
+def test_the_second_time_nothing_is_tokenized(tokenizer, tokenized):
+    first, second = (encode(PAIRS, tokenizer, max_length=16) for _ in range(2))
+    assert len(tokenized) == 1
+    assert np.array_equal(first.ids, second.ids)
+    assert np.array_equal(first.types, second.types)
+
+
+def test_other_rows_lengths_and_tokenizers_are_other_entries(tokenizer, tokenized):
+    encode(PAIRS, tokenizer, max_length=16)
+    encode(PAIRS, tokenizer, max_length=17)
+    encode(PAIRS.take(np.array([1, 0])), tokenizer, max_length=16)
+    encode(Rows((["ab"],), None, [0]), tokenizer, max_length=16)
+    cfg = load_config(["backbone=tiny_roberta"])
+    encode(PAIRS, open_backbone(cfg.backbone, cfg.layers).load_tokenizer(), max_length=16)
+    assert len(tokenized) == 5
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None])
+def test_a_broken_entry_is_made_anew(tokenizer, tokenized, tmp_path, damage):
+    good = encode(PAIRS, tokenizer, max_length=16)
+    (file,) = (tmp_path / "tokens").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:300] if damage is None else damage)
+    again = encode(PAIRS, tokenizer, max_length=16)
+    assert np.array_equal(good.ids, again.ids)
+    assert len(tokenized) == 2
+    encode(PAIRS, tokenizer, max_length=16)
+    assert len(tokenized) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tokenizer, tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(blocked))
+    assert len(encode(PAIRS, tokenizer, max_length=16)) == 2
+
+
+def test_labels_are_not_part_of_the_cache(tokenizer, tokenized):
+    encode(PAIRS, tokenizer, max_length=16)
+    other = encode(Rows(PAIRS.texts, np.array([1, 0]), [0, 1]), tokenizer, max_length=16)
+    assert other.labels.tolist() == [1, 0]
+    assert len(tokenized) == 1

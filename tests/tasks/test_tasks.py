@@ -1,0 +1,226 @@
+"""Tasks: rows and labels from every source, protocols, and what is said of broken input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError
+from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.load import load_task
+
+SIZES = {  # of the shared copy; QNLI, QQP and MNLI are partial there
+    "cola": (8551, 1043),
+    "mrpc": (3668, 408),
+    "rte": (2490, 277),
+    "sst2": (67349, 872),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+    "qnli": (20534, 5463),
+    "qqp": (43833, 8403),
+    "mnli": (27571, 7703),
+}
+
+
+def load(*overrides: str, root=None):
+    return load_task(load_config(list(overrides)).task, None if root is None else str(root))
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame({"text": [f"text {i}" for i in range(30)], "label": ["no", "yes", "maybe"] * 10})
+
+
+def write(table: pd.DataFrame, file):
+    if file.suffix == ".jsonl":
+        table.to_json(file, orient="records", lines=True)
+    elif file.suffix == ".parquet":
+        table.to_parquet(file)
+    else:
+        table.to_csv(file, index=False, sep="\t" if file.suffix == ".tsv" else ",")
+    return file
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_glue_rows(name, glue):
+    task = load(f"task={name}", root=glue)
+    assert (len(task.train), len(task.report)) == SIZES[name]
+    assert task.report is task.selection
+    assert len(task.train.texts) == len(task.settings.text_columns)
+    if name == "stsb":
+        assert task.labels is None
+        assert task.num_labels == 1
+        assert (task.train.labels.min(), task.train.labels.max()) == (0.0, 5.0)
+    else:
+        assert set(task.train.labels) == set(range(task.num_labels))
+
+
+def test_glue_label_names_are_the_datasets(glue):
+    names = {}
+    for config in (glue / "README.md").read_text().split("- config_name: ")[1:]:
+        lines = config.splitlines()
+        labels = [line.split(": ")[1] for line in lines if line.strip().startswith(("'0'", "'1'", "'2'"))]
+        if labels:
+            names.setdefault(lines[0].strip(), labels)
+    for name in SIZES.keys() - {"stsb"}:
+        assert list(load_config([f"task={name}"]).task.labels) == names[name], name
+
+
+def test_mnli_reports_both_validation_sets_and_leaves_unlabelled_diagnostics_out(glue):
+    task = load("task=mnli", "task.num_train_examples=100", root=glue)
+    assert {name: len(extra.rows) for name, extra in task.extra.items()} == {"mismatched": 1000}
+    assert task.report_split == "validation_matched"
+
+
+def test_mnli_scores_the_diagnostics_where_they_are_labelled(tmp_path):
+    for split, labels in [("train", [0, 1, 2]), ("validation_matched", [0, 1, 2]), ("validation_mismatched", [0, 1, 2])]:
+        _write_split(tmp_path, "mnli", split, labels)
+    _write_split(tmp_path, "ax", "test", [2, 1, 0])
+    task = load("task=mnli", root=tmp_path)
+    assert set(task.extra) == {"mismatched", "ax"}
+    assert task.extra["ax"].metrics == ["matthews_correlation"]
+
+
+def _write_split(root, subset, split, labels):
+    (root / subset).mkdir(exist_ok=True)
+    rows = {"premise": ["a"] * len(labels), "hypothesis": ["b"] * len(labels), "label": labels}
+    pd.DataFrame(rows).to_parquet(root / subset / f"{split}-00000-of-00001.parquet")
+
+
+def test_low_resource_rows_are_drawn_by_the_data_seed_alone(glue):
+    drawn = [load("task=rte", "task.num_train_examples=100", f"train.seed={seed}", root=glue) for seed in (0, 1)]
+    assert drawn[0].train.texts == drawn[1].train.texts
+    other = load("task=rte", "task.num_train_examples=100", "task.data_seed=7", root=glue)
+    assert other.train.texts != drawn[0].train.texts
+    larger = load("task=rte", "task.num_train_examples=500", root=glue)
+    assert set(drawn[0].train.ids) < set(larger.train.ids)
+
+
+def test_the_held_out_protocol_keeps_selection_and_report_apart(glue):
+    task = load("task=rte", "task.num_train_examples=100", "task.protocol=held_out", root=glue)
+    assert (len(task.train), len(task.selection), len(task.report)) == (100, 1000, 277)
+    assert not set(task.train.ids) & set(task.selection.ids)
+    assert (task.selection_split, task.report_split) == ("train_held_out", "validation")
+    assert task.rows_per_split() == {"train": 100, "train_held_out": 1000, "validation": 277}
+    whole = load("task=rte", "task.protocol=held_out", root=glue)
+    assert len(whole.train) == 2490 - 1000
+
+
+def test_held_out_rows_that_leave_nothing_to_train_on_are_refused(glue):
+    with pytest.raises(RequestError, match="635 training rows"):
+        load("task=wnli", "task.protocol=held_out", root=glue)
+
+
+def test_the_hidden_test_labels_are_not_trained_on(glue):
+    with pytest.raises(RequestError, match="hides its labels"):
+        load("task=rte", "task.train_split=test", root=glue)
+
+
+def test_a_missing_split_names_the_folder(tmp_path):
+    with pytest.raises(RequestError, match=r"mrpc/train-\*\.parquet"):
+        load("task=mrpc", root=tmp_path)
+
+
+def test_a_truncated_file_is_named(glue, tmp_path):
+    (tmp_path / "rte").mkdir()
+    for file in (glue / "rte").glob("*.parquet"):
+        content = file.read_bytes()
+        (tmp_path / "rte" / file.name).write_bytes(content[: len(content) // 2] if "train" in file.name else content)
+    with pytest.raises(RequestError, match=r"train-00000-of-00001\.parquet is truncated"):
+        load("task=rte", root=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_custom_rows_in_every_format(suffix, table, tmp_path):
+    train, dev = write(table, tmp_path / f"train{suffix}"), write(table.head(6), tmp_path / f"dev{suffix}")
+    task = load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}")
+    assert task.labels == ["maybe", "no", "yes"]
+    assert task.train.texts[0][:2] == ["text 0", "text 1"]
+    assert task.train.labels[:3].tolist() == [1, 2, 0]
+    assert len(task.report) == 6
+
+
+def test_custom_rows_without_a_validation_file_hold_some_out(table, tmp_path):
+    train = write(table, tmp_path / "train.csv")
+    task = load("task=custom", f"task.train_file={train}")
+    assert (len(task.train), len(task.report)) == (24, 6)
+    assert task.report_split == task.selection_split == "train_held_out"
+
+
+def test_custom_regression_and_numeric_labels(tmp_path):
+    frame = pd.DataFrame({"text": ["a", "b", "c", "d", "e"], "label": [0.5, 1.0, 2.25, 3.0, 4.0]})
+    train = write(frame, tmp_path / "train.csv")
+    regression = ["task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"]
+    task = load("task=custom", f"task.train_file={train}", *regression)
+    assert task.num_labels == 1
+    assert task.train.labels.dtype == np.float64
+    whole = write(pd.DataFrame({"text": list("abcdefghij"), "label": [10, 2, 10, 2, 1, 1, 2, 10, 1, 2]}), tmp_path / "n.csv")
+    assert load("task=custom", f"task.train_file={whole}").labels == ["1", "2", "10"]
+
+
+def test_words_that_pandas_takes_for_missing_stay_words(tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_text("text,label\nnull,NA\nNone,b\nx,NA\ny,b\nz,b\n")
+    task = load("task=custom", f"task.train_file={train}", "task.validation_file=" + str(train))
+    assert task.train.texts[0][:2] == ["null", "None"]
+    assert task.labels == ["NA", "b"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task.text_columns=[txt]"], "'txt' is not a column"),
+        (["task.label_column=lable"], "lable is not a column"),
+        (["task.labels=[no,yes]"], "'maybe' is none of task.labels"),
+        (["task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"], "is not numeric"),
+        (["task.metrics=[f1]", "task.metric=f1"], "use macro_f1"),
+        (["task.metrics=[acuracy]", "task.metric=acuracy"], "Did you mean 'accuracy'"),
+        (["task.metrics=[pearson]", "task.metric=pearson"], "does not fit task.type=classification"),
+        (["task.validation_file=nowhere.csv"], "no such file"),
+        (["task.validation_file=rows.txt"], "the ending must be one of"),
+        (["task.protocol=held_out"], "needs task.validation_file"),
+        (["task.num_train_examples=1000"], "do not fit into the 30 training rows"),
+    ],
+)
+def test_custom_requests_that_cannot_work(overrides, words, table, tmp_path):
+    train = write(table, tmp_path / "train.csv")
+    with pytest.raises(RequestError, match=words):
+        load("task=custom", f"task.train_file={train}", *overrides)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"text": "a"'), ("b.parquet", "PAR1 not really"), ("c.csv", "")])
+def test_broken_files_are_named(name, content, tmp_path):
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(RequestError, match=name):
+        load("task=custom", f"task.train_file={file}", "task.labels=[a,b]")
+
+
+def test_a_row_without_a_label_is_pointed_at(tmp_path):
+    train = tmp_path / "train.jsonl"
+    train.write_text("\n".join(json.dumps({"text": "a", "label": label}) for label in ["x", None, "y"]))
+    with pytest.raises(RequestError, match="row 1 has no label"):
+        load("task=custom", f"task.train_file={train}")
+
+
+def test_demo_splits_are_balanced_disjoint_and_follow_their_seed():
+    splits = {name: demo_rows(name, 42) for name in ("train", "validation", "test")}
+    texts = [set(rows.texts[0]) for rows in splits.values()]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 4800
+    assert all(rows.labels.mean() == 0.5 for rows in splits.values())
+    assert demo_rows("validation", 42).texts == splits["validation"].texts
+    assert demo_rows("validation", 43).texts != splits["validation"].texts
+
+
+def test_a_bag_of_words_is_not_enough_for_the_demo():
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    train, validation = demo_rows("train", 42), demo_rows("validation", 42)
+    vectorizer = CountVectorizer(token_pattern=r"[a-z]+").fit(train.texts[0])
+    model = LogisticRegression(max_iter=1000).fit(vectorizer.transform(train.texts[0]), train.labels)
+    score = model.score(vectorizer.transform(validation.texts[0]), validation.labels)
+    assert 0.55 < score < 0.85

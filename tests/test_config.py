@@ -1,0 +1,91 @@
+"""Configs: everything that is shipped composes; what is wrong is said in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose
+from petl_bench.config import config_from_dict, load_config
+from petl_bench.errors import RequestError
+from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+
+CONF = Path(__file__).parents[1] / "conf"
+OPTIONS = sorted(
+    f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.stem not in ("ax", "custom")
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_shipped_option_composes(option):
+    group, _, name = option.partition("=")
+    config = load_config([option])
+    assert getattr(getattr(config, group), "name", name) == name
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_every_shipped_option_begins_with_its_command(file):
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert "petl-bench run" in first
+
+
+def test_interpolated_learning_rate_follows_the_method():
+    assert load_config(["method=full"]).train.learning_rate == load_config(["method=full"]).method.default_learning_rate
+    assert load_config(["method=lora", "train.learning_rate=0.5"]).train.learning_rate == 0.5
+
+
+def test_a_record_config_reads_back_equal():
+    config = load_config(["method=peft", "+method.args.r=4", "layers=window", "layers.head=3", "layers.top=2", "task=mnli"])
+    assert config_from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=mrcp", "Did you mean 'mrpc'"),
+        ("train.epochs=abc", "train.epochs=abc"),
+        ("train.epoch=2", "Did you mean train.epochs"),
+        ("method.rank=2", "Did you mean method.r"),
+        ("method.args={r:1}", "+method.args.NAME=VALUE"),
+        ("+train.seed=1", "train.seed"),
+        ("train=[", "petl-bench run --help"),
+    ],
+)
+def test_wrong_overrides_are_explained(override, words):
+    names = ["train.epochs", "train.seed", "method.r", "method.alpha"]
+    with pytest.raises(CONFIG_ERRORS) as raised:
+        load_config(["method=peft", override] if "args" in override else [override])
+    explained = explain(raised.value, names)
+    assert isinstance(explained, RequestError)
+    assert words in str(explained)
+    assert "\n" not in str(explained)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.batch_size=0", "train.batch_size=0"),
+        ("train.accumulation=64", "train.accumulation=64"),
+        ("train.schedule=liner", "Did you mean 'linear'"),
+        ("train.learning_rate=-1", "train.learning_rate"),
+        ("train.warmup_share=2", "train.warmup_share"),
+        ("task.metric=f1", "task.metric=f1"),
+        ("task.protocol=heldout", "Did you mean 'held_out'"),
+        ("task.num_train_examples=0", "task.num_train_examples=0"),
+        ("backbone.attention=flash", "backbone.attention=flash"),
+        ("backbone.weights=rand", "backbone.weights=rand"),
+        ("tracker.name=wand", "Did you mean 'wandb'"),
+        ("task=custom", "task.train_file=FILE"),
+        ("task=ax", "train task=mnli"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(override, words):
+    with pytest.raises(RequestError, match=words.replace("=", "=")):
+        load_config([override])
+
+
+def test_hydra_is_left_clean_after_loading():
+    load_config()
+    with pytest.raises(AssertionError, match="GlobalHydra is not initialized"):
+        compose("config")

@@ -1,0 +1,135 @@
+"""The loop: updates, schedules, early stopping, divergence, what is counted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from petl_bench.errors import DivergedError
+from petl_bench.runner import run
+from petl_bench.training.config import TrainConfig
+from petl_bench.training.optimizer import build_optimizer, build_schedule
+from safetensors.torch import load_file
+
+
+def weights(cfg, record):
+    from petl_bench.identity import identify
+
+    return load_file(identify(cfg).folder / "adapter" / "adapter_model.safetensors")
+
+
+def test_accumulation_changes_memory_but_not_the_update(tiny):
+    # Without dropout, whose masks depend on the passes.
+    plain = ["method=head", "+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0"]
+    once, split = tiny(*plain), tiny(*plain, "train.accumulation=5")
+    first, second = run(once), run(split)
+    assert first.run_key != second.run_key
+    for name, tensor in weights(once, first).items():
+        assert torch.allclose(tensor, weights(split, second)[name], atol=1e-6), name
+    assert first.history[-1].train_loss == pytest.approx(second.history[-1].train_loss, abs=1e-5)
+
+
+def test_steps_win_over_epochs_and_evaluations_come_when_asked(tiny):
+    record = run(tiny("train.max_steps=7", "train.evaluate_every=3"))
+    assert [entry.step for entry in record.history] == [3, 6, 7]
+    assert [entry.epoch for entry in record.history] == [0.75, 1.5, 1.75]
+
+
+def test_early_stopping_waits_for_its_patience(tiny):
+    # A vanishing learning rate: no evaluation after the first is better.
+    record = run(tiny("train.epochs=9", "train.early_stopping_patience=2", "train.learning_rate=1e-12"))
+    assert len(record.history) == 3
+    assert record.scores.best_epoch == 1.0
+
+
+def test_the_best_weights_are_reported_and_kept(tiny):
+    options = ["method=full", "train.epochs=6", "train.learning_rate=3e-3", "task.num_train_examples=200"]
+    record = run(tiny(*options))
+    metric = record.protocol.metric
+    scores = [entry.scores[metric] for entry in record.history]
+    assert record.scores.best[metric] == max(scores)
+    assert record.scores.last[metric] == scores[-1]
+    assert record.scores.best_epoch == 1.0 + scores.index(max(scores))
+
+
+def test_a_huge_learning_rate_diverges_in_words(tiny):
+    with pytest.raises(DivergedError, match=r"lower train\.learning_rate"):
+        run(tiny("method=full", "train.learning_rate=1e30", "train.epochs=8", "train.max_grad_norm=1e30"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precisions_that_the_cpu_has(tiny, precision):
+    record = run(tiny(f"train.precision={precision}"))
+    assert record.protocol.precision == precision
+    assert math.isfinite(record.history[-1].train_loss)
+
+
+def test_seconds_and_examples_are_counted(tiny):
+    record = run(tiny("train.epochs=2"))
+    time = record.time
+    assert time.train_examples_per_second * time.train_seconds == pytest.approx(128)
+    assert 0 <= time.padding_share < 1
+    assert time.eval_seconds == pytest.approx(sum(entry.seconds for entry in record.history))
+    assert time.trunk_seconds is None
+
+
+def test_adalora_reallocates_its_ranks(tiny):
+    record = run(tiny("method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=2",
+                      "+method.args.tinit=1", "+method.args.tfinal=1", "+method.args.deltaT=1"))  # fmt: skip
+    assert record.status == "finished"
+    config = tiny("method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=2",
+                  "+method.args.tinit=1", "+method.args.tfinal=1", "+method.args.deltaT=1")  # fmt: skip
+    import json
+
+    from petl_bench.identity import identify
+
+    saved = json.loads((identify(config).folder / "adapter" / "adapter_config.json").read_text())
+    assert saved["rank_pattern"], "the ranks were never reallocated"
+
+
+class Toy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(3, 3)
+        self.norm = torch.nn.LayerNorm(3)
+        self.classifier = torch.nn.Linear(3, 2)
+        self.frozen = torch.nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_biases_and_norms_are_not_decayed_and_the_head_has_its_own_rate():
+    model = Toy()
+    train = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-1, weight_decay=0.1)
+    optimizer = build_optimizer(model, train, lambda name: name.startswith("classifier"))
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    named = {name: settings[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    assert named == {
+        "body.weight": (1e-3, 0.1),
+        "body.bias": (1e-3, 0.0),
+        "norm.weight": (1e-3, 0.0),
+        "norm.bias": (1e-3, 0.0),
+        "classifier.weight": (1e-1, 0.1),
+        "classifier.bias": (1e-1, 0.0),
+    }
+    assert len(settings) == 6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at"),
+    [
+        ("linear", [0.0, 0.5, 1.0, 0.875, 0.75]),
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+        ("cosine", [0.0, 0.5, 1.0, 0.962, 0.854]),
+    ],
+)
+def test_schedules_warm_up_then_decay(schedule, at):
+    model = Toy()
+    train = TrainConfig(learning_rate=1.0, schedule=schedule, warmup_share=0.2)
+    optimizer = build_optimizer(model, train, lambda _: False)
+    scheduler = build_schedule(optimizer, train, 10)
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(at, abs=1e-3)
