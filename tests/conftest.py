@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def tiny(tmp_path):
         return load_config([*base, *overrides])
 
     return compose
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logger():
+    """Takes away what a command line in an earlier test did to our logger, so that pytest sees its messages."""
+    logger = logging.getLogger("petl_bench")
+    yield
+    logger.handlers.clear()
+    logger.propagate = True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose
+
 from petl_bench.config import config_from_dict, load_config
 from petl_bench.errors import RequestError
 from petl_bench.hydra_errors import CONFIG_ERRORS, explain
@@ -36,7 +37,9 @@ def test_interpolated_learning_rate_follows_the_method():
 
 
 def test_a_record_config_reads_back_equal():
-    config = load_config(["method=peft", "+method.args.r=4", "layers=window", "layers.head=3", "layers.top=2", "task=mnli"])
+    config = load_config(
+        ["method=peft", "+method.args.r=4", "layers=window", "layers.head=3", "layers.top=2", "task=mnli"]
+    )
     assert config_from_dict(config.to_dict()) == config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from petl_bench.backbones.config import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
@@ -29,14 +30,13 @@ FULL_TWO_LABELS = {
     "roberta_large": 355_361_794,
 }
 LORA_R8 = {"bert_base": 294_912, "bert_large": 786_432, "roberta_base": 294_912, "roberta_large": 786_432}
-# Every bias and norm bias: 11 d a layer, d for the embedding norm, d for BERT's pooler (RoBERTa's classifiers have none).
+# Biases of the encoder: 11 d a layer, d for the embedding norm, d for the pooler that only BERT has.
 BITFIT = {
     "bert_base": 11 * 768 * 12 + 2 * 768,
     "bert_large": 11 * 1024 * 24 + 2 * 1024,
     "roberta_base": 11 * 768 * 12 + 768,
     "roberta_large": 11 * 1024 * 24 + 1024,
 }
-
 
 
 def count(backbone: str, num_labels: int, *overrides: str):

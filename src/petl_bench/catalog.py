@@ -50,7 +50,7 @@ def list_backbones() -> list[Row]:
     for name, option in _options("backbone"):
         shape = option.get("architecture", {})
         package = option.get("package")
-        here = bool(package) and importlib.util.find_spec(package) is not None
+        here = package is not None and importlib.util.find_spec(package) is not None
         weights = "random" if option.get("weights") == "random" else option.get("hub_id")
         rows.append(
             {
@@ -84,7 +84,9 @@ def _described(group: str) -> Callable[[], list[Row]]:
         folder = files(CONFIG_MODULE).joinpath(group)
         found = []
         for name, _ in _options(group):
-            comments = [line[2:] for line in folder.joinpath(f"{name}.yaml").read_text().splitlines() if line[:2] == "# "]
+            comments = [
+                line[2:] for line in folder.joinpath(f"{name}.yaml").read_text().splitlines() if line[:2] == "# "
+            ]
             found.append({group: name, "command": comments[0], "about": " ".join(comments[1:])})
         return found
 

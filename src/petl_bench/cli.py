@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
     report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
     report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
-    report.add_argument("--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)")
+    report.add_argument(
+        "--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)"
+    )
     report.set_defaults(call=_report)
 
     catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
@@ -99,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
     source = predict.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="TEXT", help="one text for each of the task's text columns")
-    source.add_argument("--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns")
+    source.add_argument(
+        "--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns"
+    )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
     predict.add_argument("--json", action="store_true", help="print JSON lines")

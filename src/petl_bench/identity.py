@@ -38,7 +38,9 @@ def _content_hashes(cfg: RunConfig) -> dict[str, str]:
         wanted = [(task.subset or "", task.train_split), (task.subset or "", task.validation_split)]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = Path(cfg.data_root).expanduser()
-        files |= {f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)}
+        files |= {
+            f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)
+        }
     if cfg.backbone.path is not None:
         folder = Path(cfg.backbone.path).expanduser()
         files |= {file.name: file for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]}

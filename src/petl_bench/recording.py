@@ -17,6 +17,7 @@ from petl_bench.trackers.tracker import NoTracker, Tracker
 
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 
+_LOGGER = logging.getLogger("petl_bench")
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +39,7 @@ class Recording:
         self.is_main = int(os.environ.get("RANK", "0")) == 0
         self._handler: logging.Handler | None = None
         self._previous_signal: Any = None
+        self._previous_level = logging.NOTSET
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -82,11 +84,14 @@ class Recording:
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._handler.setLevel(logging.DEBUG)
-        logging.getLogger("petl_bench").addHandler(self._handler)
+        self._previous_level = _LOGGER.level
+        _LOGGER.setLevel(logging.DEBUG)
+        _LOGGER.addHandler(self._handler)
 
     def _close(self) -> None:
         if self._handler is not None:
-            logging.getLogger("petl_bench").removeHandler(self._handler)
+            _LOGGER.removeHandler(self._handler)
+            _LOGGER.setLevel(self._previous_level)
             self._handler.close()
         if self._previous_signal is not None:
             signal.signal(signal.SIGTERM, self._previous_signal)

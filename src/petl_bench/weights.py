@@ -28,7 +28,7 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int
     if isinstance(model, PeftModel):
         with folder.replace_folder(ADAPTER_FOLDER) as target:
             # "auto" would ask the hub whether the vocabulary was enlarged.
-            model.save_pretrained(target, save_embedding_layers=False)
+            model.save_pretrained(str(target), save_embedding_layers=False)
             _sort_sets(target / "adapter_config.json")
         return _weights_bytes(folder.path / ADAPTER_FOLDER)
     with folder.replace_folder(MODEL_FOLDER) as target:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+
 from petl_bench.backbones.anatomy import ANATOMIES, PROJECTION_ROLES, anatomy_of
 from petl_bench.backbones.config import LayerPlan, LayersConfig, resolve_layers
 from petl_bench.backbones.load import open_backbone

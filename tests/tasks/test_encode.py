@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.tasks import encode as encode_module

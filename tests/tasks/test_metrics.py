@@ -7,6 +7,7 @@ import math
 import evaluate
 import numpy as np
 import pytest
+
 from petl_bench.tasks.evaluate_metric import TaskMetric
 from petl_bench.tasks.metrics import METRICS, compute_metrics
 

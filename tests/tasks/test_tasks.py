@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.tasks.demo import demo_rows
@@ -76,7 +77,11 @@ def test_mnli_reports_both_validation_sets_and_leaves_unlabelled_diagnostics_out
 
 
 def test_mnli_scores_the_diagnostics_where_they_are_labelled(tmp_path):
-    for split, labels in [("train", [0, 1, 2]), ("validation_matched", [0, 1, 2]), ("validation_mismatched", [0, 1, 2])]:
+    for split, labels in [
+        ("train", [0, 1, 2]),
+        ("validation_matched", [0, 1, 2]),
+        ("validation_mismatched", [0, 1, 2]),
+    ]:
         _write_split(tmp_path, "mnli", split, labels)
     _write_split(tmp_path, "ax", "test", [2, 1, 0])
     task = load("task=mnli", root=tmp_path)
@@ -157,7 +162,9 @@ def test_custom_regression_and_numeric_labels(tmp_path):
     task = load("task=custom", f"task.train_file={train}", *regression)
     assert task.num_labels == 1
     assert task.train.labels.dtype == np.float64
-    whole = write(pd.DataFrame({"text": list("abcdefghij"), "label": [10, 2, 10, 2, 1, 1, 2, 10, 1, 2]}), tmp_path / "n.csv")
+    whole = write(
+        pd.DataFrame({"text": list("abcdefghij"), "label": [10, 2, 10, 2, 1, 1, 2, 10, 1, 2]}), tmp_path / "n.csv"
+    )
     assert load("task=custom", f"task.train_file={whole}").labels == ["1", "2", "10"]
 
 
@@ -191,7 +198,9 @@ def test_custom_requests_that_cannot_work(overrides, words, table, tmp_path):
         load("task=custom", f"task.train_file={train}", *overrides)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"text": "a"'), ("b.parquet", "PAR1 not really"), ("c.csv", "")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", '{"text": "a"'), ("b.parquet", "PAR1 not really"), ("c.csv", "")]
+)
 def test_broken_files_are_named(name, content, tmp_path):
     file = tmp_path / name
     file.write_text(content)

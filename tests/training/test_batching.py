@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from petl_bench.tasks.encode import EncodedRows
 from petl_bench.training.batching import collate, epoch_batches, sorted_batches
 
@@ -37,7 +38,9 @@ def padding(lengths, batches):
 
 
 def test_grouping_pays_for_little_padding(lengths):
-    grouped, shuffled = (padding(lengths, epoch_batches(lengths, 32, name, 0, 0)) for name in ("length_grouped", "shuffled"))
+    grouped, shuffled = (
+        padding(lengths, epoch_batches(lengths, 32, name, 0, 0)) for name in ("length_grouped", "shuffled")
+    )
     assert grouped < 0.05 < 0.4 < shuffled
 
 

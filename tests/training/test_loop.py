@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from petl_bench.errors import DivergedError
 from petl_bench.runner import run
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.optimizer import build_optimizer, build_schedule
-from safetensors.torch import load_file
 
 
 def weights(cfg, record):
@@ -21,7 +22,11 @@ def weights(cfg, record):
 
 def test_accumulation_changes_memory_but_not_the_update(tiny):
     # Without dropout, whose masks depend on the passes.
-    plain = ["method=head", "+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0"]
+    plain = [
+        "method=head",
+        "+backbone.architecture.hidden_dropout_prob=0",
+        "+backbone.architecture.attention_probs_dropout_prob=0",
+    ]
     once, split = tiny(*plain), tiny(*plain, "train.accumulation=5")
     first, second = run(once), run(split)
     assert first.run_key != second.run_key
@@ -101,7 +106,9 @@ def test_biases_and_norms_are_not_decayed_and_the_head_has_its_own_rate():
     model = Toy()
     train = TrainConfig(learning_rate=1e-3, head_learning_rate=1e-1, weight_decay=0.1)
     optimizer = build_optimizer(model, train, lambda name: name.startswith("classifier"))
-    settings = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    settings = {
+        id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
     named = {name: settings[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     assert named == {
         "body.weight": (1e-3, 0.1),

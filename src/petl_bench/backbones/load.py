@@ -165,4 +165,3 @@ def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anat
 def _with_prefix(name: str, anatomy: Anatomy) -> str:
     """Checkpoints of a bare encoder leave the encoder's own name out."""
     return name if name.startswith(f"{anatomy.encoder}.") else f"{anatomy.encoder}.{name}"
-

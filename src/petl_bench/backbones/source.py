@@ -39,7 +39,9 @@ def find_source(backbone: BackboneConfig) -> Source:
     elif backbone.hub_id:
         source = Source(_download(backbone), f"hub:{backbone.hub_id}@{backbone.revision or 'main'}")
     else:
-        raise RequestError(f"backbone={backbone.name} has no hub_id: give backbone.path=DIR or backbone.weights=random.")
+        raise RequestError(
+            f"backbone={backbone.name} has no hub_id: give backbone.path=DIR or backbone.weights=random."
+        )
     if backbone.sha256:
         _check_hash(source.folder / WEIGHTS_FILE, backbone.sha256)
     return source

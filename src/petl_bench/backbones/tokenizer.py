@@ -58,5 +58,7 @@ def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
         unk_token="[UNK]",
         mask_token="[MASK]",
         model_max_length=max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"] if has_types else ["input_ids", "attention_mask"],
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        if has_types
+        else ["input_ids", "attention_mask"],
     )

@@ -90,7 +90,12 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         for group in by_settings.values()
     ]
     labelled = [
-        Group(group.task, group.backbone, _label(group, [other for other in groups if _siblings(group, other)]), group.records)
+        Group(
+            group.task,
+            group.backbone,
+            _label(group, [other for other in groups if _siblings(group, other)]),
+            group.records,
+        )
         for group in groups
     ]
     return sorted(labelled, key=lambda group: (group.task, group.backbone, _trained(group), group.label))

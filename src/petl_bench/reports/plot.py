@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -49,7 +50,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
         for axes in (left, right):
             axes.grid(alpha=0.3)
             axes.margins(x=0.12, y=0.15)
-    handles, names = _legend(grid[:, 0])
+    handles, names = _legend(list(grid[:, 0]))
     figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False, fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
@@ -62,10 +63,12 @@ def _memory_axis(groups: list[Group]) -> tuple[dict[str, float], str]:
     if all(device.values()):
         return {label: peak.mean / 2**20 for label, peak in device.items() if peak}, "peak device memory, MiB"
     process = {group.label: group.statistic("memory", "process_peak_rss_bytes") for group in groups}
-    return {label: peak.mean / 2**20 for label, peak in process.items() if peak}, "peak resident memory of the process, MiB"
+    return {
+        label: peak.mean / 2**20 for label, peak in process.items() if peak
+    }, "peak resident memory of the process, MiB"
 
 
-def _point(axes: Axes, group: Group, x: float, style: dict[str, str]) -> None:
+def _point(axes: Axes, group: Group, x: float, style: dict[str, Any]) -> None:
     score = group.score()
     if score is None:
         return
@@ -75,12 +78,12 @@ def _point(axes: Axes, group: Group, x: float, style: dict[str, str]) -> None:
     )  # fmt: skip
 
 
-def _style(index: int) -> dict[str, str]:
+def _style(index: int) -> dict[str, Any]:
     return {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)]}
 
 
-def _legend(column: list[Axes]) -> tuple[list[object], list[str]]:
-    found: dict[str, object] = {}
+def _legend(column: list[Axes]) -> tuple[list[Artist], list[str]]:
+    found: dict[str, Artist] = {}
     for axes in column:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)

@@ -29,7 +29,9 @@ def comparison_tables(groups: list[Group]) -> list[ReportTable]:
 
     Scores are in percent. Costs are those of the first task's runs where the tasks differ.
     """
-    return [_table(name, [group for group in groups if group.backbone == name]) for name in _ordered(groups, "backbone")]
+    return [
+        _table(name, [group for group in groups if group.backbone == name]) for name in _ordered(groups, "backbone")
+    ]
 
 
 def _table(backbone: str, groups: list[Group]) -> ReportTable:
@@ -69,8 +71,9 @@ def _notes(groups: list[Group], on_device: bool) -> list[str]:
         protocol = group.first.protocol
         assert protocol
         line = (
-            f"{group.task}: {protocol.num_train_examples:,} training rows, scored on {protocol.num_eval_examples:,} rows of "
-            f"{protocol.report_split}, {protocol.selection} checkpoint by {protocol.metric} on {protocol.selection_split}"
+            f"{group.task}: {protocol.num_train_examples:,} training rows, scored on "
+            f"{protocol.num_eval_examples:,} rows of {protocol.report_split}, {protocol.selection} checkpoint by "
+            f"{protocol.metric} on {protocol.selection_split}"
         )
         if line not in protocols:
             protocols.append(line)
@@ -89,7 +92,12 @@ def _notes(groups: list[Group], on_device: bool) -> list[str]:
 
 def to_markdown(table: ReportTable) -> str:
     """GitHub Markdown."""
-    lines = [f"**{table.title}**", "", _markdown_row(table.header), _markdown_row(["---"] + ["---:"] * (len(table.header) - 1))]
+    lines = [
+        f"**{table.title}**",
+        "",
+        _markdown_row(table.header),
+        _markdown_row(["---"] + ["---:"] * (len(table.header) - 1)),
+    ]
     lines += [_markdown_row(row) for row in table.rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
 

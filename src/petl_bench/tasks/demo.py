@@ -52,7 +52,8 @@ def demo_rows(split: str, data_seed: int) -> Rows:
     sizes = {"validation": NUM_VALIDATION, "test": NUM_VALIDATION, "train": MAX_TRAIN}
     seen: set[str] = set()
     for name, size in sizes.items():
-        sentences, labels = [], []
+        sentences: list[str] = []
+        labels: list[int] = []
         while len(sentences) < size:
             label = len(sentences) % 2
             sentence = _sentence(generator, positive=bool(label))

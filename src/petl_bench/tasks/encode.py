@@ -58,9 +58,7 @@ def cache_dir() -> Path:
     return Path(root).expanduser()
 
 
-def encode(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cached: bool = True
-) -> EncodedRows:
+def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cached: bool = True) -> EncodedRows:
     """Tokenizes rows, text pairs jointly and cut to `max_length` from the longer side, or reads them from the cache."""
     file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
     arrays = _read(file) if cached else None
@@ -101,17 +99,19 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
             lengths.append(len(row))
         for row in encoded.get("token_type_ids", []):
             types.extend(row)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "ids": np.array(ids, dtype=np.int32),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     }
-    return arrays | ({"types": np.array(types, dtype=np.uint8)} if types else {})
+    if types:
+        arrays["types"] = np.array(types, dtype=np.uint8)
+    return arrays
 
 
 def _read(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            found = dict(arrays)
+            found: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:

@@ -88,7 +88,9 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
         assert held_out is not None
         name = selection_split = "train_held_out"
         report = selection = held_out
-    extra = {key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))}
+    extra = {
+        key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))
+    }
     return Task(settings, labels, train, selection, report, selection_split, name, extra)
 
 
@@ -112,9 +114,7 @@ def read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_ro
     return read_subset(settings, settings.subset, split, labels, data_root)
 
 
-def read_subset(
-    settings: TaskConfig, subset: str, split: str, labels: list[str] | None, data_root: str | None
-) -> Rows:
+def read_subset(settings: TaskConfig, subset: str, split: str, labels: list[str] | None, data_root: str | None) -> Rows:
     """Reads a split of any subset of the task's hub dataset."""
     table = read_hub_split(settings, subset, split, data_root)
     return rows_from_table(table, settings, labels, f"{subset}/{split}")

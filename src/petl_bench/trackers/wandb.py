@@ -25,8 +25,9 @@ class WandbTracker:
 
         try:
             self._run = wandb.init(
-                # WANDB_PROJECT wins over the config, as W&B's users expect.
-                project=wandb.setup().settings.project or settings.project,
+                # W&B's variables win over the config, and are read anew for every run of a process.
+                project=os.environ.get("WANDB_PROJECT") or settings.project,
+                mode=os.environ.get("WANDB_MODE") or None,  # type: ignore[arg-type]
                 id=run.key,
                 name=run.name,
                 group=run.group,
@@ -43,7 +44,7 @@ class WandbTracker:
                 f"Weights & Biases could not be reached ({error}): log in with `wandb login`, or set "
                 "WANDB_MODE=offline, or use tracker=none."
             ) from error
-        _log.info("Weights & Biases: %s", self._run.url or self._run.dir)
+        _log.info("Weights & Biases: %s", self._run.dir if self._run.offline else self._run.url)
         # W&B's own step counts calls and cannot go back; ours is the number of updates.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

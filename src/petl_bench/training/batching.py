@@ -14,18 +14,31 @@ MEGABATCH = 50
 class TokenRows(Protocol):
     """Token ids of many rows without padding; `petl_bench.tasks.encode.EncodedRows` is one."""
 
-    ids: np.ndarray
-    types: np.ndarray | None
-    offsets: np.ndarray
-    labels: np.ndarray | None
-    pad_id: int
+    @property
+    def ids(self) -> np.ndarray:
+        """Token ids of all rows, shape (tokens,)."""
 
-    def __len__(self) -> int: ...
+    @property
+    def types(self) -> np.ndarray | None:
+        """Segment ids likewise; None where the model has none."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Row i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """One a row; None where there are none."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that padding uses."""
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        ...
+
+    def __len__(self) -> int: ...
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int, epoch: int) -> list[np.ndarray]:

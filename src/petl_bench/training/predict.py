@@ -44,7 +44,9 @@ def predict_logits(model: torch.nn.Module, rows: TokenRows, batch_size: int, acc
     for indices, values in found:
         logits[indices] = values
     if not np.isfinite(logits).all():
-        raise DivergedError("The model's outputs are not finite: lower train.learning_rate or use train.precision=fp32.")
+        raise DivergedError(
+            "The model's outputs are not finite: lower train.learning_rate or use train.precision=fp32."
+        )
     return logits
 
 

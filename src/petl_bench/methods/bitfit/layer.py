@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -31,16 +31,20 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Adds the bias of another adapter."""
-        self.bitfit_bias[adapter_name] = nn.Parameter(self.get_base_layer().bias.detach().clone())
+        self.bitfit_bias[adapter_name] = nn.Parameter(self._base_bias.detach().clone())
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def _base_bias(self) -> nn.Parameter:
+        return cast("nn.Parameter", self.get_base_layer().bias)
 
     def _bias_of(self, adapters: list[str]) -> torch.Tensor | None:
         """The bias with these adapters active: one replaces the pretrained one, several add their changes to it."""
         biases = [self.bitfit_bias[name] for name in adapters if name in self.bitfit_bias]
         if len(biases) <= 1:
             return biases[0] if biases else None
-        pretrained = self.get_base_layer().bias
+        pretrained = self._base_bias
         return pretrained + sum(bias - pretrained for bias in biases)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -55,15 +59,15 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
             return
         if safe_merge and not torch.isfinite(bias).all():
             raise ValueError(f"The bias of the adapters {names} is not finite.")
-        base = self.get_base_layer()
-        self._pretrained_bias = base.bias.detach().clone()
-        base.bias.data = bias.detach().clone().to(base.bias.dtype)
+        base_bias = self._base_bias
+        self._pretrained_bias = base_bias.detach().clone()
+        base_bias.data = bias.detach().clone().to(base_bias.dtype)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Puts the pretrained bias back."""
         if self._pretrained_bias is not None:
-            self.get_base_layer().bias.data = self._pretrained_bias
+            self._base_bias.data = self._pretrained_bias
             self._pretrained_bias = None
             self.merged_adapters.clear()
 

@@ -25,17 +25,20 @@ class BitFitModel(BaseTuner):
     tuner_layer_cls = BitFitLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's contract)
 
-    def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict[str, Any]) -> BitFitConfig:
+    # PEFT hands each tuner its own config class.
+    def _prepare_adapter_config(  # type: ignore[override]
+        self, peft_config: BitFitConfig, model_config: dict[str, Any]
+    ) -> BitFitConfig:
         return peft_config
 
-    def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.target_modules is None:
             saved_whole = tuple(peft_config.modules_to_save or ())
             peft_config.target_modules = {  # type: ignore[assignment]
                 name for name in modules_with_bias(model) if not _within_any(name, saved_whole)
             }
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: BitFitConfig,
         adapter_name: str,

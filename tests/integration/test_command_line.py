@@ -1,0 +1,238 @@
+"""The command line as a user meets it: results on stdout, messages on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from petl_bench import cli
+from petl_bench.records.store import find_records
+
+TINY = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
+PETL_BENCH = [sys.executable, "-m", "petl_bench"]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs a command in this process, in an empty directory; gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def call(*words: str) -> int:
+        try:
+            return cli.main(list(words))
+        except SystemExit as stopped:
+            return stopped.code
+
+    return call
+
+
+def spawn(*words: str, cwd, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PETL_BENCH, *words], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, timeout=300
+    )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["list"], ["list", "--json"]])
+def test_help_and_list_answer_without_torch(words, tmp_path):
+    script = f"import sys; from petl_bench.cli import main; sys.argv = ['petl-bench'];\ntry: main({words!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout
+
+
+def test_help_and_list_answer_in_a_second(tmp_path):
+    for words in (["--help"], ["list"], ["run", "--help"]):
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            assert spawn(*words, cwd=tmp_path).returncode == 0
+            seconds.append(time.perf_counter() - started)
+        assert min(seconds) < 1.0, words
+
+
+@pytest.mark.parametrize("name", ["run", "report", "list", "predict", "fetch"])
+def test_every_command_takes_help(name, command, capsys):
+    assert command(name, "--help") == 0
+    assert f"petl-bench {name}" in capsys.readouterr().out
+
+
+def test_a_run_prints_its_result_and_leaves_its_record(command, capsys, tmp_path):
+    assert command("run", *TINY) == 0
+    out = capsys.readouterr().out
+    assert "accuracy" in out
+    (record,), _ = find_records([tmp_path / "runs"])
+    assert record.status == "finished"
+    folder = next((tmp_path / "runs").iterdir())
+    assert {file.name for file in folder.iterdir()} == {"result.json", "log.txt", "adapter"}
+    assert "epoch 1.00" in (folder / "log.txt").read_text()
+    assert "peak memory, train" in (folder / "log.txt").read_text()
+    # Hydra leaves nothing behind.
+    assert [item.name for item in tmp_path.iterdir()] == ["runs"]
+
+
+def test_json_alone_goes_to_stdout(tmp_path):
+    done = spawn("run", "--json", *TINY, cwd=tmp_path)
+    assert json.loads(done.stdout)["status"] == "finished"
+    assert "epoch 1.00" in done.stderr
+
+
+def test_a_multirun_makes_every_combination_once(command, capsys, tmp_path):
+    grid = ["-m", "method=full,lora", "train.seed=0,1", *TINY]
+    assert command("run", *grid) == 0
+    records, _ = find_records([tmp_path / "runs"])
+    assert len(records) == 4
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("result.json")}
+    assert command("run", *grid) == 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("result.json")} == written
+    assert capsys.readouterr().err.count("finished already") == 4
+
+
+def test_force_repeats_a_run(command, tmp_path):
+    assert command("run", *TINY) == 0
+    (file,) = (tmp_path / "runs").rglob("result.json")
+    before = file.stat().st_mtime_ns
+    assert command("run", "--force", *TINY) == 0
+    assert file.stat().st_mtime_ns > before
+
+
+def test_a_failing_run_does_not_stop_the_others(command, capsys, tmp_path):
+    assert command("run", "-m", "method=lora", "method.r=0,2", *TINY) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("petl-bench: method.r=0 must be at least 1.") == 1
+    assert "Traceback" not in captured.err
+    records, _ = find_records([tmp_path / "runs"])
+    assert [record.status for record in records] == ["finished"]
+    # The request that could not work leaves no folder.
+    assert len([item for item in (tmp_path / "runs").iterdir() if not item.name.startswith(".")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "task=mrcp"], 2, "Did you mean 'mrpc'"),
+        (["run", "train.lr=1"], 2, "train.learning_rate"),
+        (["run", "train.epochs=x"], 2, "train.epochs=x"),
+        (["run", "method=full", "method.r=2"], 2, "method.r is not a setting here"),
+        (["run", "method=peft", "method.args={r:2}"], 2, "+method.args.NAME=VALUE"),
+        (["run", "task=mrpc", "data_root=nowhere"], 2, "data_root=nowhere"),
+        (["run", "task=custom", "task.train_file=no.csv"], 2, "no.csv"),
+        (["run", "backbone.path=nowhere"], 2, "config.json"),
+        (["run", "train.precision=fp16", "train.device=cpu"], 2, "use bf16 or fp32"),
+        (["run", "task.max_length=5000"], 2, "at most 512 tokens"),
+        (["report", "nowhere"], 2, "nowhere"),
+        (["predict", "nowhere", "--text", "a"], 2, "no finished run"),
+        (["frobnicate"], 2, "invalid choice"),
+        (["fetch", "task=mrcp"], 2, "Did you mean 'mrpc'"),
+        (["fetch", "backbone=bert_base", "backbone.hub_id=nobody/nothing"], 1, "hub cannot be reached"),
+        (["run", "backbone=bert_base", "backbone.hub_id=nobody/nothing"], 1, "backbone.path=DIR"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence(words, code, message, command, capsys):
+    assert command(*words) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    told = [line for line in captured.err.splitlines() if line.startswith("petl-bench: ")]
+    assert len(told) == 1
+
+
+def test_a_hub_dataset_out_of_reach_names_the_way_out(tmp_path):
+    done = spawn("run", "task=mrpc", "backbone=tiny_bert", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "petl-bench fetch task=mrpc" in done.stderr
+    assert "Traceback" not in done.stderr
+    (record,), _ = find_records([tmp_path / "runs"])
+    assert record.status == "failed"
+    assert "data_root=DIR" in record.error
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = spawn("run", "train.batch_size=0", cwd=tmp_path, PETL_BENCH_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "RequestError" in done.stderr
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(signum, code, tmp_path):
+    words = ["run", *TINY, "train.epochs=5000", "train.evaluate_every=100"]
+    process = subprocess.Popen([*PETL_BENCH, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    (record,), unreadable = find_records([tmp_path / "runs"])
+    assert record.status == "interrupted"
+    assert record.history
+    assert not unreadable
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_report_list_and_predict(command, capsys, tmp_path):
+    assert command("run", "-m", "method=lora,full", *TINY) == 0
+    capsys.readouterr()
+    assert command("report", "runs", "--format", "md", "--plot", "plot.png") == 0
+    out = capsys.readouterr().out
+    assert "| lora |" in out
+    assert (tmp_path / "plot.png").is_file()
+    assert command("report", "runs", "--json") == 0
+    assert {row["method"] for row in json.loads(capsys.readouterr().out)} == {"lora", "full"}
+    assert command("list", "methods", "--json") == 0
+    assert {row["method"] for row in json.loads(capsys.readouterr().out)} >= {"full", "head", "bitfit", "lora", "peft"}
+
+    for folder in (tmp_path / "runs").glob("demo-*"):
+        assert command("predict", str(folder), "--text", "the plot was good", "--json") == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer["label"] in ("negative", "positive")
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
+
+
+def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
+    """The saved model gives again exactly the score that the record states."""
+    from petl_bench.tasks.demo import demo_rows
+
+    for method in ("lora", "full", "bitfit", "head"):
+        assert command("run", *TINY, f"method={method}", f"runs_dir={method}", "train.learning_rate=5e-3") == 0
+        (record,), _ = find_records([tmp_path / method])
+        rows = demo_rows("validation", 42)
+        (tmp_path / "rows.tsv").write_text("sentence\n" + "\n".join(rows.texts[0]) + "\n")
+        capsys.readouterr()
+        assert command("predict", str(next((tmp_path / method).glob("demo-*"))), "--file", "rows.tsv", "--json") == 0
+        labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+        names = ["negative", "positive"]
+        right = sum(names[truth] == label for truth, label in zip(rows.labels, labels, strict=True))
+        assert right / len(labels) == record.scores.best["accuracy"], method
+
+
+def test_predict_reads_lines_from_stdin(command, tmp_path, monkeypatch, capsys):
+    assert command("run", *TINY) == 0
+    folder = next((tmp_path / "runs").glob("demo-*"))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", [f"line {i}\n" for i in range(70)])
+    assert command("predict", str(folder)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t") == ["label", "p(negative)", "p(positive)"]
+    assert len(lines) == 71
+    assert command("predict", str(folder), "--text", "a", "b") == 2
+    assert "takes 1: sentence" in capsys.readouterr().err
+
+
+def test_a_custom_task_end_to_end(command, tmp_path, capsys):
+    rows = "".join(f"{word} {i},{label}\n" for i in range(20) for word, label in [("good", "up"), ("bad", "down")])
+    (tmp_path / "mine.csv").write_text("review,verdict\n" + rows)
+    custom = ["task=custom", "task.train_file=mine.csv", "task.text_columns=[review]", "task.label_column=verdict"]
+    assert command("run", "backbone=tiny_bert", "train.epochs=1", *custom) == 0
+    folder = next((tmp_path / "runs").glob("custom-*"))
+    (tmp_path / "mine.csv").unlink()  # the labels are in the record
+    capsys.readouterr()
+    assert command("predict", str(folder), "--text", "good 3") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "label\tp(down)\tp(up)"

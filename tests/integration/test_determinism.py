@@ -1,0 +1,67 @@
+"""Same seed, same machine: same bits. Two processes: the same examples, one record."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from petl_bench.records.store import find_records
+
+TINY = ["backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16"]
+
+
+def spawn(*words, cwd, **environment):
+    return subprocess.run(
+        words, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "full", "peft"])
+def test_two_processes_give_the_same_bits(method, tmp_path):
+    kept = []
+    for hash_seed in ("1", "2"):
+        folder = tmp_path / hash_seed
+        folder.mkdir()
+        spawn(
+            sys.executable, "-m", "petl_bench", "run", f"method={method}", *TINY, cwd=folder, PYTHONHASHSEED=hash_seed
+        )
+        (run,) = (folder / "runs").glob("demo-*")
+        record = json.loads((run / "result.json").read_text())
+        weights = {
+            file.relative_to(run): file.read_bytes() for kind in ("adapter", "model") for file in (run / kind).glob("*")
+        }
+        losses = [(entry["train_loss"], entry["scores"]) for entry in record["history"]]
+        kept.append((record["run_key"], record["scores"], losses, weights))
+    assert kept[0] == kept[1]
+
+
+def test_torchrun_sees_the_same_examples_and_writes_one_record(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    no_dropout = [
+        "+backbone.architecture.hidden_dropout_prob=0",
+        "+backbone.architecture.attention_probs_dropout_prob=0",
+    ]
+    spawn(
+        sys.executable, "-m", "petl_bench", "run", "runs_dir=one", *TINY, *no_dropout, "method.dropout=0", cwd=tmp_path
+    )
+    spawn(
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), "-m",
+        "petl_bench", "run", "runs_dir=two", *TINY, *no_dropout, "method.dropout=0", cwd=tmp_path, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    (one,), _ = find_records([tmp_path / "one"])
+    (two,), _ = find_records([tmp_path / "two"])
+    seen = [round(record.time.train_examples_per_second * record.time.train_seconds) for record in (one, two)]
+    assert seen == [140, 140]
+    tokens = [round(record.time.train_tokens_per_second * record.time.train_seconds) for record in (one, two)]
+    assert tokens[0] == tokens[1]
+    # Each row weighs the same, however rows are dealt out: the same losses up to rounding.
+    for first, second in zip(one.history, two.history, strict=True):
+        assert second.train_loss == pytest.approx(first.train_loss, rel=1e-4)
+    assert one.protocol == two.protocol

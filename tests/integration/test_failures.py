@@ -1,0 +1,125 @@
+"""A run that fails is recorded as what it was, in words a user can act on."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, RunError
+from petl_bench.identity import identify
+from petl_bench.records.store import RunFolder
+from petl_bench.runner import run
+from petl_bench.training.loop import Fitter
+
+
+def fail_with(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Fitter, "_forward_backward", fail)
+
+
+def recorded(cfg):
+    return RunFolder(identify(cfg).folder).read()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_out_of_memory(tiny, monkeypatch, error):
+    fail_with(monkeypatch, error)
+    cfg = tiny()
+    with pytest.raises(OutOfMemoryError, match=r"train\.accumulation"):
+        run(cfg)
+    assert recorded(cfg).status == "out_of_memory"
+    assert recorded(cfg).params.trainable > 0
+
+
+def test_divergence(tiny, monkeypatch):
+    cfg = tiny("method=full", "train.learning_rate=1e30", "train.max_grad_norm=1e30", "train.epochs=3")
+    with pytest.raises(DivergedError):
+        run(cfg)
+    assert recorded(cfg).status == "diverged"
+
+
+def test_an_unforeseen_error_names_the_log_which_holds_the_traceback(tiny, monkeypatch):
+    fail_with(monkeypatch, ZeroDivisionError("by surprise"))
+    cfg = tiny()
+    with pytest.raises(RunError, match=r"ZeroDivisionError: by surprise \(details: .*log\.txt\)"):
+        run(cfg)
+    assert recorded(cfg).status == "failed"
+    assert "Traceback" in (identify(cfg).folder / "log.txt").read_text()
+
+
+def test_a_failed_run_is_made_again_and_then_not(tiny, monkeypatch):
+    cfg = tiny()
+    with monkeypatch.context() as patch:
+        fail_with(patch, MemoryError())
+        with pytest.raises(OutOfMemoryError):
+            run(cfg)
+    assert run(cfg).status == "finished"
+    fail_with(monkeypatch, MemoryError())
+    assert run(cfg).status == "finished"
+
+
+def test_a_failed_repetition_keeps_what_was_there(tiny, monkeypatch):
+    cfg = tiny()
+    first = run(cfg)
+    adapter = identify(cfg).folder / "adapter" / "adapter_model.safetensors"
+    content = adapter.read_bytes()
+    cfg.force = True
+    fail_with(monkeypatch, MemoryError())
+    with pytest.raises(OutOfMemoryError):
+        run(cfg)
+    assert recorded(cfg) == first
+    assert adapter.read_bytes() == content
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tiny, monkeypatch):
+    finished = tiny()
+    run(finished)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
+
+    monkeypatch.setattr("petl_bench.runner.save_trained", full)
+    cfg = tiny("train.seed=1")
+    with pytest.raises(RunError, match=r"disk is full .*runs_dir=DIR"):
+        run(cfg)
+    assert recorded(cfg).status == "failed"
+    assert recorded(finished).status == "finished"
+
+
+def test_a_disk_that_takes_not_even_the_record(tiny, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("petl_bench.records.store.os.fsync", full)
+    cfg = tiny()
+    with pytest.raises(RunError, match="disk is full"):
+        run(cfg)
+    assert not (identify(cfg).folder / "result.json").exists()
+    assert not list(identify(cfg).folder.glob("*.partial"))
+
+
+def test_a_request_that_cannot_work_is_no_run(tiny):
+    cfg = tiny("method=lora", "method.r=0")
+    with pytest.raises(RequestError):
+        run(cfg)
+    assert not identify(cfg).folder.exists()
+
+
+def test_a_broken_record_is_an_unfinished_run(tiny):
+    cfg = tiny()
+    run(cfg)
+    file = identify(cfg).folder / "result.json"
+    file.write_text(file.read_text()[:100])
+    assert run(cfg).status == "finished"
+    json.loads(file.read_text())

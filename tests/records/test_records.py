@@ -1,0 +1,191 @@
+"""Records: the schema, the run key, the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+
+import pytest
+
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError
+from petl_bench.identity import identify
+from petl_bench.records.schema import (
+    SCHEMA_VERSION,
+    DeviceMemory,
+    HistoryEntry,
+    Ledger,
+    Memory,
+    Params,
+    Record,
+    Scores,
+)
+from petl_bench.records.store import RunFolder, find_records
+
+FIELDS = {  # the schema, version 1: fields are only ever added
+    "schema_version", "run_key", "status", "error", "config", "protocol", "params", "scores", "history", "time", "memory",
+    "flops", "inference", "data", "versions", "hardware", "git",
+}  # fmt: skip
+
+
+def record(**changes) -> Record:
+    filled = Record(
+        run_key="abc",
+        config={"a": {"b": 1}},
+        params=Params(10, 8, 2, 1, 1, 25.0),
+        scores=Scores({"accuracy": 0.5}, {"accuracy": 0.25}, 1.0),
+        history=[HistoryEntry(1.0, 5, 0.7, {"accuracy": 0.5}, 0.1)],
+        memory=Memory(
+            ledger=Ledger(1, 2, 3, 4, 5, 6, 7, 8), device=DeviceMemory(1, 2, 3, 4, 0), process_peak_rss_bytes=9
+        ),
+    )
+    return dataclasses.replace(filled, **changes)
+
+
+def test_the_schema_has_its_fields():
+    assert set(record().to_dict()) == FIELDS
+    assert record().to_dict()["schema_version"] == SCHEMA_VERSION == 1
+
+
+def test_a_record_reads_back_equal():
+    assert Record.from_dict(json.loads(json.dumps(record().to_dict()))) == record()
+
+
+def test_what_was_not_measured_is_null():
+    content = record(memory=Memory()).to_dict()
+    assert content["memory"] == {"ledger": None, "device": None, "process_peak_rss_bytes": None}
+    assert content["flops"] is content["inference"] is None
+
+
+def test_numbers_that_json_lacks_are_null():
+    broken = record(history=[HistoryEntry(1.0, 5, float("nan"), {"accuracy": float("inf")}, 0.1)])
+    assert broken.to_dict()["history"][0]["train_loss"] is None
+    json.dumps(broken.to_dict(), allow_nan=False)
+
+
+def test_unknown_fields_of_later_programs_are_left_out():
+    content = record().to_dict() | {"new_field": 1}
+    content["params"]["new_count"] = 2
+    assert Record.from_dict(content) == record()
+
+
+@pytest.mark.parametrize("content", [{}, {"schema_version": 99}, {"schema_version": 1}, {"schema_version": "1"}])
+def test_what_is_no_record_is_refused(content):
+    with pytest.raises(ValueError, match=r"schema_version|not a record"):
+        Record.from_dict(content)
+
+
+def key(*overrides: str) -> str:
+    return identify(load_config(list(overrides))).key
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.seed=1",
+        "train.learning_rate=1e-5",
+        "method.r=4",
+        "task.max_length=16",
+        "layers=top",
+        "backbone=tiny_bert",
+    ],
+)
+def test_what_can_change_the_outcome_changes_the_key(override):
+    assert key(override) != key()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "runs_dir=elsewhere",
+        "force=true",
+        "tracker=wandb",
+        "data_root=/nowhere",
+        "train.learning_rate=${method.default_learning_rate}",
+    ],
+)
+def test_where_things_lie_does_not(override):
+    assert key(override) == key()
+
+
+def test_the_key_is_stable_over_processes_and_versions():
+    # A change here makes every finished run of every user be made again.
+    from petl_bench.records.run_key import run_key
+
+    assert run_key({"method": {"r": 8}, "runs_dir": "x"}, {"train": "00"}) == "364af7b81288"
+
+
+def test_the_content_of_local_files_is_part_of_the_key(tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_text("text,label\na,x\nb,y\n")
+    custom = ["task=custom", f"task.train_file={train}"]
+    before = key(*custom)
+    moved = tmp_path / "moved.csv"
+    moved.write_text(train.read_text())
+    assert key("task=custom", f"task.train_file={moved}") == before
+    train.write_text("text,label\na,x\nb,x\n")
+    assert key(*custom) != before
+
+
+def test_a_folder_is_named_for_its_run():
+    name = identify(load_config(["train.seed=3", "runs_dir=there"])).folder
+    assert str(name).startswith("there/demo-lora-minilm-s3-")
+
+
+def test_only_finished_records_end_a_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    assert folder.finished() is None
+    for status in ("failed", "interrupted", "diverged", "out_of_memory"):
+        folder.write(record(status=status))
+        assert folder.read().status == status
+        assert folder.finished() is None
+    folder.write(record())
+    assert folder.finished() == record()
+
+
+def test_a_failed_repetition_keeps_the_finished_record(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write(record())
+    folder.write(record(status="failed", error="the second time"))
+    assert folder.finished() == record()
+
+
+def test_a_record_is_whole_or_not_there(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write(record(run_key="old"))
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("petl_bench.records.store.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        folder.write(record(run_key="new"))
+    assert folder.finished().run_key == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.replace_folder("adapter") as target:
+        (target / "first").touch()
+    with pytest.raises(RuntimeError), folder.replace_folder("adapter") as target:
+        (target / "half").touch()
+        raise RuntimeError
+    assert [file.name for file in (tmp_path / "adapter").iterdir()] == ["first"]
+    with folder.replace_folder("adapter") as target:
+        (target / "second").touch()
+    assert [file.name for file in (tmp_path / "adapter").iterdir()] == ["second"]
+    assert [item.name for item in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_records_are_found_and_broken_ones_named(tmp_path):
+    RunFolder(tmp_path / "a" / "b").write(record())
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "result.json").write_text("{")
+    records, unreadable = find_records([tmp_path])
+    assert records == [record()]
+    assert len(unreadable) == 1
+    assert "c/result.json" in unreadable[0]
+    with pytest.raises(RequestError, match="no such folder"):
+        find_records([tmp_path / "nowhere"])

@@ -1,0 +1,154 @@
+"""Reports against numbers computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
+from petl_bench.records.store import RunFolder
+from petl_bench.reports.groups import Statistic, group_records
+from petl_bench.reports.plot import draw_scores
+from petl_bench.reports.report import write_report
+from petl_bench.reports.table import comparison_tables, to_csv, to_json, to_latex, to_markdown
+
+
+def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
+    cfg = load_config([*overrides, f"train.seed={seed}"])
+    protocol = Protocol(
+        task=cfg.task.name, metric=cfg.task.metric, higher_is_better=True, selection_split="validation",
+        report_split="validation", selection="best", num_train_examples=100, num_eval_examples=50, max_length=32,
+        seed=seed, precision="fp32", attention_implementation="sdpa", batching="length_grouped",
+    )  # fmt: skip
+    trained = {"full": 1000, "lora": 40}.get(cfg.method.name, 10)
+    memory = DeviceMemory(2**20, 3 * 2**20, 4 * 2**20, 2**20, 0) if device else None
+    return Record(
+        run_key=f"{cfg.method.name}{overrides}{seed}",
+        config=cfg.to_dict(),
+        status=status,
+        protocol=protocol,
+        params=Params(1100, 1000, trained, trained - 5, 5, trained / 10, 160),
+        scores=Scores({cfg.task.metric: score, "f1": score / 2}, {cfg.task.metric: 0.0, "f1": 0.0}, 1.0),
+        time=Time(10.0 + seed, 1.0, None, 50.0, 800.0, 0.02),
+        memory=Memory(device=memory, process_peak_rss_bytes=(500 + seed) * 2**20),
+    )
+
+
+SEEDS = [made(0.80, seed=0), made(0.82, seed=1), made(0.87, seed=2)]
+
+
+def test_mean_and_sample_deviation_by_hand():
+    (group,) = group_records(SEEDS)
+    mean = (0.80 + 0.82 + 0.87) / 3
+    sd = math.sqrt(sum((x - mean) ** 2 for x in (0.80, 0.82, 0.87)) / 2)
+    assert group.score() == Statistic(pytest.approx(mean), pytest.approx(sd), 3)
+    assert group.seeds == [0, 1, 2]
+    assert group.statistic("time", "train_seconds").mean == 11.0
+
+
+def test_one_seed_has_no_deviation():
+    (group,) = group_records(SEEDS[:1])
+    assert group.score() == Statistic(0.80, None, 1)
+    assert Statistic.of([None, float("nan")]) is None
+
+
+def test_the_same_run_found_twice_counts_once():
+    (group,) = group_records([*SEEDS, SEEDS[0]])
+    assert group.score().n == 3
+
+
+def test_only_finished_runs_are_compared():
+    assert group_records([made(0.1, status="diverged")]) == []
+
+
+def test_variants_of_a_method_are_told_apart_by_what_differs():
+    records = [made(0.8), made(0.9, "method.r=16"), made(0.7, "method=full"), made(0.6, "method=peft"),
+               made(0.5, "method=peft", "method.type=LOHA")]  # fmt: skip
+    labels = {group.label for group in group_records(records)}
+    assert labels == {"lora r=8", "lora r=16", "full", "peft:ia3", "peft:loha"}
+
+
+def test_variants_in_training_settings_are_told_apart_too():
+    labels = {group.label for group in group_records([made(0.8), made(0.9, "train.learning_rate=0.5")])}
+    assert labels == {"lora learning_rate=0.002", "lora learning_rate=0.5"}
+
+
+def test_the_table_has_a_row_a_method_and_a_column_a_task():
+    records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
+    (table,) = comparison_tables(group_records(records))
+    assert "demo acc" in table.header
+    assert "mrpc acc" in table.header
+    rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert list(rows) == ["lora", "full"]
+    assert rows["lora"]["demo acc"] == "83.0 ± 3.6"
+    assert rows["lora"]["mrpc acc"] == "70.0"
+    assert rows["full"]["mrpc acc"] == "-"
+    assert rows["lora"]["method params"] == "35"
+    assert rows["lora"]["head params"] == "5"
+    assert rows["lora"]["seeds"] == "1-3"
+    assert rows["full"]["peak process MiB"] == "500"
+
+
+def test_device_memory_is_shown_where_it_was_measured():
+    (table,) = comparison_tables(group_records([made(0.8, device=True)]))
+    assert table.rows[0][table.header.index("peak device MiB")] == "3"
+
+
+def test_one_table_a_backbone():
+    tables = comparison_tables(group_records([made(0.8), made(0.7, "backbone=tiny_bert")]))
+    assert [table.title.split(":")[0] for table in tables] == ["minilm", "tiny_bert"]
+
+
+def test_csv_and_json_round_nothing_and_hold_every_metric():
+    groups = group_records(SEEDS)
+    rows = json.loads(to_json(groups))
+    assert [(row["metric"], row["primary"], row["n"]) for row in rows] == [("accuracy", True, 3), ("f1", False, 3)]
+    assert rows[0]["score_mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
+    read = list(csv.DictReader(io.StringIO(to_csv(groups))))
+    assert float(read[0]["score_mean"]) == rows[0]["score_mean"]
+    assert read[0]["seeds"] == "0 1 2"
+
+
+def test_markdown_is_a_table():
+    (table,) = comparison_tables(group_records(SEEDS))
+    lines = to_markdown(table).splitlines()
+    assert {line.count("|") for line in lines if line.startswith("|")} == {len(table.header) + 1}
+
+
+def test_latex_escapes_what_it_must():
+    (table,) = comparison_tables(group_records([*SEEDS, made(0.7, "method.r=16")]))
+    text = to_latex(table)
+    assert r"\toprule" in text
+    assert r"\% of backbone" in text
+    assert r"$\pm$" in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert "_" not in body.replace(r"\_", "")
+    assert all(line.endswith(r"\\") for line in body.strip().splitlines())
+
+
+def test_the_picture_is_drawn(tmp_path):
+    records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
+    draw_scores(group_records(records), tmp_path / "deep" / "plot.png")
+    assert (tmp_path / "deep" / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(RequestError, match="the ending must be one of"):
+        draw_scores(group_records(records), tmp_path / "plot.gif")
+
+
+def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
+    RunFolder(tmp_path / "a").write(SEEDS[0])
+    RunFolder(tmp_path / "b").write(made(0.1, "method=full", status="diverged"))
+    written = []
+    assert write_report([str(tmp_path)], "md", None, written.append) == 0
+    assert "lora" in written[0]
+    assert any("left out, diverged: demo full seed 0" in message for message in caplog.messages)
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    with pytest.raises(RequestError, match="No finished run"):
+        write_report([str(tmp_path)], "table", None, print)
