@@ -45,15 +45,15 @@ def explain(error: Exception, known_settings: Iterable[str] = ()) -> RequestErro
 def setting_names(config: DictConfig) -> list[str]:
     """Every key of a config, dotted."""
     names: list[str] = []
-    for key in config:
-        node = OmegaConf.select(config, str(key), throw_on_missing=False)
-        names += [f"{key}.{name}" for name in setting_names(node)] if isinstance(node, DictConfig) else [str(key)]
+    for key in map(str, config):
+        node = OmegaConf.select(config, key, throw_on_missing=False)
+        names += [f"{key}.{name}" for name in setting_names(node)] if isinstance(node, DictConfig) else [key]
     return names
 
 
 def _missing_option(error: MissingConfigException, text: str) -> RequestError:
     if error.options is not None and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_choice(group, option, (name for name in error.options if not name.startswith("_")))
     return RequestError(f"{text.splitlines()[0]}. {_HELP}")
 

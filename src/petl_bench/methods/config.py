@@ -14,3 +14,5 @@ class MethodConfig:
     name: str = MISSING
     # train.learning_rate where the user gives none.
     default_learning_rate: float = 1e-3
+    # train.head_learning_rate likewise; null: the head learns at the method's rate.
+    default_head_learning_rate: float | None = None

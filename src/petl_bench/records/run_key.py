@@ -21,8 +21,9 @@ _LOCATIONS = (
     ("task", "train_file"),
     ("task", "validation_file"),
     ("task", "test_file"),
-    # Acts through train.learning_rate alone.
+    # Act through train.learning_rate and train.head_learning_rate alone.
     ("method", "default_learning_rate"),
+    ("method", "default_head_learning_rate"),
     ("train", "eval_batch_size"),
     ("train", "save_weights"),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from petl_bench.records.schema import Record
 
 # Settings by which no two rows of a table are told apart.
-_NOT_SHOWN = ("name", "default_learning_rate")
+_NOT_SHOWN = ("name", "default_learning_rate", "default_head_learning_rate")
 _LOCATIONS = ("runs_dir", "force", "tracker", "data_root")
 
 
