@@ -8,7 +8,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
-# IA3 stands for PEFT's whole shelf.
 DEMO_METHODS := full,head,bitfit,lora
 
 .PHONY: help install demo test test-slow lint format clean
@@ -25,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
+	@# One of PEFT's shelf, as an example of them all.
 	$(BIN)/petl-bench run task=demo method=peft method.type=IA3 runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     except (Interrupted, KeyboardInterrupt) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        print("petl-bench: interrupted; the same command takes the run up again.", file=sys.stderr)  # noqa: T201
+        print("petl-bench: interrupted; the same command makes the run again.", file=sys.stderr)  # noqa: T201
         return 128 + signum
     except BrokenPipeError:
         # The reader (`| head`) has left; nothing more may be written.

@@ -57,7 +57,9 @@ def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(
             folder.path / MODEL_FOLDER, config=model.config, use_safetensors=True
         )
-    raise RequestError(f"{folder.path} holds no weights: it was run with train.save_weights=false.")
+    raise RequestError(
+        f"{folder.path} holds no weights: it was run with train.save_weights=false; repeat it with --force."
+    )
 
 
 def _weights_bytes(folder: Path) -> int:

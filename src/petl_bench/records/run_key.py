@@ -24,7 +24,6 @@ _LOCATIONS = (
     # Act through train.learning_rate and train.head_learning_rate alone.
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
-    ("train", "eval_batch_size"),
     ("train", "save_weights"),
 )
 
