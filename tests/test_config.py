@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def test_wrong_overrides_are_explained(override, words):
         ("train.schedule=liner", "Did you mean 'linear'"),
         ("train.learning_rate=-1", "train.learning_rate"),
         ("train.warmup_share=2", "train.warmup_share"),
+        ("train.head_learning_rate=-1", "train.head_learning_rate"),
+        ("train.learning_rate=inf", "finite"),
+        ("train.weight_decay=-1", "train.weight_decay"),
+        ("train.seed=-1", "train.seed"),
+        ("task.data_seed=-1", "task.data_seed"),
+        ("task.num_held_out_examples=0", "task.num_held_out_examples=0"),
         ("task.metric=f1", "task.metric=f1"),
         ("task.protocol=heldout", "Did you mean 'held_out'"),
         ("task.num_train_examples=0", "task.num_train_examples=0"),
@@ -92,3 +99,10 @@ def test_hydra_is_left_clean_after_loading():
     load_config()
     with pytest.raises(AssertionError, match="GlobalHydra is not initialized"):
         compose("config")
+
+
+def test_every_package_folder_is_installed():
+    root = Path(__file__).parents[1]
+    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {file.parent.relative_to(root / "src") for file in (root / "src").rglob("__init__.py")}
+    assert listed == {".".join(folder.parts) for folder in folders} | {"petl_bench.conf"}

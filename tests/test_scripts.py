@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 

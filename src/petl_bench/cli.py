@@ -52,14 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _tell(error)
         return EXIT_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
-    except (Interrupted, KeyboardInterrupt) as error:
-        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        print("petl-bench: interrupted; the same command makes the run again.", file=sys.stderr)  # noqa: T201
-        return 128 + signum
     except BrokenPipeError:
         # The reader (`| head`) has left; nothing more may be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if _debugging():
+            raise
+        words = (str(error).strip().splitlines() or [""])[0]
+        _tell(RunError(f"{type(error).__name__}: {words} ({DEBUG_VARIABLE}=1 shows where)."))
+        return EXIT_FAILED
+    except (Interrupted, KeyboardInterrupt) as error:
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        print("petl-bench: interrupted; the same command makes the run again.", file=sys.stderr)  # noqa: T201
+        return 128 + signum
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -165,13 +171,15 @@ def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
 
 
 def _summary(record: Record) -> str:
+    from petl_bench.records.names import backbone_name
+
     assert record.protocol
     assert record.scores
     assert record.params
     chosen = record.scores.best if record.protocol.selection == "best" else record.scores.last
     scores = "  ".join(f"{name} {value:.4f}" for name, value in chosen.items())
     return (
-        f"{record.protocol.task}  {record.config['method']['name']}  {record.config['backbone']['name']}  "
+        f"{record.protocol.task}  {record.config['method']['name']}  {backbone_name(record.config['backbone'])}  "
         f"seed {record.protocol.seed}:  {scores}  ({record.params.trainable:,} parameters trained)"
     )
 

@@ -63,5 +63,7 @@ class Evaluator:
     def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
         rows = self.encoded[split]
         assert rows.labels is not None
-        logits = predict_logits(self.model, rows, self.batch_size, self.accelerator)
+        # Unwrapped: processes may have unequal numbers of batches, and DDP's forward waits for all of them.
+        plain = self.accelerator.unwrap_model(self.model)
+        logits = predict_logits(plain, rows, self.batch_size, self.accelerator)
         return compute_metrics(metrics, logits_to_predictions(logits), rows.labels)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from petl_bench.backbones.source import file_sha256
+from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
 from petl_bench.config import RunConfig
+from petl_bench.records.names import backbone_name
 from petl_bench.records.run_key import run_key
 from petl_bench.tasks.hub import split_files
 from petl_bench.trackers.tracker import RunIdentity
@@ -15,7 +16,7 @@ def identify(cfg: RunConfig) -> RunIdentity:
     """Names a run by its settings and by the content of the local files that it reads."""
     config = cfg.to_dict()
     key = run_key(config, _content_hashes(cfg))
-    backbone = cfg.backbone.name if cfg.backbone.path is None else Path(cfg.backbone.path).name
+    backbone = backbone_name(config["backbone"])
     name = f"{cfg.task.name}-{cfg.method.name}-{backbone}-s{cfg.train.seed}-{key}"
     return RunIdentity(
         key=key,
@@ -43,5 +44,5 @@ def _content_hashes(cfg: RunConfig) -> dict[str, str]:
         }
     if cfg.backbone.path is not None:
         folder = Path(cfg.backbone.path).expanduser()
-        files |= {file.name: file for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]}
+        files |= {file.name: file for pattern in HUB_PATTERNS for file in folder.glob(pattern)}
     return {name: file_sha256(file) for name, file in sorted(files.items()) if file.is_file()}

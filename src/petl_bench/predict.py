@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,6 +57,7 @@ class Predictor:
         record = folder.finished()
         if record is None:
             raise RequestError(f"{run_dir} holds no finished run (result.json).")
+        import torch
         from accelerate.utils import set_seed
 
         from petl_bench.training.loop import make_accelerator
@@ -62,7 +65,11 @@ class Predictor:
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task
         self.labels = find_labels(self.task)
-        self._accelerator = make_accelerator(self.config.train)
+        # On whatever device is here: a run of a GPU machine must be usable on another.
+        precision = self.config.train.precision
+        if precision == "fp16" and not torch.cuda.is_available():
+            precision = "fp32"
+        self._accelerator = make_accelerator(dataclasses.replace(self.config.train, device="auto", precision=precision))
         backbone = open_backbone(self.config.backbone, self.config.layers)
         self._tokenizer = backbone.load_tokenizer()
         # A backbone with random weights is the one that was trained only under the same seed.
@@ -166,11 +173,15 @@ def submit(run_dir: str, out_dir: str, data_root: str | None) -> Iterator[Path]:
 
 def _write_submission(file: Path, rows: Rows, predictions: list[Prediction], predictor: Predictor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-        writer.writerow(["index", "prediction"])
-        for index, prediction in enumerate(predictions):
-            writer.writerow([index, _submitted(prediction, predictor)])
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerow(["index", "prediction"])
+            writer.writerows([index, _submitted(one, predictor)] for index, one in enumerate(predictions))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _submitted(prediction: Prediction, predictor: Predictor) -> Any:

@@ -55,6 +55,11 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failure = None if error is None else self._explain(error)
+        # A second Ctrl-C must not lose the record of the first.
+        in_main_thread = self._previous_signal is not None
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             if failure is not None and failure is not error:
                 _log.debug("the run failed", exc_info=error)
@@ -62,6 +67,8 @@ class Recording:
                 self._write(failure)
         finally:
             self._close()
+            if in_main_thread:
+                signal.signal(signal.SIGINT, previous)
         if failure is not None and failure is not error:
             raise failure from error
 

@@ -13,7 +13,7 @@ from petl_bench.evaluation import Evaluator
 from petl_bench.identity import identify
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.hooks import after_update_hook
+from petl_bench.methods.hooks import after_update_hook, rank_patterns, restore_rank_patterns
 from petl_bench.methods.registry import get_method
 from petl_bench.recording import Recording
 from petl_bench.records.schema import Data, DeviceMemory, HistoryEntry, Memory, Params, Protocol, Record, Time
@@ -60,8 +60,11 @@ def run(cfg: RunConfig) -> Record:
         from petl_bench.measure.memory import PeakMemory
         from petl_bench.training.loop import make_accelerator
 
-        accelerator, memory = make_accelerator(cfg.train), PeakMemory()
-        record.versions, record.hardware, record.git = versions(), hardware(), git()
+        accelerator = make_accelerator(cfg.train)
+        on_cuda = accelerator.device.type == "cuda"
+        memory = PeakMemory(on_cuda=on_cuda)
+        record.versions, record.git = versions(), git()
+        record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
         with memory.phase("load"):
             task = load_task(cfg.task, cfg.data_root)
             # Found in the rows where the settings leave them out; `predict` then needs no rows.
@@ -151,7 +154,12 @@ def _train(
         with memory.phase("eval"):
             return evaluator.selection_scores()
 
-    def on_evaluation(evaluation: Evaluation) -> None:
+    plain = accelerator.unwrap_model(model)
+    best_ranks: dict[str, Any] = {}
+
+    def on_evaluation(evaluation: Evaluation, is_best: bool) -> None:
+        if is_best:
+            best_ranks.update(rank_patterns(plain))
         record.history.append(HistoryEntry(**dataclasses.asdict(evaluation)))
         scores = {f"{task.selection_split}/{name}": value for name, value in evaluation.scores.items()}
         tracker.log(evaluation.step, {"epoch": evaluation.epoch, "train/loss": evaluation.train_loss, **scores})
@@ -161,7 +169,7 @@ def _train(
     # Dropout's stream starts here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)
     with memory.phase("train"):
-        return Fitter(
+        result = Fitter(
             model,
             accelerator.prepare_optimizer(optimizer),
             schedule,
@@ -172,8 +180,11 @@ def _train(
             metric=task.settings.metric,
             higher_is_better=task.higher_is_better,
             on_evaluation=on_evaluation,
-            after_update=after_update_hook(accelerator.unwrap_model(model)),
+            after_update=after_update_hook(plain),
         ).fit()
+    if cfg.train.selection == "best":
+        restore_rank_patterns(plain, best_ranks)
+    return result
 
 
 def _describe_data(cfg: RunConfig, task: Task) -> Data:

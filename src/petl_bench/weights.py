@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from petl_bench.backbones.load import Backbone
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, RunError
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 
 if TYPE_CHECKING:
@@ -46,19 +46,27 @@ def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
 
     Raises:
         RequestError: where the run kept no weights.
+        RunError: where they are broken.
     """
-    if (folder.path / ADAPTER_FOLDER).is_dir():
-        from peft import PeftModel
+    from safetensors import SafetensorError
 
-        return PeftModel.from_pretrained(model, str(folder.path / ADAPTER_FOLDER))  # type: ignore[arg-type]
-    if (folder.path / MODEL_FOLDER).is_dir():
-        from transformers import AutoModelForSequenceClassification
+    adapter, whole = folder.path / ADAPTER_FOLDER, folder.path / MODEL_FOLDER
+    try:
+        if adapter.is_dir():
+            from peft import PeftModel
 
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder.path / MODEL_FOLDER, config=model.config, use_safetensors=True
-        )
+            return PeftModel.from_pretrained(model, str(adapter))  # type: ignore[arg-type]
+        if whole.is_dir():
+            from transformers import AutoModelForSequenceClassification
+
+            return AutoModelForSequenceClassification.from_pretrained(whole, config=model.config, use_safetensors=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"The weights in {folder.path} cannot be read ({error}): repeat the run with --force."
+        ) from error
     raise RequestError(
-        f"{folder.path} holds no weights: it was run with train.save_weights=false; repeat it with --force."
+        f"{folder.path} holds no weights: it was run with train.save_weights=false; repeat it with "
+        "`--force train.save_weights=true`."
     )
 
 

@@ -194,3 +194,31 @@ def test_a_layer_pattern_names_nothing_else():
 def test_an_unknown_architecture_is_told():
     with pytest.raises(RequestError, match="deberta-v2"):
         anatomy_of("deberta")
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("labels_before", [2, 5])
+def test_the_head_of_a_fine_tuned_checkpoint_is_set_aside(name, labels_before, tmp_path):
+    model = open_tiny(name).build_model(labels_before)
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.125)
+    model.save_pretrained(tmp_path / "tuned")
+    opened = open_tiny(name, f"backbone.path={tmp_path / 'tuned'}", "backbone.weights=pretrained")
+    heads = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        loaded = opened.build_model(2)
+        for parameter, tensor in loaded.named_parameters():
+            if not any(parameter.startswith(f"{module}.") for module in opened.anatomy.fresh_head):
+                assert (tensor == 0.125).all(), parameter
+        heads.append(loaded.classifier.state_dict())
+    weight = next(key for key in heads[0] if key.endswith("out_proj.weight") or key == "weight")
+    assert torch.equal(heads[0][weight], heads[1][weight])
+    assert not torch.equal(heads[0][weight], heads[2][weight])
+    assert not (heads[0][weight] == 0.125).any()
+
+
+def test_a_model_from_a_folder_is_called_by_its_folder(tmp_path):
+    open_tiny("tiny_bert").build_model(2).save_pretrained(tmp_path / "mine")
+    model = open_tiny("minilm", f"backbone.path={tmp_path / 'mine'}").build_model(2)
+    assert model.name_or_path == "mine"

@@ -206,8 +206,12 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
     """The saved model gives again exactly the score that the record states."""
     from petl_bench.tasks.demo import demo_rows
 
-    for method in ("lora", "full", "bitfit", "head"):
-        assert command("run", *TINY, f"method={method}", f"runs_dir={method}", "train.learning_rate=5e-3") == 0
+    adalora = ["method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=1",
+               "+method.args.tinit=1", "+method.args.tfinal=2", "+method.args.deltaT=1"]  # fmt: skip
+    methods = {"lora": ["method=lora"], "full": ["method=full"], "bitfit": ["method=bitfit"], "head": ["method=head"]}
+    for method, words in (methods | {"adalora": adalora}).items():
+        several = ["train.epochs=4", "train.learning_rate=5e-3"]
+        assert command("run", *TINY, *words, f"runs_dir={method}", *several) == 0
         (record,), _ = find_records([tmp_path / method])
         rows = demo_rows("validation", 42)
         (tmp_path / "rows.tsv").write_text("sentence\n" + "\n".join(rows.texts[0]) + "\n")
@@ -217,6 +221,23 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
         names = ["negative", "positive"]
         right = sum(names[truth] == label for truth, label in zip(rows.labels, labels, strict=True))
         assert right / len(labels) == record.scores.best["accuracy"], method
+
+
+def test_broken_weights_and_folders_are_told_in_one_sentence(command, capsys, tmp_path):
+    assert command("run", *TINY) == 0
+    folder = next((tmp_path / "runs").glob("demo-*"))
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    capsys.readouterr()
+    assert command("predict", str(folder), "--text", "a") == 1
+    assert "cannot be read" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert command("run", *TINY, "runs_dir=file") == 2
+    assert "runs_dir=file is no folder" in capsys.readouterr().err
+    assert command("report", "runs", "--plot", "file/plot.png") == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "file" in err
 
 
 def test_predict_reads_lines_from_stdin(command, tmp_path, monkeypatch, capsys):

@@ -53,7 +53,9 @@ def test_torchrun_sees_the_same_examples_and_writes_one_record(tmp_path):
     )
     spawn(
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), "-m",
-        "petl_bench", "run", "runs_dir=two", *TINY, *no_dropout, "method.dropout=0", cwd=tmp_path, OMP_NUM_THREADS="1",
+        "petl_bench", "run", "runs_dir=two", *TINY, *no_dropout, "method.dropout=0",
+        # One batch of evaluation for two processes: one of them has nothing to do.
+        "train.eval_batch_size=400", cwd=tmp_path, OMP_NUM_THREADS="1",
     )  # fmt: skip
     (one,), _ = find_records([tmp_path / "one"])
     (two,), _ = find_records([tmp_path / "two"])
@@ -65,3 +67,4 @@ def test_torchrun_sees_the_same_examples_and_writes_one_record(tmp_path):
     for first, second in zip(one.history, two.history, strict=True):
         assert second.train_loss == pytest.approx(first.train_loss, rel=1e-4)
     assert one.protocol == two.protocol
+    assert [record.hardware["num_processes"] for record in (one, two)] == [1, 2]

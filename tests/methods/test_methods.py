@@ -163,7 +163,7 @@ def test_bitfit_outside_petl_bench_finds_every_bias():
     ],
 )
 def test_importing_petl_bench_makes_its_types_known_in_any_order(script):
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_bitfit_says_where_there_is_no_bias():

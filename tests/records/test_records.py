@@ -128,6 +128,16 @@ def test_the_content_of_local_files_is_part_of_the_key(tmp_path):
     assert key(*custom) != before
 
 
+def test_every_file_of_a_local_backbone_is_part_of_the_key(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "vocab.txt").write_text("a")
+    before = key(f"backbone.path={tmp_path}")
+    # The folder takes the place of the named backbone.
+    assert key("backbone=bert_base", f"backbone.path={tmp_path}") == before
+    (tmp_path / "vocab.txt").write_text("b")
+    assert key(f"backbone.path={tmp_path}") != before
+
+
 def test_a_folder_is_named_for_its_run():
     name = identify(load_config(["train.seed=3", "runs_dir=there"])).folder
     assert str(name).startswith("there/demo-lora-minilm-s3-")

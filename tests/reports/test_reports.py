@@ -76,7 +76,34 @@ def test_variants_of_a_method_are_told_apart_by_what_differs():
 
 def test_variants_in_training_settings_are_told_apart_too():
     labels = {group.label for group in group_records([made(0.8), made(0.9, "train.learning_rate=0.5")])}
-    assert labels == {"lora learning_rate=0.002", "lora learning_rate=0.5"}
+    assert labels == {"lora learning_rate=0.001", "lora learning_rate=0.5"}
+
+
+@pytest.mark.parametrize(
+    "override", ["backbone.attention=eager", "backbone.revision=other", "task.num_train_examples=7"]
+)
+def test_no_two_rows_share_a_name(override):
+    (table,) = comparison_tables(group_records([made(0.8), made(0.9, override)]))
+    assert len({row[0] for row in table.rows}) == len(table.rows) == 2
+
+
+def test_runs_of_several_processes_are_rows_of_their_own():
+    several = made(0.9, seed=1)
+    several.hardware["num_processes"] = 2
+    assert {group.label for group in group_records([made(0.8), several])} == {"lora processes=1", "lora processes=2"}
+
+
+def test_a_finished_record_without_scores_is_left_out():
+    bare = made(0.8)
+    bare.scores = None
+    assert group_records([bare]) == []
+
+
+def test_errors_are_not_percentages():
+    record = made(0.3, "task=stsb", "task.metrics=[mean_squared_error]", "task.metric=mean_squared_error")
+    record.protocol.higher_is_better = False
+    (table,) = comparison_tables(group_records([record]))
+    assert table.rows[0][table.header.index("stsb mean_squared_error")] == "0.3000"
 
 
 def test_the_table_has_a_row_a_method_and_a_column_a_task():

@@ -32,6 +32,7 @@ class Anatomy:
         norms: The norms of a layer.
         above_layers: Backbone modules between the last layer and the head (final norm, pretrained pooler).
         head: The task's own modules, always trained.
+        pretrained_head: Those of them that come with the pretrained weights; all others start fresh.
         num_layers_key: Name of the number of layers in the config.
     """
 
@@ -48,7 +49,13 @@ class Anatomy:
     norms: tuple[str, ...]
     above_layers: tuple[str, ...]
     head: tuple[str, ...]
+    pretrained_head: tuple[str, ...] = ()
     num_layers_key: str = "num_hidden_layers"
+
+    @property
+    def fresh_head(self) -> tuple[str, ...]:
+        """Modules of the head that every run initialises anew, from its seed."""
+        return tuple(module for module in self.head if module not in self.pretrained_head)
 
     def num_layers(self, config: Any) -> int:
         """Number of layers that a transformers config (or a dict of its arguments) describes."""
@@ -153,6 +160,8 @@ _ROWS = (
         norms=("attn_norm", "mlp_norm"),
         above_layers=("model.final_norm",),
         head=("head", "classifier"),
+        # Its masked-language-model head without the decoder.
+        pretrained_head=("head",),
     ),
 )
 

@@ -75,7 +75,8 @@ class Backbone:
                 raise
             raise RequestError(f"backbone.attention={self.settings.attention} does not work here: {error}") from error
         # Adapters name the model they belong to; a local path would mean nothing elsewhere.
-        model.config._name_or_path = self.settings.hub_id or self.settings.name
+        path = self.settings.path
+        model.config._name_or_path = Path(path).name if path else self.settings.hub_id or self.settings.name
         model.name_or_path = model.config._name_or_path
         return model
 
@@ -137,6 +138,8 @@ def _load_weights(folder: Path, config: Any, anatomy: Anatomy, attention: str | 
             config=config,
             dtype=torch.float32,
             attn_implementation=attention,
+            # A head of another task may have another size; it is not used anyway.
+            ignore_mismatched_sizes=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -144,7 +147,20 @@ def _load_weights(folder: Path, config: Any, anatomy: Anatomy, attention: str | 
     except (SafetensorError, OSError, RuntimeError) as error:
         raise RunError(f"The weights in {folder} cannot be read ({error}): fetch or copy them again.") from error
     _check_loaded(folder, info, config, anatomy)
+    _renew_head(model, set(info["missing_keys"]), anatomy)
     return model
+
+
+def _renew_head(model: PreTrainedModel, new: set[str], anatomy: Anatomy) -> None:
+    """Starts a head afresh that the checkpoint brought from another task; transformers did so for what was missing."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if is_within(name, anatomy.fresh_head) and name not in new:
+            if name.endswith("bias"):
+                torch.nn.init.zeros_(parameter)
+            else:
+                torch.nn.init.normal_(parameter, std=model.config.initializer_range)
 
 
 def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anatomy) -> None:
@@ -158,8 +174,9 @@ def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anat
     unused = [anatomy.layer_number(_with_prefix(name, anatomy)) for name in info["unexpected_keys"]]
     if any(number is not None and number <= kept for number in unused):
         raise RunError(f"The weights in {folder} hold tensors inside layers 1..{kept} that this architecture lacks.")
-    if info.get("mismatched_keys"):
-        raise RunError(f"The weights in {folder} do not fit config.json: {info['mismatched_keys'][0]}.")
+    mismatched = [key for key in info["mismatched_keys"] if not is_within(key[0], anatomy.fresh_head)]
+    if mismatched:
+        raise RunError(f"The weights in {folder} do not fit config.json: {mismatched[0]}.")
 
 
 def _with_prefix(name: str, anatomy: Anatomy) -> str:

@@ -96,8 +96,9 @@ def _download(backbone: BackboneConfig) -> Path:
 def _require_safetensors(folder: Path, what: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise RequestError(
-            f"{what} has no *.safetensors, the only weights that are loaded: convert it once with "
-            "scripts/convert_to_safetensors.py, then give backbone.path=DIR."
+            f"{what} has no *.safetensors, the only weights that are loaded: fetch its pytorch_model.bin "
+            "(`hf download`), convert it once with scripts/convert_to_safetensors.py of the repository, then give "
+            "backbone.path=DIR."
         )
 
 

@@ -24,8 +24,11 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def hardware() -> dict[str, Any]:
-    """The machine: processor, threads, memory, CUDA devices."""
+def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
+    """The machine: processor, threads, memory, the CUDA device where the run computes on one.
+
+    Time and memory of a run of several processes are not comparable with those of one.
+    """
     import torch
 
     found: dict[str, Any] = {
@@ -35,10 +38,10 @@ def hardware() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
         "device": None,
-        "num_devices": 0,
+        "num_processes": num_processes,
     }
-    if torch.cuda.is_available():
-        found |= {"device": torch.cuda.get_device_name(), "num_devices": torch.cuda.device_count()}
+    if on_cuda:
+        found["device"] = torch.cuda.get_device_name()
     return found
 
 

@@ -36,12 +36,16 @@ class PeakMemory:
     The resident set is the operating system's count of the whole process: interpreter, libraries and whatever an
     earlier run in the same process left behind included. On Linux its peak is reset before each phase; elsewhere it
     only grows.
+
+    Args:
+        on_cuda: Whether the run computes on a CUDA device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_cuda: bool) -> None:
+        self._on_cuda = on_cuda
         self.phases: dict[str, PhasePeak] = {}
         self._open: list[str] = []
-        self._alloc_retries_before = _alloc_retries()
+        self._alloc_retries_before = self._alloc_retries()
         _release_freed_memory()
 
     @contextmanager
@@ -62,8 +66,8 @@ class PeakMemory:
         """Books the peaks since the last call on the innermost open phase."""
         if self._open:
             name = self._open[-1]
-            self.phases[name] = _highest(self.phases.get(name), _current_peak())
-        _reset_peaks()
+            self.phases[name] = _highest(self.phases.get(name), self._current_peak())
+        self._reset_peaks()
 
     def log(self) -> None:
         """Writes the peaks of all phases to the log."""
@@ -78,14 +82,23 @@ class PeakMemory:
     @property
     def alloc_retries(self) -> int:
         """How often the CUDA allocator ran short and had to free its cache since the run began."""
-        return _alloc_retries() - self._alloc_retries_before
+        return self._alloc_retries() - self._alloc_retries_before
 
+    def _alloc_retries(self) -> int:
+        return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if self._on_cuda else 0
 
-def _current_peak() -> PhasePeak:
-    if not torch.cuda.is_available():
-        return PhasePeak(_peak_rss_bytes())
-    torch.cuda.synchronize()
-    return PhasePeak(_peak_rss_bytes(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+    def _current_peak(self) -> PhasePeak:
+        if not self._on_cuda:
+            return PhasePeak(_peak_rss_bytes())
+        torch.cuda.synchronize()
+        return PhasePeak(_peak_rss_bytes(), torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+
+    def _reset_peaks(self) -> None:
+        with suppress(OSError):  # not Linux, or not allowed: the peak only grows
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+        if self._on_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
 
 
 def _highest(first: PhasePeak | None, second: PhasePeak) -> PhasePeak:
@@ -121,14 +134,6 @@ def _peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _reset_peaks() -> None:
-    with suppress(OSError):  # not Linux, or not allowed: the peak only grows
-        _CLEAR_REFS.write_text(_RESET_PEAK)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def _release_freed_memory() -> None:
     """Gives memory that an earlier run freed back to the system, so that it is not counted again."""
     gc.collect()
@@ -138,7 +143,3 @@ def _release_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def _alloc_retries() -> int:
-    return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if torch.cuda.is_available() else 0

@@ -20,7 +20,6 @@ _LOCATIONS = (
     ("backbone", "path"),
     ("task", "train_file"),
     ("task", "validation_file"),
-    ("task", "test_file"),
     # Act through train.learning_rate and train.head_learning_rate alone.
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
@@ -36,6 +35,10 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
         content_hashes: Hashes of the local files that the run reads, by what they are for.
     """
     identity = copy.deepcopy(dict(config))
+    if identity.get("backbone", {}).get("path"):
+        # The folder takes the place of all these.
+        for name in ("name", "hub_id", "revision", "package", "package_folder", "sha256", "architecture", "model_type"):
+            identity["backbone"].pop(name, None)
     for *parents, last in _LOCATIONS:
         node = identity
         for parent in parents:

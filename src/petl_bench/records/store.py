@@ -36,6 +36,8 @@ class RunFolder:
             return read_record(self.path / RECORD_FILE)
         except (FileNotFoundError, ValueError):
             return None
+        except NotADirectoryError as error:
+            raise RequestError(f"runs_dir={self.path.parent} is no folder.") from error
 
     def finished(self) -> Record | None:
         """The record of a finished run; None otherwise."""
@@ -55,7 +57,7 @@ class RunFolder:
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(self.path / RECORD_FILE)
-        except OSError:
+        except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
@@ -63,14 +65,17 @@ class RunFolder:
     def replace_folder(self, name: str) -> Iterator[Path]:
         """Gives an empty folder that takes the place of `name` once it was filled without an error."""
         partial = self.path / f"{name}.{os.getpid()}.partial"
+        outdated = self.path / f"{name}.{os.getpid()}.outdated"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            if (self.path / name).exists():
+                (self.path / name).rename(outdated)
             partial.rename(self.path / name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(outdated, ignore_errors=True)
 
 
 def read_record(file: Path) -> Record:

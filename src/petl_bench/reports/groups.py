@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from petl_bench.records.names import backbone_name
 from petl_bench.records.schema import Record
 
-# Settings by which no two rows of a table are told apart.
-_NOT_SHOWN = ("name", "default_learning_rate", "default_head_learning_rate")
-_LOCATIONS = ("runs_dir", "force", "tracker", "data_root")
+# They act through settings of `train`, which are shown.
+_ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class Group:
         return self.first.protocol.metric
 
     @property
+    def in_percent(self) -> bool:
+        """Whether the primary metric is shown in percent: all but errors are."""
+        assert self.first.protocol
+        return self.first.protocol.higher_is_better
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds, in order."""
         return sorted(record.protocol.seed for record in self.records if record.protocol)
@@ -81,12 +87,12 @@ def group_records(records: Iterable[Record]) -> list[Group]:
 
     Groups come in the order task, backbone, trainable parameters.
     """
-    unique = {record.run_key: record for record in records if record.status == "finished"}
+    unique = {record.run_key: record for record in records if _comparable(record)}
     by_settings: dict[str, list[Record]] = {}
     for record in unique.values():
         by_settings.setdefault(_settings_but_seed(record), []).append(record)
     groups = [
-        Group(group[0].config["task"]["name"], backbone_name(group[0]), "", sorted(group, key=_seed))
+        Group(group[0].config["task"]["name"], backbone_name(group[0].config["backbone"]), "", sorted(group, key=_seed))
         for group in by_settings.values()
     ]
     labelled = [
@@ -98,20 +104,16 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         )
         for group in groups
     ]
+    assert len({(group.task, group.backbone, group.label) for group in labelled}) == len(labelled)
     return sorted(labelled, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
 
 
-def backbone_name(record: Record) -> str:
-    """The backbone's name, or its folder's where it came from one."""
-    backbone = record.config["backbone"]
-    return str(backbone["path"]).rstrip("/").rpartition("/")[2] if backbone.get("path") else str(backbone["name"])
+def _comparable(record: Record) -> bool:
+    return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
 
 
 def _settings_but_seed(record: Record) -> str:
-    config = {name: value for name, value in record.config.items() if name not in _LOCATIONS}
-    config["train"] = {name: value for name, value in config["train"].items() if name != "seed"}
-    rows = record.data.rows_per_split if record.data else None
-    return json.dumps([config, rows], sort_keys=True)
+    return json.dumps(_shown_settings(record), sort_keys=True)
 
 
 def _siblings(group: Group, other: Group) -> bool:
@@ -126,19 +128,22 @@ def _label(group: Group, siblings: list[Group]) -> str:
     """The method's name, with the settings in which its variants differ."""
     method = group.first.config["method"]
     name = f"{method['name']}:{method['type'].lower()}" if "type" in method else str(method["name"])
-    settings = _shown_settings(group)
-    others = [_shown_settings(sibling) for sibling in siblings]
+    settings = _shown_settings(group.first)
+    others = [_shown_settings(sibling.first) for sibling in siblings]
     differing = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
     return " ".join([name, *(f"{key}={settings[key]}" for key in differing if key != "type")])
 
 
-def _shown_settings(group: Group) -> dict[str, str]:
-    """Settings of a run by short names, as text."""
-    config = group.first.config
-    parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _NOT_SHOWN}
+def _shown_settings(record: Record) -> dict[str, str]:
+    """Everything by which runs are told apart, the seed excepted, by short names, as text."""
+    config = record.config
+    parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
-    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key != "seed"}
-    parts |= {f"task.{key}": value for key, value in config["task"].items() if key not in ("name", "labels")}
+    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in ("seed", "save_weights")}
+    parts |= {f"task.{key}": value for key, value in config["task"].items()}
+    parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
+    parts["rows"] = record.data.rows_per_split if record.data else None
+    parts["processes"] = record.hardware.get("num_processes", 1)
     return {key: json.dumps(value) if isinstance(value, list | dict) else str(value) for key, value in parts.items()}
 
 

@@ -44,7 +44,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
                 _point(right, group, memory[group.label], style)
         left.set_xscale("log")
         left.set_xlabel("trained parameters, head included")
-        left.set_ylabel(f"{task} {mine[0].metric.replace('_', ' ')}, %")
+        left.set_ylabel(f"{task} {mine[0].metric.replace('_', ' ')}{', %' if mine[0].in_percent else ''}")
         left.set_title(f"{task}, {backbone}", loc="left", fontsize=10)
         right.set_xlabel(memory_label)
         for axes in (left, right):
@@ -72,8 +72,9 @@ def _point(axes: Axes, group: Group, x: float, style: dict[str, Any]) -> None:
     score = group.score()
     if score is None:
         return
+    scale = 100 if group.in_percent else 1
     axes.errorbar(
-        x, 100 * score.mean, yerr=100 * score.sd if score.sd else None, linestyle="none", markersize=8, capsize=3,
+        x, scale * score.mean, yerr=scale * score.sd if score.sd else None, linestyle="none", markersize=8, capsize=3,
         label=group.label, **style,
     )  # fmt: skip
 

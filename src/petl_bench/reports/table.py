@@ -56,13 +56,13 @@ def _table(backbone: str, groups: list[Group]) -> ReportTable:
                 f"{params.trainable_method:,}",
                 f"{params.trainable_head:,}",
                 f"{params.trainable_share_of_backbone_percent:.3f}",
-                *(_percent(mine[task].score()) if task in mine else MISSING for task in tasks),
+                *(_score(mine[task]) if task in mine else MISSING for task in tasks),
                 _total([group.statistic("time", "train_seconds") for group in mine.values()]),
                 _plain(first.statistic("time", "train_examples_per_second")),
                 _highest([group.statistic(*peak) for group in mine.values()]),
             ]
         )
-    return ReportTable(f"{backbone}: score in percent, mean ± sd over seeds", header, rows, _notes(groups, on_device))
+    return ReportTable(f"{backbone}: mean ± sd over seeds", header, rows, _notes(groups, on_device))
 
 
 def _notes(groups: list[Group], on_device: bool) -> list[str]:
@@ -84,6 +84,7 @@ def _notes(groups: list[Group], on_device: bool) -> list[str]:
     )
     return [
         *protocols,
+        "scores in percent, errors (lower is better) as they are",
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
         "train s: evaluation excluded, summed over the tasks shown",
         peak,
@@ -207,11 +208,14 @@ def _counts(mine: dict[str, Group]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
 
 
-def _percent(statistic: Statistic | None) -> str:
+def _score(group: Group) -> str:
+    """The primary metric in percent; an error, which is no share of anything, as it is."""
+    statistic = group.score()
     if statistic is None:
         return MISSING
-    spread = "" if statistic.sd is None else f" ± {100 * statistic.sd:.1f}"
-    return f"{100 * statistic.mean:.1f}{spread}"
+    scale, digits = (100, 1) if group.in_percent else (1, 4)
+    spread = "" if statistic.sd is None else f" ± {scale * statistic.sd:.{digits}f}"
+    return f"{scale * statistic.mean:.{digits}f}{spread}"
 
 
 def _plain(statistic: Statistic | None) -> str:

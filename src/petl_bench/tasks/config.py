@@ -36,7 +36,6 @@ class TaskConfig:
     subset: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
-    test_file: str | None = None
     text_columns: list[str] = MISSING
     label_column: str = "label"
     type: str = "classification"
@@ -79,6 +78,9 @@ def check_task(task: TaskConfig) -> None:
         raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
-    for key, count in (("num_train_examples", task.num_train_examples), ("max_length", task.max_length)):
+    for key in ("num_train_examples", "num_held_out_examples", "max_length"):
+        count = getattr(task, key)
         if count is not None and count < 1:
             raise RequestError(f"task.{key}={count} must be at least 1.")
+    if task.data_seed < 0:
+        raise RequestError(f"task.data_seed={task.data_seed} must not be negative.")

@@ -130,5 +130,6 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
         partial.replace(file)
     except OSError as error:
         _log.warning("tokens could not be cached in %s (%s)", file.parent, error)
+    finally:
         with suppress(OSError):
             partial.unlink()

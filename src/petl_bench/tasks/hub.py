@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,16 +31,17 @@ def read_hub_split(task: TaskConfig, subset: str, split: str, data_root: str | N
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    if data_root is not None or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     if data_root is not None:
         return _read_folder(Path(data_root).expanduser(), subset, split)
     assert task.dataset
     try:
         # Never a bare name: offline, `glue` would match any cached local folder of that name.
         loaded = datasets.load_dataset(task.dataset, subset, split=split, revision=task.revision)
-    except ValueError as error:
-        raise RequestError(f"{task.dataset} has no split {subset}/{split}: {error}") from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ValueError) and "find cache" not in str(error):
+            raise RequestError(f"{task.dataset} has no split {subset}/{split}: {error}") from error
         raise RunError(
             f"{task.dataset} ({subset}) could not be fetched and is not in the local cache: run `petl-bench fetch "
             f"task={task.name}` where there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder "

@@ -149,6 +149,8 @@ def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
         if settings.protocol == "held_out":
             raise RequestError("task.protocol=held_out needs task.validation_file to report on.")
         num_held_out = min(settings.num_held_out_examples, len(rows) // 5)
+        if num_held_out == 0:
+            raise RequestError(f"{len(rows)} training rows are too few to hold some out: give task.validation_file.")
     else:
         num_held_out = settings.num_held_out_examples if settings.protocol == "held_out" else 0
     if settings.num_train_examples is None and num_held_out == 0:

@@ -27,7 +27,7 @@ class Rows:
     Attributes:
         texts: One list a text column, all of the same length.
         labels: Class indices (int64) or targets (float64), shape (rows,); None where there are none.
-        ids: The row's number in its dataset, as submissions name it.
+        ids: The row's position in the split that it was read from.
     """
 
     texts: tuple[list[str], ...]
@@ -61,7 +61,7 @@ def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | N
     """Picks the task's columns out of a table.
 
     Args:
-        table: Any columns; `idx` is used as the rows' number where it is there.
+        table: Any columns.
         task: Names the text columns and the label column.
         labels: Names of the classes; None for regression.
         where: What the table was read from, for messages.
@@ -72,9 +72,11 @@ def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | N
     if len(table) == 0:
         raise RequestError(f"{where} holds no rows.")
     texts = tuple(_text_column(table, column, where) for column in task.text_columns)
-    values = _label_values(table[task.label_column], labels, where) if task.label_column in table else None
-    ids = [int(i) for i in table["idx"]] if "idx" in table else list(range(len(table)))
-    return Rows(texts, values, ids)
+    values = None
+    if task.label_column in table:
+        # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
+        values = _label_values(table[task.label_column], labels, where, numbered=task.source == "hub")
+    return Rows(texts, values, list(range(len(table))))
 
 
 def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
@@ -101,7 +103,7 @@ def _text_column(table: pd.DataFrame, column: str, where: str) -> list[str]:
     return ["" if empty else str(value) for value, empty in zip(values, values.isna(), strict=True)]
 
 
-def _label_values(column: pd.Series[Any], labels: list[str] | None, where: str) -> np.ndarray:
+def _label_values(column: pd.Series[Any], labels: list[str] | None, where: str, *, numbered: bool) -> np.ndarray:
     if column.isna().any():
         raise RequestError(f"{where}: row {int(column.isna().to_numpy().argmax())} has no label in {column.name!r}.")
     if labels is None:
@@ -109,7 +111,7 @@ def _label_values(column: pd.Series[Any], labels: list[str] | None, where: str) 
             return column.astype("float64").to_numpy()
         except (ValueError, TypeError) as error:
             raise RequestError(f"{where}: the column {column.name!r} is not numeric ({error}).") from error
-    if column.dtype.kind in "iu" and set(column.unique()) <= set(range(UNLABELLED, len(labels))):
+    if numbered and column.dtype.kind in "iu" and set(column.unique()) <= set(range(UNLABELLED, len(labels))):
         return column.astype("int64").to_numpy()
     index = {label: i for i, label in enumerate(labels)}
     names = [label_name(value) for value in column]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
 
@@ -35,8 +36,11 @@ def read_table(path: str | Path, key: str) -> pd.DataFrame:
             return pd.read_parquet(file)
         if file.suffix == ".jsonl":
             return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
-        # Only an empty field is missing: "null" and "NA" are words.
-        separator = "\t" if file.suffix == ".tsv" else ","
-        return pd.read_csv(file, sep=separator, keep_default_na=False, na_values=[""])
+        # Everything is text, and only an empty field is missing: "null", "NA" and "007" stay what they are.
+        words: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+        if file.suffix == ".tsv":
+            # As in GLUE's own files: a quotation mark is a character like any other.
+            return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, **words)
+        return pd.read_csv(file, **words)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise RequestError(f"{key}={file} is truncated or not {file.suffix[1:]}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from petl_bench.errors import RequestError, unknown_choice
@@ -51,9 +52,14 @@ def check_train(train: TrainConfig) -> None:
         value = getattr(train, key)
         if value is not None and value < 1:
             raise RequestError(f"train.{key}={value} must be at least 1.")
-    for key in ("learning_rate", "max_grad_norm"):
-        if not getattr(train, key) > 0:
-            raise RequestError(f"train.{key}={getattr(train, key)} must be greater than 0.")
+    for key in ("learning_rate", "head_learning_rate", "max_grad_norm"):
+        value = getattr(train, key)
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(f"train.{key}={value} must be greater than 0 and finite.")
+    if not 0 <= train.weight_decay < math.inf:
+        raise RequestError(f"train.weight_decay={train.weight_decay} must not be negative.")
+    if not 0 <= train.seed < 2**32:
+        raise RequestError(f"train.seed={train.seed} must lie in 0..{2**32 - 1}.")
     if not 0 <= train.warmup_share <= 1:
         raise RequestError(f"train.warmup_share={train.warmup_share} must lie in 0..1.")
     if train.accumulation > train.batch_size:

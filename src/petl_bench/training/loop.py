@@ -83,7 +83,7 @@ class Fitter:
         *,
         metric: str,
         higher_is_better: bool,
-        on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+        on_evaluation: Callable[[Evaluation, bool], None] = lambda _evaluation, _is_best: None,
         after_update: Callable[[int], None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -181,11 +181,12 @@ class Fitter:
         evaluation = Evaluation(step / self.steps_per_epoch, step, float(losses), scores, seconds)
         history = self.result.history
         history.append(evaluation)
-        if self.sign * scores[self.metric] > self._best_score:
+        is_best = self.sign * scores[self.metric] > self._best_score
+        if is_best:
             self._best_score = self.sign * scores[self.metric]
             self.result.best = len(history) - 1
             self.result.best_state = trainable_state(self.accelerator.unwrap_model(self.model))
-        self.on_evaluation(evaluation)
+        self.on_evaluation(evaluation, is_best)
         patience = self.train.early_stopping_patience
         return patience is not None and len(history) - 1 - self.result.best >= patience
 

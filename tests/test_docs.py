@@ -1,0 +1,59 @@
+"""What the documents say is there, is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from petl_bench.config import load_config
+from petl_bench.records.schema import Record, Time
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
+
+
+def commands(text: str) -> list[str]:
+    """The `petl-bench run` commands of a text, comments cut off."""
+    found = re.findall(r"^(?:# )?(?:[A-Z_]+=\S+ )*petl-bench run.*$", text.replace("\\\n", " "), flags=re.MULTILINE)
+    return [line.removeprefix("# ").split("  #")[0].split(", then:")[0] for line in found]
+
+
+def overrides(command: str) -> list[str]:
+    """A command's overrides; of a list to sweep over, the first."""
+    words = shlex.split(command)
+    words = words[words.index("run") + 1 :]
+    plain = [word for word in words if not word.startswith("-") and "--config-dir" not in words]
+    return [word if "[" in word else word.split(",")[0] for word in plain]
+
+
+ALL = [(file, command) for file in [*DOCUMENTS, *SHIPPED] for command in commands(file.read_text())]
+
+
+@pytest.mark.parametrize(("file", "command"), ALL, ids=[f"{file.name}: {command[:60]}" for file, command in ALL])
+def test_every_command_composes(file, command):
+    assert load_config(overrides(command)).runs_dir
+
+
+def test_commands_are_found():
+    assert len(ALL) > 40
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_links_lead_somewhere_and_nothing_is_left_open(file):
+    text = file.read_text()
+    assert "@@" not in text
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (file.parent / target).exists(), target
+
+
+def test_the_page_on_records_names_every_field():
+    text = (ROOT / "docs" / "records.md").read_text()
+    missing = [name for name in Record.__dataclass_fields__ if f"`{name}" not in text and name != "schema_version"]
+    assert [name for name in missing if name not in ("config", "flops", "inference")] == []
+    assert "trunk_seconds" in text
+    assert all(f"{name}" in text or name == "eval_seconds" for name in ("padding_share", "train_seconds"))
+    assert "train_tokens_per_second" in Time.__dataclass_fields__
