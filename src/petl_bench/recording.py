@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -55,11 +57,6 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failure = None if error is None else self._explain(error)
-        # A second Ctrl-C must not lose the record of the first.
-        in_main_thread = self._previous_signal is not None
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             if failure is not None and failure is not error:
                 _log.debug("the run failed", exc_info=error)
@@ -67,8 +64,6 @@ class Recording:
                 self._write(failure)
         finally:
             self._close()
-            if in_main_thread:
-                signal.signal(signal.SIGINT, previous)
         if failure is not None and failure is not error:
             raise failure from error
 
@@ -78,7 +73,8 @@ class Recording:
             self._remove_empty_folder()
         else:
             try:
-                self.folder.write(self.record)
+                with _signals_ignored():
+                    self.folder.write(self.record)
             except OSError as error:
                 raise self._explain(error) from error
         try:
@@ -140,6 +136,20 @@ def status_of(failure: BaseException | None) -> str:
     if isinstance(failure, RunError):
         return failure.status
     return "failed" if isinstance(failure, Exception) else "interrupted"
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Lets a second Ctrl-C not lose the record of the first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:

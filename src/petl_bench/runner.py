@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from petl_bench.measure.memory import PeakMemory
-    from petl_bench.training.loop import Evaluation, FitResult
+    from petl_bench.training.loop import FitResult
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def run(cfg: RunConfig) -> Record:
             # Found in the rows where the settings leave them out; `predict` then needs no rows.
             record.config["task"]["labels"] = task.labels
             backbone = open_backbone(cfg.backbone, cfg.layers)
-            encoded = encode_task(task, backbone, accelerator)
+            encoded = encode_task(task, backbone)
             model, record.params = build_adapted(cfg, task, backbone, len(encoded["train"]))
             model = accelerator.prepare_model(model)
         record.data, record.protocol = _describe_data(cfg, task), _describe_protocol(cfg, task, model, accelerator)
@@ -88,7 +88,7 @@ def run(cfg: RunConfig) -> Record:
     return record
 
 
-def encode_task(task: Task, backbone: Backbone, accelerator: Accelerator | None = None) -> dict[str, EncodedRows]:
+def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     """Token ids of all rows of a task: `train`, `selection`, `report`, and the extra ones by their names.
 
     Raises:
@@ -101,9 +101,11 @@ def encode_task(task: Task, backbone: Backbone, accelerator: Accelerator | None 
             f"{backbone.max_length} tokens."
         )
     tokenizer = backbone.load_tokenizer()
-    splits = {"train": task.train, "selection": task.selection, "report": task.report}
+    splits = {"train": task.train, "selection": task.selection}
     splits |= {name: extra.rows for name, extra in task.extra.items()}
-    return {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
+    encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
+    same_rows = task.report is task.selection
+    return encoded | {"report": encoded["selection"] if same_rows else encode(task.report, tokenizer, length)}
 
 
 def build_adapted(cfg: RunConfig, task: Task, backbone: Backbone, num_rows: int) -> tuple[nn.Module, Params]:
@@ -157,10 +159,10 @@ def _train(
     plain = accelerator.unwrap_model(model)
     best_ranks: dict[str, Any] = {}
 
-    def on_evaluation(evaluation: Evaluation, is_best: bool) -> None:
+    def on_evaluation(evaluation: HistoryEntry, is_best: bool) -> None:
         if is_best:
             best_ranks.update(rank_patterns(plain))
-        record.history.append(HistoryEntry(**dataclasses.asdict(evaluation)))
+        record.history.append(evaluation)
         scores = {f"{task.selection_split}/{name}": value for name, value in evaluation.scores.items()}
         tracker.log(evaluation.step, {"epoch": evaluation.epoch, "train/loss": evaluation.train_loss, **scores})
         described = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError, RequestError
+from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batching import TokenRows, collate, epoch_batches
 from petl_bench.training.config import TrainConfig
 
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
 CHECK_EVERY = 20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Evaluation:
-    """One evaluation on the selection split, as the record's history keeps it."""
-
-    epoch: float
-    step: int
-    train_loss: float
-    scores: dict[str, float]
-    seconds: float
 
 
 @dataclass
@@ -52,7 +42,7 @@ class FitResult:
         eval_seconds: Evaluations alone.
     """
 
-    history: list[Evaluation] = field(default_factory=list)
+    history: list[HistoryEntry] = field(default_factory=list)
     best: int = 0
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
     num_steps: int = 0
@@ -83,7 +73,7 @@ class Fitter:
         *,
         metric: str,
         higher_is_better: bool,
-        on_evaluation: Callable[[Evaluation, bool], None] = lambda _evaluation, _is_best: None,
+        on_evaluation: Callable[[HistoryEntry, bool], None] = lambda _evaluation, _is_best: None,
         after_update: Callable[[int], None] | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
@@ -178,7 +168,7 @@ class Fitter:
         losses = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="sum")
         self._losses.clear()
         self._checked = 0
-        evaluation = Evaluation(step / self.steps_per_epoch, step, float(losses), scores, seconds)
+        evaluation = HistoryEntry(step / self.steps_per_epoch, step, float(losses), scores, seconds)
         history = self.result.history
         history.append(evaluation)
         is_best = self.sign * scores[self.metric] > self._best_score
