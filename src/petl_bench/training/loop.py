@@ -37,7 +37,8 @@ class FitResult:
         history: One entry an evaluation.
         best: Index of the best one.
         best_state: Trainable tensors as they were then, on the CPU.
-        num_steps, num_examples, num_tokens, num_padded_tokens: What was seen, over all processes.
+        num_steps, num_examples: What was seen, over all processes.
+        num_tokens, num_padded_tokens: What this process saw, without and with padding.
         train_seconds: Evaluations excluded.
         eval_seconds: Evaluations alone.
     """
