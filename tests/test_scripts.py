@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
@@ -25,11 +26,15 @@ def test_a_pickled_checkpoint_is_converted_and_loads(tmp_path):
     torch.save(model.state_dict(), pickled / "pytorch_model.bin")
     subprocess.run([sys.executable, SCRIPTS / "convert_to_safetensors.py", pickled, out], check=True)
 
+    tensors = load_file(out / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
     converted = load_config(["backbone=tiny_roberta", f"backbone.path={out}", "backbone.weights=pretrained"])
     loaded = open_backbone(converted.backbone, converted.layers)
     assert loaded.load_tokenizer()("text")["input_ids"] == plain.load_tokenizer()("text")["input_ids"]
-    for name, tensor in loaded.build_model(2).state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name]), name
+    for name, tensor in loaded.build_model(2).roberta.state_dict().items():
+        assert torch.equal(tensor, model.roberta.state_dict()[name]), name
 
 
 def test_a_pickle_that_holds_code_is_refused(tmp_path):

@@ -55,7 +55,10 @@ class Backbone:
         """
         import torch
         from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging as transformers_logging
 
+        if not sys.stderr.isatty():
+            transformers_logging.disable_progress_bar()
         config = self.config
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
@@ -128,10 +131,7 @@ def _load_weights(folder: Path, config: Any, anatomy: Anatomy, attention: str | 
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
 
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,

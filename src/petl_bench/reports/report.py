@@ -13,6 +13,8 @@ from petl_bench.reports.groups import Group, group_records
 from petl_bench.reports.plot import draw_scores
 from petl_bench.reports.table import ReportTable, comparison_tables, to_csv, to_json, to_latex, to_markdown
 
+_WIDEST = 1000
+
 _log = logging.getLogger(__name__)
 
 
@@ -71,12 +73,16 @@ def _print_terminal(table: ReportTable) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        # A word a line: numbers are short, and a table that fits can be read.
+        shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
+    console = Console()
+    # What is wider than the terminal is wrapped by it, rather than cut short.
+    natural = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
+    console.width = max(console.width, natural)
     console.print(shown)
     for note in table.notes:
         console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True)

@@ -229,4 +229,5 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     # One process may make many runs, each with a device and precision of its own; process groups stay.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
-    return Accelerator(mixed_precision={"fp32": "no"}.get(train.precision, train.precision), cpu=train.device == "cpu")
+    # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
+    return Accelerator(mixed_precision={"fp32": "no"}.get(train.precision, train.precision), cpu=not on_cuda)
