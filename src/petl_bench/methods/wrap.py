@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Heads that PEFT trains and saves of its own accord in a sequence classifier.
+_PEFTS_GUESS = ("classifier", "score")
+
+
 def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> PeftModel:
     """Returns the PEFT model: backbone frozen, the config's adapter and the head trained.
 
@@ -22,7 +26,8 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
 
     config.task_type = TaskType.SEQ_CLS
     # By architecture: PEFT's own guess leaves DeBERTa's pooler and ModernBERT's dense layer frozen.
-    config.modules_to_save = list(anatomy.head)  # type: ignore[attr-defined]
+    further = [module for module in anatomy.head if module not in _PEFTS_GUESS]
+    config.modules_to_save = further or None  # type: ignore[attr-defined]
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
