@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -95,7 +95,8 @@ class Recording:
         if self._handler is not None:
             _LOGGER.removeHandler(self._handler)
             _LOGGER.setLevel(self._previous_level)
-            self._handler.close()
+            with suppress(OSError):  # a full disk takes not even the log's last lines
+                self._handler.close()
         if self._previous_signal is not None:
             signal.signal(signal.SIGTERM, self._previous_signal)
 

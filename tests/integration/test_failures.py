@@ -109,6 +109,16 @@ def test_a_disk_that_takes_not_even_the_record(tiny, monkeypatch):
     assert not list(identify(cfg).folder.glob("*.partial"))
 
 
+def test_a_log_that_cannot_be_closed_hides_nothing(tiny, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fail_with(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr("logging.FileHandler.close", full)
+    with pytest.raises(RunError, match="disk is full"):
+        run(tiny())
+
+
 def test_a_request_that_cannot_work_is_no_run(tiny):
     cfg = tiny("method=lora", "method.r=0")
     with pytest.raises(RequestError):
