@@ -168,7 +168,14 @@ def test_debug_shows_the_traceback(tmp_path):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(signum, code, tmp_path):
     words = ["run", *TINY, "train.epochs=5000", "train.evaluate_every=100"]
-    process = subprocess.Popen([*PETL_BENCH, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PETL_BENCH, *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As in a terminal: jobs that a shell starts in the background ignore Ctrl-C, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if line.startswith("epoch"):
             break
