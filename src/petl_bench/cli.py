@@ -11,11 +11,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
+from petl_bench.processes import is_main_process
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    # Hydra reads the words after `run` and `fetch`, --help included.
+    # Hydra reads the words after `run`, --help included.
     if arguments[:1] == ["run"]:
         return _run(arguments[1:])
     parsed = _parser().parse_args(arguments)
@@ -130,7 +133,6 @@ def _run(arguments: list[str]) -> int:
     import hydra
 
     from petl_bench.config import CONFIG_MODULE, register_schemas
-    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
 
     register_schemas()
     failures: list[Exception] = []
@@ -147,10 +149,8 @@ def _run(arguments: list[str]) -> int:
             _tell(error)
 
     sys.argv = ["petl-bench run", *words]
-    try:
+    with _explained(words):
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
-    except CONFIG_ERRORS as error:
-        raise explain(error, _known_settings(words)) from error
     if any(isinstance(error, RunError) for error in failures):
         return EXIT_FAILED
     return EXIT_REQUEST if failures else 0
@@ -160,13 +160,13 @@ def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
     """One run of `petl-bench run`, and what is printed of it."""
     setup_logging()
     from petl_bench.config import from_hydra
-    from petl_bench.identity import identify
+    from petl_bench.records.names import run_name
     from petl_bench.runner import run
 
     config = from_hydra(cfg)
     record = run(config)
-    if int(os.environ.get("RANK", "0")) == 0:
-        folder = identify(config).folder
+    if is_main_process():
+        folder = Path(config.runs_dir).expanduser() / run_name(record.config, record.run_key)
         _print(json.dumps(record.to_dict()) if as_json else f"{_summary(record)}\n  {folder}")
 
 
@@ -174,10 +174,8 @@ def _summary(record: Record) -> str:
     from petl_bench.records.names import backbone_name
 
     assert record.protocol
-    assert record.scores
     assert record.params
-    chosen = record.scores.best if record.protocol.selection == "best" else record.scores.last
-    scores = "  ".join(f"{name} {value:.4f}" for name, value in chosen.items())
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in record.selected_scores.items())
     return (
         f"{record.protocol.task}  {record.config['method']['name']}  {backbone_name(record.config['backbone'])}  "
         f"seed {record.protocol.seed}:  {scores}  ({record.params.trainable:,} parameters trained)"
@@ -218,15 +216,23 @@ def _predict(parsed: argparse.Namespace) -> int:
 def _fetch(parsed: argparse.Namespace) -> int:
     from petl_bench.config import load_config
     from petl_bench.fetch import fetch
-    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
 
-    try:
+    with _explained(parsed.overrides):
         config = load_config(parsed.overrides)
-    except CONFIG_ERRORS as error:
-        raise explain(error, _known_settings(parsed.overrides)) from error
     for line in fetch(config):
         _print(line)
     return 0
+
+
+@contextmanager
+def _explained(overrides: list[str]) -> Iterator[None]:
+    """Says in one sentence what is wrong with the overrides, where they do not compose."""
+    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+
+    try:
+        yield
+    except CONFIG_ERRORS as error:
+        raise explain(error, _known_settings(overrides)) from error
 
 
 def _known_settings(overrides: list[str]) -> list[str]:
@@ -252,7 +258,7 @@ def setup_logging() -> None:
     if not logger.handlers:
         handler = _BesideProgressBars()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.setLevel(logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.WARNING)
+        handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)
         logger.propagate = False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
 from petl_bench.config import RunConfig
-from petl_bench.records.names import backbone_name
+from petl_bench.records.names import backbone_name, run_name
 from petl_bench.records.run_key import run_key
 from petl_bench.tasks.hub import split_files
 from petl_bench.trackers.tracker import RunIdentity
@@ -16,12 +16,11 @@ def identify(cfg: RunConfig) -> RunIdentity:
     """Names a run by its settings and by the content of the local files that it reads."""
     config = cfg.to_dict()
     key = run_key(config, _content_hashes(cfg))
-    backbone = backbone_name(config["backbone"])
-    name = f"{cfg.task.name}-{cfg.method.name}-{backbone}-s{cfg.train.seed}-{key}"
+    name = run_name(config, key)
     return RunIdentity(
         key=key,
         name=name,
-        group=f"{cfg.method.name}-{cfg.task.name}-{backbone}",
+        group=f"{cfg.method.name}-{cfg.task.name}-{backbone_name(config['backbone'])}",
         job_type=cfg.method.name,
         folder=Path(cfg.runs_dir).expanduser() / name,
         config=config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from petl_bench.errors import Interrupted, OutOfMemoryError, RequestError, RunError
+from petl_bench.processes import is_main_process
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
@@ -38,7 +38,7 @@ class Recording:
     def __init__(self, record: Record, folder: RunFolder) -> None:
         self.record, self.folder = record, folder
         self.tracker: Tracker = NoTracker()
-        self.is_main = int(os.environ.get("RANK", "0")) == 0
+        self.is_main = is_main_process()
         self._handler: logging.Handler | None = None
         self._previous_signal: Any = None
         self._previous_level = logging.NOTSET

@@ -117,8 +117,7 @@ def test_bitfit_starts_at_the_base_merges_exactly_and_unmerges():
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
-        train = train_three_steps
-    train(model)
+    train_three_steps(model)
     with torch.no_grad():
         trained = model(**inputs).logits
         model.merge_adapter()

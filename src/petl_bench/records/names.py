@@ -10,3 +10,9 @@ from typing import Any
 def backbone_name(backbone: Mapping[str, Any]) -> str:
     """The backbone's name, or its folder's where `backbone.path` gives one."""
     return Path(backbone["path"]).name if backbone.get("path") else str(backbone["name"])
+
+
+def run_name(config: Mapping[str, Any], key: str) -> str:
+    """The run's readable name, which is also its folder's."""
+    backbone, seed = backbone_name(config["backbone"]), config["train"]["seed"]
+    return f"{config['task']['name']}-{config['method']['name']}-{backbone}-s{seed}-{key}"

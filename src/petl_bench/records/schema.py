@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
-STATUSES = ("finished", "failed", "out_of_memory", "diverged", "interrupted")
 
 
 @dataclass
@@ -149,6 +148,7 @@ class Record:
     run_key: str
     config: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+    # finished, failed, out_of_memory, diverged or interrupted
     status: str = "finished"
     error: str | None = None
     protocol: Protocol | None = None
@@ -185,12 +185,11 @@ class Record:
         return record
 
     @property
-    def primary_score(self) -> float | None:
-        """The primary metric of the weights that the protocol selects."""
+    def selected_scores(self) -> dict[str, float]:
+        """Scores of the weights that the protocol selects; empty where there are none."""
         if self.scores is None or self.protocol is None:
-            return None
-        scores = self.scores.best if self.protocol.selection == "best" else self.scores.last
-        return scores.get(self.protocol.metric)
+            return {}
+        return self.scores.best if self.protocol.selection == "best" else self.scores.last
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,6 @@ RECORD_FILE = "result.json"
 LOG_FILE = "log.txt"
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
-TOKENIZER_FOLDER = "tokenizer"
 
 
 class RunFolder:

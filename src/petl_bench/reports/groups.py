@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from petl_bench.records.names import backbone_name
@@ -70,7 +70,7 @@ class Group:
 
     def score(self, metric: str | None = None) -> Statistic | None:
         """A metric of the selected weights over the seeds; the primary one where none is named."""
-        return Statistic.of(_score(record, metric or self.metric) for record in self.records)
+        return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
 
     def metrics(self) -> list[str]:
         """All metrics of the report split, the primary one first."""
@@ -96,13 +96,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         for group in by_settings.values()
     ]
     labelled = [
-        Group(
-            group.task,
-            group.backbone,
-            _label(group, [other for other in groups if _siblings(group, other)]),
-            group.records,
-        )
-        for group in groups
+        replace(group, label=_label(group, [other for other in groups if _siblings(group, other)])) for group in groups
     ]
     assert len({(group.task, group.backbone, group.label) for group in labelled}) == len(labelled)
     return sorted(labelled, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
@@ -153,12 +147,6 @@ def _seed(record: Record) -> int:
 
 def _trained(group: Group) -> int:
     return group.first.params.trainable if group.first.params else 0
-
-
-def _score(record: Record, metric: str) -> float | None:
-    if record.scores is None or record.protocol is None:
-        return None
-    return (record.scores.best if record.protocol.selection == "best" else record.scores.last).get(metric)
 
 
 def _at(record: Record, path: tuple[str, ...]) -> float | None:

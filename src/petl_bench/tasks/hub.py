@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,6 @@ from petl_bench.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_log = logging.getLogger(__name__)
 
 
 def read_hub_split(task: TaskConfig, subset: str, split: str, data_root: str | None) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 # Updates between looks at the loss: each look waits for the device.
 CHECK_EVERY = 20
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
