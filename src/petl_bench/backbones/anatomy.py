@@ -26,36 +26,55 @@ class Anatomy:
         encoder: The base model.
         embeddings: Everything below the first layer.
         layers: The list of layers.
+        self_attention: The module that computes attention.
         query, key, value: Attention's input projections; the same name three times where they are fused.
         attention_output: Attention's output projection.
+        attention_end: The last module that attention's output passes before it is added to the layer's input.
         feed_forward_in, feed_forward_out: The feed-forward pair.
+        feed_forward_end: The last module that its output passes before it is added to its input.
         norms: The norms of a layer.
         above_layers: Backbone modules between the last layer and the head (final norm, pretrained pooler).
         head: The task's own modules, always trained.
         pretrained_head: Those of them that come with the pretrained weights; all others start fresh.
         num_layers_key: Name of the number of layers in the config.
+        feed_forward_size_key: Name of the width of the feed-forward network in the config.
+        activation_key: Name of the feed-forward network's activation in the config.
+        gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
+        norm_first: Whether the norms stand before attention and the feed-forward network, not after the sums.
     """
 
     model_type: str
     encoder: str
     embeddings: tuple[str, ...]
     layers: str
+    self_attention: str
     query: str
     key: str
     value: str
     attention_output: str
+    attention_end: str
     feed_forward_in: str
     feed_forward_out: str
+    feed_forward_end: str
     norms: tuple[str, ...]
     above_layers: tuple[str, ...]
     head: tuple[str, ...]
     pretrained_head: tuple[str, ...] = ()
     num_layers_key: str = "num_hidden_layers"
+    feed_forward_size_key: str = "intermediate_size"
+    activation_key: str = "hidden_act"
+    gated: bool = False
+    norm_first: bool = False
 
     @property
     def fresh_head(self) -> tuple[str, ...]:
         """Modules of the head that every run initialises anew, from its seed."""
         return tuple(module for module in self.head if module not in self.pretrained_head)
+
+    @property
+    def last_norm(self) -> str:
+        """The last of a layer's norms."""
+        return self.norms[-1]
 
     def num_layers(self, config: Any) -> int:
         """Number of layers that a transformers config (or a dict of its arguments) describes."""
@@ -68,16 +87,28 @@ class Anatomy:
         return positions - config.pad_token_id - 1 if self.model_type == "roberta" else positions
 
     def layer_pattern(self, layers: Iterable[int], roles: Iterable[str]) -> str:
-        """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other."""
+        """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other.
+
+        It fits the bare encoder as well as the model with its head. Without roles it names the layers themselves.
+        """
         indices = "|".join(str(layer - 1) for layer in layers)
         paths = dict.fromkeys(getattr(self, role) for role in roles)
         parts = "|".join(re.escape(path) for path in paths)
-        return rf"{re.escape(self.layers)}\.({indices})\.({parts})"
+        return rf"{self._layers_pattern}\.({indices})" + (rf"\.({parts})" if parts else "")
 
     def layer_number(self, name: str) -> int | None:
         """The 1-based layer that a parameter or module of this name belongs to; None outside the layers."""
-        match = re.match(rf"{re.escape(self.layers)}\.(\d+)(\.|$)", name)
+        match = re.match(rf"{self._layers_pattern}\.(\d+)(\.|$)", name)
         return int(match.group(1)) + 1 if match else None
+
+    def is_role(self, name: str, role: str) -> bool:
+        """Whether the module of this name plays this role in its layer."""
+        return re.fullmatch(rf"{self._layers_pattern}\.\d+\.{re.escape(getattr(self, role))}", name) is not None
+
+    @property
+    def _layers_pattern(self) -> str:
+        inside = self.layers.removeprefix(f"{self.encoder}.")
+        return rf"(?:{re.escape(self.encoder)}\.)?{re.escape(inside)}"
 
     def in_head(self, name: str) -> bool:
         """Whether a parameter or module of this name belongs to the head, in a plain or a PEFT-wrapped model."""
@@ -103,12 +134,15 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
     row: dict[str, Any] = {
         "embeddings": (f"{encoder}.embeddings",),
         "layers": f"{encoder}.encoder.layer",
+        "self_attention": "attention.self",
         "query": "attention.self.query",
         "key": "attention.self.key",
         "value": "attention.self.value",
         "attention_output": "attention.output.dense",
+        "attention_end": "attention.output.dropout",
         "feed_forward_in": "intermediate.dense",
         "feed_forward_out": "output.dense",
+        "feed_forward_end": "output.dropout",
         "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
         "above_layers": (),
         "head": ("classifier",),
@@ -125,16 +159,22 @@ _ROWS = (
         encoder="distilbert",
         embeddings=("distilbert.embeddings",),
         layers="distilbert.transformer.layer",
+        self_attention="attention",
         query="attention.q_lin",
         key="attention.k_lin",
         value="attention.v_lin",
         attention_output="attention.out_lin",
+        # There is no dropout after attention.
+        attention_end="attention.out_lin",
         feed_forward_in="ffn.lin1",
         feed_forward_out="ffn.lin2",
+        feed_forward_end="ffn.dropout",
         norms=("sa_layer_norm", "output_layer_norm"),
         above_layers=(),
         head=("pre_classifier", "classifier"),
         num_layers_key="n_layers",
+        feed_forward_size_key="hidden_dim",
+        activation_key="activation",
     ),
     _bert_like(
         "deberta-v2",
@@ -151,17 +191,24 @@ _ROWS = (
         encoder="model",
         embeddings=("model.embeddings",),
         layers="model.layers",
+        self_attention="attn",
         query="attn.Wqkv",
         key="attn.Wqkv",
         value="attn.Wqkv",
         attention_output="attn.Wo",
+        attention_end="attn.out_drop",
         feed_forward_in="mlp.Wi",
         feed_forward_out="mlp.Wo",
+        # Its dropout stands before the projection.
+        feed_forward_end="mlp.Wo",
         norms=("attn_norm", "mlp_norm"),
         above_layers=("model.final_norm",),
         head=("head", "classifier"),
         # Its masked-language-model head without the decoder.
         pretrained_head=("head",),
+        activation_key="hidden_activation",
+        gated=True,
+        norm_first=True,
     ),
 )
 

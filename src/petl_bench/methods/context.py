@@ -21,3 +21,8 @@ class AdaptContext:
     anatomy: Anatomy
     plan: LayerPlan
     num_training_steps: int
+
+    @property
+    def layers_to_transform(self) -> list[int] | None:
+        """The adapted layers as PEFT counts them, from 0; None where the whole backbone is adapted."""
+        return None if self.plan.everything else [layer - 1 for layer in self.plan.adapted]

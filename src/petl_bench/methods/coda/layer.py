@@ -1,0 +1,119 @@
+"""A frozen transformer layer that only some tokens pass, beside an adapter that all take."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.bottleneck import Bottleneck
+from petl_bench.methods.coda.gather import gather_arguments, gather_tokens, mask_for, real_tokens
+from petl_bench.methods.coda.heavy import AttendToAll
+from petl_bench.methods.coda.routing import Routing, route
+from petl_bench.methods.tuner import TunerLayer
+
+# Scores of the `random` router are drawn for so many positions.
+_MOST_TOKENS = 8192
+
+
+class CodaLayer(TunerLayer):
+    """Computes `y_i = x_i + A(x_i) + w_i (F(x_S)_i - x_i)` for routed tokens, `y_i = x_i + A(x_i)` for the others.
+
+    F is the frozen layer, run on the gathered tokens S alone; A the adapter; w the soft top-k weights. Our form for
+    layers with norms after the sums (reconstruction): routed tokens get a mean of x and F(x), which keeps their scale.
+    """
+
+    adapter_layer_names = ("coda_adapter", "coda_router")
+    unmergeable: ClassVar[str | None] = "its tokens skip layers by their content"
+
+    def __init__(self, base_layer: nn.Module, anatomy: Anatomy, config: Any, number: int) -> None:
+        super().__init__(base_layer)
+        self.coda_adapter = nn.ModuleDict({})
+        self.coda_router = nn.ParameterDict({})
+        self.settings: dict[str, Any] = {}
+        self.hidden_size, self.num_heads, self.number = config.hidden_size, config.num_attention_heads, number
+        self.attend_to_all = AttendToAll(base_layer, anatomy, config)
+        attention = base_layer.get_submodule(anatomy.self_attention)
+        # DeBERTa's masks hold ones and zeros of any type; all others are boolean or added to the scores.
+        self.multiplies_mask = hasattr(attention, "disentangled_attention_bias")
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Adds another adapter."""
+        self.settings[adapter_name] = config
+        self.coda_adapter[adapter_name] = Bottleneck(
+            self.hidden_size, config.bottleneck, activation=config.activation, init="lora", device=device
+        )
+        if config.routes and config.router == "learned":
+            self.coda_router[adapter_name] = nn.Parameter(torch.empty(self.hidden_size, device=device))
+            nn.init.normal_(self.coda_router[adapter_name], std=config.router_std)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Shape (batch, tokens, d) in and out; a tuple where the wrapped layer returns one."""
+        names = self.active_in(self.coda_adapter)
+        if not names:
+            return self.base_layer(x, *args, **kwargs)
+        if len(names) > 1:
+            raise ValueError("CoDA routes by one adapter at a time: activate one of " + ", ".join(names))
+        return self._conditional(names[0], x, args, kwargs)
+
+    def _conditional(self, name: str, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        config = self.settings[name]
+        light = x + self.coda_adapter[name](x)
+        if not config.routes:
+            output = self.base_layer(x, *args, **kwargs)
+            states, further = _split(output)
+            return _join(light + (states - x), further, output)
+        mask, args, kwargs = _take_mask(args, kwargs)
+        if mask is not None and self.multiplies_mask:
+            mask = mask.bool()
+        routing = route(self.scores(name, x), real_tokens(mask, x), config)
+        selected = gather_tokens(x, routing.indices)
+        narrowed = mask_for(mask, routing.indices, routing.valid, to_all=config.attention == "k2all")
+        if config.attention == "k2all":
+            output = self.attend_to_all(selected, x, narrowed)
+        else:
+            output = self.base_layer(
+                selected, narrowed, *args, **gather_arguments(kwargs, routing.indices, self.num_heads)
+            )
+        states, further = _split(output)
+        return _join(_add_at(light, routing, states - selected), further, output)
+
+    def scores(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Router scores, float32 whatever the model's precision, shape (batch, tokens)."""
+        config = self.settings[name]
+        batch, tokens = x.shape[:2]
+        if config.router == "learned":
+            with torch.autocast(x.device.type, enabled=False):
+                return x.float() @ self.coda_router[name].float()
+        if config.router == "norm":
+            return x.float().norm(dim=-1)
+        if config.router == "first":
+            order = -torch.arange(tokens, dtype=torch.float32)
+        else:
+            order = torch.rand(_MOST_TOKENS, generator=torch.Generator().manual_seed(self.number))[:tokens]
+        return order.to(x.device).expand(batch, tokens)
+
+
+def _add_at(light: torch.Tensor, routing: Routing, update: torch.Tensor) -> torch.Tensor:
+    """Adds the weighted update to the routed rows."""
+    weighted = (routing.weights[..., None] * update).to(light.dtype)
+    return light.scatter_add(1, routing.indices[..., None].expand_as(weighted), weighted)
+
+
+def _take_mask(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor | None, tuple[Any, ...], dict[str, Any]]:
+    """The attention mask, which layers take as their second argument or by name; and what is left."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs.get("attention_mask"), (), {key: value for key, value in kwargs.items() if key != "attention_mask"}
+
+
+def _split(output: Any) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    return (output[0], tuple(output[1:])) if isinstance(output, tuple) else (output, ())
+
+
+def _join(states: torch.Tensor, further: tuple[Any, ...], like: Any) -> Any:
+    return (states, *further) if isinstance(like, tuple) else states

@@ -1,0 +1,61 @@
+"""The PEFT tuner of CoDA."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.capture import give_capture_back, take_capture
+from petl_bench.methods.coda.config import CodaConfig
+from petl_bench.methods.coda.layer import CodaLayer
+from petl_bench.methods.norms import norm_modules
+from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.tuner import AnatomyTuner
+
+
+class CodaModel(AnatomyTuner):
+    """Conditional adapters (Lei et al., NeurIPS 2023, arXiv 2304.04947); a reconstruction, as no code was released.
+
+    Args:
+        model: The model to adapt.
+        config: A `CodaConfig`.
+        adapter_name: Name of the adapter.
+    """
+
+    prefix = "coda_"
+    tuner_layer_cls = CodaLayer
+
+    def default_targets(self, peft_config: CodaConfig, anatomy: Anatomy, layers: list[int]) -> str:
+        """See `AnatomyTuner.default_targets`."""
+        if peft_config.attention == "k2all" and peft_config.routes:
+            attention = anatomy.get_layers(self.model)[0].get_submodule(anatomy.self_attention)
+            if anatomy.norm_first or anatomy.query == anatomy.key:
+                raise ValueError(
+                    f"attention=k2all needs separate projections for queries and keys, which {anatomy.model_type} "
+                    "fuses: use attention=k2k"
+                )
+            if hasattr(attention, "disentangled_attention_bias"):
+                raise ValueError(
+                    f"attention=k2all needs as many queries as keys in {anatomy.model_type}'s relative positions: "
+                    "use attention=k2k"
+                )
+        return anatomy.layer_pattern(layers, ())
+
+    def _prepare_model(self, peft_config: CodaConfig, model: nn.Module) -> None:  # type: ignore[override]
+        if peft_config.train_layernorm:
+            norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
+            peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or ()), *norms]))
+
+    def create_layer(self, peft_config: CodaConfig, target: nn.Module, key: str) -> CodaLayer:
+        """See `AnatomyTuner.create_layer`."""
+        layer = CodaLayer(target, self.anatomy, self.model.config, self.anatomy.layer_number(key) or 0)
+        take_capture(self.model, target, layer)
+        return layer
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, CodaLayer):
+            give_capture_back(child, new_module)
+        super()._replace_module(parent, child_name, new_module, child)
+
+
+register_tuner("coda", CodaConfig, CodaModel)

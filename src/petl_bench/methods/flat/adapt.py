@@ -1,0 +1,20 @@
+"""Puts FLAT's side network beside the encoder."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.flat import FlatMethodConfig
+from petl_bench.methods.flat.config import FlatConfig
+from petl_bench.methods.wrap import build_config, whole_encoder, with_adapter
+
+
+def adapt(model: nn.Module, config: FlatMethodConfig, context: AdaptContext) -> nn.Module:
+    """Adds the side network, which reads every layer up to the head's.
+
+    Raises:
+        RequestError: for settings out of range, or a layer plan that adapts only some of the layers.
+    """
+    whole_encoder(config, context.plan)
+    return with_adapter(model, build_config(FlatConfig, config), context.anatomy)

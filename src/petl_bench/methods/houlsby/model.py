@@ -1,0 +1,66 @@
+"""The PEFT tuner of bottleneck adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.houlsby.config import HoulsbyConfig
+from petl_bench.methods.houlsby.layer import NormAdapter, ParallelEnd, ParallelStart, Relay, SerialAdapter
+from petl_bench.methods.houlsby.variants import VARIANTS
+from petl_bench.methods.norms import norm_modules
+from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.tuner import AnatomyTuner, TunerLayer
+
+
+class HoulsbyModel(AnatomyTuner):
+    """Bottleneck adapters in every layer (Houlsby et al., ICML 2019, arXiv 1902.00751).
+
+    Args:
+        model: The model to adapt.
+        config: A `HoulsbyConfig`.
+        adapter_name: Name of the adapter.
+    """
+
+    prefix = "houlsby_"
+    tuner_layer_cls = TunerLayer
+
+    def default_targets(self, peft_config: HoulsbyConfig, anatomy: Anatomy, layers: list[int]) -> str:
+        """See `AnatomyTuner.default_targets`."""
+        if peft_config.variant == "pfeiffer" and anatomy.norm_first:
+            raise ValueError(
+                f"variant=pfeiffer stands between the norms after the feed-forward network, and {anatomy.model_type} "
+                "has its norms before it"
+            )
+        return anatomy.layer_pattern(layers, VARIANTS[peft_config.variant].roles)
+
+    def _prepare_model(self, peft_config: HoulsbyConfig, model: nn.Module) -> None:  # type: ignore[override]
+        if peft_config.train_layernorm:
+            norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
+            peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or ()), *norms]))
+
+    def create_layer(self, peft_config: HoulsbyConfig, target: nn.Module, key: str) -> TunerLayer:
+        """See `AnatomyTuner.create_layer`."""
+        config: Any = self.model.config
+        shape = (config.hidden_size, getattr(config, self.anatomy.activation_key))
+        if peft_config.variant == "parallel":
+            if self.anatomy.is_role(key, "feed_forward_in"):
+                return ParallelStart(target, self._relay(key))
+            return ParallelEnd(target, *shape, self._relay(key))
+        return (NormAdapter if peft_config.variant == "pfeiffer" else SerialAdapter)(target, *shape)
+
+    def _relay(self, key: str) -> Relay:
+        """The one of this layer."""
+        relays: dict[int | None, Relay] = self.__dict__.setdefault("_relays", {})
+        return relays.setdefault(self.anatomy.layer_number(key), Relay())
+
+    def _check_new_adapter_config(self, config: HoulsbyConfig) -> None:  # type: ignore[override]
+        super()._check_new_adapter_config(config)
+        variants = {known.variant for known in self.peft_config.values()}
+        if len(variants) > 1:
+            raise ValueError(f"adapters on one model must be of one variant, not {' and '.join(sorted(variants))}")
+
+
+register_tuner("houlsby", HoulsbyConfig, HoulsbyModel)

@@ -1,0 +1,29 @@
+"""Finds the norms of an encoder."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+
+
+def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -> list[str]:
+    """Names of the encoder's norms that have parameters, without the encoder's own name in front.
+
+    Args:
+        model: The model, adapted or not.
+        anatomy: Of its architecture.
+        layers: 0-based layers whose norms are wanted; None: all norms, those outside the layers included.
+    """
+    found = []
+    for name, module in model.named_modules():
+        # PEFT keeps copies of the modules it trains whole inside its wrappers.
+        plain = name.split(".original_module")[0].split(".modules_to_save")[0]
+        if "norm" not in type(module).__name__.lower() or anatomy.in_head(plain):
+            continue
+        if next(module.parameters(), None) is None:
+            continue
+        number = anatomy.layer_number(plain)
+        if layers is None or (number is not None and number - 1 in layers):
+            found.append(plain.removeprefix(f"{anatomy.encoder}."))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,90 @@
+"""The PEFT tuner of prefix tuning."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.prefix.config import PrefixConfig
+from petl_bench.methods.prefix.layer import PrefixLayer
+from petl_bench.methods.tuner import AnatomyTuner
+
+
+class PrefixModel(AnatomyTuner):
+    """Trained keys and values in every layer's attention (P-tuning v2, arXiv 2110.07602; THUDM/P-tuning-v2).
+
+    Args:
+        model: The model to adapt.
+        config: A `PrefixConfig`.
+        adapter_name: Name of the adapter.
+    """
+
+    prefix = "prefix_"
+    tuner_layer_cls = PrefixLayer
+
+    def default_targets(self, peft_config: PrefixConfig, anatomy: Anatomy, layers: list[int]) -> str:
+        """See `AnatomyTuner.default_targets`."""
+        return anatomy.layer_pattern(layers, ("self_attention",))
+
+    def create_layer(self, peft_config: PrefixConfig, target: nn.Module, key: str) -> PrefixLayer:
+        """See `AnatomyTuner.create_layer`."""
+        known = self._prefix_layers()
+        config: Any = self.model.config
+        first = known[0] if known else None
+        return PrefixLayer(target, config.hidden_size, config.num_attention_heads, len(known), first)
+
+    def _prefix_layers(self) -> list[PrefixLayer]:
+        return [module for module in self.model.modules() if isinstance(module, PrefixLayer)]
+
+    def _create_and_replace(
+        self,
+        peft_config: PrefixConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if not isinstance(target, PrefixLayer):
+            layer = self.create_layer(peft_config, target, current_key)
+            layer.set_adapter(self.active_adapters)
+            setattr(parent, target_name, layer)
+            target = layer
+        num_layers = sum(bool(re.fullmatch(str(peft_config.target_modules), name)) for name in self._module_names())
+        target.update_layer(adapter_name, peft_config, device=self.device, num_layers=num_layers)
+        target.set_adapter(target.active_adapters, inference_mode=peft_config.inference_mode)
+
+    def _module_names(self) -> list[str]:
+        return [name for name, _ in self.model.named_modules()]
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, PrefixLayer):
+            child.restore()
+        super()._replace_module(parent, child_name, new_module, child)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PrefixConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """The prefixes themselves, whether they are parameters or computed."""
+        found = {}
+        for name, module in model.named_modules():
+            if isinstance(module, PrefixLayer):
+                keys, values = module.keys_and_values(adapter_name)
+                found[f"{name}.prefix_key.{adapter_name}"] = keys.detach()
+                found[f"{name}.prefix_value.{adapter_name}"] = values.detach()
+        return found
+
+
+register_tuner("prefix", PrefixConfig, PrefixModel)

@@ -1,0 +1,176 @@
+"""What FLAT and ladder side-tuning share: a small network beside a frozen encoder, with a classifier of its own.
+
+The encoder runs without dropout and without a graph; its hidden states feed the side network, whose pooled output the
+new classifier reads. Nothing is propagated back into the encoder.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.tuner import AnatomyTuner, TunerLayer
+
+POOLS = ("mean", "cls")
+
+
+class Features:
+    """Carries the side network's output from the encoder to the classifier, within one forward."""
+
+    def __init__(self) -> None:
+        self.pooled: torch.Tensor | None = None
+
+
+class SideLayer(TunerLayer):
+    """Base of the two ends."""
+
+    unmergeable: ClassVar[str | None] = "the side network reads every layer and replaces the head"
+
+    def __init__(self, base_layer: nn.Module, features: Features) -> None:
+        super().__init__(base_layer)
+        self.features = features
+
+
+class SideEncoder(SideLayer):
+    """The frozen encoder, with the side network that reads its states.
+
+    Args:
+        base_layer: The encoder.
+        features: Shared with the classifier.
+        new_network: Builds the side network of an adapter from its config.
+    """
+
+    def __init__(self, base_layer: nn.Module, features: Features, new_network: Any, container: str) -> None:
+        super().__init__(base_layer, features)
+        self.new_network, self.container = new_network, container
+        self.adapter_layer_names = (container,)
+        setattr(self, container, nn.ModuleDict({}))
+
+    @property
+    def networks(self) -> nn.ModuleDict:
+        """The side networks by adapter."""
+        networks: nn.ModuleDict = self._modules[self.container]  # type: ignore[assignment]
+        return networks
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Adds another adapter."""
+        self.networks[adapter_name] = self.new_network(config).to(device)
+
+    def train(self, mode: bool = True) -> SideEncoder:
+        """Keeps the encoder in eval mode: its states do not change from step to step."""
+        super().train(mode)
+        self.base_layer.eval()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The encoder's own outputs."""
+        names = self.active_in(self.networks)
+        if not names:
+            return self.base_layer(*args, **kwargs)
+        if len(names) > 1:
+            raise ValueError("one side network can classify at a time: activate one of " + ", ".join(names))
+        wanted = kwargs.pop("output_hidden_states", None)
+        kwargs["return_dict"] = True
+        with torch.no_grad():
+            outputs = self.base_layer(*args, output_hidden_states=True, **kwargs)
+        states, mask = outputs.hidden_states, kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(states[0].shape[:2], device=states[0].device)
+        self.features.pooled = self.networks[names[0]]([state.detach() for state in states], mask)
+        return outputs if wanted else type(outputs)(**{k: v for k, v in outputs.items() if k != "hidden_states"})
+
+
+class SideClassifier(SideLayer):
+    """The model's head, replaced by a linear layer on the side network's output."""
+
+    def __init__(self, base_layer: nn.Module, features: Features, width: int, num_labels: int, container: str) -> None:
+        super().__init__(base_layer, features)
+        self.width, self.num_labels, self.container = width, num_labels, container
+        self.adapter_layer_names = (container,)
+        setattr(self, container, nn.ModuleDict({}))
+
+    @property
+    def classifiers(self) -> nn.ModuleDict:
+        """The classifiers by adapter."""
+        classifiers: nn.ModuleDict = self._modules[self.container]  # type: ignore[assignment]
+        return classifiers
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Adds another adapter."""
+        self.classifiers[adapter_name] = nn.Linear(self.width, self.num_labels, device=device)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits, shape (batch, labels)."""
+        names = self.active_in(self.classifiers)
+        pooled, self.features.pooled = self.features.pooled, None
+        if not names or pooled is None:
+            logits: torch.Tensor = self.base_layer(*args, **kwargs)
+        else:
+            logits = self.classifiers[names[0]](pooled)
+        return logits
+
+
+class SideTuner(AnatomyTuner):
+    """Base of the tuners that put a network beside the encoder."""
+
+    tuner_layer_cls = SideLayer
+
+    def new_network(self, config: Any) -> nn.Module:
+        """Builds the side network: takes the hidden states, each (batch, tokens, d), and a mask; gives (batch, d)."""
+        raise NotImplementedError
+
+    def default_targets(self, peft_config: Any, anatomy: Anatomy, layers: list[int]) -> str:
+        """See `AnatomyTuner.default_targets`."""
+        if not hasattr(self.model, anatomy.head[-1]) or not hasattr(self.model, anatomy.encoder):
+            raise ValueError(f"{type(self).__name__} classifies sequences: it needs a sequence classifier")
+        return f"{re.escape(anatomy.encoder)}|{re.escape(anatomy.head[-1])}"
+
+    def create_layer(self, peft_config: Any, target: nn.Module, key: str) -> SideLayer:
+        """See `AnatomyTuner.create_layer`."""
+        features: Features = self.__dict__.setdefault("_features", Features())
+        config: Any = self.model.config
+        if key == self.anatomy.encoder:
+            return SideEncoder(target, features, self.new_network, f"{self.prefix}network")
+        return SideClassifier(target, features, config.hidden_size, config.num_labels, f"{self.prefix}classifier")
+
+
+class SideBlock(nn.Module):
+    """A transformer block of width r, norms first, with a feed-forward network of 4r: 12 r^2 + 13 r parameters."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Shape (batch, tokens, r); `mask` is 1 for tokens, 0 for padding, shape (batch, tokens)."""
+        heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.bool()[:, None, None, :], dropout_p=dropout
+        )
+        x = x + nn.functional.dropout(self.output(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        update = self.feed_forward(self.feed_forward_norm(x))
+        return x + nn.functional.dropout(update, self.dropout, self.training)
+
+
+def pool(x: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
+    """Mean over real tokens, or the first token; (batch, tokens, d) to (batch, d)."""
+    if how == "cls":
+        return x[:, 0]
+    weights = mask.to(x.dtype)[..., None]
+    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def fitting_heads(width: int, wanted: int = 4) -> int:
+    """The largest number of heads up to `wanted` that divides the width."""
+    return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
