@@ -16,6 +16,7 @@ import numpy as np
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError
+from petl_bench.layers.choose import settled_layers
 from petl_bench.records.store import RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
@@ -70,7 +71,7 @@ class Predictor:
         if precision == "fp16" and not torch.cuda.is_available():
             precision = "fp32"
         self._accelerator = make_accelerator(dataclasses.replace(self.config.train, device="auto", precision=precision))
-        backbone = open_backbone(self.config.backbone, self.config.layers)
+        backbone = open_backbone(self.config.backbone, settled_layers(self.config.layers, record.layers))
         self._tokenizer = backbone.load_tokenizer()
         # A backbone with random weights is the one that was trained only under the same seed.
         set_seed(self.config.train.seed)

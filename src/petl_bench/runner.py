@@ -11,12 +11,13 @@ from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError
 from petl_bench.evaluation import Evaluator
 from petl_bench.identity import identify
+from petl_bench.layers.choose import choose_layers
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.context import AdaptContext
 from petl_bench.methods.hooks import after_update_hook, rank_patterns, restore_rank_patterns
 from petl_bench.methods.registry import get_method
 from petl_bench.recording import Recording
-from petl_bench.records.schema import Data, DeviceMemory, HistoryEntry, Memory, Params, Protocol, Record, Time
+from petl_bench.records.schema import Data, DeviceMemory, HistoryEntry, Layers, Memory, Params, Protocol, Record, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
@@ -69,7 +70,11 @@ def run(cfg: RunConfig) -> Record:
             task = load_task(cfg.task, cfg.data_root)
             # Found in the rows where the settings leave them out; `predict` then needs no rows.
             record.config["task"]["labels"] = task.labels
-            backbone = open_backbone(cfg.backbone, cfg.layers)
+            layers, found = choose_layers(
+                cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
+            )
+            backbone = open_backbone(cfg.backbone, layers)
+            record.layers = found or _describe_layers(backbone)
             encoded = encode_task(task, backbone)
             model, record.params = build_adapted(cfg, task, backbone, len(encoded["train"]))
             model = accelerator.prepare_model(model)
@@ -187,6 +192,11 @@ def _train(
     if cfg.train.selection == "best":
         restore_rank_patterns(plain, best_ranks)
     return result
+
+
+def _describe_layers(backbone: Backbone) -> Layers:
+    plan = backbone.plan
+    return Layers(plan.bottom, plan.top, plan.head, plan.num_layers)
 
 
 def _describe_data(cfg: RunConfig, task: Task) -> Data:

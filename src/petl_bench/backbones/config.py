@@ -11,7 +11,8 @@ from petl_bench.errors import RequestError, unknown_choice
 
 WEIGHTS = ("pretrained", "random")
 ATTENTION = ("eager", "sdpa")
-LAYER_PLANS = ("all", "top", "window")
+LAYER_PLANS = ("all", "top", "window", "variability")
+STRATEGIES = ("prefix", "window", "window_top_head", "top")
 
 
 @dataclass
@@ -45,6 +46,10 @@ class LayersConfig:
     bottom: int | None = None
     top: int | None = None
     head: int | None = None
+    # Of layers=variability: conf/layers/variability.yaml says what each means.
+    strategy: str | None = None
+    num_examples: int | None = None
+    num_bins: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def resolve_layers(layers: LayersConfig, num_layers: int) -> LayerPlan:
         if layers.k is None or not 1 <= layers.k <= num_layers:
             raise RequestError(f"layers.k={layers.k} must lie in 1..{num_layers}, the layers of this backbone.")
         return LayerPlan(num_layers - layers.k + 1, num_layers, num_layers, num_layers)
+    if layers.name == "variability":
+        raise RequestError("layers=variability is chosen by a task's rows: use layers=window where there are none.")
     if layers.bottom is None or layers.top is None:
         raise RequestError("layers=window needs layers.bottom and layers.top.")
     head = layers.top if layers.head is None else layers.head

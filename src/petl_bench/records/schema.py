@@ -142,6 +142,23 @@ class Data:
 
 
 @dataclass
+class Layers:
+    """The layers that were adapted (1-based), and how they were chosen where a rule chose them.
+
+    `variability` is the metric of layers 1..L over `num_examples` training rows, `variability_shuffled` the same with
+    shuffled labels: what a layer scores that knows nothing of the classes; None stands for infinity.
+    """
+
+    bottom: int
+    top: int
+    head: int
+    num_layers: int
+    variability: list[float | None] | None = None
+    variability_shuffled: list[float | None] | None = None
+    num_examples: int | None = None
+
+
+@dataclass
 class Record:
     """Everything that is kept of a run."""
 
@@ -152,6 +169,7 @@ class Record:
     status: str = "finished"
     error: str | None = None
     protocol: Protocol | None = None
+    layers: Layers | None = None
     params: Params | None = None
     scores: Scores | None = None
     history: list[HistoryEntry] = field(default_factory=list)

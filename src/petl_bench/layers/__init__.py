@@ -1,0 +1,1 @@
+"""Chooses the layers to adapt by what their states tell of the task, before anything is trained."""
