@@ -21,7 +21,7 @@ Row = dict[str, Any]
 def print_catalog(kind: str | None, *, as_json: bool) -> None:
     """Prints one kind of things, or all, as tables or as one JSON object."""
     kinds = [kind] if kind else list(_KINDS)
-    rows = {name: _KINDS[name]() for name in kinds}
+    rows = {name: (_KINDS | _PROBED)[name]() for name in kinds}
     if as_json:
         print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
         return
@@ -79,6 +79,21 @@ def list_tasks() -> list[Row]:
     ]
 
 
+def list_capabilities() -> list[Row]:
+    """Which architectures every method adapts, and whether it merges; probed, not typed in."""
+    from petl_bench.capabilities import TINY_BACKBONES, probe_all
+
+    rows: dict[str, Row] = {}
+    for found in probe_all():
+        row = rows.setdefault(found.method, {"method": found.method} | dict.fromkeys(TINY_BACKBONES))
+        row[found.architecture] = "no" if found.adapts else "yes" if found.merges else "yes, merges"
+        reasons = row.setdefault("why not", [])
+        reason = found.adapts or found.merges
+        if reason and reason not in reasons:
+            reasons.append(reason)
+    return [row | {"why not": "; ".join(row["why not"])} for row in rows.values()]
+
+
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         folder = files(CONFIG_MODULE).joinpath(group)
@@ -111,6 +126,8 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "layers": _described("layers"),
     "trackers": _described("tracker"),
 }
+# Takes seconds, so only where it is asked for.
+_PROBED = {"capabilities": list_capabilities}
 
 
 def _cell(value: Any) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_REQUEST = 2
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "capabilities")
 _GROUPS = ("backbone", "method", "layers", "task", "train", "tracker")
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(call=_report)
 
     catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
-    catalog.add_argument("kind", nargs="?", choices=("methods", "backbones", "tasks", "layers", "trackers"))
+    catalog.add_argument("kind", nargs="?", choices=_KINDS)
     catalog.add_argument("--json", action="store_true", help="print JSON")
     catalog.set_defaults(call=_list)
 

@@ -36,6 +36,7 @@ class Anatomy:
         above_layers: Backbone modules between the last layer and the head (final norm, pretrained pooler).
         head: The task's own modules, always trained.
         pretrained_head: Those of them that come with the pretrained weights; all others start fresh.
+        pooler: The pretrained dense layer on the first token's state, where it is no part of the head.
         num_layers_key: Name of the number of layers in the config.
         feed_forward_size_key: Name of the width of the feed-forward network in the config.
         activation_key: Name of the feed-forward network's activation in the config.
@@ -60,6 +61,7 @@ class Anatomy:
     above_layers: tuple[str, ...]
     head: tuple[str, ...]
     pretrained_head: tuple[str, ...] = ()
+    pooler: str | None = None
     num_layers_key: str = "num_hidden_layers"
     feed_forward_size_key: str = "intermediate_size"
     activation_key: str = "hidden_act"
@@ -151,7 +153,7 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
 
 
 _ROWS = (
-    _bert_like("bert", "bert", above_layers=("bert.pooler",)),
+    _bert_like("bert", "bert", above_layers=("bert.pooler",), pooler="bert.pooler"),
     _bert_like("roberta", "roberta"),
     _bert_like("electra", "electra", embeddings=("electra.embeddings", "electra.embeddings_project")),
     Anatomy(

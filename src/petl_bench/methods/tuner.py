@@ -141,8 +141,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: where that is impossible, with the reason.
         """
-        raise ValueError(f"This adapter cannot be merged: {self.unmergeable}.")
+        raise ValueError(f"this adapter cannot be merged: {self.unmergeable}")
 
     def unmerge(self) -> None:
         """Undoes `merge`."""
-        raise ValueError(f"This adapter cannot be merged: {self.unmergeable}.")
+        raise ValueError(f"this adapter cannot be merged: {self.unmergeable}")

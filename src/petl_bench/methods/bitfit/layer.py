@@ -78,4 +78,5 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         bias = None if self.disable_adapters or self.merged else self._bias_of(self.active_adapters)
         if bias is None:
             return self.base_layer(x, *args, **kwargs)
-        return functional_call(self.base_layer, {"bias": bias}, (x, *args), kwargs)
+        # The adapter may be kept in higher precision than the model.
+        return functional_call(self.base_layer, {"bias": bias.to(self._base_bias.dtype)}, (x, *args), kwargs)

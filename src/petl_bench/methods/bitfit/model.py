@@ -10,6 +10,7 @@ from torch import nn
 from petl_bench.methods.bitfit.config import BitFitConfig
 from petl_bench.methods.bitfit.layer import BitFitLayer
 from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.tuner import AnatomyTuner
 
 
 class BitFitModel(BaseTuner):
@@ -57,6 +58,9 @@ class BitFitModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)
+
+    # PEFT's own fails on heads without a `weight` of their own, such as RoBERTa's.
+    _replace_module = AnatomyTuner._replace_module
 
 
 def modules_with_bias(model: nn.Module) -> list[str]:

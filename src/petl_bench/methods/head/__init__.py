@@ -8,15 +8,21 @@ from petl_bench.methods.registry import Method, register
 
 @dataclass
 class HeadMethodConfig(MethodConfig):
-    """The linear probe has no settings of its own."""
+    """Settings of the linear probe.
+
+    Attributes:
+        pooler: Train the dense layer below the classifier too. BERT keeps it, pretrained, outside the head; the other
+            architectures have it in their heads, where it is trained anyway.
+    """
 
     name: str = "head"
+    pooler: bool = False
 
 
 register(
     Method(
         name="head",
-        summary="the head alone, on the frozen backbone (linear probe)",
+        summary="the head alone (linear probe), or with the pooler below it",
         origin="PEFT",
         config=HeadMethodConfig,
         adapt="petl_bench.methods.head.adapt:adapt",

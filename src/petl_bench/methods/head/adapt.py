@@ -6,11 +6,13 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from petl_bench.methods.config import MethodConfig
 from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.head import HeadMethodConfig
 from petl_bench.methods.wrap import with_adapter
 
 
-def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:
-    """Trains the head alone; as an adapter without targets, so that stock PEFT saves and loads it."""
-    return with_adapter(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES), context.anatomy)
+def adapt(model: nn.Module, config: HeadMethodConfig, context: AdaptContext) -> nn.Module:
+    """Trains the head alone, or with the pooler; as an adapter without targets, so that stock PEFT saves and loads it."""
+    pooler = context.anatomy.pooler if config.pooler else None
+    settings = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[pooler] if pooler else None)
+    return with_adapter(model, settings, context.anatomy)

@@ -1,0 +1,171 @@
+"""The rows and columns of the behaviour suite: a new method joins by a row in METHODS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.load import Backbone, open_backbone
+from petl_bench.capabilities import TINY_BACKBONES
+from petl_bench.config import load_config
+from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.registry import get_method
+
+ARCHITECTURES = list(TINY_BACKBONES)
+# What one layer gains, as (role in the anatomy table, names inside that part).
+Parts = dict[str, tuple[str, ...]]
+LINEAR = ("weight", "bias")
+
+
+def inside(prefix: str, *modules: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}.default.{module}.{kind}" for module in modules for kind in LINEAR)
+
+
+ADAPTER = inside("houlsby_adapter", "down", "up")
+UNITS = tuple(f"fl_tuning_units.default.{kind}" for kind in LINEAR)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the suite.
+
+    Attributes:
+        overrides: What chooses it.
+        parts: Names that every layer gains, by role; None where another test holds the names.
+        trains_norms: Whether all norms of the encoder are trained.
+        merges: Whether `merge_and_unload` is exact.
+        not_on: Architectures it refuses.
+        blocked: Whether a trainable parameter may stay where it is in three steps, by name.
+        peft: Whether it is PEFT's own.
+        single: Whether one adapter can act at a time.
+    """
+
+    overrides: list[str]
+    parts: Parts | None = None
+    trains_norms: bool = False
+    merges: bool = False
+    not_on: tuple[str, ...] = ()
+    blocked: Callable[[str], bool] = field(default=lambda _: False)
+    own: bool = True
+
+
+METHODS = {
+    "head": Row(["method=head"], {}, merges=True, own=False),
+    "head_pooler": Row(["method=head", "method.pooler=true"], None, merges=True, own=False),
+    "lora": Row(
+        ["method=lora"],
+        {role: ("lora_A.default.weight", "lora_B.default.weight") for role in ("query", "value")},
+        merges=True,
+        own=False,
+    ),
+    "ia3": Row(["method=peft", "method.type=IA3"], None, own=False),
+    "loha": Row(["method=peft", "method.type=LOHA", "+method.args.r=2"], None, own=False),
+    "adalora": Row(["method=peft", "method.type=ADALORA"], None, own=False, blocked=lambda name: "ranknum" in name),
+    # The key bias cancels in the softmax over keys; DeBERTa's positions use it.
+    "bitfit": Row(
+        ["method=bitfit"],
+        None,
+        merges=True,
+        not_on=("modernbert",),
+        blocked=lambda name: "key" in name or "k_lin" in name,
+    ),
+    "houlsby": Row(["method=houlsby"], {"attention_end": ADAPTER, "feed_forward_end": ADAPTER}, trains_norms=True),
+    "pfeiffer": Row(["method=houlsby", "method.variant=pfeiffer"], {"last_norm": ADAPTER}, not_on=("modernbert",)),
+    "parallel": Row(["method=houlsby", "method.variant=parallel"], {"feed_forward_end": ADAPTER}),
+    "prefix": Row(
+        ["method=prefix", "method.length=5", "method.dropout=0"],
+        {"self_attention": ("prefix_key.default", "prefix_value.default")},
+    ),
+    "prefix_mlp": Row(["method=prefix", "method.length=5", "method.mlp_hidden=16", "method.dropout=0"], None),
+    "fl_tuning": Row(
+        ["method=fl_tuning", "method.units=12"], {"feed_forward_in": UNITS, "feed_forward_out": UNITS}, merges=True
+    ),
+    "coda": Row(["method=coda"], {"": (*inside("coda_adapter", "down", "up"), "coda_router.default")}),
+    "coda_plain": Row(["method=coda", "method.reduction=1"], {"": inside("coda_adapter", "down", "up")}),
+    "coda_k2all": Row(
+        ["method=coda", "method.attention=k2all"],
+        {"": (*inside("coda_adapter", "down", "up"), "coda_router.default")},
+        not_on=("deberta-v2", "modernbert"),
+    ),
+    "coda_iterative": Row(["method=coda", "method.solver=iterative"], None),
+    "coda_random": Row(["method=coda", "method.router=random"], {"": inside("coda_adapter", "down", "up")}),
+    "flat": Row(["method=flat"], None),
+    "flat_scalar": Row(["method=flat", "method.score=scalar", "method.side=none"], None),
+    "lst": Row(["method=lst"], None),
+}
+OWN = [name for name, row in METHODS.items() if row.own]
+MATRIX = [(name, arch) for name, row in METHODS.items() for arch in ARCHITECTURES if arch not in row.not_on]
+OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
+
+
+def opened(architecture: str, *overrides: str):
+    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", *overrides])
+    return cfg, open_backbone(cfg.backbone, cfg.layers)
+
+
+def plain_model(architecture: str) -> torch.nn.Module:
+    _, backbone = opened(architecture)
+    torch.manual_seed(0)
+    return backbone.build_model(2).eval()
+
+
+def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
+    cfg, backbone = opened(architecture, *METHODS[method].overrides, *overrides)
+    torch.manual_seed(0)
+    plain = backbone.build_model(2)
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
+    torch.manual_seed(1)
+    return get_method(cfg.method.name).load_adapt()(plain, cfg.method, context).eval(), backbone
+
+
+def batch(padded: bool = True) -> dict[str, torch.Tensor]:
+    """Four rows of at most ten tokens."""
+    ids = torch.arange(10, 50).reshape(4, 10)
+    mask = torch.ones_like(ids)
+    if padded:
+        for row, length in enumerate((10, 7, 4, 1)):
+            mask[row, length:] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+LABELS = torch.tensor([0, 1, 0, 1])
+
+
+def train(model: torch.nn.Module, steps: int = 3, learning_rate: float = 1e-2) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    model.train()
+    for _ in range(steps):
+        model(**batch(), labels=LABELS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def logits(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**(inputs or batch())).logits
+
+
+def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module) -> set[str] | None:
+    """Trainable names outside the head, from the anatomy table and the row alone."""
+    row = METHODS[method]
+    if row.parts is None:
+        return None
+    num_layers = anatomy.num_layers(model.config)
+    names = set()
+    for layer in range(num_layers):
+        for role, inner in row.parts.items():
+            part = f".{getattr(anatomy, role)}" if role else ""
+            names |= {f"base_model.model.{anatomy.layers}.{layer}{part}.{name}" for name in inner}
+    bias = any(name.endswith(f"{anatomy.feed_forward_in}.base_layer.bias") for name, _ in model.named_parameters())
+    if "feed_forward_in" in row.parts and not bias:
+        names = {name for name in names if not name.endswith("bias")}
+    if row.trains_norms:
+        for name, module in plain_model(anatomy.model_type).named_modules():
+            if "LayerNorm" in type(module).__name__ and not anatomy.in_head(name):
+                kinds = [kind for kind, _ in module.named_parameters()]
+                names |= {f"base_model.model.{name}.modules_to_save.default.{kind}" for kind in kinds}
+    return names

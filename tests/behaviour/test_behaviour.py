@@ -1,0 +1,269 @@
+"""What every method must do, on every architecture: methods x architectures x behaviours."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from behaviour.matrix import (
+    ARCHITECTURES,
+    LABELS,
+    MATRIX,
+    METHODS,
+    OWN,
+    OWN_MATRIX,
+    adapted,
+    batch,
+    expected_names,
+    logits,
+    plain_model,
+    train,
+)
+from peft import PeftModel, get_peft_model
+
+from petl_bench.errors import RequestError
+
+pairs = pytest.mark.parametrize(("method", "architecture"), MATRIX)
+own_pairs = pytest.mark.parametrize(("method", "architecture"), OWN_MATRIX)
+# Where one architecture stands for all.
+on_two = pytest.mark.parametrize(
+    ("method", "architecture"), [pair for pair in OWN_MATRIX if pair[1] in ("bert", "modernbert")]
+)
+
+
+def trainable(model: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pairs
+def test_what_is_trainable_moves_and_nothing_else(method, architecture):
+    model, backbone = adapted(method, architecture)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    names = trainable(model)
+    assert any(backbone.anatomy.in_head(name) for name in names), "the head must be trained"
+    expected = expected_names(method, backbone.anatomy, model)
+    if expected is not None:
+        assert {name for name in names if not backbone.anatomy.in_head(name)} == expected
+    train(model)
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(before[name], parameter.detach())
+        assert moved <= (name in names), f"{name} is frozen and moved"
+        assert moved or name not in names or METHODS[method].blocked(name), f"{name} is trainable and did not move"
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+
+
+@pairs
+def test_disabled_it_is_the_base_bit_for_bit(method, architecture):
+    model, _ = adapted(method, architecture)
+    train(model)
+    plain = logits(plain_model(architecture))
+    assert not torch.equal(logits(model), plain)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+    assert not torch.equal(logits(model), plain)
+
+
+@pairs
+def test_padding_changes_nothing(method, architecture):
+    model, _ = adapted(method, architecture)
+    train(model)
+    inputs = batch()
+    together = logits(model)
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+        alone = logits(model, **{name: tensor[row : row + 1, :length] for name, tensor in inputs.items()})
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=2e-6)
+    wider = {name: torch.nn.functional.pad(tensor, (0, 7)) for name, tensor in inputs.items()}
+    torch.testing.assert_close(logits(model, **wider), together, rtol=1e-5, atol=2e-6)
+
+
+@pairs
+def test_it_is_saved_in_pefts_format_and_loads(method, architecture, tmp_path):
+    model, _ = adapted(method, architecture)
+    train(model)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert {file.name for file in tmp_path.iterdir()} <= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    loaded = PeftModel.from_pretrained(plain_model(architecture), tmp_path)
+    assert torch.equal(logits(loaded.eval()), logits(model))
+    assert not trainable(loaded)
+    again = PeftModel.from_pretrained(plain_model(architecture), tmp_path, is_trainable=True)
+    assert torch.equal(logits(again.eval()), logits(model))
+    assert trainable(again)
+
+
+@pairs
+def test_merging_is_exact_or_refused_with_a_reason(method, architecture):
+    model, _ = adapted(method, architecture)
+    train(model)
+    if METHODS[method].merges:
+        before = logits(model)
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(logits(merged), before, rtol=1e-5, atol=1e-5)
+        assert not any("default" in name for name, _ in merged.named_parameters())
+    elif METHODS[method].own:
+        with pytest.raises(ValueError, match="cannot be merged: "):
+            model.merge_and_unload()
+
+
+@own_pairs
+def test_unloaded_it_is_the_base_with_the_trained_head(method, architecture):
+    model, backbone = adapted(method, architecture)
+    train(model)
+    unloaded = model.unload()
+    plain = plain_model(architecture)
+    assert {name: type(module) for name, module in unloaded.named_modules()} == {
+        name: type(module) for name, module in plain.named_modules()
+    }
+    kept = plain.state_dict()
+    saved_whole = model.peft_config["default"].to_dict().get("modules_to_save") or []
+    for name, tensor in unloaded.state_dict().items():
+        # PEFT leaves what it trained whole as it was trained.
+        if not any(name.rpartition(".")[0].endswith(module) or f"{module}." in name for module in saved_whole):
+            assert torch.equal(tensor, kept[name]), name
+    outputs = unloaded(**batch(), output_hidden_states=True)
+    assert len(outputs.hidden_states) == backbone.plan.num_layers + 1
+
+
+@own_pairs
+def test_two_adapters_on_one_backbone(method, architecture):
+    model, _ = adapted(method, architecture)
+    train(model)
+    first = logits(model)
+    settings = copy.deepcopy(model.peft_config["default"])
+    # PEFT appends its guess at the head's name once more.
+    if getattr(settings, "modules_to_save", None):
+        settings.modules_to_save = list(dict.fromkeys(settings.modules_to_save))
+    model.add_adapter("second", settings)
+    model.set_adapter("second")
+    assert not torch.equal(logits(model), first)
+    assert all(".second" in name for name in trainable(model))
+    train(model)
+    second = logits(model)
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+    model.set_adapter("second")
+    assert torch.equal(logits(model), second)
+    model.delete_adapter("second")
+    model.set_adapter("default")
+    assert torch.equal(logits(model), first)
+
+
+@own_pairs
+def test_gradient_checkpointing_gives_the_same_gradients(method, architecture):
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        model, _ = adapted(method, architecture)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        torch.manual_seed(3)
+        model(**batch(), labels=LABELS).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@own_pairs
+def test_it_trains_in_bf16(method, architecture):
+    model, _ = adapted(method, architecture)
+    model.to(torch.bfloat16)
+    loss = model(**batch(), labels=LABELS).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    # Autocast, the backbone in bf16 and the adapter in fp32 (as PEFT makes it).
+    half = plain_model(architecture).to(torch.bfloat16)
+    mixed = get_peft_model(half, copy.deepcopy(model.peft_config["default"]))
+    assert torch.isfinite(mixed(**batch()).logits).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(adapted(method, architecture)[0](**batch()).logits).all()
+
+
+@own_pairs
+def test_hidden_states_are_what_the_layers_put_out(method, architecture):
+    model, backbone = adapted(method, architecture)
+    train(model)
+    outputs: list[torch.Tensor] = []
+
+    def keep(_module, _inputs, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    layers = model.base_model.model.get_submodule(backbone.anatomy.layers)
+    for layer in layers:
+        layer.register_forward_hook(keep)
+    with torch.no_grad():
+        states = model(**batch(), output_hidden_states=True).hidden_states
+    assert len(states) == len(outputs) + 1 == len(layers) + 1
+    for state, output in zip(states[1:-1], outputs[:-1], strict=True):
+        assert torch.equal(state, output)
+    assert states[-1].shape == states[0].shape == (4, 10, 32)
+
+
+@on_two
+def test_it_compiles(method, architecture):
+    torch._dynamo.reset()
+    model, _ = adapted(method, architecture)
+    train(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-4, atol=1e-5)
+
+
+@on_two
+def test_a_copy_is_independent(method, architecture):
+    model, _ = adapted(method, architecture)
+    before = logits(model)
+    duplicate = copy.deepcopy(model)
+    train(duplicate)
+    assert torch.equal(logits(model), before)
+    assert not torch.equal(logits(duplicate), before)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_eager_attention_gives_what_sdpa_gives(architecture):
+    for method in ("prefix", "coda"):
+        wanted = "null" if architecture == "deberta-v2" else "sdpa"
+        fast, _ = adapted(method, architecture, f"backbone.attention={wanted}")
+        slow, _ = adapted(method, architecture, "backbone.attention=eager")
+        torch.testing.assert_close(logits(fast), logits(slow), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "architecture"), [(m, a) for m in METHODS for a in METHODS[m].not_on])
+def test_what_does_not_fit_is_refused_with_a_reason(method, architecture):
+    with pytest.raises(RequestError, match=architecture):
+        adapted(method, architecture)
+
+
+def test_adapters_load_in_a_new_process(tmp_path):
+    expected = {}
+    for method in OWN:
+        model, _ = adapted(method, "bert")
+        train(model)
+        model.save_pretrained(tmp_path / method, save_embedding_layers=False)
+        expected[method] = logits(model).tolist()
+    plain_model("bert").save_pretrained(tmp_path / "base")
+    script = f"""
+import json, sys
+import petl_bench, torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+inputs = {{name: torch.tensor(rows) for name, rows in json.loads(sys.argv[1]).items()}}
+found = {{}}
+for method in {OWN!r}:
+    base = AutoModelForSequenceClassification.from_pretrained({str(tmp_path / "base")!r})
+    model = PeftModel.from_pretrained(base, f"{tmp_path}/{{method}}").eval()
+    with torch.no_grad():
+        found[method] = model(**inputs).logits.tolist()
+print(json.dumps(found))
+"""
+    inputs = json.dumps({name: tensor.tolist() for name, tensor in batch().items()})
+    done = subprocess.run([sys.executable, "-c", script, inputs], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
