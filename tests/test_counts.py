@@ -102,3 +102,74 @@ def test_lora_in_a_window_counts_only_its_layers():
 
 def test_layers_config_defaults_to_all():
     assert LayersConfig().name == "all"
+
+
+# Without the head; "base" and "large" hold for BERT and RoBERTa alike.
+METHOD_COUNTS = [
+    (["method=houlsby", "method.bottleneck=8", "method.train_layernorm=false"], 313_536, 835_968),
+    (["method=houlsby", "method.bottleneck=8"], 351_936, 936_320),
+    (["method=houlsby"], 2_417_664, 6_444_032),
+    (["method=houlsby", "method.train_layernorm=false"], 2_379_264, 6_343_680),
+    (["method=houlsby", "method.bottleneck=256"], 9_500_160, 25_327_616),
+    (["method=houlsby", "method.variant=pfeiffer", "method.bottleneck=48"], 894_528, None),
+    (["method=fl_tuning", "method.units=64"], 1_189_632, 3_171_840),
+    (["method=fl_tuning"], 2_960_256, 7_892_736),
+    (["method=prefix"], 368_640, 983_040),
+    (["method=prefix", "method.length=128"], 2_359_296, 6_291_456),
+    (["method=prefix", "method.length=160"], 2_949_120, 7_864_320),
+    (["method=prefix", "method.mlp_hidden=512"], 9_864_704, 25_760_256),
+    (["method=coda"], 1_198_848, 3_196_416),
+    # The plain parallel adapter has no router.
+    (["method=coda", "method.reduction=1"], 1_198_848 - 12 * 768, 3_196_416 - 24 * 1024),
+]
+
+
+@pytest.mark.parametrize(("overrides", "base", "large"), METHOD_COUNTS, ids=lambda value: str(value))
+def test_method_counts(overrides, base, large):
+    for backbone in ENCODER:
+        expected = base if backbone.endswith("base") else large
+        if expected is not None:
+            counts = count(backbone, 2, *overrides)
+            assert (counts.trainable_method, counts.trainable_head) == (expected, HEAD[backbone][2])
+
+
+@pytest.mark.parametrize(("num_labels", "base", "large"), [(1, 579_457, 1_815_809), (2, 580_226, 1_816_834),
+                                                           (3, 580_995, 1_817_859)])  # fmt: skip
+def test_flat_counts(num_labels, base, large):
+    counts = count("bert_base", num_labels, "method=flat")
+    assert counts.trainable == base
+    assert counts.trainable_head == 768 * num_labels + num_labels
+    assert round(counts.trainable_share_of_backbone_percent, 2) == 0.53
+    for backbone in ("bert_large", "roberta_large"):
+        assert count(backbone, num_labels, "method=flat").trainable == large
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trainable"),
+    [
+        (["method=head", "method.pooler=true"], 592_130),
+        (["method=flat", "method.width=64"], 13 * (768 * 64 + 64) + 64 * 65 + 64 * 64 + 2 * (12 * 64**2 + 13 * 64)
+                                             + 65 * 768 + 1_538),
+        (["method=flat", "method.include_embeddings=false"], 580_226 - (768 * 48 + 48)),
+        (["method=lst", "method.width=48"], 858_302),
+        (["method=lst"], 13 * (768 * 96 + 96) + 12 * (12 * 96**2 + 13 * 96) + 12 + 97 * 768 + 1_538),
+    ],
+)  # fmt: skip
+def test_side_network_counts(overrides, trainable):
+    assert count("bert_base", 2, *overrides).trainable == trainable
+
+
+XIE = ["method=houlsby", "method.bottleneck=256", "layers=window"]
+
+
+@pytest.mark.parametrize(("k", "trainable"), [(1, 2_106_882), (2, 3_162_114), (6, 7_383_042), (12, 13_714_434)])
+def test_adapter_tuning_of_a_window_trains_its_norms_alone(k, trainable):
+    window = [f"layers.bottom={25 - k}", "layers.top=24"]
+    assert count("roberta_large", 2, *XIE, *window, "method.train_layernorm=true").trainable == trainable
+
+
+def test_top_k_and_prefix_of_the_same_depth_train_the_same_number():
+    for backbone in ("bert_base", "roberta_large"):
+        top = count(backbone, 2, "method=lora", "layers=top", "layers.k=5")
+        prefix = count(backbone, 2, "method=lora", "layers=window", "layers.bottom=1", "layers.top=5")
+        assert top.trainable == prefix.trainable

@@ -24,6 +24,7 @@ from behaviour.matrix import (
     train,
 )
 from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from petl_bench.errors import RequestError
 
@@ -240,6 +241,36 @@ def test_eager_attention_gives_what_sdpa_gives(architecture):
 def test_what_does_not_fit_is_refused_with_a_reason(method, architecture):
     with pytest.raises(RequestError, match=architecture):
         adapted(method, architecture)
+
+
+@own_pairs
+def test_it_works_outside_on_a_bare_encoder(method, architecture):
+    """Without petl_bench's runner: `get_peft_model` with the config alone, on what `AutoModel` gives."""
+    model, backbone = adapted(method, architecture)
+    config = copy.deepcopy(model.peft_config["default"])
+    config.target_modules = config.modules_to_save = config.task_type = None
+    encoder = plain_model(architecture).get_submodule(backbone.anatomy.encoder)
+    if method.startswith(("flat", "lst")):
+        with pytest.raises(ValueError, match="sequence classifier"):
+            get_peft_model(encoder, config)
+        return
+    outside = get_peft_model(encoder, config)
+    assert outside(**batch()).last_hidden_state.shape == (4, 10, 32)
+    # The same parts are adapted as in the classifier.
+    prefix = f"base_model.model.{backbone.anatomy.encoder}."
+    inside = {name.removeprefix(prefix) for name in trainable(model) if name.startswith(prefix)}
+    assert {name.removeprefix("base_model.model.") for name in trainable(outside)} == inside
+
+
+@pytest.mark.parametrize("method", [name for name in OWN if name != "bitfit"])
+def test_an_unknown_architecture_is_refused_by_name(method):
+    gpt = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32)
+    )
+    config = copy.deepcopy(adapted(method, "bert")[0].peft_config["default"])
+    config.target_modules = config.modules_to_save = None
+    with pytest.raises(ValueError, match="gpt2"):
+        get_peft_model(gpt, config)
 
 
 def test_adapters_load_in_a_new_process(tmp_path):

@@ -118,8 +118,9 @@ class Anatomy:
         return any(is_within(plain, self.head) for plain in (wrapped, wrapped.removeprefix("model.")))
 
     def get_layers(self, model: nn.Module) -> nn.ModuleList:
-        """The list of layers of a plain (not yet adapted) model."""
-        layers: nn.ModuleList = model.get_submodule(self.layers)  # type: ignore[assignment]
+        """The list of layers of a model with its head, or of the bare encoder."""
+        path = self.layers if hasattr(model, self.encoder) else self.layers.removeprefix(f"{self.encoder}.")
+        layers: nn.ModuleList = model.get_submodule(path)  # type: ignore[assignment]
         return layers
 
 

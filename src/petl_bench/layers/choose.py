@@ -60,7 +60,9 @@ def choose_layers(
             "task.num_train_examples) or another layer plan."
         ) from error
     if not np.isfinite(measured).any():
-        raise RequestError("layers=variability: every layer gives all classes the same mean state; choose another plan.")
+        raise RequestError(
+            "layers=variability: every layer gives all classes the same mean state; choose another plan."
+        )
     chosen = place(layers, int(np.argmin(measured)) + 1, len(measured))
     _report(measured, null_line, chosen, len(rows))
     found = Layers(chosen.bottom, chosen.top, chosen.head, len(measured), measured, null_line, len(rows))  # type: ignore[arg-type]

@@ -47,6 +47,10 @@ class AnatomyTuner(BaseTuner):
         """Wraps one target in a tuner layer that has no adapter yet."""
         raise NotImplementedError
 
+    def extend_layer(self, layer: Any, adapter_name: str, peft_config: Any) -> None:
+        """Adds an adapter to a wrapped target."""
+        layer.update_layer(adapter_name, peft_config, device=self.device)
+
     @property
     def anatomy(self) -> Anatomy:
         """Where the parts of the adapted architecture are.
@@ -94,7 +98,8 @@ class AnatomyTuner(BaseTuner):
             layer = self.create_layer(peft_config, target, current_key)
             layer.set_adapter(self.active_adapters)
             setattr(parent, target_name, layer)
-        layer.update_layer(adapter_name, peft_config, device=self.device)
+        self.extend_layer(layer, adapter_name, peft_config)
+        layer.cast_adapter(adapter_name, next(self.model.parameters()).dtype)
         layer.set_adapter(layer.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -134,6 +139,13 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged:
             return []
         return [name for name in self.active_adapters if name in container]
+
+    def cast_adapter(self, name: str, dtype: torch.dtype) -> None:
+        """Brings an adapter to the model's precision, as PEFT does; PEFT then lifts half precision to float32."""
+        containers = [getattr(self, attribute) for attribute in self.adapter_layer_names]
+        for adapter in (container[name] for container in containers if name in container):
+            for parameter in adapter.parameters() if isinstance(adapter, nn.Module) else [adapter]:
+                parameter.data = parameter.data.to(dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Makes the adapter part of the wrapped module.

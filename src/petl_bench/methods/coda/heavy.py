@@ -50,7 +50,9 @@ class AttendToAll:
     def _end(self, projection: str, end: str, x: torch.Tensor) -> torch.Tensor:
         """A projection, and the dropout after it where there is one."""
         projected = self._part(projection, x)
-        return projected if getattr(self.anatomy, projection) == getattr(self.anatomy, end) else self._part(end, projected)
+        return (
+            projected if getattr(self.anatomy, projection) == getattr(self.anatomy, end) else self._part(end, projected)
+        )
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

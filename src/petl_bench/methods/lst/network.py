@@ -28,7 +28,9 @@ class LadderNetwork(nn.Module):
         width = config.width or max(1, hidden_size // config.reduction)
         kept = [layer for layer in range(num_layers) if layer not in config.drop_layers]
         if not kept or not set(config.drop_layers) <= set(range(num_layers)):
-            raise ValueError(f"drop_layers={list(config.drop_layers)} must leave some of the layers 0..{num_layers - 1}")
+            raise ValueError(
+                f"drop_layers={list(config.drop_layers)} must leave some of the layers 0..{num_layers - 1}"
+            )
         self.states = [0, *(layer + 1 for layer in kept)]
         self.num_states, self.temperature, self.pool = num_layers + 1, config.temperature, config.pool
         self.downs = nn.ModuleList(nn.Linear(hidden_size, width) for _ in self.states)

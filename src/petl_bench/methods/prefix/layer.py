@@ -89,8 +89,8 @@ class PrefixLayer(TunerLayer):
             rate = self.prefix_dropout[name]
             parts.append([nn.functional.dropout(part, rate, self.training) for part in self.keys_and_values(name)])
         keys, values = (torch.cat(group) for group in zip(*parts, strict=True))
-        shape = (len(keys), self.num_heads, -1)
-        return keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)
+        shape = (self.num_heads, self.hidden_size // self.num_heads)
+        return keys.unflatten(-1, shape).transpose(0, 1), values.unflatten(-1, shape).transpose(0, 1)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped attention returns."""

@@ -41,27 +41,11 @@ class PrefixModel(AnatomyTuner):
     def _prefix_layers(self) -> list[PrefixLayer]:
         return [module for module in self.model.modules() if isinstance(module, PrefixLayer)]
 
-    def _create_and_replace(
-        self,
-        peft_config: PrefixConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **_: Any,
-    ) -> None:
-        if not isinstance(target, PrefixLayer):
-            layer = self.create_layer(peft_config, target, current_key)
-            layer.set_adapter(self.active_adapters)
-            setattr(parent, target_name, layer)
-            target = layer
-        num_layers = sum(bool(re.fullmatch(str(peft_config.target_modules), name)) for name in self._module_names())
-        target.update_layer(adapter_name, peft_config, device=self.device, num_layers=num_layers)
-        target.set_adapter(target.active_adapters, inference_mode=peft_config.inference_mode)
-
-    def _module_names(self) -> list[str]:
-        return [name for name, _ in self.model.named_modules()]
+    def extend_layer(self, layer: PrefixLayer, adapter_name: str, peft_config: PrefixConfig) -> None:
+        """See `AnatomyTuner.extend_layer`; a network must know for how many layers it computes."""
+        names = [name for name, _ in self.model.named_modules()]
+        num_layers = sum(re.fullmatch(str(peft_config.target_modules), name) is not None for name in names)
+        layer.update_layer(adapter_name, peft_config, device=self.device, num_layers=num_layers)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, PrefixLayer):

@@ -1,0 +1,168 @@
+"""CoDA's routing and its layer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from behaviour.matrix import adapted, batch, logits, plain_model
+
+from petl_bench.methods.coda.config import CodaConfig
+from petl_bench.methods.coda.layer import CodaLayer
+from petl_bench.methods.coda.routing import num_routed, route
+
+
+def layers_of(model: torch.nn.Module) -> list[CodaLayer]:
+    return [module for module in model.modules() if isinstance(module, CodaLayer)]
+
+
+@pytest.mark.parametrize("reduction", [1.5, 3.0, 5.0])
+def test_every_example_routes_its_own_k_and_the_first_token(reduction):
+    lengths = torch.tensor([30, 17, 6, 1])
+    real = torch.arange(30) < lengths[:, None]
+    scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    scores[:, 0] = -100.0
+    routing = route(scores, real, CodaConfig(reduction=reduction))
+    for row, length in enumerate(lengths.tolist()):
+        k = math.ceil(length / reduction)
+        chosen = routing.indices[row][routing.valid[row]].tolist()
+        assert len(chosen) == k
+        assert chosen == sorted(set(chosen))
+        assert chosen[0] == 0 and max(chosen) < length
+        best = scores[row, 1:length].topk(k - 1).indices + 1
+        assert set(chosen[1:]) == set(best.tolist())
+        weights = routing.weights[row]
+        assert weights[0] == 1
+        assert torch.equal(weights[~routing.valid[row]], torch.zeros(int((~routing.valid[row]).sum())))
+        assert weights.sum() <= k + 1e-4
+
+
+def test_without_forcing_the_budget_is_all_scores():
+    scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    scores[:, 0] = -100.0
+    real = torch.ones(4, 30, dtype=torch.bool)
+    routing = route(scores, real, CodaConfig(force_first=False))
+    assert (routing.indices != 0).all()
+    assert torch.equal(routing.indices.sort().values, scores.topk(10).indices.sort().values)
+
+
+@pytest.mark.parametrize(("tokens", "reduction", "k"), [(9, 3, 3), (10, 3, 4), (128, 3, 43), (128, 5, 26), (1, 5, 1)])
+def test_k_is_rounded_up(tokens, reduction, k):
+    assert num_routed(torch.tensor([tokens]), reduction).item() == k
+
+
+def test_plain_parallel_adapter_starts_as_the_dense_model():
+    model, _ = adapted("coda_plain", "bert")
+    torch.testing.assert_close(logits(model), logits(plain_model("bert")), rtol=0, atol=1e-5)
+
+
+def test_unrouted_rows_take_the_adapter_alone_and_permuting_rows_permutes_the_output():
+    model, _ = adapted("coda", "bert", "method.force_first=false")
+    layer = layers_of(model)[0]
+    torch.nn.init.normal_(layer.coda_adapter["default"].up.weight)
+    x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        routing = route(layer.scores("default", x), torch.ones(2, 12, dtype=torch.bool), layer.settings["default"])
+        output = layer(x, None)
+        light = x + layer.coda_adapter["default"](x)
+        for row in range(2):
+            routed = set(routing.indices[row].tolist())
+            assert len(routed) == 4
+            for token in range(12):
+                assert torch.equal(output[row, token], light[row, token]) == (token not in routed)
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(layer(x[:, order], None), output[:, order], rtol=1e-5, atol=1e-6)
+
+
+def test_routed_tokens_see_only_each_other_or_all():
+    """Changing a token that is not routed changes a routed one under k2all alone."""
+    for method, expected in (("coda", False), ("coda_k2all", True)):
+        model, _ = adapted(method, "bert")
+        layer = layers_of(model)[0]
+        x = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            routing = route(layer.scores("default", x), torch.ones(1, 12, dtype=torch.bool), layer.settings["default"])
+            spectator = next(token for token in range(12) if token not in routing.indices[0].tolist())
+            changed = x.clone()
+            # Orthogonal to the router, so that the same tokens are routed.
+            router = layer.coda_router["default"]
+            noise = torch.randn(32, generator=torch.Generator().manual_seed(2))
+            changed[0, spectator] += noise - (noise @ router) / (router @ router) * router
+            difference = (layer(x, None) - layer(changed, None))[0, routing.indices[0]].abs().max()
+        assert (difference > 1e-6) == expected
+
+
+def test_k2all_of_everything_is_the_frozen_layer():
+    for architecture in ("bert", "distilbert"):
+        model, _ = adapted("coda_k2all", architecture)
+        layer = layers_of(model)[1]
+        x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(layer.attend_to_all(x, x, None), layer.base_layer(x, None), rtol=1e-5, atol=1e-6)
+
+
+def test_the_router_learns_through_its_weights_alone():
+    def router_gradient(*overrides: str) -> float:
+        model, _ = adapted("coda", "bert", *overrides)
+        model(**batch(), labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+        return float(layers_of(model)[0].coda_router["default"].grad.abs().sum())
+
+    assert router_gradient() > 0
+    assert router_gradient("method.solver=iterative") > 0
+    assert router_gradient("method.straight_through=true") > 0
+
+
+def test_straight_through_weighs_one_and_starts_as_the_dense_layer_for_all_queries():
+    scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    routing = route(scores, torch.ones(3, 20, dtype=torch.bool), CodaConfig(straight_through=True))
+    torch.testing.assert_close(routing.weights, torch.ones(3, 7), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("router", ["random", "first", "norm"])
+def test_ablations_of_the_router(router):
+    model, _ = adapted("coda", "bert", f"method.router={router}")
+    layer = layers_of(model)[0]
+    assert not layer.coda_router
+    x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(2, 12, dtype=torch.bool)
+    chosen = route(layer.scores("default", x), real, layer.settings["default"]).indices
+    if router == "first":
+        assert chosen.tolist() == [[0, 1, 2, 3]] * 2
+    elif router == "norm":
+        best = x[:, 1:].norm(dim=-1).topk(3).indices + 1
+        assert torch.equal(chosen[:, 1:], best.sort().values)
+    else:
+        assert torch.equal(chosen[0], chosen[1])
+        other = route(layers_of(model)[1].scores("default", x), real, layer.settings["default"]).indices
+        assert not torch.equal(chosen, other)
+
+
+def test_routing_stays_in_float32_under_autocast():
+    model, _ = adapted("coda", "bert")
+    layer = layers_of(model)[0]
+    x = torch.randn(1, 12, 32)
+    plain = layer.scores("default", x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = layer.scores("default", x)
+        assert scores.dtype == torch.float32
+        assert torch.equal(scores, plain)
+        assert (
+            route(scores, torch.ones(1, 12, dtype=torch.bool), layer.settings["default"]).weights.dtype == torch.float32
+        )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"reduction": 0.5}, "reduction=0.5"),
+        ({"router": "best"}, "router=best"),
+        ({"attention": "k2n"}, "attention=k2n"),
+        ({"router_std": 0.0}, "router_std"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"activation": "gulu"}, "gulu"),
+    ],
+)
+def test_settings_out_of_range(setting, words):
+    with pytest.raises(ValueError, match=words):
+        CodaConfig(**setting)
