@@ -57,7 +57,7 @@ METHODS = {
     "head_pooler": Row(["method=head", "method.pooler=true"], None, merges=True, own=False),
     "lora": Row(
         ["method=lora"],
-        {role: ("lora_A.default.weight", "lora_B.default.weight") for role in ("query", "value")},
+        dict.fromkeys(("query", "value"), ("lora_A.default.weight", "lora_B.default.weight")),
         merges=True,
         own=False,
     ),

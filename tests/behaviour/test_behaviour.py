@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
 from behaviour.matrix import (
     ARCHITECTURES,
     LABELS,
@@ -23,9 +26,6 @@ from behaviour.matrix import (
     plain_model,
     train,
 )
-from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification
-
 from petl_bench.errors import RequestError
 
 pairs = pytest.mark.parametrize(("method", "architecture"), MATRIX)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification
 
+from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
 from petl_bench.methods.fl_tuning.config import FlTuningConfig
 
 

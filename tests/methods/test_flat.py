@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from behaviour.matrix import LABELS, adapted, batch, logits, train
 
+from behaviour.matrix import LABELS, adapted, batch, logits, train
 from petl_bench.errors import RequestError
 from petl_bench.methods.flat.config import FlatConfig
 from petl_bench.methods.flat.network import FlatNetwork, LayerFusion

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from behaviour.matrix import adapted, batch, logits, plain_model
 
+from behaviour.matrix import adapted, batch, logits, plain_model
 from petl_bench.methods.bottleneck import Bottleneck
 from petl_bench.methods.houlsby.config import HoulsbyConfig
 from petl_bench.methods.houlsby.layer import NormAdapter, SerialAdapter

@@ -1,4 +1,4 @@
-"""Our methods against the library `adapters` on the same weights and inputs; see tests/references/make_references.py."""
+"""Our methods against the library `adapters` on the same weights and inputs (tests/references/make_references.py)."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
-from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
 from petl_bench.methods.prefix.config import PrefixConfig
 from petl_bench.methods.prefix.layer import PrefixLayer
 

@@ -80,7 +80,7 @@ def main() -> None:
             model.double().eval()
             with torch.no_grad():
                 output = model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).last_hidden_state
-            rows = [state[: sum(mask)].flatten().tolist() for state, mask in zip(output, MASK)]
+            rows = [state[: sum(mask)].flatten().tolist() for state, mask in zip(output, MASK, strict=True)]
             found.setdefault(architecture, {})[case] = [[round(value, 10) for value in row] for row in rows]
     versions = {"adapters": adapters.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     json.dump({"versions": versions, "last_hidden_states": found}, sys.stdout)

@@ -1,4 +1,4 @@
-"""From a layer plan as it is asked for to the plan a run uses; `layers=variability` looks at the training rows first."""
+"""From a layer plan as it is asked for to the plan that a run uses; `layers=variability` looks at the rows first."""
 
 from __future__ import annotations
 

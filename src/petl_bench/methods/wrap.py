@@ -52,7 +52,8 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RequestError(
-            f"PEFT cannot apply {config.peft_type.value} to the architecture {anatomy.model_type}: {error}"
+            f"PEFT cannot apply {str(config.peft_type).rpartition('.')[2]} to the architecture {anatomy.model_type}: "
+            f"{error}"
         ) from error
 
 

@@ -23,18 +23,20 @@ class AttendToAll:
     def __init__(self, layer: nn.Module, anatomy: Anatomy, config: Any) -> None:
         self.layer, self.anatomy = layer, anatomy
         self.num_heads = config.num_attention_heads
-        self.attention_dropout: float = getattr(config, "attention_probs_dropout_prob", None) or getattr(
-            config, "attention_dropout", 0.0
-        )
+        names = ("attention_probs_dropout_prob", "attention_dropout")
+        self.attention_dropout = next(float(getattr(config, name)) for name in names if hasattr(config, name))
         self.activation = ACT2FN[getattr(config, anatomy.activation_key)]
 
     def __call__(self, selected: torch.Tensor, everything: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The layer's output for `selected`, shape (batch, k, d), given `everything`, shape (batch, tokens, d)."""
         part = self._part
-        query, key, value = part("query", selected), part("key", everything), part("value", everything)
         dropout = self.attention_dropout if self.layer.training else 0.0
         context = nn.functional.scaled_dot_product_attention(
-            *(self._heads(projected) for projected in (query, key, value)), attn_mask=mask, dropout_p=dropout
+            self._heads(part("query", selected)),
+            self._heads(part("key", everything)),
+            self._heads(part("value", everything)),
+            attn_mask=mask,
+            dropout_p=dropout,
         )
         update = self._end("attention_output", "attention_end", context.transpose(1, 2).flatten(2))
         first, second = (self.layer.get_submodule(norm) for norm in self.anatomy.norms)

@@ -27,7 +27,7 @@ class Routing:
 
 
 def num_routed(num_tokens: torch.Tensor, reduction: float) -> torch.Tensor:
-    """k = ceil(n / r) of each example, shape (batch,)."""
+    """K = ceil(n / r) of each example, shape (batch,)."""
     # The margin keeps 9 / 3 from becoming 3.0000001.
     return torch.ceil(num_tokens / reduction - 1e-6).long().clamp(min=1)
 

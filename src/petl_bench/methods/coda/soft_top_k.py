@@ -1,7 +1,7 @@
 """Soft top-k: weights in 0..1 that sum to k and follow the scores, differentiable.
 
 They maximise `s.w + epsilon H(w)` subject to `sum(w) = k` and `0 <= w <= 1`, H the elementwise entropy (Qian et al.,
-arXiv 2211.01267, equations 4-5 and appendix A.1, which CoLT5's appendix C names as the source of its router and CoDA's).
+arXiv 2211.01267, equations 4-5 and appendix A.1; CoLT5's appendix C names it as the source of its router and CoDA's).
 The solution is `w_i = min(1, exp((s_i + a) / epsilon))` for one scalar a.
 """
 

@@ -24,7 +24,7 @@ class WidenedProjection(TunerLayer):
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__(base_layer)
         self.fl_tuning_units = nn.ModuleDict({})
-        self._unmerged: tuple[nn.Parameter, nn.Parameter | None] | None = None
+        self._unmerged: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def base(self) -> nn.Linear:
@@ -63,10 +63,12 @@ class WidenedProjection(TunerLayer):
             self.merged_adapters.clear()
 
     def _set_weights(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        def frozen(tensor: torch.Tensor | None) -> nn.Parameter | None:
-            return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
+        def frozen(tensor: torch.Tensor) -> nn.Parameter:
+            return nn.Parameter(tensor.detach(), requires_grad=False)
 
-        self.base.weight, self.base.bias = cast("nn.Parameter", frozen(weight)), frozen(bias)
+        self.base.weight = frozen(weight)
+        if bias is not None:
+            self.base.bias = frozen(bias)
         self.base.out_features, self.base.in_features = weight.shape
 
     def _bring_to(self, x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

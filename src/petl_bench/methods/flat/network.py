@@ -50,7 +50,8 @@ class LayerFusion(nn.Module):
         if len(states) != self.num_states:
             raise ValueError(f"FLAT was built for {self.num_states} hidden states and got {len(states)}")
         pairs = zip(self.projections, states[self.first :], strict=True)
-        projected = torch.stack([projection(state.to(projection.weight.dtype)) for projection, state in pairs], dim=2)
+        dtype = next(self.parameters()).dtype
+        projected = torch.stack([projection(state.to(dtype)) for projection, state in pairs], dim=2)
         # Without scale and shift: layers differ much in norm, and weights across them would mislead.
         return nn.functional.layer_norm(projected, projected.shape[-1:])
 

@@ -12,7 +12,7 @@ from petl_bench.methods.wrap import with_adapter
 
 
 def adapt(model: nn.Module, config: HeadMethodConfig, context: AdaptContext) -> nn.Module:
-    """Trains the head alone, or with the pooler; as an adapter without targets, so that stock PEFT saves and loads it."""
+    """Trains the head, or head and pooler; as an adapter without targets, so that stock PEFT saves and loads it."""
     pooler = context.anatomy.pooler if config.pooler else None
     settings = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[pooler] if pooler else None)
     return with_adapter(model, settings, context.anatomy)

@@ -23,7 +23,7 @@ class HoulsbyConfig(LayerwiseConfig):
         activation: An activation of transformers' table, or `model` for the backbone's own. The authors' code uses the
             tanh approximation of GELU.
         init: `truncated_normal` (cut at two standard deviations, the paper), `normal`, or `lora` (zero up-projection).
-        init_std: Standard deviation of the weights; the paper's main runs use 0.01, the authors' code defaults to 0.001.
+        init_std: Standard deviation of the weights; the paper's main runs use 0.01, the authors' code starts at 0.001.
         scale: Factor on the adapter's output; He et al. (2022) use 4 for `parallel`.
         train_layernorm: Whether the backbone's norms are trained too. None: as the variant has it (`houlsby` only).
     """

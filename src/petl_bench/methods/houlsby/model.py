@@ -58,7 +58,8 @@ class HoulsbyModel(AnatomyTuner):
 
     def _check_new_adapter_config(self, config: HoulsbyConfig) -> None:  # type: ignore[override]
         super()._check_new_adapter_config(config)
-        variants = {known.variant for known in self.peft_config.values()}
+        known: dict[str, Any] = self.peft_config
+        variants = {settings.variant for settings in known.values()}
         if len(variants) > 1:
             raise ValueError(f"adapters on one model must be of one variant, not {' and '.join(sorted(variants))}")
 

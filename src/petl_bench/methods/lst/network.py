@@ -11,7 +11,7 @@ from petl_bench.methods.side_network import SideBlock, fitting_heads, pool
 
 
 class LadderNetwork(nn.Module):
-    """`s_0 = D_0 h_0`, then for every layer l `s_l = block_l(mu_l s_(l-1) + (1 - mu_l) D_l h_l)`; at last up to width d.
+    """`s_0 = D_0 h_0`; for every layer l `s_l = block_l(mu_l s_(l-1) + (1 - mu_l) D_l h_l)`; at last up to width d.
 
     `mu = sigmoid(alpha / T)` with alpha 0 at the start. The blocks start at random: the authors cut theirs from the
     backbone by Fisher scores.
@@ -52,7 +52,7 @@ class LadderNetwork(nn.Module):
         if len(states) != self.num_states:
             raise ValueError(f"the ladder was built for {self.num_states} hidden states and got {len(states)}")
         pairs = zip(self.downs, self.states, strict=True)
-        start, *rungs = [down(states[index].to(down.weight.dtype)) for down, index in pairs]
+        start, *rungs = [down(states[index].to(self.up.weight.dtype)) for down, index in pairs]
         side = start
         for block, rung, gate in zip(self.blocks, rungs, torch.sigmoid(self.gates / self.temperature), strict=True):
             side = block(gate * side + (1 - gate) * rung, mask)

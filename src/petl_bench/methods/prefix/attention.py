@@ -65,9 +65,11 @@ def _kernel(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor
     name = plain_config._attn_implementation
     if name not in _MASKED_PAIRWISE:
         raise ValueError(f"prefix tuning needs attn_implementation {' or '.join(_MASKED_PAIRWISE)}, not {name!r}")
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-    return kernel
+    if name == "eager":
+        # Each architecture has its own, beside its attention module.
+        own: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return own
+    return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def disentangled_attention(
@@ -79,7 +81,7 @@ def disentangled_attention(
     relative_pos: torch.Tensor | None = None,
     rel_embeddings: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """DeBERTa's attention with a prefix: `DisentangledSelfAttention.forward` of transformers 5, which knows no interface.
+    """DeBERTa's attention with a prefix: `DisentangledSelfAttention.forward` of transformers 5, which has no interface.
 
     The prefix takes part in the content-to-content term alone.
 

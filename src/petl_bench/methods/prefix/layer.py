@@ -22,7 +22,9 @@ class PrefixLayer(TunerLayer):
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_network")
     unmergeable: ClassVar[str | None] = "attention has no weights that could stand for further keys and values"
 
-    def __init__(self, base_layer: nn.Module, hidden_size: int, num_heads: int, index: int, first: PrefixLayer | None):
+    def __init__(
+        self, base_layer: nn.Module, hidden_size: int, num_heads: int, index: int, first: PrefixLayer | None
+    ) -> None:
         super().__init__(base_layer)
         self.hidden_size, self.num_heads, self.index = hidden_size, num_heads, index
         # In a list, so that the network is not registered a second time.

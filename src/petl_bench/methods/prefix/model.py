@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
@@ -56,7 +57,7 @@ class PrefixModel(AnatomyTuner):
     def _get_adapter_state_dict(
         cls,
         model: nn.Module,
-        config: PrefixConfig,
+        config: PeftConfig,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
