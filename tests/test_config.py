@@ -11,6 +11,7 @@ from hydra import compose
 from petl_bench.config import config_from_dict, load_config
 from petl_bench.errors import RequestError
 from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+from petl_bench.records.run_key import run_key
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(
@@ -106,3 +107,39 @@ def test_every_package_folder_is_installed():
     listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {file.parent.relative_to(root / "src") for file in (root / "src").rglob("__init__.py")}
     assert listed == {".".join(folder.parts) for folder in folders} | {"petl_bench.conf"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "expected"),
+    [
+        # (length, epochs, batch, rate, alpha) of arXiv 2106.09685, table 9
+        ("lora_roberta_base", "mnli", (512, 30, 16, 5e-4, 8)),
+        ("lora_roberta_base", "cola", (512, 80, 32, 4e-4, 8)),
+        ("lora_roberta_base", "stsb", (512, 40, 16, 4e-4, 8)),
+        ("lora_roberta_large", "sst2", (128, 10, 4, 4e-4, 16)),
+        ("lora_roberta_large", "rte", (512, 20, 8, 4e-4, 16)),
+        ("lora_roberta_large_128", "stsb", (128, 10, 4, 2e-4, 16)),
+    ],
+)
+def test_a_recipe_gives_a_papers_settings_by_task(recipe, task, expected):
+    cfg = load_config([f"recipe={recipe}", f"task={task}"])
+    train = cfg.train
+    assert (cfg.task.max_length, train.epochs, train.batch_size, train.learning_rate, cfg.method.alpha) == expected
+    assert (cfg.method.name, cfg.method.r, train.head_learning_rate) == ("lora", 8, None)
+    assert recipe.startswith(f"lora_{cfg.backbone.name}")
+    # The command line has the last word, and what a recipe gives is known by its values alone.
+    other = load_config([f"recipe={recipe}", f"task={task}", "train.epochs=1", "method.r=4"])
+    assert (other.train.epochs, other.method.r) == (1, 4)
+    by_hand = cfg.to_dict() | {"recipe": {}}
+    assert run_key(cfg.to_dict(), {}) == run_key(by_hand, {})
+
+
+def test_a_recipe_without_the_task_names_those_it_has():
+    with pytest.raises(RequestError, match=r"lora_roberta_base has no settings for this task.*Allowed: cola, mnli"):
+        load_config(["recipe=lora_roberta_base"])
+
+
+def test_layer_selection_brings_its_layer_plan_and_gives_way():
+    assert load_config(["method=layer_selection"]).layers.name == "variability"
+    assert load_config(["method=layer_selection", "layers=top"]).layers.name == "top"
+    assert load_config(["method=lora"]).layers.name == "all"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from importlib.resources import files
+from itertools import takewhile
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -99,10 +100,10 @@ def _described(group: str) -> Callable[[], list[Row]]:
         folder = files(CONFIG_MODULE).joinpath(group)
         found = []
         for name, _ in _options(group):
-            comments = [
-                line[2:] for line in folder.joinpath(f"{name}.yaml").read_text().splitlines() if line[:2] == "# "
-            ]
-            found.append({group: name, "command": comments[0], "about": " ".join(comments[1:])})
+            lines = folder.joinpath(f"{name}.yaml").read_text().splitlines()
+            header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
+            words = [line for line in header if not line.startswith("petl-bench ")]
+            found.append({group: name, "command": header[0], "about": " ".join(words)})
         return found
 
     return rows
@@ -125,6 +126,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "tasks": list_tasks,
     "layers": _described("layers"),
     "trackers": _described("tracker"),
+    "recipes": _described("recipe"),
 }
 # Takes seconds, so only where it is asked for.
 _PROBED = {"capabilities": list_capabilities}

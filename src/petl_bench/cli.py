@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_REQUEST = 2
-_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "capabilities")
-_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker")
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "capabilities")
+_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
 _EPILOG = """\

@@ -22,6 +22,15 @@ CONFIG_MODULE = "petl_bench.conf"
 
 
 @dataclass
+class RecipeConfig:
+    """Where settings come from that a paper gives by task; they act through `method`, `task` and `train`."""
+
+    name: str | None = None
+    source: str | None = None
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
 class RunConfig:
     """Everything that one run is made from."""
 
@@ -31,6 +40,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     data_root: str | None = None
     runs_dir: str = "runs"
     force: bool = False
@@ -56,6 +66,10 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     Raises:
         RequestError: where a setting is missing or contradicts another.
     """
+    if cfg.recipe.name is not None and cfg.task.name not in cfg.recipe.tasks:
+        raise unknown_choice(
+            f"recipe={cfg.recipe.name} has no settings for this task: task", cfg.task.name, cfg.recipe.tasks
+        )
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise RequestError(f"{missing[0]} must be given: add {missing[0]}=... to the command.")

@@ -17,6 +17,8 @@ _LOCATIONS = (
     ("runs_dir",),
     ("force",),
     ("tracker",),
+    # Acts through the settings that it gives.
+    ("recipe",),
     ("backbone", "path"),
     ("task", "train_file"),
     ("task", "validation_file"),
