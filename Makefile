@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
-DEMO_METHODS := full,head,bitfit,lora
+DEMO_METHODS := full,layer_selection,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
 
 .PHONY: help install demo test test-slow lint format clean
 
@@ -24,12 +24,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
-	@# One of PEFT's shelf, as an example of them all.
-	$(BIN)/petl-bench run task=demo method=peft method.type=IA3 runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=head method.pooler=true runs_dir=$(RUNS)
+	@# Two of PEFT's shelf, as examples of them all.
+	$(BIN)/petl-bench run -m task=demo method=peft method.type=IA3,ADALORA runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
 
+# One thread each: two processes with two threads each would mostly wait for one another.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -12,7 +12,7 @@ from petl_bench.config import load_config
 from petl_bench.records.schema import Record, Time
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHIPPED = sorted((ROOT / "conf").glob("*/*.yaml"))
 
 
