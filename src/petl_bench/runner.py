@@ -58,6 +58,8 @@ def run(cfg: RunConfig) -> Record:
     record = Record(run_key=identity.key, config=identity.config)
     with Recording(record, folder) as recording:
         _log.info("run %s", identity.folder)
+        from accelerate.utils import set_seed
+
         from petl_bench.measure.memory import PeakMemory
         from petl_bench.training.loop import make_accelerator
 
@@ -70,6 +72,8 @@ def run(cfg: RunConfig) -> Record:
             task = load_task(cfg.task, cfg.data_root)
             # Found in the rows where the settings leave them out; `predict` then needs no rows.
             record.config["task"]["labels"] = task.labels
+            # A backbone with random weights is looked at as it will be trained.
+            set_seed(cfg.train.seed)
             layers, found = choose_layers(
                 cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
             )
