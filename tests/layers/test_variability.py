@@ -105,6 +105,12 @@ def test_what_cannot_be_measured_is_said(drawn):
     with pytest.raises(ValueError, match="not finite"):
         variability(broken, labels)
     assert variability(np.ones((60, 8)), labels) == math.inf
+    with pytest.raises(ValueError, match="no class has two examples"):
+        variability(states, np.arange(60), num_classes=60)
+    with pytest.raises(ValueError, match=r"class 2 has no example|outside"):
+        variability(states, np.where(labels == 2, 7, labels), num_classes=3)
+    with pytest.raises(ValueError, match="label is not finite"):
+        variability(states, np.where(labels == 2, np.nan, labels))
     alone = np.append(labels[:-1], 3)
     assert np.isfinite(variability(states, alone, num_classes=4))
 
@@ -114,10 +120,9 @@ def test_regression_targets_fall_into_classes_of_about_equal_size():
     classes = bins_of(targets, 5)
     assert np.bincount(classes).tolist() == [200] * 5
     assert all(targets[classes == n].max() <= targets[classes == n + 1].min() for n in range(4))
-    # Many equal targets leave fewer classes, none of them empty.
-    assert set(bins_of(np.array([0.0] * 90 + [1.0] * 10), 5)) == {0, 1} or set(
-        bins_of(np.array([0.0] * 90 + [1.0] * 10), 5)
-    ) == {0}
+    # Many equal targets leave fewer classes, none of them empty and none of them lost.
+    for low, high, bins in ((90, 10, 5), (10, 90, 5), (3, 1, 2), (1, 3, 2)):
+        assert bins_of(np.array([0.0] * low + [1.0] * high), bins).tolist() == [0] * low + [1] * high
 
 
 @pytest.mark.parametrize(

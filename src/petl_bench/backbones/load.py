@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from contextlib import nullcontext
@@ -59,7 +60,8 @@ class Backbone:
 
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
-        config = self.config
+        # One of its own: a method may change it.
+        config = copy.deepcopy(self.config)
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
         if labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,7 +103,11 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
     import torch
 
     anatomy, tokenizer = backbone.anatomy, backbone.load_tokenizer()
-    encoder = backbone.build_model(2).get_submodule(anatomy.encoder).to(device).eval()
+    model: torch.nn.Module = backbone.build_model(2).eval()
+    model.to(device)
+    encoder: Any = model.get_submodule(anatomy.encoder)
+    # Where the norms come first, the encoder's last state alone is normed: so is each, as if the encoder ended there.
+    final_norm = model.get_submodule(anatomy.above_layers[0]) if anatomy.norm_first else torch.nn.Identity()
     order = sorted(range(len(rows)), key=lambda index: -sum(len(column[index]) for column in rows.texts))
     pooled: np.ndarray | None = None
     for start in range(0, len(order), batch_size):
@@ -119,7 +123,8 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
         ).to(device)
         words = (1 - batch.pop("special_tokens_mask")) * batch["attention_mask"]
         with torch.inference_mode():
-            states = encoder(**batch, output_hidden_states=True).hidden_states[1:]
+            *inner, last = encoder(**batch, output_hidden_states=True).hidden_states[1:]
+            states = [*map(final_norm, inner), last]
         weights = words[..., None].float()
         # A row without words keeps the mean of nothing: zero.
         means = [(state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1) for state in states]

@@ -31,12 +31,18 @@ def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None 
     states = np.asarray(states, dtype=np.float64)
     if not np.isfinite(states).all():
         raise ValueError("a hidden state is not finite")
-    found = np.unique(labels)
-    if num_classes is not None and len(found) < num_classes:
+    if not np.isfinite(labels).all():
+        raise ValueError("a label is not finite")
+    found, sizes = np.unique(labels, return_counts=True)
+    if num_classes is not None and set(found.tolist()) != set(range(num_classes)):
         missing = sorted(set(range(num_classes)) - set(found.tolist()))
-        raise ValueError(f"class {missing[0]} has no example among {len(labels)} rows")
+        if missing:
+            raise ValueError(f"class {missing[0]} has no example among {len(labels)} rows")
+        raise ValueError(f"labels outside 0..{num_classes - 1}")
     if len(found) < 2:
         raise ValueError("at least two classes are needed")
+    if sizes.max() < 2:
+        raise ValueError("no class has two examples, so there is no spread within classes")
     means = np.stack([states[labels == label].mean(axis=0) for label in found])
     between = (means - means.mean(axis=0)) / np.sqrt(len(found))
     _, singular, directions = np.linalg.svd(between, full_matrices=False)
@@ -55,6 +61,9 @@ def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None 
 
 def bins_of(targets: np.ndarray, num_bins: int) -> np.ndarray:
     """Classes of about equal size for regression targets: the bounds are their quantiles; empty bins are left out."""
-    bounds = np.unique(np.quantile(targets, np.linspace(0, 1, num_bins + 1)[1:-1]))
-    classes = np.searchsorted(bounds, targets, side="right")
-    return np.unique(classes, return_inverse=True)[1]
+    bounds = np.unique(np.quantile(targets, np.linspace(0, 1, num_bins + 1)[1:-1], method="higher"))
+    # A bound at the lowest target would leave nothing below it, and many equal targets must not swallow the others.
+    bounds = bounds[bounds > targets.min()]
+    if not len(bounds):
+        bounds = np.unique(targets)[1:2]
+    return np.unique(np.searchsorted(bounds, targets, side="right"), return_inverse=True)[1]

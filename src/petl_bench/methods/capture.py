@@ -15,9 +15,14 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 def take_capture(model: nn.Module, layer: nn.Module, wrapper: nn.Module) -> None:
     """Moves the hooks that record hidden states from a layer of `model` to its wrapper."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            maybe_install_capturing_hooks(module)
+    owners = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(inner is layer for inner in module.modules())
+    ]
+    # The innermost, which is the encoder: it installs them, and another one would install them a second time.
+    if owners:
+        maybe_install_capturing_hooks(owners[-1])
     _move(layer, wrapper)
 
 

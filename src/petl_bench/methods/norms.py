@@ -16,14 +16,15 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
         layers: 0-based layers whose norms are wanted; None: all norms, those outside the layers included.
     """
     found = []
+    inside = f"{anatomy.encoder}." if hasattr(model, anatomy.encoder) else ""
     for name, module in model.named_modules():
         # PEFT keeps copies of the modules it trains whole inside its wrappers.
-        plain = name.split(".original_module")[0].split(".modules_to_save")[0]
-        if "norm" not in type(module).__name__.lower() or anatomy.in_head(plain):
+        plain = name.split(".original_module")[0].split(".modules_to_save")[0].replace(".base_layer", "")
+        if "norm" not in type(module).__name__.lower() or not plain.startswith(inside):
             continue
         if next(module.parameters(), None) is None:
             continue
         number = anatomy.layer_number(plain)
         if layers is None or (number is not None and number - 1 in layers):
-            found.append(plain.removeprefix(f"{anatomy.encoder}."))
+            found.append(plain.removeprefix(inside))
     return list(dict.fromkeys(found))

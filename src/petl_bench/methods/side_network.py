@@ -58,12 +58,14 @@ class SideEncoder(SideLayer):
 
     def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
         """Adds another adapter."""
-        self.networks[adapter_name] = self.new_network(config).to(device)
+        with torch.device(device or "cpu"):
+            self.networks[adapter_name] = self.new_network(config)
 
     def train(self, mode: bool = True) -> SideEncoder:
         """Keeps the encoder in eval mode: its states do not change from step to step."""
         super().train(mode)
-        self.base_layer.eval()
+        if not self.disable_adapters:
+            self.base_layer.eval()
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +75,9 @@ class SideEncoder(SideLayer):
             return self.base_layer(*args, **kwargs)
         if len(names) > 1:
             raise ValueError("one side network can classify at a time: activate one of " + ", ".join(names))
+        config: Any = self.base_layer.config
         wanted = kwargs.pop("output_hidden_states", None)
+        wanted = config.output_hidden_states if wanted is None else wanted
         kwargs["return_dict"] = True
         with torch.no_grad():
             outputs = self.base_layer(*args, output_hidden_states=True, **kwargs)
@@ -125,7 +129,7 @@ class SideTuner(AnatomyTuner):
 
     def default_targets(self, peft_config: Any, anatomy: Anatomy, layers: list[int]) -> str:
         """See `AnatomyTuner.default_targets`."""
-        if not hasattr(self.model, anatomy.head[-1]) or not hasattr(self.model, anatomy.encoder):
+        if not type(self.model).__name__.endswith("ForSequenceClassification"):
             raise ValueError(f"{type(self).__name__} classifies sequences: it needs a sequence classifier")
         return f"{re.escape(anatomy.encoder)}|{re.escape(anatomy.head[-1])}"
 
@@ -155,8 +159,10 @@ class SideBlock(nn.Module):
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
+        # A row that is all padding sees itself: no token at all would be no number.
+        visible = mask.bool() | ~mask.bool().any(dim=-1, keepdim=True)
         attended = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.bool()[:, None, None, :], dropout_p=dropout
+            query, key, value, attn_mask=visible[:, None, None, :], dropout_p=dropout
         )
         x = x + nn.functional.dropout(self.output(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
         update = self.feed_forward(self.feed_forward_norm(x))
@@ -168,7 +174,7 @@ def pool(x: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     if how == "cls":
         return x[:, 0]
     weights = mask.to(x.dtype)[..., None]
-    return (x * weights).sum(dim=1) / weights.sum(dim=1)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def fitting_heads(width: int, wanted: int = 4) -> int:

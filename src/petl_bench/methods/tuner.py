@@ -76,6 +76,7 @@ class AnatomyTuner(BaseTuner):
         anatomy = self.anatomy
         if peft_config.target_modules is None:
             chosen = getattr(peft_config, "layers_to_transform", None)
+            chosen = [chosen] if isinstance(chosen, int) else chosen
             num_layers = anatomy.num_layers(self.model.config)
             layers = list(range(1, num_layers + 1)) if chosen is None else [layer + 1 for layer in chosen]
             if not layers or not all(1 <= layer <= num_layers for layer in layers):
@@ -156,5 +157,4 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         raise ValueError(f"this adapter cannot be merged: {self.unmergeable}")
 
     def unmerge(self) -> None:
-        """Undoes `merge`."""
-        raise ValueError(f"this adapter cannot be merged: {self.unmergeable}")
+        """Undoes `merge`; nothing to do where there is no merging."""

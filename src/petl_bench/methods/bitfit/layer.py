@@ -44,7 +44,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         biases = [self.bitfit_bias[name] for name in adapters if name in self.bitfit_bias]
         if len(biases) <= 1:
             return biases[0] if biases else None
-        pretrained = self._base_bias
+        pretrained = self._base_bias if self._pretrained_bias is None else self._pretrained_bias
         return pretrained + sum(bias - pretrained for bias in biases)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -53,21 +53,23 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: with `safe_merge`, where the trained bias is not finite.
         """
-        names = check_adapters_to_merge(self, adapter_names)
-        bias = self._bias_of(names)
-        if bias is None:
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bitfit_bias]
+        bias = self._bias_of([*self.merged_adapters, *names])
+        if not names or bias is None:
             return
         if safe_merge and not torch.isfinite(bias).all():
             raise ValueError(f"The bias of the adapters {names} is not finite.")
         base_bias = self._base_bias
-        self._pretrained_bias = base_bias.detach().clone()
+        if self._pretrained_bias is None:
+            self._pretrained_bias = base_bias.detach().clone()
         base_bias.data = bias.detach().clone().to(base_bias.dtype)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Puts the pretrained bias back."""
         if self._pretrained_bias is not None:
-            self._base_bias.data = self._pretrained_bias
+            # The model may have moved in between.
+            self._base_bias.data = self._pretrained_bias.to(self._base_bias.device, self._base_bias.dtype)
             self._pretrained_bias = None
             self.merged_adapters.clear()
 

@@ -34,7 +34,9 @@ class BitFitModel(BaseTuner):
 
     def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.target_modules is None:
-            saved_whole = tuple(peft_config.modules_to_save or ())
+            # PEFT trains these whole in classifiers, some of them without saying so beforehand.
+            heads = ("classifier", "score") if peft_config.task_type else ()
+            saved_whole = (*(peft_config.modules_to_save or ()), *heads)
             peft_config.target_modules = {  # type: ignore[assignment]
                 name for name in modules_with_bias(model) if not _within_any(name, saved_whole)
             }
@@ -70,8 +72,10 @@ def modules_with_bias(model: nn.Module) -> list[str]:
 
 
 def _within_any(name: str, endings: tuple[str, ...]) -> bool:
+    """Whether the module or one around it has such an ending, which is how PEFT finds what it trains whole."""
     parts = name.split(".")
-    return any(ending in parts for ending in endings)
+    around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return any(outer.endswith(endings) for outer in around) if endings else False
 
 
 register_tuner("bitfit", BitFitConfig, BitFitModel)

@@ -23,9 +23,11 @@ class CodaLayer(TunerLayer):
 
     F is the frozen layer, run on the gathered tokens S alone; A the adapter; w the soft top-k weights. Our form for
     layers with norms after the sums (reconstruction): routed tokens get a mean of x and F(x), which keeps their scale.
+    Where the norms come first, adapter and router read the layer's first norm of x.
     """
 
     adapter_layer_names = ("coda_adapter", "coda_router")
+    other_param_names = ("settings",)
     unmergeable: ClassVar[str | None] = "its tokens skip layers by their content"
 
     def __init__(self, base_layer: nn.Module, anatomy: Anatomy, config: Any, number: int) -> None:
@@ -34,6 +36,7 @@ class CodaLayer(TunerLayer):
         self.coda_router = nn.ParameterDict({})
         self.settings: dict[str, Any] = {}
         self.hidden_size, self.num_heads, self.number = config.hidden_size, config.num_attention_heads, number
+        self.first_norm = anatomy.norms[0] if anatomy.norm_first else None
         self.attend_to_all = AttendToAll(base_layer, anatomy, config)
         attention = base_layer.get_submodule(anatomy.self_attention)
         # DeBERTa's masks hold ones and zeros of any type; all others are boolean or added to the scores.
@@ -60,7 +63,8 @@ class CodaLayer(TunerLayer):
 
     def _conditional(self, name: str, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = self.settings[name]
-        light = x + self.coda_adapter[name](x)
+        read = x if self.first_norm is None else self.base_layer.get_submodule(self.first_norm)(x)
+        light = x + self.coda_adapter[name](read)
         if not config.routes:
             output = self.base_layer(x, *args, **kwargs)
             states, further = _split(output)
@@ -68,7 +72,7 @@ class CodaLayer(TunerLayer):
         mask, args, kwargs = _take_mask(args, kwargs)
         if mask is not None and self.multiplies_mask:
             mask = mask.bool()
-        routing = route(self.scores(name, x), real_tokens(mask, x), config)
+        routing = route(self.scores(name, read), real_tokens(mask, x), config)
         selected = gather_tokens(x, routing.indices)
         narrowed = mask_for(mask, routing.indices, routing.valid, to_all=config.attention == "k2all")
         if config.attention == "k2all":

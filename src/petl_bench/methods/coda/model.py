@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
@@ -43,8 +45,16 @@ class CodaModel(AnatomyTuner):
 
     def _prepare_model(self, peft_config: CodaConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.train_layernorm:
-            norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
+            chosen = peft_config.layers_to_transform
+            norms = [self._once_wrapped(name, chosen) for name in norm_modules(model, self.anatomy, chosen)]
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or ()), *norms]))
+
+    def _once_wrapped(self, name: str, layers: list[int] | None) -> str:
+        """The name of a norm when its layer is wrapped: PEFT looks for what it trains whole after the wrapping."""
+        number = self.anatomy.layer_number(name)
+        if number is None or (layers is not None and number - 1 not in layers):
+            return name
+        return re.sub(rf"\.{number - 1}\.", f".{number - 1}.base_layer.", name, count=1)
 
     def create_layer(self, peft_config: CodaConfig, target: nn.Module, key: str) -> CodaLayer:
         """See `AnatomyTuner.create_layer`."""

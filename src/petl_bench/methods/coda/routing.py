@@ -44,7 +44,7 @@ def route(scores: torch.Tensor, real: torch.Tensor, config: Any) -> Routing:
     k = num_routed(lengths, config.reduction)
     order = scores.masked_fill(~real, -math.inf)
     if config.force_first:
-        order = torch.cat([torch.full_like(order[:, :1], math.inf), order[:, 1:]], dim=-1)
+        order = order.masked_fill(_first(real), math.inf)
     tokens = scores.shape[1]
     # As many slots as the longest example of the batch can need: known without waiting for the device.
     slots = min(tokens, math.ceil(tokens / config.reduction - 1e-6))
@@ -63,7 +63,7 @@ def _weights(scores: torch.Tensor, real: torch.Tensor, k: torch.Tensor, config: 
         return torch.ones_like(scores)
     candidates, budget = real, k
     if config.force_first:
-        candidates = torch.cat([torch.zeros_like(real[:, :1]), real[:, 1:]], dim=-1)
+        candidates = real & ~_first(real)
         budget = k - 1
     if config.solver == "exact":
         soft = exact_soft_top_k(scores, budget, candidates, config.epsilon)
@@ -73,5 +73,10 @@ def _weights(scores: torch.Tensor, real: torch.Tensor, k: torch.Tensor, config: 
     if config.straight_through:
         soft = soft + (1.0 - soft).detach()
     if config.force_first:
-        soft = torch.cat([torch.ones_like(soft[:, :1]), soft[:, 1:]], dim=-1)
+        soft = soft.masked_fill(_first(real), 1.0)
     return soft
+
+
+def _first(real: torch.Tensor) -> torch.Tensor:
+    """True at each example's first token, which padding on the left moves; shape (batch, tokens)."""
+    return torch.arange(real.shape[1], device=real.device) == real.int().argmax(dim=-1, keepdim=True)

@@ -51,14 +51,18 @@ class WidenedProjection(TunerLayer):
         weight, bias = self.widened(names)
         if safe_merge and not all(torch.isfinite(tensor).all() for tensor in (weight, bias) if tensor is not None):
             raise ValueError(f"The weights of the adapters {names} are not finite.")
-        self._unmerged = (self.base.weight, self.base.bias)
+        if self._unmerged is None:
+            self._unmerged = (self.base.weight, self.base.bias)
         self._set_weights(weight, bias)
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Gives the wrapped projection its own weights back."""
         if self._unmerged is not None:
-            self._set_weights(*self._unmerged)
+            # The model may have moved in between.
+            now = self.base.weight
+            weight, bias = (None if kept is None else kept.to(now.device, now.dtype) for kept in self._unmerged)
+            self._set_weights(cast("torch.Tensor", weight), bias)
             self._unmerged = None
             self.merged_adapters.clear()
 

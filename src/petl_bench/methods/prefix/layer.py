@@ -20,19 +20,18 @@ class PrefixLayer(TunerLayer):
     """
 
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_network")
+    other_param_names = ("prefix_dropout", "prefix_place")
     unmergeable: ClassVar[str | None] = "attention has no weights that could stand for further keys and values"
 
-    def __init__(
-        self, base_layer: nn.Module, hidden_size: int, num_heads: int, index: int, first: PrefixLayer | None
-    ) -> None:
+    def __init__(self, base_layer: nn.Module, hidden_size: int, num_heads: int) -> None:
         super().__init__(base_layer)
-        self.hidden_size, self.num_heads, self.index = hidden_size, num_heads, index
-        # In a list, so that the network is not registered a second time.
-        self._first = [first] if first is not None else []
+        self.hidden_size, self.num_heads = hidden_size, num_heads
         self.prefix_key = nn.ParameterDict({})
         self.prefix_value = nn.ParameterDict({})
         self.prefix_network = nn.ModuleDict({})
         self.prefix_dropout: dict[str, float] = {}
+        # Of each adapter: this layer's place among those it adapts, and the first of them, which holds the network.
+        self.prefix_place: dict[str, tuple[int, PrefixLayer]] = {}
         self.disentangled = hasattr(base_layer, "disentangled_attention_bias")
         self._redirect(cast("Any", base_layer))
 
@@ -53,33 +52,52 @@ class PrefixLayer(TunerLayer):
             del attention.plain_config
 
     def update_layer(
-        self, adapter_name: str, config: Any, device: torch.device | None = None, num_layers: int = 1
+        self,
+        adapter_name: str,
+        config: Any,
+        device: torch.device | None = None,
+        fellows: tuple[PrefixLayer, ...] = (),
+        num_layers: int = 1,
     ) -> None:
-        """Adds another adapter."""
+        """Adds another adapter.
+
+        Args:
+            adapter_name: Its name.
+            config: A `PrefixConfig`.
+            device: Where the parameters are made.
+            fellows: The layers that have this adapter already.
+            num_layers: How many layers will have it.
+        """
         self.prefix_dropout[adapter_name] = config.dropout
+        self.prefix_place[adapter_name] = (len(fellows), fellows[0] if fellows else self)
         # A loaded adapter has plain prefixes.
         if config.mlp_hidden is None:
-            for container in (self.prefix_key, self.prefix_value):
-                container[adapter_name] = nn.Parameter(torch.empty(config.length, self.hidden_size, device=device))
-                nn.init.normal_(container[adapter_name], std=config.init_std)
-        elif not self._first:
+            shape = (config.length, self.hidden_size)
+            self._set_plain(adapter_name, *(torch.randn(shape, device=device) * config.init_std for _ in range(2)))
+        elif not fellows:
             self.prefix_network[adapter_name] = Reparametrization(
                 config.length, self.hidden_size, config.mlp_hidden, num_layers, config.init_std, device
             )
+
+    def _set_plain(self, name: str, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.prefix_key[name], self.prefix_value[name] = nn.Parameter(keys), nn.Parameter(values)
 
     def keys_and_values(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The prefixes of one adapter, each of shape (length, d)."""
         if name in self.prefix_key:
             return self.prefix_key[name], self.prefix_value[name]
-        network = (self._first[0] if self._first else self).prefix_network[name]
-        return cast("Reparametrization", network)(self.index)
+        index, holder = self.prefix_place[name]
+        return cast("Reparametrization", holder.prefix_network[name])(index)
+
+    def drop_network(self, name: str) -> None:
+        """Turns computed prefixes into plain ones with the same values."""
+        if name in self.prefix_place and name not in self.prefix_key:
+            keys, values = self.keys_and_values(name)
+            self._set_plain(name, keys.detach().clone(), values.detach().clone())
 
     def active_prefixes(self) -> list[str]:
         """Names of the adapters that act now."""
-        if self.disable_adapters:
-            return []
-        networks = (self._first[0] if self._first else self).prefix_network
-        return [name for name in self.active_adapters if name in self.prefix_key or name in networks]
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.prefix_place]
 
     def prefix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys and values of the active adapters, each of shape (heads, length, head width); None without any."""

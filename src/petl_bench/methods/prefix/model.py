@@ -34,19 +34,15 @@ class PrefixModel(AnatomyTuner):
 
     def create_layer(self, peft_config: PrefixConfig, target: nn.Module, key: str) -> PrefixLayer:
         """See `AnatomyTuner.create_layer`."""
-        known = self._prefix_layers()
         config: Any = self.model.config
-        first = known[0] if known else None
-        return PrefixLayer(target, config.hidden_size, config.num_attention_heads, len(known), first)
-
-    def _prefix_layers(self) -> list[PrefixLayer]:
-        return [module for module in self.model.modules() if isinstance(module, PrefixLayer)]
+        return PrefixLayer(target, config.hidden_size, config.num_attention_heads)
 
     def extend_layer(self, layer: PrefixLayer, adapter_name: str, peft_config: PrefixConfig) -> None:
         """See `AnatomyTuner.extend_layer`; a network must know for how many layers it computes."""
         names = [name for name, _ in self.model.named_modules()]
         num_layers = sum(re.fullmatch(str(peft_config.target_modules), name) is not None for name in names)
-        layer.update_layer(adapter_name, peft_config, device=self.device, num_layers=num_layers)
+        fellows = tuple(known for known in _prefix_layers(self.model) if adapter_name in known.prefix_place)
+        layer.update_layer(adapter_name, peft_config, self.device, fellows, num_layers)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, PrefixLayer):
@@ -65,11 +61,28 @@ class PrefixModel(AnatomyTuner):
         """The prefixes themselves, whether they are parameters or computed."""
         found = {}
         for name, module in model.named_modules():
-            if isinstance(module, PrefixLayer):
+            if isinstance(module, PrefixLayer) and adapter_name in module.prefix_place:
                 keys, values = module.keys_and_values(adapter_name)
                 found[f"{name}.prefix_key.{adapter_name}"] = keys.detach()
                 found[f"{name}.prefix_value.{adapter_name}"] = values.detach()
         return found
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What is loaded are plain prefixes: a network that computed this adapter's until now gives way to them."""
+        layers = _prefix_layers(model)
+        for layer in layers:
+            layer.drop_network(adapter_name)
+        for layer in layers:
+            if adapter_name in layer.prefix_network:
+                del layer.prefix_network[adapter_name]
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _prefix_layers(model: nn.Module) -> list[PrefixLayer]:
+    return [module for module in model.modules() if isinstance(module, PrefixLayer)]
 
 
 register_tuner("prefix", PrefixConfig, PrefixModel)
