@@ -29,6 +29,11 @@ class LayerwiseConfig(PeftConfig):
     layers_to_transform: list[int] | None = field(default=None, metadata={"help": "0-based layers; None: all."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.layers_to_transform, int):
+            self.layers_to_transform = [self.layers_to_transform]
+
 
 class AnatomyTuner(BaseTuner):
     """Base of the tuners that find their targets in the anatomy table."""
@@ -76,7 +81,6 @@ class AnatomyTuner(BaseTuner):
         anatomy = self.anatomy
         if peft_config.target_modules is None:
             chosen = getattr(peft_config, "layers_to_transform", None)
-            chosen = [chosen] if isinstance(chosen, int) else chosen
             num_layers = anatomy.num_layers(self.model.config)
             layers = list(range(1, num_layers + 1)) if chosen is None else [layer + 1 for layer in chosen]
             if not layers or not all(1 <= layer <= num_layers for layer in layers):
