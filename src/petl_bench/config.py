@@ -75,6 +75,8 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise RequestError(f"{missing[0]} must be given: add {missing[0]}=... to the command.")
     run = OmegaConf.to_object(cfg)
     assert isinstance(run, RunConfig)
+    # The table has done its work: what it gave stands in the other settings.
+    run.recipe.tasks = {}
     check(run)
     return run
 

@@ -11,6 +11,7 @@ from petl_bench.backbones.anatomy import ANATOMIES, PROJECTION_ROLES, anatomy_of
 from petl_bench.backbones.config import LayerPlan, LayersConfig, resolve_layers
 from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import find_source
+from petl_bench.capabilities import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError
 
@@ -222,3 +223,50 @@ def test_a_model_from_a_folder_is_called_by_its_folder(tmp_path):
     open_tiny("tiny_bert").build_model(2).save_pretrained(tmp_path / "mine")
     model = open_tiny("minilm", f"backbone.path={tmp_path / 'mine'}").build_model(2)
     assert model.name_or_path == "mine"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_ends_of_attention_and_feed_forward_are_what_the_residuals_add(name):
+    """With both ends silenced a layer is its norms alone."""
+    backbone = open_tiny(name)
+    model, anatomy = backbone.build_model(2).eval(), backbone.anatomy
+    layer = anatomy.get_layers(model)[1]
+    for role in ("attention_end", "feed_forward_end"):
+        layer.get_submodule(getattr(anatomy, role)).register_forward_hook(
+            lambda _m, _i, output: torch.zeros_like(output)
+        )
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(_module, inputs, output):
+        given.append((inputs[0], output[0] if isinstance(output, tuple) else output))
+
+    layer.register_forward_hook(keep)
+    with torch.no_grad():
+        model(**some_ids())
+        before, after = given[0]
+        if not anatomy.norm_first:
+            for norm in anatomy.norms:
+                before = layer.get_submodule(norm)(before)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_anatomy_names_what_the_config_says(name):
+    backbone = open_tiny(name)
+    anatomy, model = backbone.anatomy, backbone.build_model(2)
+    layer = anatomy.get_layers(model)[0]
+    width = getattr(model.config, anatomy.feed_forward_size_key)
+    feed_forward_in = layer.get_submodule(anatomy.feed_forward_in)
+    assert feed_forward_in.out_features == width * (2 if anatomy.gated else 1)
+    assert layer.get_submodule(anatomy.feed_forward_out).in_features == width
+    assert isinstance(getattr(model.config, anatomy.activation_key), str)
+    projections = {anatomy.query, anatomy.key, anatomy.value}
+    assert all(path.startswith(f"{anatomy.self_attention}.") for path in projections)
+    assert anatomy.pooler is None or model.get_submodule(anatomy.pooler)
+    encoder = model.get_submodule(anatomy.encoder)
+    assert anatomy.get_layers(encoder) is anatomy.get_layers(model)
+
+
+def test_every_architecture_is_probed():
+    assert TINY_BACKBONES.keys() == ANATOMIES.keys()
+    assert sorted(TINY_BACKBONES.values()) == sorted(TINY)
