@@ -61,3 +61,24 @@ def test_submissions_have_the_servers_format(real, tmp_path):
             assert {line[1] for line in lines[1:]} <= names
         else:
             assert all(0.0 <= float(line[1]) <= 5.0 for line in lines[1:])
+
+
+ADAPTERS = ["houlsby", "prefix", "fl_tuning", "coda", "flat", "lst", "bitfit", "layer_selection"]
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_loss_falls_under_every_method(method, minilm, tmp_path):
+    """With its own default settings, on the real encoder."""
+    cfg = load_config([f"method={method}", "task.num_train_examples=800", "train.epochs=2", f"runs_dir={tmp_path}"])
+    record = run(cfg)
+    losses = [entry.train_loss for entry in record.history]
+    assert losses[-1] < losses[0] < 0.75
+    assert record.scores.best["accuracy"] > 0.55
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*ADAPTERS, "head", "lora", "full"])
+def test_every_method_beats_the_majority_class_of_sst2(method, real):
+    record = run(real("task=sst2", f"method={method}", "task.num_train_examples=4000", "train.save_weights=false"))
+    # The majority class scores 0.509.
+    assert record.scores.best["accuracy"] > 0.65
