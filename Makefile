@@ -25,6 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
 	$(BIN)/petl-bench run task=demo method=head method.pooler=true runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=coda method.attention=k2all runs_dir=$(RUNS)
 	@# Two of PEFT's shelf, as examples of them all.
 	$(BIN)/petl-bench run -m task=demo method=peft method.type=IA3,ADALORA runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png

@@ -39,8 +39,7 @@ class Row:
         merges: Whether `merge_and_unload` is exact.
         not_on: Architectures it refuses.
         blocked: Whether a trainable parameter may stay where it is in three steps, by name.
-        peft: Whether it is PEFT's own.
-        single: Whether one adapter can act at a time.
+        own: Whether it is a tuner of ours.
     """
 
     overrides: list[str]
@@ -96,8 +95,16 @@ METHODS = {
     "flat_scalar": Row(["method=flat", "method.score=scalar", "method.side=none"], None),
     "lst": Row(["method=lst"], None),
 }
+# Where one method's rows differ in a setting alone, three unlike architectures stand for all.
+VARIANTS = ("head_pooler", "loha", "prefix_mlp", "coda_plain", "coda_iterative", "coda_random", "flat_scalar")
+UNLIKE = ("bert", "deberta-v2", "modernbert")
 OWN = [name for name, row in METHODS.items() if row.own]
-MATRIX = [(name, arch) for name, row in METHODS.items() for arch in ARCHITECTURES if arch not in row.not_on]
+MATRIX = [
+    (name, arch)
+    for name, row in METHODS.items()
+    for arch in (UNLIKE if name in VARIANTS else ARCHITECTURES)
+    if arch not in row.not_on
+]
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
 
