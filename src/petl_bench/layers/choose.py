@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -148,4 +147,4 @@ def settled_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
     """The plan of a finished run, without looking at rows again."""
     if record is None or layers.name != "variability":
         return layers
-    return dataclasses.replace(LayersConfig(name="window"), bottom=record.bottom, top=record.top, head=record.head)
+    return LayersConfig(name="window", bottom=record.bottom, top=record.top, head=record.head)

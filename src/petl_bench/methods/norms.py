@@ -1,10 +1,13 @@
-"""Finds the norms of an encoder."""
+"""Finds the norms of an encoder, and has PEFT train them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.tuner import LayerwiseConfig
 
 
 def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -> list[str]:
@@ -28,3 +31,8 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
         if layers is None or (number is not None and number - 1 in layers):
             found.append(plain.removeprefix(inside))
     return list(dict.fromkeys(found))
+
+
+def train_whole(config: LayerwiseConfig, modules: Iterable[str]) -> None:
+    """Adds modules to those that PEFT trains and saves whole."""
+    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules]))

@@ -10,7 +10,7 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.capture import give_capture_back, take_capture
 from petl_bench.methods.coda.config import CodaConfig
 from petl_bench.methods.coda.layer import CodaLayer
-from petl_bench.methods.norms import norm_modules
+from petl_bench.methods.norms import norm_modules, train_whole
 from petl_bench.methods.peft_types import register_tuner
 from petl_bench.methods.tuner import AnatomyTuner
 
@@ -45,14 +45,13 @@ class CodaModel(AnatomyTuner):
 
     def _prepare_model(self, peft_config: CodaConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.train_layernorm:
-            chosen = peft_config.layers_to_transform
-            norms = [self._once_wrapped(name, chosen) for name in norm_modules(model, self.anatomy, chosen)]
-            peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or ()), *norms]))
+            norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
+            train_whole(peft_config, map(self._once_wrapped, norms))
 
-    def _once_wrapped(self, name: str, layers: list[int] | None) -> str:
+    def _once_wrapped(self, name: str) -> str:
         """The name of a norm when its layer is wrapped: PEFT looks for what it trains whole after the wrapping."""
         number = self.anatomy.layer_number(name)
-        if number is None or (layers is not None and number - 1 not in layers):
+        if number is None:
             return name
         return re.sub(rf"\.{number - 1}\.", f".{number - 1}.base_layer.", name, count=1)
 

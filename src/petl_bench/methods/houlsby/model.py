@@ -10,7 +10,7 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.houlsby.config import HoulsbyConfig
 from petl_bench.methods.houlsby.layer import NormAdapter, ParallelEnd, ParallelStart, Relay, SerialAdapter
 from petl_bench.methods.houlsby.variants import VARIANTS
-from petl_bench.methods.norms import norm_modules
+from petl_bench.methods.norms import norm_modules, train_whole
 from petl_bench.methods.peft_types import register_tuner
 from petl_bench.methods.tuner import AnatomyTuner, TunerLayer
 
@@ -38,8 +38,7 @@ class HoulsbyModel(AnatomyTuner):
 
     def _prepare_model(self, peft_config: HoulsbyConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.train_layernorm:
-            norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
-            peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or ()), *norms]))
+            train_whole(peft_config, norm_modules(model, self.anatomy, peft_config.layers_to_transform))
 
     def create_layer(self, peft_config: HoulsbyConfig, target: nn.Module, key: str) -> TunerLayer:
         """See `AnatomyTuner.create_layer`."""
