@@ -9,10 +9,10 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
     from petl_bench.records.schema import Record
 
+_log = logging.getLogger(__name__)
+
 EXIT_FAILED = 1
 EXIT_REQUEST = 2
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "capabilities")
-_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
 _EPILOG = """\
@@ -39,6 +40,7 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
   petl-bench run -m method=full,lora train.seed=0,1     every combination
   petl-bench report runs                                compare what was run
+  petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
 """
 
 
@@ -76,10 +78,16 @@ def _dispatch(arguments: list[str]) -> int:
     # Hydra reads the words after `run`, --help included.
     if arguments[:1] == ["run"]:
         return _run(arguments[1:])
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args(_options_first(arguments))
     setup_logging()
     code: int = parsed.call(parsed)
     return code
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """Puts `key=value` words last: argparse takes them in one block only."""
+    overrides = [word for word in arguments if re.match(r"[+~]*[A-Za-z_][\w./@]*=", word)]
+    return [word for word in arguments if word not in overrides] + overrides
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     predict.set_defaults(call=_predict)
 
+    plan = commands.add_parser(
+        "plan",
+        help="what methods will cost: parameters, memory, operations; in seconds, without weights, rows or a GPU",
+        description="Counts parameters, the memory of one update by kind, and operations of every method, or of those "
+        "named with method=; takes the same settings as `petl-bench run`.",
+    )
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_large task=mnli method=all")
+    plan.add_argument("--budget", metavar="SIZE", help="e.g. 16GiB: say what fits, and the largest batch that does")
+    plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
+    plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
+    plan.set_defaults(call=_plan)
+
     fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
     fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
     fetch.set_defaults(call=_fetch)
@@ -134,6 +154,7 @@ def _run(arguments: list[str]) -> int:
     import hydra
 
     from petl_bench.config import CONFIG_MODULE, register_schemas
+    from petl_bench.hydra_errors import explained
 
     register_schemas()
     failures: list[Exception] = []
@@ -150,7 +171,7 @@ def _run(arguments: list[str]) -> int:
             _tell(error)
 
     sys.argv = ["petl-bench run", *words]
-    with _explained(words):
+    with explained(words):
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
     if any(isinstance(error, RunError) for error in failures):
         return EXIT_FAILED
@@ -214,43 +235,33 @@ def _predict(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch(parsed: argparse.Namespace) -> int:
-    from petl_bench.config import load_config
-    from petl_bench.fetch import fetch
+def _plan(parsed: argparse.Namespace) -> int:
+    from petl_bench.plan import parse_bytes, plan
+    from petl_bench.reports.cost_table import cost_table, draw_ledgers
+    from petl_bench.reports.picture import check_picture
+    from petl_bench.reports.terminal import print_table
 
-    with _explained(parsed.overrides):
-        config = load_config(parsed.overrides)
-    for line in fetch(config):
-        _print(line)
+    if parsed.plot:
+        check_picture(Path(parsed.plot))
+    budget = None if parsed.budget is None else parse_bytes(parsed.budget)
+    rows = [row.to_dict() for row in plan(parsed.overrides, budget)]
+    if parsed.json:
+        _print(json.dumps(rows, indent=2))
+    else:
+        print_table(cost_table(rows))
+    if parsed.plot:
+        draw_ledgers(rows, Path(parsed.plot))
+        _log.info("plot: %s", Path(parsed.plot).resolve())
     return 0
 
 
-@contextmanager
-def _explained(overrides: list[str]) -> Iterator[None]:
-    """Says in one sentence what is wrong with the overrides, where they do not compose."""
-    from petl_bench.hydra_errors import CONFIG_ERRORS, explain
+def _fetch(parsed: argparse.Namespace) -> int:
+    from petl_bench.fetch import fetch
+    from petl_bench.hydra_errors import load_explained
 
-    try:
-        yield
-    except CONFIG_ERRORS as error:
-        raise explain(error, _known_settings(overrides)) from error
-
-
-def _known_settings(overrides: list[str]) -> list[str]:
-    """Keys of the config with the groups that were asked for, for suggestions; none where they do not compose."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    from petl_bench.config import CONFIG_MODULE
-    from petl_bench.hydra_errors import CONFIG_ERRORS, setting_names
-
-    options = [word for word in overrides if word.partition("=")[0] in _GROUPS and "," not in word]
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return setting_names(compose("config", overrides=options))
-    except CONFIG_ERRORS:
-        return []
+    for line in fetch(load_explained(parsed.overrides)):
+        _print(line)
+    return 0
 
 
 def setup_logging() -> None:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.config import ATTENTION, WEIGHTS, BackboneConfig, LayersConfig
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.measure.config import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.config import MethodConfig
 from petl_bench.tasks.config import TaskConfig, check_task
@@ -41,6 +42,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
     data_root: str | None = None
     runs_dir: str = "runs"
     force: bool = False

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError, unknown_choice
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
 
+_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 _FREE_MAPPINGS = ("method.args", "backbone.architecture")
 
 CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
@@ -73,3 +79,33 @@ def _unknown_setting(key: str, known_settings: Iterable[str]) -> RequestError:
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
     return str(cause).strip().splitlines()[0].rstrip(".")
+
+
+@contextmanager
+def explained(overrides: list[str]) -> Iterator[None]:
+    """Says in one sentence what is wrong with the overrides, where they do not compose."""
+    try:
+        yield
+    except CONFIG_ERRORS as error:
+        raise explain(error, _known_settings(overrides)) from error
+
+
+def load_explained(overrides: list[str]) -> RunConfig:
+    """Composes a run's config as `load_config` does.
+
+    Raises:
+        RequestError: where the overrides do not compose.
+    """
+    with explained(overrides):
+        return load_config(overrides)
+
+
+def _known_settings(overrides: list[str]) -> list[str]:
+    """Keys of the config with the groups that were asked for, for suggestions; none where they do not compose."""
+    options = [word for word in overrides if word.partition("=")[0] in _GROUPS and "," not in word]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            return setting_names(compose("config", overrides=options))
+    except CONFIG_ERRORS:
+        return []

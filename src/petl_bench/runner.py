@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+from petl_bench.adapted import build_adapted
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig
-from petl_bench.errors import RequestError
+from petl_bench.description import describe_data, describe_layers, describe_memory, describe_protocol, describe_time
 from petl_bench.evaluation import Evaluator
 from petl_bench.identity import identify
 from petl_bench.layers.choose import choose_layers
 from petl_bench.measure.environment import git, hardware, versions
-from petl_bench.methods.context import AdaptContext
+from petl_bench.measuring import INFERENCE_SHARE, predict_costs, time_inference
 from petl_bench.methods.hooks import after_update_hook, rank_patterns, restore_rank_patterns
-from petl_bench.methods.registry import get_method
 from petl_bench.recording import Recording
-from petl_bench.records.schema import Data, DeviceMemory, HistoryEntry, Layers, Memory, Params, Protocol, Record, Time
+from petl_bench.records.schema import HistoryEntry, Params, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
@@ -25,9 +24,6 @@ from petl_bench.trackers.tracker import Tracker, open_tracker
 from petl_bench.weights import save_trained
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import nn
-
     from petl_bench.measure.memory import PeakMemory
     from petl_bench.training.loop import FitResult
 
@@ -61,7 +57,7 @@ def run(cfg: RunConfig) -> Record:
         from accelerate.utils import set_seed
 
         from petl_bench.measure.memory import PeakMemory
-        from petl_bench.training.loop import make_accelerator
+        from petl_bench.training.loop import make_accelerator, num_training_steps
 
         accelerator = make_accelerator(cfg.train)
         on_cuda = accelerator.device.type == "cuda"
@@ -78,11 +74,16 @@ def run(cfg: RunConfig) -> Record:
                 cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
             )
             backbone = open_backbone(cfg.backbone, layers)
-            record.layers = found or _describe_layers(backbone)
+            record.layers = found or describe_layers(backbone)
             encoded = encode_task(task, backbone)
-            model, record.params = build_adapted(cfg, task, backbone, len(encoded["train"]))
+            num_steps = num_training_steps(len(encoded["train"]), cfg.train)
+            model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
+            _tell_params(record.params)
             model = accelerator.prepare_model(model)
-        record.data, record.protocol = _describe_data(cfg, task), _describe_protocol(cfg, task, model, accelerator)
+        if recording.is_main and cfg.measure.ledger:
+            # Before training: a run that ends for want of memory has it too.
+            record.memory, record.flops = predict_costs(cfg, backbone, task.labels)
+        record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model, accelerator)
         if recording.is_main:
             recording.tracker = open_tracker(cfg.tracker, identity)
         evaluator = Evaluator(model, task, encoded, cfg.train.eval_batch_size, accelerator)
@@ -90,10 +91,15 @@ def run(cfg: RunConfig) -> Record:
         with memory.phase("eval"):
             record.scores = evaluator.final_scores(result, cfg.train.selection)
         memory.log()
-        record.time, record.memory = _describe_time(result, accelerator), _describe_memory(memory)
-        if recording.is_main and cfg.train.save_weights:
+        record.time = describe_time(result, accelerator)
+        record.memory = describe_memory(memory, record.memory.ledger if record.memory else None)
+        if recording.is_main:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            record.params.stored_bytes = save_trained(folder, trained, backbone)
+            if cfg.train.save_weights:
+                record.params.stored_bytes = save_trained(folder, trained, backbone)
+            if cfg.measure.inference:
+                seconds = INFERENCE_SHARE * record.time.train_seconds
+                record.inference = time_inference(trained, cfg.task.max_length, seconds, accelerator)
     return record
 
 
@@ -104,43 +110,13 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
         RequestError: where the task's length does not fit the backbone.
     """
     length = task.settings.max_length
-    if length > backbone.max_length:
-        raise RequestError(
-            f"task.max_length={length} does not fit backbone={backbone.settings.name}, which takes at most "
-            f"{backbone.max_length} tokens."
-        )
+    backbone.check_length(length)
     tokenizer = backbone.load_tokenizer()
     splits = {"train": task.train, "selection": task.selection}
     splits |= {name: extra.rows for name, extra in task.extra.items()}
     encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
     same_rows = task.report is task.selection
     return encoded | {"report": encoded["selection"] if same_rows else encode(task.report, tokenizer, length)}
-
-
-def build_adapted(cfg: RunConfig, task: Task, backbone: Backbone, num_rows: int) -> tuple[nn.Module, Params]:
-    """Builds the backbone with its head, applies the method, counts parameters."""
-    from accelerate.utils import set_seed
-
-    from petl_bench.measure.params import count_backbone, count_parameters
-    from petl_bench.training.loop import num_training_steps
-
-    method = get_method(cfg.method.name)
-    set_seed(cfg.train.seed)
-    model: nn.Module = backbone.build_model(task.num_labels, task.labels)
-    num_backbone = count_backbone(model, backbone.anatomy.in_head)
-    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps(num_rows, cfg.train))
-    model = method.load_adapt()(model, cfg.method, context)
-    counts = count_parameters(model, num_backbone, backbone.anatomy.in_head)
-    if counts.trainable == 0:
-        raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")
-    _log.info(
-        "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
-        *(f"{count:,}" for count in (counts.trainable, counts.trainable_head)),
-        counts.trainable_share_of_backbone_percent,
-        f"{counts.backbone:,}",
-    )
-    share = counts.trainable_share_of_backbone_percent
-    return model, Params(**dataclasses.asdict(counts), trainable_share_of_backbone_percent=share)
 
 
 def _train(
@@ -192,74 +168,17 @@ def _train(
             higher_is_better=task.higher_is_better,
             on_evaluation=on_evaluation,
             after_update=after_update_hook(plain),
+            on_warm=lambda: memory.book("first_updates"),
         ).fit()
     if cfg.train.selection == "best":
         restore_rank_patterns(plain, best_ranks)
     return result
 
 
-def _describe_layers(backbone: Backbone) -> Layers:
-    plan = backbone.plan
-    return Layers(plan.bottom, plan.top, plan.head, plan.num_layers)
-
-
-def _describe_data(cfg: RunConfig, task: Task) -> Data:
-    settings = cfg.task
-    names = {"demo": "petl_bench demo", "files": "local files"}
-    local = settings.source == "hub" and cfg.data_root is not None
-    return Data(
-        dataset=names.get(settings.source)
-        or f"{settings.dataset}/{settings.subset}" + (" (local copy)" if local else ""),
-        revision=None if local else settings.revision,
-        fingerprint=task.fingerprint(),
-        rows_per_split=task.rows_per_split(),
+def _tell_params(params: Params) -> None:
+    _log.info(
+        "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
+        *(f"{count:,}" for count in (params.trainable, params.trainable_head)),
+        params.trainable_share_of_backbone_percent,
+        f"{params.backbone:,}",
     )
-
-
-def _describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator: Accelerator) -> Protocol:
-    model_config: Any = accelerator.unwrap_model(model).config
-    return Protocol(
-        task=cfg.task.name,
-        metric=cfg.task.metric,
-        higher_is_better=task.higher_is_better,
-        selection_split=task.selection_split,
-        report_split=task.report_split,
-        selection=cfg.train.selection,
-        num_train_examples=len(task.train),
-        num_eval_examples=len(task.report),
-        max_length=cfg.task.max_length,
-        seed=cfg.train.seed,
-        precision=cfg.train.precision,
-        attention_implementation=getattr(model_config, "_attn_implementation", None),
-        batching=cfg.train.batching,
-    )
-
-
-def _describe_time(result: FitResult, accelerator: Accelerator) -> Time:
-    """Throughput over all processes; the seconds are this process's."""
-    import torch
-
-    sums = torch.tensor([result.num_tokens, result.num_padded_tokens], dtype=torch.float64)
-    tokens, padded = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
-    return Time(
-        train_seconds=result.train_seconds,
-        eval_seconds=result.eval_seconds,
-        trunk_seconds=None,
-        train_examples_per_second=result.num_examples / result.train_seconds,
-        train_tokens_per_second=tokens / result.train_seconds,
-        padding_share=1.0 - tokens / padded,
-    )
-
-
-def _describe_memory(memory: PeakMemory) -> Memory:
-    load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
-    device = None
-    if train.device_allocated_bytes is not None:
-        device = DeviceMemory(
-            load_peak_allocated_bytes=load.device_allocated_bytes,
-            train_peak_allocated_bytes=train.device_allocated_bytes,
-            train_peak_reserved_bytes=train.device_reserved_bytes,
-            eval_peak_allocated_bytes=evaluation.device_allocated_bytes,
-            alloc_retries=memory.alloc_retries,
-        )
-    return Memory(device=device, process_peak_rss_bytes=memory.process_peak_rss_bytes)

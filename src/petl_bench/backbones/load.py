@@ -37,6 +37,14 @@ class Backbone:
         """Most tokens that the model takes in one sequence."""
         return self.anatomy.max_length(self.config)
 
+    def check_length(self, length: int) -> None:
+        """Raises RequestError where the model does not take `length` tokens."""
+        if length > self.max_length:
+            raise RequestError(
+                f"task.max_length={length} does not fit backbone={self.settings.name}, which takes at most "
+                f"{self.max_length} tokens."
+            )
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the weights."""
         if self.source is None:
@@ -92,14 +100,15 @@ def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bo
     Args:
         settings: Which backbone.
         layers: Which layers are adapted and where the head sits.
-        weights: False builds from `backbone.architecture` alone: nothing is looked up or downloaded.
+        weights: False reads the shape alone, from `backbone.path` or else `backbone.architecture`: nothing is looked
+            up or downloaded.
 
     Raises:
         RequestError: where the settings do not fit the backbone.
         RunError: where its files cannot be had or read.
     """
     source = find_source(settings) if weights and settings.weights == "pretrained" else None
-    config = _read_config(source.folder) if source else _config_from_dimensions(settings)
+    config = _read_config(source.folder) if source else _config_without_weights(settings)
     anatomy = anatomy_of(config.model_type)
     plan = resolve_layers(layers, anatomy.num_layers(config))
     _truncate(config, anatomy, plan.head)
@@ -115,8 +124,11 @@ def _read_config(folder: Path) -> Any:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from error
 
 
-def _config_from_dimensions(settings: BackboneConfig) -> Any:
+def _config_without_weights(settings: BackboneConfig) -> Any:
     from transformers import AutoConfig
+
+    if settings.path is not None and settings.weights == "pretrained":
+        return _read_config(Path(settings.path).expanduser())
 
     if not settings.architecture:
         raise RequestError(f"backbone={settings.name} gives no backbone.architecture, which weights=random needs.")

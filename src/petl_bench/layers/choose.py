@@ -80,6 +80,18 @@ def place(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
     return LayersConfig(name="window", bottom=bottom, top=top, head=head)
 
 
+def costliest(layers: LayersConfig, num_layers: int) -> LayersConfig:
+    """The plan that costs most of those that `layers` may come to, for an encoder of `num_layers` layers.
+
+    A plan that asks no rows is returned as it is.
+    """
+    if layers.name != "variability":
+        return layers
+    # The lowest window costs most where the head is on top; else the highest layer does.
+    lowest = layers.strategy == "window_top_head" and layers.k is not None
+    return place(layers, min(layers.k or num_layers, num_layers) if lowest else num_layers, num_layers)
+
+
 def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
     """The rows to look at, their classes, and how many classes there must be."""
     rows = task.train

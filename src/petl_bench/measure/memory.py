@@ -17,6 +17,8 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+# A CUDA context alone holds some hundred MiB.
+_NOTEWORTHY = 2**30
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class PeakMemory:
         self._open: list[str] = []
         self._alloc_retries_before = self._alloc_retries()
         _release_freed_memory()
+        self.device_held_before_bytes = self._held_by_others() if on_cuda else None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -62,12 +65,17 @@ class PeakMemory:
             self._close_interval()
             self._open.pop()
 
+    def book(self, name: str) -> None:
+        """Books what happened in the open phase since it began, or since the last call, on a phase of this name."""
+        self.phases[name] = _highest(self.phases.get(name), self._current_peak())
+        self._reset_peaks()
+
     def _close_interval(self) -> None:
         """Books the peaks since the last call on the innermost open phase."""
         if self._open:
-            name = self._open[-1]
-            self.phases[name] = _highest(self.phases.get(name), self._current_peak())
-        self._reset_peaks()
+            self.book(self._open[-1])
+        else:
+            self._reset_peaks()
 
     def log(self) -> None:
         """Writes the peaks of all phases to the log."""
@@ -83,6 +91,17 @@ class PeakMemory:
     def alloc_retries(self) -> int:
         """How often the CUDA allocator ran short and had to free its cache since the run began."""
         return self._alloc_retries() - self._alloc_retries_before
+
+    def _held_by_others(self) -> int:
+        free, total = torch.cuda.mem_get_info()
+        held = int(total - free - torch.cuda.memory_reserved())
+        if held > _NOTEWORTHY:
+            _log.warning(
+                "%.1f GiB of the device were held before the run, by other processes for the most part: they slow it "
+                "down, and it may run out of memory sooner",
+                held / 2**30,
+            )
+        return held
 
     def _alloc_retries(self) -> int:
         return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if self._on_cuda else 0

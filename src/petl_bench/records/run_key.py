@@ -16,6 +16,8 @@ _LOCATIONS = (
     ("data_root",),
     ("runs_dir",),
     ("force",),
+    # Measured beside the run.
+    ("measure",),
     ("tracker",),
     # Acts through the settings that it gives.
     ("recipe",),
@@ -27,6 +29,9 @@ _LOCATIONS = (
     ("method", "default_head_learning_rate"),
     ("train", "save_weights"),
 )
+
+# Settings that came later: off, they leave the keys of older records as they were.
+_ADDED_LATER = (("train", "gradient_checkpointing"),)
 
 
 def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str:
@@ -46,5 +51,11 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
+    for *parents, last in _ADDED_LATER:
+        node = identity
+        for parent in parents:
+            node = node.get(parent, {})
+        if not node.get(last):
+            node.pop(last, None)
     text = json.dumps([KEY_VERSION, identity, dict(content_hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]

@@ -69,7 +69,7 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Where the time went; training excludes evaluation."""
+    """Where the time went; training excludes evaluation, and its rates the first updates, which warm up."""
 
     train_seconds: float
     eval_seconds: float
@@ -77,11 +77,27 @@ class Time:
     train_examples_per_second: float
     train_tokens_per_second: float
     padding_share: float
+    # Updates that the rates leave out.
+    warm_up_updates: int = 0
+
+
+@dataclass
+class LedgerAtPeak:
+    """What each kind of memory held when a training step's memory was highest; they sum to the peak."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    temporaries_bytes: int
 
 
 @dataclass
 class Ledger:
-    """Memory of one training step by kind."""
+    """Memory of one training step by kind, each kind at its own most; docs/measuring.md defines them.
+
+    `temporaries_bytes` is what was there at the peak beside the other kinds.
+    """
 
     batch_size: int
     sequence_length: int
@@ -91,17 +107,34 @@ class Ledger:
     activations_bytes: int
     temporaries_bytes: int
     peak_bytes: int
+    # Passes that the rows of an update were split into.
+    accumulation: int = 1
+    # forward, backward or optimizer
+    peak_phase: str | None = None
+    at_peak: LedgerAtPeak | None = None
+    # Whose kernels were counted, and which of them did the attention.
+    device: str | None = None
+    attention_kernel: str | None = None
 
 
 @dataclass
 class DeviceMemory:
-    """Peaks of the CUDA allocator by phase."""
+    """Peaks of the CUDA allocator by phase; training's first updates, which warm up, are a phase of their own.
+
+    `held_before_bytes` is what the device held before the run beside our own allocator: other processes, and the
+    CUDA context.
+    """
 
     load_peak_allocated_bytes: int | None
     train_peak_allocated_bytes: int | None
     train_peak_reserved_bytes: int | None
     eval_peak_allocated_bytes: int | None
     alloc_retries: int
+    load_peak_reserved_bytes: int | None = None
+    first_updates_peak_allocated_bytes: int | None = None
+    first_updates_peak_reserved_bytes: int | None = None
+    eval_peak_reserved_bytes: int | None = None
+    held_before_bytes: int | None = None
 
 
 @dataclass
@@ -115,20 +148,28 @@ class Memory:
 
 @dataclass
 class Flops:
-    """Floating-point operations at the ledger's batch shape."""
+    """Floating-point operations at the ledger's batch shape; `merged`: the adapter was merged for inference."""
 
     train_step_flops: int
     inference_flops: int
+    merged: bool = False
 
 
 @dataclass
 class Inference:
-    """Speed of the finished model."""
+    """Speed of the finished model: latency of one row, throughput at `batch_size` rows, medians over repeats.
+
+    `merged`: the adapter was merged into the weights before.
+    """
 
     batch_size: int
     sequence_length: int
     latency_ms_median: float
     examples_per_second: float
+    latency_ms_quartiles: list[float] | None = None
+    examples_per_second_quartiles: list[float] | None = None
+    repeats: int | None = None
+    merged: bool = False
 
 
 @dataclass

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
+from petl_bench.reports.picture import check_picture
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-FORMATS = (".png", ".pdf", ".svg")
 _MARKERS = "osD^vP*Xh<>p"
 
 
@@ -22,8 +21,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     Raises:
         RequestError: for a file format that is not drawn.
     """
-    if file.suffix not in FORMATS:
-        raise RequestError(f"--plot {file}: the ending must be one of {', '.join(FORMATS)}.")
+    check_picture(file)
     import matplotlib as mpl
 
     mpl.use("Agg")

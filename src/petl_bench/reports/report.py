@@ -11,9 +11,8 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import find_records
 from petl_bench.reports.groups import Group, group_records
 from petl_bench.reports.plot import draw_scores
-from petl_bench.reports.table import ReportTable, comparison_tables, to_csv, to_json, to_latex, to_markdown
-
-_WIDEST = 1000
+from petl_bench.reports.table import comparison_tables, to_csv, to_json, to_latex, to_markdown
+from petl_bench.reports.terminal import print_table
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ def write_report(folders: list[str], form: str, plot: str | None, write: Callabl
     _tell_unfinished(records)
     if form == "table":
         for table in comparison_tables(groups):
-            _print_terminal(table)
+            print_table(table)
     else:
         write(_render(groups, form))
     if plot:
@@ -67,22 +66,3 @@ def _tell_unfinished(records: list[Record]) -> None:
             config = record.config
             name = f"{config['task']['name']} {config['method']['name']} seed {config['train']['seed']}"
             _log.warning("left out, %s: %s (%s)", record.status, name, record.error)
-
-
-def _print_terminal(table: ReportTable) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for number, name in enumerate(table.header):
-        # A word a line: numbers are short, and a table that fits can be read.
-        shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*row)
-    console = Console()
-    # What is wider than the terminal is wrapped by it, rather than cut short.
-    natural = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
-    console.width = max(console.width, natural)
-    console.print(shown)
-    for note in table.notes:
-        console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True)

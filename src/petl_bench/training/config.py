@@ -34,6 +34,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     precision: str = "fp32"
     device: str = "auto"
+    gradient_checkpointing: bool = False
     seed: int = 0
     evaluate_every: int | None = None
     early_stopping_patience: int | None = None

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
 
 # Updates between looks at the loss: each look waits for the device.
 CHECK_EVERY = 20
+# Updates that warm up (allocator, kernels, caches); rates leave them out where there are more.
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What was done by the end of the first updates; nothing where a training is no longer than they are."""
+
+    num_steps: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    train_seconds: float = 0.0
 
 
 @dataclass
@@ -38,6 +51,7 @@ class FitResult:
         num_tokens, num_padded_tokens: What this process saw, without and with padding.
         train_seconds: Evaluations excluded.
         eval_seconds: Evaluations alone.
+        warm_up: What of all this fell to the first updates.
     """
 
     history: list[HistoryEntry] = field(default_factory=list)
@@ -49,6 +63,7 @@ class FitResult:
     num_padded_tokens: int = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    warm_up: WarmUp = field(default_factory=lambda: WarmUp())
 
 
 def num_training_steps(num_rows: int, train: TrainConfig) -> int:
@@ -73,10 +88,12 @@ class Fitter:
         higher_is_better: bool,
         on_evaluation: Callable[[HistoryEntry, bool], None] = lambda _evaluation, _is_best: None,
         after_update: Callable[[int], None] | None = None,
+        on_warm: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.rows, self.train, self.accelerator = rows, train, accelerator
         self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
+        self.on_warm = on_warm
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = math.ceil(len(rows) / train.batch_size)
@@ -102,6 +119,8 @@ class Fitter:
                 bar.update()
                 if step % CHECK_EVERY == 0:
                     self._check_losses()
+                if step == WARM_UP < self.total_steps:
+                    self._note_warm_up(started)
                 if self._evaluation_due(step):
                     self._synchronize()
                     self.result.train_seconds += time.perf_counter() - started
@@ -111,6 +130,15 @@ class Fitter:
                         break
         self._synchronize()
         return self.result
+
+    def _note_warm_up(self, started: float) -> None:
+        self._synchronize()
+        result = self.result
+        seconds = result.train_seconds + time.perf_counter() - started
+        result.warm_up = WarmUp(
+            result.num_steps, result.num_examples, result.num_tokens, result.num_padded_tokens, seconds
+        )
+        self.on_warm()
 
     def _batches(self) -> Iterator[np.ndarray]:
         train = self.train

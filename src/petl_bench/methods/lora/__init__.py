@@ -13,7 +13,7 @@ class LoraMethodConfig(MethodConfig):
     name: str = "lora"
     r: int = 8
     alpha: int = 16
-    dropout: float = 0.1
+    dropout: float = 0.0
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
 
 

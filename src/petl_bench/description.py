@@ -1,0 +1,104 @@
+"""What a record says of a run: its protocol, data, layers, time and memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.backbones.load import Backbone
+from petl_bench.config import RunConfig
+from petl_bench.records.schema import Data, DeviceMemory, Layers, Ledger, Memory, Protocol, Time
+from petl_bench.tasks.load import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+    from petl_bench.measure.memory import PeakMemory
+    from petl_bench.training.loop import FitResult
+
+
+def describe_layers(backbone: Backbone) -> Layers:
+    """The layers of a plan that the settings gave."""
+    plan = backbone.plan
+    return Layers(plan.bottom, plan.top, plan.head, plan.num_layers)
+
+
+def describe_data(cfg: RunConfig, task: Task) -> Data:
+    """The rows in use, and where they came from."""
+    settings = cfg.task
+    names = {"demo": "petl_bench demo", "files": "local files"}
+    local = settings.source == "hub" and cfg.data_root is not None
+    return Data(
+        dataset=names.get(settings.source)
+        or f"{settings.dataset}/{settings.subset}" + (" (local copy)" if local else ""),
+        revision=None if local else settings.revision,
+        fingerprint=task.fingerprint(),
+        rows_per_split=task.rows_per_split(),
+    )
+
+
+def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator: Accelerator) -> Protocol:
+    """What was asked and how it is scored."""
+    model_config: Any = accelerator.unwrap_model(model).config
+    return Protocol(
+        task=cfg.task.name,
+        metric=cfg.task.metric,
+        higher_is_better=task.higher_is_better,
+        selection_split=task.selection_split,
+        report_split=task.report_split,
+        selection=cfg.train.selection,
+        num_train_examples=len(task.train),
+        num_eval_examples=len(task.report),
+        max_length=cfg.task.max_length,
+        seed=cfg.train.seed,
+        precision=cfg.train.precision,
+        attention_implementation=getattr(model_config, "_attn_implementation", None),
+        batching=cfg.train.batching,
+    )
+
+
+def describe_time(result: FitResult, accelerator: Accelerator) -> Time:
+    """Throughput over all processes; the seconds are this process's."""
+    import torch
+
+    warm = result.warm_up
+    sums = torch.tensor(
+        [
+            result.num_tokens,
+            result.num_padded_tokens,
+            result.num_tokens - warm.num_tokens,
+        ],
+        dtype=torch.float64,
+    )
+    tokens, padded, timed_tokens = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
+    seconds = result.train_seconds - warm.train_seconds
+    return Time(
+        train_seconds=result.train_seconds,
+        eval_seconds=result.eval_seconds,
+        trunk_seconds=None,
+        train_examples_per_second=(result.num_examples - warm.num_examples) / seconds,
+        train_tokens_per_second=timed_tokens / seconds,
+        padding_share=1.0 - tokens / padded,
+        warm_up_updates=warm.num_steps,
+    )
+
+
+def describe_memory(memory: PeakMemory, ledger: Ledger | None) -> Memory:
+    """Peaks by phase: of the process always, of the device where there is one."""
+    load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
+    first = memory.phases.get("first_updates", train)
+    device = None
+    if train.device_allocated_bytes is not None:
+        device = DeviceMemory(
+            load_peak_allocated_bytes=load.device_allocated_bytes,
+            load_peak_reserved_bytes=load.device_reserved_bytes,
+            first_updates_peak_allocated_bytes=first.device_allocated_bytes,
+            first_updates_peak_reserved_bytes=first.device_reserved_bytes,
+            train_peak_allocated_bytes=train.device_allocated_bytes,
+            train_peak_reserved_bytes=train.device_reserved_bytes,
+            eval_peak_allocated_bytes=evaluation.device_allocated_bytes,
+            eval_peak_reserved_bytes=evaluation.device_reserved_bytes,
+            alloc_retries=memory.alloc_retries,
+            held_before_bytes=memory.device_held_before_bytes,
+        )
+    return Memory(ledger=ledger, device=device, process_peak_rss_bytes=memory.process_peak_rss_bytes)

@@ -1,0 +1,159 @@
+"""What methods will cost, a row each, before anything is trained: `petl-bench plan`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from petl_bench.backbones.config import LayersConfig
+from petl_bench.backbones.load import open_backbone
+from petl_bench.config import RunConfig
+from petl_bench.costs import count_costs, largest_batch
+from petl_bench.errors import RequestError
+from petl_bench.hydra_errors import load_explained
+from petl_bench.layers.choose import costliest
+from petl_bench.methods.registry import all_methods
+from petl_bench.records.names import backbone_name
+from petl_bench.records.schema import Flops, Layers, Ledger, Params
+from petl_bench.tasks.load import find_labels
+
+ALL = "all"
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One method's costs in the record's own fields; all None where `note` says why it cannot be run.
+
+    Attributes:
+        peak_reduction: Peak memory of full fine-tuning over this row's.
+        fits: Whether the peak keeps within the budget.
+        largest_batch_size: The largest `train.batch_size` that does; 0 where none does.
+        note: What must be known of this row.
+    """
+
+    method: str
+    backbone: str
+    task: str
+    precision: str
+    layers: Layers | None = None
+    params: Params | None = None
+    ledger: Ledger | None = None
+    flops: Flops | None = None
+    peak_reduction: float | None = None
+    fits: bool | None = None
+    largest_batch_size: int | None = None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as the record has it: `ledger` within `memory`; what a budget tells only where there is one."""
+        row = asdict(self)
+        row["memory"] = {"ledger": row.pop("ledger")}
+        if self.fits is None:
+            del row["fits"], row["largest_batch_size"]
+        return row
+
+
+def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
+    """Counts what each method asked for takes.
+
+    Args:
+        overrides: As for a run; `method=` may be `all` (so it is where none is given) or several, comma-separated.
+        budget: Bytes that the peak must keep within.
+
+    Raises:
+        RequestError: where nothing that was asked for can be run.
+    """
+    methods, others = split_methods(overrides)
+    # Full fine-tuning is what the others are compared with.
+    asked = [*methods, *(["full"] if "full" not in methods else [])]
+    rows = dict(zip(asked, _count_all([(others, method, budget) for method in asked]), strict=True))
+    first = next((row for row in rows.values() if isinstance(row, PlanRow)), None)
+    failed = [row for method in methods if isinstance(row := rows[method], RequestError)]
+    if first is None or len(failed) == len(methods):
+        raise failed[0]
+    full = rows["full"]
+    peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
+    return [_finish(method, rows[method], first, peak) for method in methods]
+
+
+def _finish(method: str, row: PlanRow | RequestError, like: PlanRow, full_peak: int | None) -> PlanRow:
+    if isinstance(row, RequestError):
+        return PlanRow(method, like.backbone, like.task, like.precision, note=str(row))
+    assert row.ledger
+    reduction = None if full_peak is None else full_peak / row.ledger.peak_bytes
+    return PlanRow(**{**vars(row), "peak_reduction": reduction})
+
+
+def split_methods(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The methods that the overrides name, each once, and the other overrides."""
+    named = [word.partition("=")[2] for word in overrides if word.startswith("method=")]
+    others = [word for word in overrides if not word.startswith("method=")]
+    wanted = (named[-1] if named else ALL).split(",")
+    return list(dict.fromkeys(all_methods() if ALL in wanted else wanted)), others
+
+
+def _count_all(jobs: list[tuple[list[str], str, int | None]]) -> list[PlanRow | RequestError]:
+    """Every job's row, or what is wrong with it; counted side by side where processes are cheap to start."""
+    import peft  # noqa: F401 (once, before the processes are forked)
+    import torch
+    import transformers  # noqa: F401
+
+    if len(jobs) == 1 or sys.platform != "linux" or torch.cuda.is_initialized():
+        return [_count_one(*job) for job in jobs]
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(_count_one, *zip(*jobs, strict=True)))
+
+
+def _count_one(others: list[str], method: str, budget: int | None) -> PlanRow | RequestError:
+    try:
+        return _count(load_explained([*others, f"method={method}"]), budget)
+    except RequestError as error:
+        return error
+
+
+def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
+    chosen = cfg.layers.name == "variability"
+    num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
+    cfg.layers = costliest(cfg.layers, num_layers)
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    backbone.check_length(cfg.task.max_length)
+    labels = find_labels(cfg.task)
+    costs = count_costs(cfg, backbone, labels)
+    resolved = backbone.plan
+    row = PlanRow(
+        method=cfg.method.name,
+        backbone=backbone_name(cfg.to_dict()["backbone"]),
+        task=cfg.task.name,
+        precision=cfg.train.precision,
+        layers=Layers(resolved.bottom, resolved.top, resolved.head, num_layers),
+        params=costs.params,
+        ledger=costs.ledger,
+        flops=costs.flops,
+        note="the task's rows choose the layers: counted with those that cost most" if chosen else None,
+    )
+    if budget is None:
+        return row
+    largest = largest_batch(cfg, backbone, labels, costs, budget)
+    fits = costs.ledger.peak_bytes <= budget
+    return PlanRow(**{**vars(row), "fits": fits, "largest_batch_size": largest})
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `16GiB`, `800 MB` or `1.5GiB`.
+
+    Raises:
+        RequestError: where it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
+        raise RequestError(f"--budget {text} is no size: give a number with its unit, e.g. 16GiB or 800MiB.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
