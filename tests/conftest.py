@@ -52,6 +52,9 @@ def tiny(tmp_path):
             "train.epochs=1",
             "train.batch_size=16",
             f"runs_dir={tmp_path / 'runs'}",
+            # Tests of what is measured ask for it.
+            "measure.ledger=false",
+            "measure.inference=false",
         ]
         return load_config([*base, *overrides])
 

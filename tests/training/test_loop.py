@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from petl_bench.description import describe_time
 from petl_bench.errors import DivergedError
 from petl_bench.runner import run
 from petl_bench.training.config import TrainConfig
+from petl_bench.training.loop import FitResult, WarmUp, make_accelerator
 from petl_bench.training.optimizer import build_optimizer, build_schedule
 
 
@@ -71,12 +73,26 @@ def test_precisions_that_the_cpu_has(tiny, precision):
 
 
 def test_seconds_and_examples_are_counted(tiny):
-    record = run(tiny("train.epochs=2"))
+    record = run(tiny("train.max_steps=3"))
     time = record.time
-    assert time.train_examples_per_second * time.train_seconds == pytest.approx(128)
+    assert time.warm_up_updates == 0
+    assert time.train_examples_per_second * time.train_seconds == pytest.approx(48)
     assert 0 <= time.padding_share < 1
     assert time.eval_seconds == pytest.approx(sum(entry.seconds for entry in record.history))
     assert time.trunk_seconds is None
+
+
+def test_rates_leave_the_first_updates_out(tiny):
+    assert run(tiny("train.epochs=2")).time.warm_up_updates == 3
+    result = FitResult(
+        num_steps=8, num_examples=128, num_tokens=1000, num_padded_tokens=1250, train_seconds=9.0, eval_seconds=1.0,
+        warm_up=WarmUp(3, 48, 400, 500, train_seconds=4.0),
+    )  # fmt: skip
+    time = describe_time(result, make_accelerator(TrainConfig(device="cpu")))
+    assert (time.train_seconds, time.warm_up_updates) == (9.0, 3)
+    assert time.train_examples_per_second == (128 - 48) / 5
+    assert time.train_tokens_per_second == (1000 - 400) / 5
+    assert time.padding_share == pytest.approx(0.2)
 
 
 def test_adalora_reallocates_its_ranks(tiny):

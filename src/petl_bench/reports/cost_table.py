@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from petl_bench.reports.columns import MIB, MISSING
 from petl_bench.reports.picture import check_picture
-from petl_bench.reports.table import MIB, MISSING, ReportTable
+from petl_bench.reports.table import ReportTable
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")
 

@@ -1,11 +1,14 @@
-"""Draws score against trained parameters and against peak memory."""
+"""Draws score against what it costs: parameters, memory, training time, inference throughput."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.reports.groups import Group
+from petl_bench.reports.pareto import pareto_front
 from petl_bench.reports.picture import check_picture
 
 if TYPE_CHECKING:
@@ -13,10 +16,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = "osD^vP*Xh<>p"
+_MEMORY = (
+    (("memory", "device", "train_peak_allocated_bytes"), "peak device memory, MiB"),
+    (("memory", "ledger", "peak_bytes"), "peak memory of an update by the ledger, MiB"),
+    (("memory", "process_peak_rss_bytes"), "peak resident memory of the process, MiB"),
+)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """One axis: a number of each group, None where it was not measured."""
+
+    label: str
+    of: Callable[[Group], float | None]
+    log: bool = False
+    less_is_better: bool = True
 
 
 def draw_scores(groups: list[Group], file: Path) -> None:
-    """Writes the picture: a row a task and backbone, left by parameters (log), right by peak memory.
+    """Writes the picture: a row a task and backbone, a column a cost, with the front of what no other method beats.
 
     Raises:
         RequestError: for a file format that is not drawn.
@@ -29,52 +47,92 @@ def draw_scores(groups: list[Group], file: Path) -> None:
 
     panels = list(dict.fromkeys((group.task, group.backbone) for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
+    costs = [cost for cost in _costs(groups) if any(cost.of(group) is not None for group in groups)]
     figure, grid = plt.subplots(
-        len(panels), 2, figsize=(10.5, 0.6 + 3.1 * len(panels)), squeeze=False, sharey="row", layout="constrained"
+        len(panels),
+        len(costs),
+        figsize=(1.2 + 3.6 * len(costs), 0.8 + 3.1 * len(panels)),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
     )
-    for (task, backbone), (left, right) in zip(panels, grid, strict=True):
+    for (task, backbone), row in zip(panels, grid, strict=True):
         mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
-        memory, memory_label = _memory_axis(mine)
-        for group in mine:
-            style = _style(labels.index(group.label))
-            _point(left, group, float(group.first.params.trainable if group.first.params else 0), style)
-            if memory.get(group.label) is not None:
-                _point(right, group, memory[group.label], style)
-        left.set_xscale("log")
-        left.set_xlabel("trained parameters, head included")
-        left.set_ylabel(f"{task} {mine[0].metric.replace('_', ' ')}{', %' if mine[0].in_percent else ''}")
-        left.set_title(f"{task}, {backbone}", loc="left", fontsize=10)
-        right.set_xlabel(memory_label)
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
-            axes.margins(x=0.12, y=0.15)
+        for axes, cost in zip(row, costs, strict=True):
+            _panel(axes, mine, cost, labels)
+        row[0].set_ylabel(f"{task} {mine[0].metric.replace('_', ' ')}{', %' if mine[0].in_percent else ''}")
+        row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     handles, names = _legend(list(grid[:, 0]))
-    figure.legend(handles, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False, fontsize=9)
+    # Inches that the longest name takes at this size, its marker included.
+    width = 0.5 + 0.075 * max(map(len, names))
+    columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
-def _memory_axis(groups: list[Group]) -> tuple[dict[str, float], str]:
-    """Peak memory in MiB by label: the device's where every run has it, else the process's."""
-    device = {group.label: group.statistic("memory", "device", "train_peak_allocated_bytes") for group in groups}
-    if all(device.values()):
-        return {label: peak.mean / 2**20 for label, peak in device.items() if peak}, "peak device memory, MiB"
-    process = {group.label: group.statistic("memory", "process_peak_rss_bytes") for group in groups}
-    return {
-        label: peak.mean / 2**20 for label, peak in process.items() if peak
-    }, "peak resident memory of the process, MiB"
+def _costs(groups: list[Group]) -> list[_Cost]:
+    path, memory = next(
+        (path, label) for path, label in _MEMORY if path == _MEMORY[-1][0] or all(g.statistic(*path) for g in groups)
+    )
+    return [
+        _Cost("trained parameters, head included", lambda group: _mean(group, "params", "trainable"), log=True),
+        _Cost(memory, lambda group: _scaled(_mean(group, *path), 2**20)),
+        _Cost("training time, s", lambda group: _mean(group, "time", "train_seconds")),
+        _Cost(
+            "inference, examples/s (more is better)",
+            lambda group: _mean(group, "inference", "examples_per_second"),
+            less_is_better=False,
+        ),
+    ]
 
 
-def _point(axes: Axes, group: Group, x: float, style: dict[str, Any]) -> None:
-    score = group.score()
-    if score is None:
+def _mean(group: Group, *path: str) -> float | None:
+    statistic = group.statistic(*path)
+    return None if statistic is None else statistic.mean
+
+
+def _scaled(value: float | None, unit: int) -> float | None:
+    return None if value is None else value / unit
+
+
+def _panel(axes: Axes, groups: list[Group], cost: _Cost, labels: list[str]) -> None:
+    points: list[tuple[float, float]] = []
+    for group in groups:
+        x, score = cost.of(group), group.score()
+        if x is None or score is None:
+            continue
+        scale = 100 if group.in_percent else 1
+        points.append((x, scale * score.mean))
+        axes.errorbar(
+            x,
+            scale * score.mean,
+            yerr=scale * score.sd if score.sd else None,
+            linestyle="none",
+            markersize=8,
+            capsize=3,
+            label=group.label,
+            **_style(labels.index(group.label)),
+        )
+    axes.set_xlabel(cost.label)
+    if not points:
+        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
+        axes.set_xticks([])
         return
-    scale = 100 if group.in_percent else 1
-    axes.errorbar(
-        x, scale * score.mean, yerr=scale * score.sd if score.sd else None, linestyle="none", markersize=8, capsize=3,
-        label=group.label, **style,
-    )  # fmt: skip
+    _draw_front(axes, points, cost, higher_is_better=groups[0].in_percent)
+    if cost.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.12, y=0.15)
+
+
+def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: _Cost, *, higher_is_better: bool) -> None:
+    directions = (1 if cost.less_is_better else -1, 1 if higher_is_better else -1)
+    front = pareto_front([(directions[0] * x, directions[1] * y) for x, y in points])
+    xs, ys = [points[index][0] for index in front], [points[index][1] for index in front]
+    axes.plot(xs, ys, drawstyle="steps-post", color="0.5", linewidth=1, linestyle="--", zorder=0)
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from petl_bench.reports.columns import MISSING, Column, measured_columns
 from petl_bench.reports.groups import Group, Statistic
-
-MISSING = "-"
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -36,19 +34,17 @@ def comparison_tables(groups: list[Group]) -> list[ReportTable]:
 
 def _table(backbone: str, groups: list[Group]) -> ReportTable:
     tasks = _ordered(groups, "task")
-    on_device = any(group.statistic("memory", "device", "train_peak_allocated_bytes") for group in groups)
-    memory = "peak device MiB" if on_device else "peak process MiB"
+    measured = measured_columns(groups)
     metrics = {task: next(group.metric for group in groups if group.task == task) for task in tasks}
     header = ["method", "seeds", "method params", "head params", "% of backbone"]
     header += [f"{task} {_short(metrics[task])}" for task in tasks]
-    header += ["train s", "train ex/s", memory]
+    header += ["train s", "train ex/s", *(column.name for column in measured)]
     rows = []
     for label in _by_size(groups):
         mine = {group.task: group for group in groups if group.label == label}
         first = next(iter(mine.values()))
         assert first.first.params
         params = first.first.params
-        peak = ("memory", "device", "train_peak_allocated_bytes") if on_device else ("memory", "process_peak_rss_bytes")
         rows.append(
             [
                 label,
@@ -59,13 +55,13 @@ def _table(backbone: str, groups: list[Group]) -> ReportTable:
                 *(_score(mine[task]) if task in mine else MISSING for task in tasks),
                 _total([group.statistic("time", "train_seconds") for group in mine.values()]),
                 _plain(first.statistic("time", "train_examples_per_second")),
-                _highest([group.statistic(*peak) for group in mine.values()]),
+                *(column.cell([group.statistic(*column.path) for group in mine.values()]) for column in measured),
             ]
         )
-    return ReportTable(f"{backbone}: mean ± sd over seeds", header, rows, _notes(groups, on_device))
+    return ReportTable(f"{backbone}: mean ± sd over seeds", header, rows, _notes(groups, measured))
 
 
-def _notes(groups: list[Group], on_device: bool) -> list[str]:
+def _notes(groups: list[Group], measured: list[Column]) -> list[str]:
     protocols = []
     for group in groups:
         protocol = group.first.protocol
@@ -77,17 +73,12 @@ def _notes(groups: list[Group], on_device: bool) -> list[str]:
         )
         if line not in protocols:
             protocols.append(line)
-    peak = (
-        "peak device MiB: most bytes that the CUDA allocator held while training"
-        if on_device
-        else "peak process MiB: highest resident set of the whole process, interpreter and libraries included"
-    )
     return [
         *protocols,
         "scores in percent, errors (lower is better) as they are",
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
         "train s: evaluation excluded, summed over the tasks shown",
-        peak,
+        *(f"{column.name}: {column.note}" for column in measured),
     ]
 
 
@@ -159,6 +150,13 @@ def long_rows(groups: list[Group]) -> list[dict[str, Any]]:
             **_mean("train_seconds", group.statistic("time", "train_seconds")),
             **_mean("train_examples_per_second", group.statistic("time", "train_examples_per_second")),
             **_mean("process_peak_rss_bytes", group.statistic("memory", "process_peak_rss_bytes")),
+            **_mean("ledger_peak_bytes", group.statistic("memory", "ledger", "peak_bytes")),
+            **_mean("train_step_flops", group.statistic("flops", "train_step_flops")),
+            **_mean("inference_flops", group.statistic("flops", "inference_flops")),
+            **_mean("inference_latency_ms", group.statistic("inference", "latency_ms_median")),
+            **_mean("inference_examples_per_second", group.statistic("inference", "examples_per_second")),
+            **_mean("train_tokens_per_second", group.statistic("time", "train_tokens_per_second")),
+            **_mean("padding_share", group.statistic("time", "padding_share")),
             **_mean("train_peak_allocated_bytes", group.statistic("memory", "device", "train_peak_allocated_bytes")),
         }
         for metric in group.metrics():
@@ -225,11 +223,6 @@ def _plain(statistic: Statistic | None) -> str:
 def _total(statistics: list[Statistic | None]) -> str:
     known = [statistic.mean for statistic in statistics if statistic is not None]
     return f"{sum(known):,.0f}" if known else MISSING
-
-
-def _highest(statistics: list[Statistic | None]) -> str:
-    known = [statistic.mean for statistic in statistics if statistic is not None]
-    return f"{max(known) / MIB:,.0f}" if known else MISSING
 
 
 def _short(metric: str) -> str:

@@ -1,0 +1,246 @@
+"""The ledger: the same bytes with and without memory, the published peaks, and what each kind is."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from petl_bench.backbones.load import open_backbone
+from petl_bench.capabilities import TINY_BACKBONES
+from petl_bench.config import load_config
+from petl_bench.costs import count_costs, largest_batch
+from petl_bench.errors import RequestError
+from petl_bench.measure.ledger import count_step
+from petl_bench.measure.twin import posed_as_cpu
+from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.registry import all_methods, get_method
+
+MIB = 2**20
+METHODS = [name for name in all_methods() if name != "layer_selection"]
+
+
+def adapted(device: str, *overrides: str):
+    cfg = load_config(list(overrides))
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
+    with torch.device("meta") if device == "meta" else nullcontext():
+        return get_method(cfg.method.name).load_adapt()(backbone.build_model(2, device=device), cfg.method, context)
+
+
+def counted(model, mode=None, rows=3, length=10, **options):
+    with mode or nullcontext():
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        inputs = {
+            "input_ids": torch.zeros(rows, length, dtype=torch.int64, device=next(model.parameters()).device),
+            "labels": torch.zeros(rows, dtype=torch.int64, device=next(model.parameters()).device),
+        }
+        return count_step(model, optimizer, inputs, max_grad_norm=1.0, **options)
+
+
+def numbers(count):
+    """All but the course, whose order of frees within an operator may differ."""
+    return {name: value for name, value in vars(count).items() if name != "course"}
+
+
+def costs(*overrides: str):
+    cfg = load_config(["task=mrpc", *overrides])
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    return count_costs(cfg, backbone, cfg.task.labels)
+
+
+@pytest.mark.parametrize("architecture", TINY_BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architecture):
+    overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}")
+    autocast = None if architecture == "bert" else torch.bfloat16
+    try:
+        real = counted(adapted("cpu", *overrides), autocast=autocast)
+    except RequestError as error:
+        pytest.skip(str(error))
+    twin = adapted("meta", *overrides)
+    assert numbers(counted(twin, posed_as_cpu(twin), autocast=autocast)) == numbers(real)
+
+
+@pytest.mark.parametrize("options", [{"passes": 2}, {"autocast": torch.bfloat16}])
+def test_accumulation_and_autocast_count_alike_too(options):
+    twin = adapted("meta", "backbone=tiny_bert", "method=full")
+    real = counted(adapted("cpu", "backbone=tiny_bert", "method=full"), **options)
+    assert numbers(counted(twin, posed_as_cpu(twin), **options)) == numbers(real)
+
+
+def test_the_known_peaks_of_bert_base():
+    """BERT-base, fp32, 32 x 128, AdamW (shared/design/stack.md, B7)."""
+    methods = ("full", "lora", "head", "flat")
+    peaks = {name: costs("backbone=bert_base", f"method={name}").ledger.peak_bytes for name in methods}
+    assert peaks["full"] / MIB == pytest.approx(4793, abs=1)
+    assert peaks["lora"] / MIB == pytest.approx(3089, abs=1)
+    assert peaks["head"] / MIB == pytest.approx(562, abs=1)
+    assert peaks["full"] > 3.2 * peaks["flat"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mib"),
+    [
+        (("method=full",), 437),
+        (("method=lora",), 323),
+        (("method=lora", "method.targets=[query,key,value,attention_output,feed_forward_in,feed_forward_out]"), 435),
+        (("method=bitfit",), 309),
+        (("method=full", "layers=top", "layers.k=2"), 74),
+        (("method=head",), 0),
+        (("method=full", "train.gradient_checkpointing=true"), 23),
+    ],
+)
+def test_saved_activations_of_bert_base(overrides, mib):
+    """Bytes saved for backward at 4 x 128 (stack.md, B7, found there with saved_tensors_hooks)."""
+    ledger = costs("backbone=bert_base", "train.batch_size=4", *overrides).ledger
+    assert ledger.activations_bytes / MIB == pytest.approx(mib, abs=2)
+
+
+def test_each_kind_is_what_its_name_says():
+    found = costs("backbone=bert_base", "method=houlsby")
+    ledger, params = found.ledger, found.params
+    trained = sum(1 for p in adapted("meta", "backbone=bert_base", "method=houlsby").parameters() if p.requires_grad)
+    assert ledger.gradients_bytes == 4 * params.trainable
+    # Two moments, and a step count for each tensor.
+    assert ledger.optimizer_bytes == 8 * params.trainable + 4 * trained
+    # Beside the parameters: position and segment ids, and PEFT's frozen copies of the head and of 25 norms.
+    copies = 4 * (params.trainable_head + 25 * 2 * 768)
+    assert ledger.weights_bytes == 4 * params.total + 2 * 8 * 512 + copies
+    at_peak = vars(ledger.at_peak)
+    assert sum(at_peak.values()) == ledger.peak_bytes
+    assert at_peak["weights_bytes"] == ledger.weights_bytes
+    assert at_peak["temporaries_bytes"] == ledger.temporaries_bytes
+    assert (ledger.batch_size, ledger.sequence_length, ledger.device) == (32, 128, "cpu")
+
+
+def test_activations_are_what_autograd_saves():
+    model = adapted("cpu", "backbone=tiny_bert", "method=lora").train()
+    known = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    ids, labels = torch.zeros(3, 10, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    known |= {ids.untyped_storage().data_ptr(), labels.untyped_storage().data_ptr()}
+    saved: dict[int, int] = {}
+    kept = []  # so that no address is given away twice
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+            kept.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=labels).loss
+    assert loss.requires_grad
+    activations = counted(adapted("cpu", "backbone=tiny_bert", "method=lora")).activations
+    # Storages that live on without being saved as such: the loss, and what small results it stands on.
+    assert 0 <= activations - sum(saved.values()) < 0.01 * activations
+
+
+def test_tied_weights_count_once():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x, labels):
+            out = self.second(self.first(x)).sum()
+            return type("Output", (), {"loss": out})
+
+    for posed in (False, True):
+        model = Tied()
+        mode = posed_as_cpu(model) if posed else nullcontext()
+        with mode:
+            inputs = {"x": torch.zeros(2, 8), "labels": torch.zeros(2)}
+            count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), inputs)
+        assert count.weights == count.gradients == count.optimizer == 4 * (64 + 8 + 8)
+        assert model.first.weight is model.second.weight
+
+
+def test_accumulation_takes_less_and_holds_gradients_meanwhile():
+    whole = costs("backbone=tiny_bert", "method=full").ledger
+    split = costs("backbone=tiny_bert", "method=full", "train.accumulation=4").ledger
+    assert split.activations_bytes < 0.3 * whole.activations_bytes
+    assert split.at_peak.gradients_bytes == split.gradients_bytes == whole.gradients_bytes
+    assert (split.batch_size, split.accumulation) == (32, 4)
+
+
+def test_the_attention_kernel_is_named():
+    kernels = {
+        attention: costs("backbone=tiny_bert", "method=full", f"backbone.attention={attention}").ledger.attention_kernel
+        for attention in ("eager", "sdpa")
+    }
+    # Dropout within attention leaves the CPU no fused kernel.
+    assert kernels == {"eager": "eager", "sdpa": "math"}
+    assert costs("backbone=tiny_modernbert", "method=full").ledger.attention_kernel == "flash (cpu)"
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "coda", "flat"])
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_operations_are_those_of_torchs_counter(method, architecture):
+    overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}", "train.batch_size=2")
+    found = costs(*overrides, "backbone.attention=eager", "task.max_length=12")
+    model = adapted("cpu", *overrides, "backbone.attention=eager").train()
+    inputs = {"input_ids": torch.zeros(2, 12, dtype=torch.int64), "labels": torch.zeros(2, dtype=torch.int64)}
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs).loss.backward()
+    assert found.flops.train_step_flops == counter.get_total_flops()
+
+
+def test_operations_at_inference_are_the_same_for_every_attention_kernel_and_merged():
+    eager, sdpa = (
+        costs("backbone=tiny_bert", "method=full", f"backbone.attention={name}").flops for name in ("eager", "sdpa")
+    )
+    assert eager.inference_flops == sdpa.inference_flops
+    merged = costs("backbone=tiny_bert", "method=lora").flops
+    assert merged.merged
+    assert merged.inference_flops == sdpa.inference_flops
+    kept = costs("backbone=tiny_bert", "method=houlsby").flops
+    assert not kept.merged
+    assert kept.inference_flops > sdpa.inference_flops
+
+
+@pytest.mark.parametrize("request_", ["full", "lora", "head", "coda", "flat", "full train.accumulation=4"])
+def test_the_largest_batch_fits_and_one_more_does_not(request_):
+    method, *others = request_.split()
+    overrides = ["task=mrpc", "backbone=tiny_bert", f"method={method}", *others]
+    cfg = load_config(overrides)
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    first = count_costs(cfg, backbone, cfg.task.labels)
+    budget = 2 * first.ledger.peak_bytes + 12345
+    largest = largest_batch(cfg, backbone, cfg.task.labels, first, budget)
+    assert largest > 32
+    assert costs(*overrides, f"train.batch_size={largest}").ledger.peak_bytes <= budget
+    assert costs(*overrides, f"train.batch_size={largest + 1}").ledger.peak_bytes > budget
+    assert largest_batch(cfg, backbone, cfg.task.labels, first, first.ledger.weights_bytes) == 0
+
+
+def test_a_real_model_is_counted_without_being_changed_by_rates_of_zero():
+    model = adapted("cpu", "backbone=tiny_bert", "method=lora").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
+    inputs = {"input_ids": torch.zeros(2, 8, dtype=torch.int64), "labels": torch.zeros(2, dtype=torch.int64)}
+    count_step(model, optimizer, inputs)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+@pytest.mark.parametrize("shape", [(8, 128), (16, 128), (32, 64)])
+@pytest.mark.parametrize("method", ["full", "lora", "houlsby", "flat"])
+def test_the_peak_is_the_cuda_allocators_within_five_percent(method, shape):
+    torch.cuda.empty_cache()
+    model = adapted("cpu", "backbone=bert_base", f"method={method}").cuda()
+    count = counted(model, rows=shape[0], length=shape[1])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    inputs = {name: torch.zeros(size, dtype=torch.int64, device="cuda") for name, size in
+              (("input_ids", shape), ("labels", shape[:1]))}  # fmt: skip
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.cuda.max_memory_allocated() == pytest.approx(count.peak, rel=0.05)
