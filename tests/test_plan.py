@@ -42,6 +42,12 @@ def test_one_row_for_one_method_and_its_settings():
     assert row.fits is None
 
 
+def test_a_recipe_brings_its_method():
+    (row,) = plan(["recipe=lora_roberta_base", "task=mrpc", "backbone=tiny_roberta", "task.max_length=16"])
+    assert (row.method, row.ledger.batch_size) == ("lora", 16)
+    assert row.peak_reduction > 1
+
+
 def test_a_setting_that_one_method_lacks_leaves_the_others():
     head, lora = plan([*TINY, "method=head,lora", "method.r=2"])
     assert head.params is None

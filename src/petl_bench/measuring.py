@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from petl_bench.measure.speed import InferenceTimes
 
 # Of the training's time, for the repeats of the inference measurement.
-INFERENCE_SHARE = 0.05
+INFERENCE_SHARE = 0.03
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from petl_bench.backbones.config import LayersConfig
@@ -17,8 +17,8 @@ from petl_bench.costs import count_costs, largest_batch
 from petl_bench.errors import RequestError
 from petl_bench.hydra_errors import load_explained
 from petl_bench.layers.choose import costliest
-from petl_bench.methods.registry import all_methods
-from petl_bench.records.names import backbone_name
+from petl_bench.methods.registry import all_methods, get_method
+from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.schema import Flops, Layers, Ledger, Params
 from petl_bench.tasks.load import find_labels
 
@@ -32,6 +32,7 @@ class PlanRow:
     """One method's costs in the record's own fields; all None where `note` says why it cannot be run.
 
     Attributes:
+        label: The method's name; of PEFT's shelf, the type with it.
         peak_reduction: Peak memory of full fine-tuning over this row's.
         fits: Whether the peak keeps within the budget.
         largest_batch_size: The largest `train.batch_size` that does; 0 where none does.
@@ -39,6 +40,7 @@ class PlanRow:
     """
 
     method: str
+    label: str
     backbone: str
     task: str
     precision: str
@@ -70,42 +72,59 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
     Raises:
         RequestError: where nothing that was asked for can be run.
     """
-    methods, others = split_methods(overrides)
+    requests = split_methods(overrides)
+    configs = {method: _compose(words) for method, words in requests.items()}
+    composed = [cfg for cfg in configs.values() if isinstance(cfg, RunConfig)]
+    if not composed:
+        raise next(error for error in configs.values() if isinstance(error, RequestError))
     # Full fine-tuning is what the others are compared with.
-    asked = [*methods, *(["full"] if "full" not in methods else [])]
-    rows = dict(zip(asked, _count_all([(others, method, budget) for method in asked]), strict=True))
-    first = next((row for row in rows.values() if isinstance(row, PlanRow)), None)
-    failed = [row for method in methods if isinstance(row := rows[method], RequestError)]
-    if first is None or len(failed) == len(methods):
-        raise failed[0]
-    full = rows["full"]
+    *counted, full = _count_all([*((cfg, budget) for cfg in composed), (_full_fine_tuning(composed[0]), None)])
+    if all(isinstance(row, RequestError) for row in counted):
+        raise next(row for row in counted if isinstance(row, RequestError))
     peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
-    return [_finish(method, rows[method], first, peak) for method in methods]
+    rows = iter(counted)
+    found = {method: next(rows) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
+    return [_finish(method, row, composed[0], peak) for method, row in found.items()]
 
 
-def _finish(method: str, row: PlanRow | RequestError, like: PlanRow, full_peak: int | None) -> PlanRow:
-    if isinstance(row, RequestError):
-        return PlanRow(method, like.backbone, like.task, like.precision, note=str(row))
-    assert row.ledger
-    reduction = None if full_peak is None else full_peak / row.ledger.peak_bytes
-    return PlanRow(**{**vars(row), "peak_reduction": reduction})
-
-
-def split_methods(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The methods that the overrides name, each once, and the other overrides."""
+def split_methods(overrides: list[str]) -> dict[str, list[str]]:
+    """The overrides of each method that they name, each method once; a recipe brings its own."""
     named = [word.partition("=")[2] for word in overrides if word.startswith("method=")]
     others = [word for word in overrides if not word.startswith("method=")]
+    if not named and any(word.startswith("recipe=") for word in others):
+        return {"recipe": others}
     wanted = (named[-1] if named else ALL).split(",")
-    return list(dict.fromkeys(all_methods() if ALL in wanted else wanted)), others
+    methods = all_methods() if ALL in wanted else wanted
+    return {method: [*others, f"method={method}"] for method in methods}
 
 
-def _count_all(jobs: list[tuple[list[str], str, int | None]]) -> list[PlanRow | RequestError]:
+def _compose(overrides: list[str]) -> RunConfig | RequestError:
+    try:
+        return load_explained(overrides)
+    except RequestError as error:
+        return error
+
+
+def _full_fine_tuning(cfg: RunConfig) -> RunConfig:
+    """The same run with the whole model trained."""
+    return replace(cfg, method=get_method("full").config(name="full"), layers=LayersConfig())
+
+
+def _finish(method: str, row: PlanRow | RequestError, cfg: RunConfig, full_peak: int | None) -> PlanRow:
+    if isinstance(row, RequestError):
+        backbone = backbone_name(cfg.to_dict()["backbone"])
+        return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, note=str(row))
+    assert row.ledger
+    return replace(row, peak_reduction=None if full_peak is None else full_peak / row.ledger.peak_bytes)
+
+
+def _count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError]:
     """Every job's row, or what is wrong with it; counted side by side where processes are cheap to start."""
     import peft  # noqa: F401 (once, before the processes are forked)
     import torch
     import transformers  # noqa: F401
 
-    if len(jobs) == 1 or sys.platform != "linux" or torch.cuda.is_initialized():
+    if sys.platform != "linux" or torch.cuda.is_initialized():
         return [_count_one(*job) for job in jobs]
     workers = min(len(jobs), len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("fork")
@@ -113,9 +132,9 @@ def _count_all(jobs: list[tuple[list[str], str, int | None]]) -> list[PlanRow | 
         return list(pool.map(_count_one, *zip(*jobs, strict=True)))
 
 
-def _count_one(others: list[str], method: str, budget: int | None) -> PlanRow | RequestError:
+def _count_one(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError:
     try:
-        return _count(load_explained([*others, f"method={method}"]), budget)
+        return _count(cfg, budget)
     except RequestError as error:
         return error
 
@@ -123,7 +142,7 @@ def _count_one(others: list[str], method: str, budget: int | None) -> PlanRow | 
 def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
     chosen = cfg.layers.name == "variability"
     num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
-    cfg.layers = costliest(cfg.layers, num_layers)
+    cfg = replace(cfg, layers=costliest(cfg.layers, num_layers))
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     backbone.check_length(cfg.task.max_length)
     labels = find_labels(cfg.task)
@@ -131,6 +150,7 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
     resolved = backbone.plan
     row = PlanRow(
         method=cfg.method.name,
+        label=method_label(cfg.to_dict()["method"]),
         backbone=backbone_name(cfg.to_dict()["backbone"]),
         task=cfg.task.name,
         precision=cfg.train.precision,
@@ -144,7 +164,7 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
         return row
     largest = largest_batch(cfg, backbone, labels, costs, budget)
     fits = costs.ledger.peak_bytes <= budget
-    return PlanRow(**{**vars(row), "fits": fits, "largest_batch_size": largest})
+    return replace(row, fits=fits, largest_batch_size=largest)
 
 
 def parse_bytes(text: str) -> int:

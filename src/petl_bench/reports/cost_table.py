@@ -37,7 +37,7 @@ def _cells(row: dict[str, Any], with_budget: bool) -> list[str]:
     params, ledger, flops, layers = row["params"], row["memory"]["ledger"], row["flops"], row["layers"]
     reduction = row["peak_reduction"]
     cells = [
-        row["method"],
+        row["label"],
         f"{layers['bottom']}-{layers['top']}",
         f"{params['trainable_method']:,}",
         f"{params['trainable_head']:,}",
@@ -81,17 +81,15 @@ def draw_ledgers(rows: list[dict[str, Any]], file: Path) -> None:
     counted = sorted((row for row in rows if row["params"]), key=_peak)
     figure, axes = plt.subplots(figsize=(9.0, 1.3 + 0.36 * len(counted)), layout="constrained")
     left = [0.0] * len(counted)
-    names = [row["method"] for row in counted]
+    names = [row["label"] for row in counted]
     for number, kind in enumerate(KINDS):
         sizes = [row["memory"]["ledger"]["at_peak"][f"{kind}_bytes"] / 2**30 for row in counted]
         axes.barh(names, sizes, left=left, label=kind, color=f"C{number}")
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for position, (row, end) in enumerate(zip(counted, left, strict=True)):
         reduction = row["peak_reduction"]
-        text = f" {end:.2f} GiB" + (
-            "" if reduction is None or row["method"] == "full" else f", {reduction:.1f}x below full"
-        )
-        axes.text(end, position, text, va="center", fontsize=8)
+        below = f", {reduction:.1f}x below full" if reduction is not None and reduction > 1 else ""
+        axes.text(end, position, f" {end:.2f} GiB{below}", va="center", fontsize=8)
     axes.margins(x=0.2)
     axes.invert_yaxis()
     axes.set_xlabel("GiB held at the peak of one update")

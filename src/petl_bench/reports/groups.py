@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petl_bench.records.names import backbone_name
+from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.schema import Record
 
 # They act through settings of `train`, which are shown.
@@ -121,7 +121,7 @@ def _method(group: Group) -> str:
 def _label(group: Group, siblings: list[Group]) -> str:
     """The method's name, with the settings in which its variants differ."""
     method = group.first.config["method"]
-    name = f"{method['name']}:{method['type'].lower()}" if "type" in method else str(method["name"])
+    name = method_label(method)
     settings = _shown_settings(group.first)
     others = [_shown_settings(sibling.first) for sibling in siblings]
     differing = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
