@@ -27,7 +27,9 @@ demo: $(INSTALLED)
 	$(BIN)/petl-bench run task=demo method=head method.pooler=true runs_dir=$(RUNS)
 	$(BIN)/petl-bench run task=demo method=coda method.attention=k2all runs_dir=$(RUNS)
 	@# Two of PEFT's shelf, as examples of them all.
-	$(BIN)/petl-bench run -m task=demo method=peft method.type=IA3,ADALORA runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=peft method.type=IA3 runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=peft method.type=ADALORA +method.args.lora_alpha=32 \
+		train.learning_rate=1e-2 runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
 
 # One thread each: two processes with two threads each would mostly wait for one another.

@@ -1,0 +1,61 @@
+"""Peaks by phase; the CUDA allocator's are played by a stand-in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petl_bench.description import describe_memory
+from petl_bench.measure.memory import PeakMemory
+
+GIB = 2**30
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    """A CUDA device whose peak since the last reset the test sets."""
+    state = {"allocated": 0, "reserved": 0, "held": 0}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_alloc_retries": 2})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * GIB - state["held"], 10 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: state["allocated"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: state["reserved"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: state.update(allocated=0, reserved=0))
+    return state
+
+
+def test_each_phase_has_its_own_peaks_and_the_first_updates_are_one(allocator):
+    memory = PeakMemory(on_cuda=True)
+    with memory.phase("load"):
+        allocator.update(allocated=10, reserved=11)
+    with memory.phase("train"):
+        allocator.update(allocated=90, reserved=91)
+        memory.book("first_updates")
+        allocator.update(allocated=50, reserved=51)
+        with memory.phase("eval"):
+            allocator.update(allocated=20, reserved=21)
+        allocator.update(allocated=40, reserved=41)
+    device = describe_memory(memory, None).device
+    assert (device.load_peak_allocated_bytes, device.load_peak_reserved_bytes) == (10, 11)
+    assert (device.first_updates_peak_allocated_bytes, device.first_updates_peak_reserved_bytes) == (90, 91)
+    assert (device.train_peak_allocated_bytes, device.train_peak_reserved_bytes) == (50, 51)
+    assert (device.eval_peak_allocated_bytes, device.eval_peak_reserved_bytes) == (20, 21)
+    assert device.alloc_retries == 0
+
+
+@pytest.mark.parametrize(("held", "told"), [(GIB // 2, False), (3 * GIB, True)])
+def test_memory_that_others_hold_is_told(allocator, caplog, held, told):
+    allocator["held"] = held
+    assert PeakMemory(on_cuda=True).device_held_before_bytes == held
+    assert ("3.0 GiB of the device" in caplog.text) == told
+
+
+def test_without_a_device_there_is_the_process_alone():
+    memory = PeakMemory(on_cuda=False)
+    for name in ("load", "train", "eval"):
+        with memory.phase(name):
+            pass
+    found = describe_memory(memory, None)
+    assert found.device is None
+    assert found.process_peak_rss_bytes > 10**7
