@@ -7,7 +7,8 @@ import json
 import pytest
 
 from petl_bench.cli import main
-from petl_bench.errors import RequestError
+from petl_bench.costs import count_costs
+from petl_bench.errors import RequestError, RunError
 from petl_bench.identity import identify
 from petl_bench.methods.registry import all_methods
 from petl_bench.plan import parse_bytes, plan
@@ -62,12 +63,34 @@ def test_a_setting_that_one_method_lacks_leaves_the_others():
         (["backbone=nonsense"], "nonsense"),
         (["method=lora", "method.rank=2"], "method.rank"),
         (["method=lora", "task.max_length=100000"], "task.max_length"),
+        (["method=,"], "names no method"),
+        (["method=null"], "names no method"),
+        (["train.batch_size=8,16"], "method= only"),
+        (["layers=variability", "layers.strategy=nonsense"], "layers.strategy"),
+        (["layers=variability", "layers.num_bins=0"], "layers.num_bins"),
+        (["backbone.weights=pretrained", "backbone.path=missing"], "config.json"),
         (["task=custom", "task.train_file=missing.csv", "task.text_columns=[a]"], "missing.csv"),
     ],
 )
 def test_what_cannot_be_planned_is_said(overrides, words):
     with pytest.raises(RequestError, match=words):
         plan([*TINY, *overrides])
+
+
+def test_what_cannot_be_counted_is_an_error_in_words_and_costs_no_other_row(monkeypatch):
+    monkeypatch.setattr("petl_bench.plan.sys.platform", "darwin")  # in this process
+
+    def broken(cfg, *_args):
+        if cfg.method.name == "lora":
+            raise ZeroDivisionError("no content")
+        return count_costs(cfg, *_args)
+
+    monkeypatch.setattr("petl_bench.plan.count_costs", broken)
+    head, lora = plan([*TINY, "method=head,lora"])
+    assert head.params is not None
+    assert "ZeroDivisionError: no content" in lora.note
+    with pytest.raises(RunError, match="method=lora with backbone=tiny_bert cannot be counted"):
+        plan([*TINY, "method=lora"])
 
 
 def test_a_folder_needs_no_weights(tmp_path):
@@ -120,6 +143,8 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
         ["method=prefix", "train.precision=bf16"],
         ["method=flat", "train.accumulation=2"],
         ["method=houlsby", "train.gradient_checkpointing=true"],
+        ["method=prefix", "method.mlp_hidden=16"],
+        ["method=peft", "method.type=RANDLORA"],
     ],
 )
 def test_a_run_records_what_the_plan_said(tiny, overrides):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from petl_bench.adapted import build_adapted
 from petl_bench.backbones.load import Backbone
@@ -15,8 +16,6 @@ from petl_bench.methods.merge import merged
 from petl_bench.records.schema import Flops, Ledger, LedgerAtPeak, Params
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from petl_bench.measure.ledger import StepCount
 
 # AdaLoRA wants to know; the first update costs the same whatever it is.
@@ -31,7 +30,7 @@ class Costs:
         params: Trained and other parameters.
         ledger: Memory by kind.
         flops: Operations.
-        course: Bytes held after each event of the update's last pass.
+        course: Bytes held after each event of the update.
     """
 
     params: Params
@@ -41,7 +40,7 @@ class Costs:
 
 
 def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> Costs:
-    """Counts one update of a run on a copy of its model that has no memory.
+    """Counts one update of a run on a twin of its model that has no memory.
 
     The batch is `train.batch_size` rows of `task.max_length` tokens without padding.
 
@@ -53,37 +52,98 @@ def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) ->
     Raises:
         RequestError: where the method does not fit.
     """
-    import torch
-
-    from petl_bench.measure.ledger import count_step
-    from petl_bench.measure.twin import posed_as_cpu
-    from petl_bench.training.optimizer import build_optimizer
-
-    train, length = cfg.train, cfg.task.max_length
-    rows = math.ceil(train.batch_size / train.accumulation)
-    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+    sizes = pass_sizes(cfg.train.batch_size, cfg.train.accumulation)
+    # The second pass meets gradients; of those after it only the smaller ones are new.
+    counted = sizes[:2] + [size for size in sizes[2:] if size != sizes[1]][:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, params = build_adapted(cfg, backbone, labels, _SOME_STEPS, device="meta")
-        with posed_as_cpu(model):
-            params.stored_bytes = _stored_bytes(model)
-            model.train()
-            inputs = {
-                "input_ids": torch.zeros(rows, length, dtype=torch.int64),
-                "labels": torch.zeros(rows, dtype=torch.int64 if labels else torch.float32),
-            }
-            count = count_step(
-                model,
-                build_optimizer(model, train, backbone.anatomy.in_head),
-                inputs,
-                autocast=autocast,
-                passes=min(train.accumulation, 2),
-                max_grad_norm=train.max_grad_norm,
-            )
-            inputs = {"input_ids": torch.zeros(train.batch_size, length, dtype=torch.int64)}
-            inference, is_merged = _inference_flops(model, inputs, autocast)
-    flops = Flops(count.flops * train.batch_size // rows, inference, is_merged)
+        twin = _Twin(cfg, backbone, labels)
+        stored_bytes = twin.stored_bytes()
+        count = twin.count(counted)
+        inference, is_merged = twin.inference_flops(cfg.train.batch_size)
+    params = dataclasses.replace(twin.params, stored_bytes=stored_bytes)
+    flops_of = dict(zip(counted, count.flops, strict=True))
+    flops = Flops(sum(flops_of[size] for size in sizes), inference, is_merged)
     return Costs(params, _ledger(count, cfg), flops, count.course)
+
+
+def pass_sizes(rows: int, accumulation: int) -> list[int]:
+    """Rows of each pass of an update, as the loop splits them; largest first."""
+    passes = min(rows, accumulation)
+    return [rows // passes + (number < rows % passes) for number in range(passes)]
+
+
+class _Twin:
+    """A run's model without memory. Every method uses it within the mode that makes it look like one on the CPU."""
+
+    def __init__(self, cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> None:
+        import torch
+
+        from petl_bench.measure.twin import posed_as_cpu
+
+        self.cfg, self.backbone, self.labels = cfg, backbone, labels
+        try:
+            self.model, self.params = build_adapted(cfg, backbone, labels, _SOME_STEPS, device="meta")
+        except (NotImplementedError, RuntimeError):
+            # The method looks at the weights' content: random ones serve.
+            random = dataclasses.replace(backbone, source=None)
+            self.model, self.params = build_adapted(cfg, random, labels, _SOME_STEPS)
+        self.mode = posed_as_cpu(self.model)
+        self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
+
+    def count(self, sizes: Sequence[int]) -> StepCount:
+        """Counts an update whose passes have these numbers of rows."""
+        import torch
+
+        from petl_bench.measure.ledger import count_step
+        from petl_bench.training.optimizer import build_optimizer
+
+        length, dtype = self.cfg.task.max_length, torch.int64 if self.labels else torch.float32
+        with self.mode:
+            self.model.train()
+            batches = [
+                {
+                    "input_ids": torch.zeros(rows, length, dtype=torch.int64),
+                    "labels": torch.zeros(rows, dtype=dtype),
+                }
+                for rows in sizes
+            ]
+            optimizer = build_optimizer(self.model, self.cfg.train, self.backbone.anatomy.in_head)
+            return count_step(
+                self.model,
+                optimizer,
+                batches,
+                autocast=self.autocast,
+                max_grad_norm=self.cfg.train.max_grad_norm,
+            )
+
+    def inference_flops(self, rows: int) -> tuple[int, bool]:
+        """Operations of one forward pass, and whether the adapter could be merged for it; the twin is used up."""
+        import torch
+
+        from petl_bench.measure.flops import count_flops
+
+        with self.mode:
+            self.model.eval()
+            model, is_merged = merged(self.model)
+            ids = torch.zeros(rows, self.cfg.task.max_length, dtype=torch.int64)
+
+            def forward() -> None:
+                with torch.no_grad(), torch.autocast("cpu", dtype=self.autocast, enabled=self.autocast is not None):
+                    model(input_ids=ids)
+
+            return count_flops(forward), is_merged
+
+    def stored_bytes(self) -> int:
+        """Size of the weights file that a run keeps."""
+        from peft import PeftModel, get_peft_model_state_dict
+
+        from petl_bench.measure.stored import safetensors_bytes
+
+        with self.mode:
+            if isinstance(self.model, PeftModel):
+                return safetensors_bytes(get_peft_model_state_dict(self.model, save_embedding_layers=False))
+            return safetensors_bytes(self.model.state_dict())
 
 
 def _ledger(count: StepCount, cfg: RunConfig) -> Ledger:
@@ -104,47 +164,48 @@ def _ledger(count: StepCount, cfg: RunConfig) -> Ledger:
     )
 
 
-def _inference_flops(model: nn.Module, inputs: dict[str, Any], autocast: Any) -> tuple[int, bool]:
-    """Operations of one forward pass, and whether the adapter could be merged for it."""
-    import torch
-
-    from petl_bench.measure.flops import count_flops
-
-    def forward() -> None:
-        with torch.no_grad(), torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            model(**inputs)
-
-    model.eval()
-    model, is_merged = merged(model)
-    return count_flops(forward), is_merged
-
-
-def _stored_bytes(model: nn.Module) -> int:
-    from peft import PeftModel, get_peft_model_state_dict
-
-    from petl_bench.measure.stored import safetensors_bytes
-
-    if isinstance(model, PeftModel):
-        return safetensors_bytes(get_peft_model_state_dict(model, save_embedding_layers=False))
-    return safetensors_bytes(model.state_dict())
-
-
 def largest_batch(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, costs: Costs, budget: int) -> int:
-    """The largest `train.batch_size` whose update peaks within `budget` bytes; 0 where not even one row does.
+    """The largest `train.batch_size` whose update peaks within `budget` bytes; 0 where not even one row a pass does.
 
-    Every storage's size is an affine function of the number of rows, so two counts of the same events give the
-    memory at each moment for any number of them.
+    It is a multiple of `train.accumulation`. Every storage's size is an affine function of the number of rows, so two
+    counts of the same events give the memory at each moment for any number of them.
     """
     accumulation = cfg.train.accumulation
-    rows = math.ceil(cfg.train.batch_size / accumulation)
-    twice = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, batch_size=2 * rows * accumulation))
-    larger = count_costs(twice, backbone, labels).course
-    fits = math.inf
-    for small, large in zip(costs.course, larger, strict=True):
-        slope = (large - small) / rows
-        fixed = small - slope * rows
+    sizes = pass_sizes(cfg.train.batch_size, accumulation)
+    twin = _Twin(cfg, backbone, labels)
+    passes = min(accumulation, 2)
+    # One row alone takes other paths through the kernels than several do.
+    rows = max(2, sizes[0])
+    small = costs.course if sizes[-1] == rows and len(sizes) <= 2 else twin.count([rows] * passes).course
+    large = twin.count([2 * rows] * passes).course
+    if len(small) == len(large):
+        fitting = _extrapolated(small, large, rows, budget)
+    else:
+        fitting = _searched(lambda rows: twin.count([rows] * passes).peak <= budget)
+    if fitting < 2:
+        fitting = int(twin.count([1] * passes).peak <= budget)
+    return fitting * accumulation
+
+
+def _extrapolated(small: Sequence[int], large: Sequence[int], rows: int, budget: int) -> int:
+    """The most rows that keep every moment within the budget, from two courses of the same events."""
+    fitting = math.inf
+    for less, more in zip(small, large, strict=True):
+        fixed, slope = 2 * less - more, (more - less) / rows
         if fixed > budget:
             return 0
         if slope > 0:
-            fits = min(fits, (budget - fixed) // slope)
-    return int(fits) * accumulation
+            fitting = min(fitting, (budget - fixed) // slope)
+    return int(fitting)
+
+
+def _searched(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, by doubling and halving."""
+    high = 1
+    while fits(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -14,17 +14,22 @@ from petl_bench.backbones.config import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig
 from petl_bench.costs import count_costs, largest_batch
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, RunError
 from petl_bench.hydra_errors import load_explained
-from petl_bench.layers.choose import costliest
+from petl_bench.layers.choose import possible_plans
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.schema import Flops, Layers, Ledger, Params
 from petl_bench.tasks.load import find_labels
 
 ALL = "all"
+_METHOD = re.compile(r"\+{0,2}method=")
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
+
+_CHOSEN_BY_ROWS = (
+    "the task's rows choose the layers; counted with the costliest of the lowest, the middle and the highest choice"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
 
     Raises:
         RequestError: where nothing that was asked for can be run.
+        RunError: where nothing of it can be counted.
     """
     requests = split_methods(overrides)
     configs = {method: _compose(words) for method, words in requests.items()}
@@ -79,8 +85,9 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
         raise next(error for error in configs.values() if isinstance(error, RequestError))
     # Full fine-tuning is what the others are compared with.
     *counted, full = _count_all([*((cfg, budget) for cfg in composed), (_full_fine_tuning(composed[0]), None)])
-    if all(isinstance(row, RequestError) for row in counted):
-        raise next(row for row in counted if isinstance(row, RequestError))
+    failures = [row for row in counted if not isinstance(row, PlanRow)]
+    if len(failures) == len(counted):
+        raise failures[0]
     peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
     rows = iter(counted)
     found = {method: next(rows) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
@@ -88,12 +95,22 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
 
 
 def split_methods(overrides: list[str]) -> dict[str, list[str]]:
-    """The overrides of each method that they name, each method once; a recipe brings its own."""
-    named = [word.partition("=")[2] for word in overrides if word.startswith("method=")]
-    others = [word for word in overrides if not word.startswith("method=")]
+    """The overrides of each method that they name, each method once; a recipe brings its own.
+
+    Raises:
+        RequestError: where another setting has several values.
+    """
+    named = [word.partition("=")[2] for word in overrides if _METHOD.match(word)]
+    others = [word for word in overrides if not _METHOD.match(word)]
+    for word in others:
+        key, _, value = word.partition("=")
+        if "," in value and value[:1] not in "[{'\"":
+            raise RequestError(f"{key}={value}: plan takes several values for method= only; call it once for each.")
     if not named and any(word.startswith("recipe=") for word in others):
         return {"recipe": others}
-    wanted = (named[-1] if named else ALL).split(",")
+    wanted = [name.strip() for name in (named[-1] if named else ALL).split(",") if name.strip()]
+    if not wanted or "null" in wanted:
+        raise RequestError("method= names no method: `petl-bench list methods` shows them, method=all takes them all.")
     methods = all_methods() if ALL in wanted else wanted
     return {method: [*others, f"method={method}"] for method in methods}
 
@@ -110,15 +127,15 @@ def _full_fine_tuning(cfg: RunConfig) -> RunConfig:
     return replace(cfg, method=get_method("full").config(name="full"), layers=LayersConfig())
 
 
-def _finish(method: str, row: PlanRow | RequestError, cfg: RunConfig, full_peak: int | None) -> PlanRow:
-    if isinstance(row, RequestError):
+def _finish(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig, full_peak: int | None) -> PlanRow:
+    if not isinstance(row, PlanRow):
         backbone = backbone_name(cfg.to_dict()["backbone"])
         return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, note=str(row))
     assert row.ledger
     return replace(row, peak_reduction=None if full_peak is None else full_peak / row.ledger.peak_bytes)
 
 
-def _count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError]:
+def _count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
     """Every job's row, or what is wrong with it; counted side by side where processes are cheap to start."""
     import peft  # noqa: F401 (once, before the processes are forked)
     import torch
@@ -132,39 +149,46 @@ def _count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | Reque
         return list(pool.map(_count_one, *zip(*jobs, strict=True)))
 
 
-def _count_one(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError:
+def _count_one(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | RunError:
     try:
         return _count(cfg, budget)
-    except RequestError as error:
+    except (RequestError, RunError) as error:
         return error
+    except Exception as error:  # a method from elsewhere may do what tensors without content cannot
+        words = (str(error).strip().splitlines() or [""])[0]
+        what = f"method={cfg.method.name} with backbone={cfg.backbone.name}"
+        return RunError(f"{what} cannot be counted: {type(error).__name__}: {words}")
 
 
 def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
-    chosen = cfg.layers.name == "variability"
     num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
-    cfg = replace(cfg, layers=costliest(cfg.layers, num_layers))
-    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    backbone.check_length(cfg.task.max_length)
     labels = find_labels(cfg.task)
-    costs = count_costs(cfg, backbone, labels)
-    resolved = backbone.plan
+    # Where the rows choose the layers: the lowest, the highest and the middle choice stand for all.
+    plans = possible_plans(cfg.layers, num_layers)
+    candidates = [replace(cfg, layers=plans[i]) for i in sorted({0, len(plans) // 2, len(plans) - 1})]
+    counted = []
+    for candidate in candidates:
+        backbone = open_backbone(candidate.backbone, candidate.layers, weights=False)
+        backbone.check_length(candidate.task.max_length)
+        counted.append((count_costs(candidate, backbone, labels), candidate, backbone))
+    costs, cfg, backbone = max(counted, key=lambda found: found[0].ledger.peak_bytes)
+    chosen = backbone.plan
     row = PlanRow(
         method=cfg.method.name,
         label=method_label(cfg.to_dict()["method"]),
         backbone=backbone_name(cfg.to_dict()["backbone"]),
         task=cfg.task.name,
         precision=cfg.train.precision,
-        layers=Layers(resolved.bottom, resolved.top, resolved.head, num_layers),
+        layers=Layers(chosen.bottom, chosen.top, chosen.head, num_layers),
         params=costs.params,
         ledger=costs.ledger,
         flops=costs.flops,
-        note="the task's rows choose the layers: counted with those that cost most" if chosen else None,
+        note=_CHOSEN_BY_ROWS if len(plans) > 1 else None,
     )
     if budget is None:
         return row
     largest = largest_batch(cfg, backbone, labels, costs, budget)
-    fits = costs.ledger.peak_bytes <= budget
-    return replace(row, fits=fits, largest_batch_size=largest)
+    return replace(row, fits=costs.ledger.peak_bytes <= budget, largest_batch_size=largest)
 
 
 def parse_bytes(text: str) -> int:

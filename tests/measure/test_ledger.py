@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from petl_bench.backbones.load import open_backbone
 from petl_bench.capabilities import TINY_BACKBONES
 from petl_bench.config import load_config
-from petl_bench.costs import count_costs, largest_batch
+from petl_bench.costs import _searched, count_costs, largest_batch, pass_sizes
 from petl_bench.errors import RequestError
 from petl_bench.measure.ledger import count_step
 from petl_bench.measure.twin import posed_as_cpu
@@ -30,15 +30,20 @@ def adapted(device: str, *overrides: str):
         return get_method(cfg.method.name).load_adapt()(backbone.build_model(2, device=device), cfg.method, context)
 
 
-def counted(model, mode=None, rows=3, length=10, **options):
+def batch(rows, length, device="cpu"):
+    return {
+        "input_ids": torch.zeros(rows, length, dtype=torch.int64, device=device),
+        "labels": torch.zeros(rows, dtype=torch.int64, device=device),
+    }
+
+
+def counted(model, mode=None, rows=(3,), length=10, **options):
     with mode or nullcontext():
         model.train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-        inputs = {
-            "input_ids": torch.zeros(rows, length, dtype=torch.int64, device=next(model.parameters()).device),
-            "labels": torch.zeros(rows, dtype=torch.int64, device=next(model.parameters()).device),
-        }
-        return count_step(model, optimizer, inputs, max_grad_norm=1.0, **options)
+        device = next(model.parameters()).device
+        batches = [batch(number, length, device) for number in rows]
+        return count_step(model, optimizer, batches, max_grad_norm=1.0, **options)
 
 
 def numbers(count):
@@ -65,11 +70,29 @@ def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architect
     assert numbers(counted(twin, posed_as_cpu(twin), autocast=autocast)) == numbers(real)
 
 
-@pytest.mark.parametrize("options", [{"passes": 2}, {"autocast": torch.bfloat16}])
-def test_accumulation_and_autocast_count_alike_too(options):
-    twin = adapted("meta", "backbone=tiny_bert", "method=full")
-    real = counted(adapted("cpu", "backbone=tiny_bert", "method=full"), **options)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("method=full", {"rows": (3, 2)}),
+        ("method=full", {"autocast": torch.bfloat16}),
+        # A coin decides whether their modules drop out.
+        ("method=peft method.type=LOHA", {}),
+        ("method=peft method.type=LOKR", {}),
+        ("method=peft method.type=VERA", {}),
+        ("method=peft method.type=OFT", {}),
+    ],
+)
+def test_so_do_accumulation_autocast_and_the_types_of_peft(method, options):
+    overrides = ("backbone=tiny_bert", *method.split())
+    twin = adapted("meta", *overrides)
+    real = counted(adapted("cpu", *overrides), **options)
     assert numbers(counted(twin, posed_as_cpu(twin), **options)) == numbers(real)
+
+
+def test_a_method_that_looks_at_weights_is_counted_with_random_ones():
+    found = costs("backbone=tiny_bert", "method=peft", "method.type=BOFT")
+    real = counted(adapted("cpu", "backbone=tiny_bert", "method=peft", "method.type=BOFT"), rows=(32,), length=128)
+    assert found.ledger.peak_bytes == real.peak
 
 
 def test_the_known_peaks_of_bert_base():
@@ -155,8 +178,8 @@ def test_tied_weights_count_once():
         model = Tied()
         mode = posed_as_cpu(model) if posed else nullcontext()
         with mode:
-            inputs = {"x": torch.zeros(2, 8), "labels": torch.zeros(2)}
-            count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), inputs)
+            batches = [{"x": torch.zeros(2, 8), "labels": torch.zeros(2)}]
+            count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
         assert count.weights == count.gradients == count.optimizer == 4 * (64 + 8 + 8)
         assert model.first.weight is model.second.weight
 
@@ -185,9 +208,8 @@ def test_operations_are_those_of_torchs_counter(method, architecture):
     overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}", "train.batch_size=2")
     found = costs(*overrides, "backbone.attention=eager", "task.max_length=12")
     model = adapted("cpu", *overrides, "backbone.attention=eager").train()
-    inputs = {"input_ids": torch.zeros(2, 12, dtype=torch.int64), "labels": torch.zeros(2, dtype=torch.int64)}
     with FlopCounterMode(display=False) as counter:
-        model(**inputs).loss.backward()
+        model(**batch(2, 12)).loss.backward()
     assert found.flops.train_step_flops == counter.get_total_flops()
 
 
@@ -204,27 +226,54 @@ def test_operations_at_inference_are_the_same_for_every_attention_kernel_and_mer
     assert kept.inference_flops > sdpa.inference_flops
 
 
-@pytest.mark.parametrize("request_", ["full", "lora", "head", "coda", "flat", "full train.accumulation=4"])
-def test_the_largest_batch_fits_and_one_more_does_not(request_):
+def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
+    assert pass_sizes(7, 3) == [3, 2, 2]
+    assert pass_sizes(8, 3) == [3, 3, 2]
+    assert pass_sizes(2, 4) == [1, 1]
+    overrides = ("backbone=tiny_bert", "method=full")
+    found = costs(*overrides, "train.batch_size=5", "train.accumulation=2")
+    assert found.ledger.peak_bytes == counted(adapted("cpu", *overrides), rows=(3, 2), length=128).peak
+    sizes = [costs(*overrides, f"train.batch_size={rows}").flops.train_step_flops for rows in (3, 2)]
+    assert found.flops.train_step_flops == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["lora", "head", "coda", "full train.accumulation=4", "lora train.batch_size=1",
+     "full train.batch_size=3 train.accumulation=3"],
+)  # fmt: skip
+def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     method, *others = request_.split()
     overrides = ["task=mrpc", "backbone=tiny_bert", f"method={method}", *others]
     cfg = load_config(overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     first = count_costs(cfg, backbone, cfg.task.labels)
-    budget = 2 * first.ledger.peak_bytes + 12345
+    budget = 3 * first.ledger.peak_bytes + 12345
     largest = largest_batch(cfg, backbone, cfg.task.labels, first, budget)
-    assert largest > 32
+    assert largest > cfg.train.batch_size
     assert costs(*overrides, f"train.batch_size={largest}").ledger.peak_bytes <= budget
-    assert costs(*overrides, f"train.batch_size={largest + 1}").ledger.peak_bytes > budget
+    larger = largest + cfg.train.accumulation
+    assert costs(*overrides, f"train.batch_size={larger}").ledger.peak_bytes > budget
     assert largest_batch(cfg, backbone, cfg.task.labels, first, first.ledger.weights_bytes) == 0
+
+
+def test_one_row_is_counted_by_itself():
+    cfg = load_config(["task=mrpc", "backbone=tiny_bert", "method=flat", "train.batch_size=8"])
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
+    first = count_costs(cfg, backbone, cfg.task.labels)
+    peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").ledger.peak_bytes
+    assert [largest_batch(cfg, backbone, cfg.task.labels, first, peak + more) for more in (-1, 0)] == [0, 1]
+
+
+def test_the_search_without_a_fit():
+    assert [_searched(lambda rows, limit=limit: rows <= limit) for limit in (0, 1, 2, 77)] == [0, 1, 2, 77]
 
 
 def test_a_real_model_is_counted_without_being_changed_by_rates_of_zero():
     model = adapted("cpu", "backbone=tiny_bert", "method=lora").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-    inputs = {"input_ids": torch.zeros(2, 8, dtype=torch.int64), "labels": torch.zeros(2, dtype=torch.int64)}
-    count_step(model, optimizer, inputs)
+    count_step(model, optimizer, [batch(2, 8)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -235,12 +284,9 @@ def test_the_peak_is_the_cuda_allocators_within_five_percent(method, shape):
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     model = adapted("cpu", "backbone=bert_base", f"method={method}").cuda().train()
-    count = counted(model, rows=shape[0], length=shape[1])
+    count = counted(model, rows=shape[:1], length=shape[1])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    inputs = {
-        "input_ids": torch.zeros(shape, dtype=torch.int64, device="cuda"),
-        "labels": torch.zeros(shape[:1], dtype=torch.int64, device="cuda"),
-    }
+    inputs = batch(*shape, "cuda")
 
     def update():
         model(**inputs).loss.backward()

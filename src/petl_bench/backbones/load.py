@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.anatomy import Anatomy, anatomy_of, is_within
 from petl_bench.backbones.config import BackboneConfig, LayerPlan, LayersConfig, resolve_layers
-from petl_bench.backbones.source import Source, find_source
+from petl_bench.backbones.source import Source, find_source, local_folder
 from petl_bench.backbones.tokenizer import byte_tokenizer, load_tokenizer
 from petl_bench.errors import RequestError, RunError
 
@@ -128,7 +128,7 @@ def _config_without_weights(settings: BackboneConfig) -> Any:
     from transformers import AutoConfig
 
     if settings.path is not None and settings.weights == "pretrained":
-        return _read_config(Path(settings.path).expanduser())
+        return _read_config(local_folder(settings.path))
 
     if not settings.architecture:
         raise RequestError(f"backbone={settings.name} gives no backbone.architecture, which weights=random needs.")

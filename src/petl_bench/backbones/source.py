@@ -33,7 +33,9 @@ def find_source(backbone: BackboneConfig) -> Source:
         RunError: where the hub cannot be reached or has no safetensors, or the weights are corrupted.
     """
     if backbone.path is not None:
-        return _local_folder(Path(backbone.path).expanduser())
+        folder = local_folder(backbone.path)
+        _require_safetensors(folder, f"backbone.path={folder}")
+        return Source(folder, f"path:{folder.name}")
     if backbone.package and importlib.util.find_spec(backbone.package) is not None:
         source = _package_folder(backbone)
     elif backbone.hub_id:
@@ -47,11 +49,16 @@ def find_source(backbone: BackboneConfig) -> Source:
     return source
 
 
-def _local_folder(folder: Path) -> Source:
+def local_folder(path: str) -> Path:
+    """The folder of `backbone.path`.
+
+    Raises:
+        RequestError: where it describes no model.
+    """
+    folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
         raise RequestError(f"backbone.path={folder} holds no config.json: name a folder in the Hugging Face format.")
-    _require_safetensors(folder, f"backbone.path={folder}")
-    return Source(folder, f"path:{folder.name}")
+    return folder
 
 
 def _package_folder(backbone: BackboneConfig) -> Source:

@@ -40,10 +40,7 @@ def choose_layers(
     """
     if layers.name != "variability":
         return layers, None
-    if layers.strategy not in STRATEGIES:
-        raise unknown_choice("layers.strategy", layers.strategy, STRATEGIES)
-    if (layers.num_bins or 0) < 2:
-        raise RequestError(f"layers.num_bins={layers.num_bins} must be at least 2.")
+    check_variability(layers)
     opened = open_backbone(backbone, LayersConfig())
     rows, classes, num_classes = _labelled_rows(layers, task)
     states = pooled_states(opened, rows, task.settings.max_length, batch_size, device)
@@ -80,24 +77,34 @@ def place(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
     return LayersConfig(name="window", bottom=bottom, top=top, head=head)
 
 
-def costliest(layers: LayersConfig, num_layers: int) -> LayersConfig:
-    """The plan that costs most of those that `layers` may come to, for an encoder of `num_layers` layers.
+def check_variability(layers: LayersConfig) -> None:
+    """Raises RequestError for a setting of `layers=variability` out of its range."""
+    if layers.strategy not in STRATEGIES:
+        raise unknown_choice("layers.strategy", layers.strategy, STRATEGIES)
+    if (layers.num_bins or 0) < 2:
+        raise RequestError(f"layers.num_bins={layers.num_bins} must be at least 2.")
+    if layers.k is not None and layers.k < 1:
+        raise RequestError(f"layers.k={layers.k} must be at least 1.")
+    if layers.num_examples is not None and layers.num_examples < 2:
+        raise RequestError(f"layers.num_examples={layers.num_examples} must be at least 2.")
 
-    A plan that asks no rows is returned as it is.
+
+def possible_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
+    """Every plan that `layers` may come to for an encoder of `num_layers` layers; itself, where it asks no rows.
+
+    Raises:
+        RequestError: for a setting out of its range.
     """
     if layers.name != "variability":
-        return layers
-    # The lowest window costs most where the head is on top; else the highest layer does.
-    lowest = layers.strategy == "window_top_head" and layers.k is not None
-    return place(layers, min(layers.k or num_layers, num_layers) if lowest else num_layers, num_layers)
+        return [layers]
+    check_variability(layers)
+    return [place(layers, best, num_layers) for best in range(1, num_layers + 1)]
 
 
 def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
     """The rows to look at, their classes, and how many classes there must be."""
     rows = task.train
     if layers.num_examples is not None and layers.num_examples < len(rows):
-        if layers.num_examples < 2:
-            raise RequestError(f"layers.num_examples={layers.num_examples} must be at least 2.")
         rows = rows.take(np.random.default_rng(_SEED).permutation(len(rows))[: layers.num_examples])
     assert rows.labels is not None
     if task.labels is None:

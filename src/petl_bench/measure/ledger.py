@@ -6,7 +6,7 @@ and, where `posed_as_cpu` has prepared the model, on tensors without memory: the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -18,7 +18,6 @@ from petl_bench.measure.flops import FlopTally
 from petl_bench.measure.storages import StorageLog
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")
-PHASES = ("forward", "backward", "optimizer")
 # Fused attention kernels by the operator that stands for each.
 _KERNELS = {
     "_scaled_dot_product_flash_attention_for_cpu": "flash (cpu)",
@@ -36,14 +35,13 @@ class StepCount:
         weights: Parameters and buffers, tied ones once.
         gradients: All gradients at the end of the backward pass.
         optimizer: The optimizer's states.
-        activations: What the forward pass leaves behind for the backward pass.
+        activations: What the forward pass leaves behind for the backward pass; of several passes, the most.
         at_peak: What each kind held at the peak; temporaries are all the rest, the batch included. Sums to `peak`.
         peak: The most that was held at once.
         peak_phase: forward, backward or optimizer: where that was.
         kernel: Which attention kernel did the work.
-        flops: Floating-point operations of one pass, forward and backward: matrix products, convolutions and fused
-            attention, a multiply-add as two.
-        course: Bytes held after each event of the step, in order.
+        flops: Floating-point operations of each pass, forward and backward.
+        course: Bytes held after each event of the update, in order.
     """
 
     weights: int
@@ -54,30 +52,28 @@ class StepCount:
     peak: int
     peak_phase: str
     kernel: str
-    flops: int
+    flops: tuple[int, ...]
     course: tuple[int, ...]
 
 
 def count_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    inputs: dict[str, torch.Tensor],
+    batches: Sequence[dict[str, torch.Tensor]],
     *,
     autocast: torch.dtype | None = None,
-    passes: int = 1,
     max_grad_norm: float | None = None,
 ) -> StepCount:
-    """Makes updates with this batch and counts the last one.
+    """Makes two updates and counts the second.
 
-    The model is trained by it, by two updates: give it a copy, or an optimizer whose rates are 0.
+    The model is trained by it: give it a copy, or an optimizer whose rates are 0.
 
     Args:
         model: The adapted model, in training mode.
         optimizer: Over its trainable parameters.
-        inputs: The batch of one pass, labels included.
+        batches: What each pass of the update is given, labels included. With gradient accumulation the second pass
+            meets the first's gradients; further ones of the same size change nothing.
         autocast: Lower precision of the forward pass; None for the weights' own.
-        passes: Forward and backward passes an update (gradient accumulation); the second meets the first's gradients,
-            so more than two change nothing.
         max_grad_norm: Gradients are clipped to it.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,28 +83,46 @@ def count_step(
     log = StorageLog(lambda place: place.type == device.type, tally)
     weights = log.numbers([*model.parameters(), *model.buffers()])
     states = log.numbers(_state_tensors(optimizer))
-    log.numbers(inputs.values())
+    for batch in batches:
+        log.numbers(batch.values())
     start = len(log.events)
-    marks: list[int] = []
-    for _ in range(passes):
+    passes = []
+    for batch in batches:
         tally.flops = 0
         with log:
-            before = log.alive
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                loss = model(**inputs).loss
-            activations = log.alive - before
-            marks.append(len(log.events))
-            loss.backward()
-            del loss
-        marks.append(len(log.events))
+            activations, forward_end = _forward_backward(model, batch, log, autocast)
+        passes.append(_Pass(activations, forward_end, len(log.events), tally.flops))
     gradients = log.numbers(parameter.grad for parameter in parameters if parameter.grad is not None)
     with log:
         if max_grad_norm is not None:
             clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
     optimizer.zero_grad()
-    kinds = {"weights": weights, "optimizer": states, "gradients": gradients, "activations": activations}
-    return _account(log, kinds, start, marks, tally, model)
+    kinds = {"weights": weights, "optimizer": states, "gradients": gradients}
+    return _account(log, kinds, passes, start, _kernel(tally.attention, model))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass: storages kept between the two, ends of both in the log, operations."""
+
+    activations: set[int]
+    forward_end: int
+    backward_end: int
+    flops: int
+
+
+def _forward_backward(
+    model: nn.Module, batch: dict[str, torch.Tensor], log: StorageLog, autocast: torch.dtype | None
+) -> tuple[set[int], int]:
+    """Runs one pass; returns the storages that the forward pass left, and where in the log it ended."""
+    before = log.alive
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        loss = model(**batch).loss
+    activations, forward_end = log.alive - before, len(log.events)
+    loss.backward()
+    return activations, forward_end
 
 
 def _create_optimizer_states(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
@@ -123,9 +137,7 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def _account(
-    log: StorageLog, kinds: dict[str, set[int]], start: int, marks: list[int], tally: FlopTally, model: nn.Module
-) -> StepCount:
+def _account(log: StorageLog, kinds: dict[str, set[int]], passes: list[_Pass], start: int, kernel: str) -> StepCount:
     """Reads the log: what each kind comes to, and what was there at the highest moment."""
     sizes: dict[int, int] = {}
     for number, change in log.events:
@@ -133,21 +145,31 @@ def _account(
     totals = {kind: sum(sizes[number] for number in numbers) for kind, numbers in kinds.items()}
     course = tuple(accumulate(change for _, change in log.events))
     moment = max(range(start, len(course)), key=course.__getitem__)
-    kind_of = {number: kind for kind, numbers in reversed(kinds.items()) for number in numbers}
+    kind_of = {number: "activations" for one in passes for number in one.activations}
+    # Gradients and states outlive the pass that they were made in.
+    kind_of |= {number: kind for kind, numbers in reversed(kinds.items()) for number in numbers}
     at_peak = dict.fromkeys(KINDS, 0)
     for number, change in log.events[: moment + 1]:
         at_peak[kind_of.get(number, "temporaries")] += change
-    # marks: ends of forward and backward of every pass, in turn.
-    before = sum(mark <= moment for mark in marks)
     return StepCount(
         **totals,
+        activations=max(sum(sizes[number] for number in one.activations) for one in passes),
         at_peak=at_peak,
         peak=course[moment],
-        peak_phase="optimizer" if before == len(marks) else PHASES[before % 2],
-        kernel=_kernel(tally.attention, model),
-        flops=tally.flops,
-        course=course,
+        peak_phase=_phase(moment, passes),
+        kernel=kernel,
+        flops=tuple(one.flops for one in passes),
+        course=course[start:],
     )
+
+
+def _phase(moment: int, passes: list[_Pass]) -> str:
+    for one in passes:
+        if moment < one.forward_end:
+            return "forward"
+        if moment < one.backward_end:
+            return "backward"
+    return "optimizer"
 
 
 def _kernel(operators: set[str], model: nn.Module) -> str:

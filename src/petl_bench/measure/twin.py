@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+_SCALAR = torch.ops.aten._local_scalar_dense.default
 _LAYER_NORM = torch.ops.aten.native_layer_norm.default
 
 
@@ -20,6 +21,9 @@ class PoseAsCpu(FakeTensorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operator on tensors without memory."""
+        if func is _SCALAR and args[0].dtype == torch.bool:
+            # What content would decide: is every token real, does a coin fall this way? The costlier answer is yes.
+            return True
         result: Any = super().__torch_dispatch__(func, types, args, kwargs)
         if func is _LAYER_NORM and args[2] is not None and args[2].dtype != args[0].dtype:
             # The CPU's kernel keeps statistics in the weight's precision; torch's stand-in, in the input's.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from petl_bench.records.schema import LedgerAtPeak
 from petl_bench.reports.columns import MIB, MISSING
 from petl_bench.reports.picture import check_picture
 from petl_bench.reports.table import ReportTable
 
-KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")
+KINDS = [field.name.removesuffix("_bytes") for field in fields(LedgerAtPeak)]
 
 
 def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
@@ -96,7 +98,6 @@ def draw_ledgers(rows: list[dict[str, Any]], file: Path) -> None:
     axes.set_title(cost_table(rows).title, loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8, ncols=len(KINDS), loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

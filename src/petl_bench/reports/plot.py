@@ -67,7 +67,6 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     width = 0.5 + 0.075 * max(map(len, names))
     columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
 

@@ -10,6 +10,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_records
 from petl_bench.reports.groups import Group, group_records
+from petl_bench.reports.picture import check_picture
 from petl_bench.reports.plot import draw_scores
 from petl_bench.reports.table import comparison_tables, to_csv, to_json, to_latex, to_markdown
 from petl_bench.reports.terminal import print_table
@@ -32,6 +33,8 @@ def write_report(folders: list[str], form: str, plot: str | None, write: Callabl
     Raises:
         RequestError: where there is no finished run.
     """
+    if plot:
+        check_picture(Path(plot))
     records, unreadable = find_records(folders)
     for message in unreadable:
         _log.warning(message)
