@@ -16,7 +16,7 @@ from petl_bench.config import RunConfig
 from petl_bench.costs import count_costs, largest_batch
 from petl_bench.errors import RequestError, RunError
 from petl_bench.hydra_errors import load_explained
-from petl_bench.layers.choose import possible_plans
+from petl_bench.layers.choose import extreme_plans
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.schema import Flops, Layers, Ledger, Params
@@ -27,9 +27,7 @@ _METHOD = re.compile(r"\+{0,2}method=")
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
           "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
 
-_CHOSEN_BY_ROWS = (
-    "the task's rows choose the layers; counted with the costliest of the lowest, the middle and the highest choice"
-)
+_CHOSEN_BY_ROWS = "the task's rows choose the layers; counted with the costliest of the extreme choices"
 
 
 @dataclass(frozen=True)
@@ -84,13 +82,16 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
     if not composed:
         raise next(error for error in configs.values() if isinstance(error, RequestError))
     # Full fine-tuning is what the others are compared with.
-    *counted, full = _count_all([*((cfg, budget) for cfg in composed), (_full_fine_tuning(composed[0]), None)])
-    failures = [row for row in counted if not isinstance(row, PlanRow)]
-    if len(failures) == len(counted):
-        raise failures[0]
+    asked_for = [cfg for cfg in composed if (cfg.method.name, cfg.layers.name) == ("full", "all")]
+    further = [] if asked_for else [_full_fine_tuning(composed[0])]
+    counted = _count_all([*((cfg, budget) for cfg in composed), *((cfg, None) for cfg in further)])
+    full = counted[-1] if further else counted[composed.index(asked_for[0])]
     peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
     rows = iter(counted)
     found = {method: next(rows) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
+    failures = [row for row in found.values() if not isinstance(row, PlanRow)]
+    if len(failures) == len(found):
+        raise failures[0]
     return [_finish(method, row, composed[0], peak) for method, row in found.items()]
 
 
@@ -163,11 +164,9 @@ def _count_one(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | R
 def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
     num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
     labels = find_labels(cfg.task)
-    # Where the rows choose the layers: the lowest, the highest and the middle choice stand for all.
-    plans = possible_plans(cfg.layers, num_layers)
-    candidates = [replace(cfg, layers=plans[i]) for i in sorted({0, len(plans) // 2, len(plans) - 1})]
     counted = []
-    for candidate in candidates:
+    for layers in extreme_plans(cfg.layers, num_layers):
+        candidate = replace(cfg, layers=layers)
         backbone = open_backbone(candidate.backbone, candidate.layers, weights=False)
         backbone.check_length(candidate.task.max_length)
         counted.append((count_costs(candidate, backbone, labels), candidate, backbone))
@@ -183,7 +182,7 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
         params=costs.params,
         ledger=costs.ledger,
         flops=costs.flops,
-        note=_CHOSEN_BY_ROWS if len(plans) > 1 else None,
+        note=_CHOSEN_BY_ROWS if len(counted) > 1 else None,
     )
     if budget is None:
         return row

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from petl_bench.backbones.config import LayersConfig, resolve_layers
-from petl_bench.layers.choose import choose_layers, place, pooled_states
+from petl_bench.layers.choose import choose_layers, extreme_plans, place, pooled_states
 from petl_bench.layers.variability import bins_of, variability
 
 SQUARE = np.array([[0, 0], [2, 0], [1, 1], [1, -1]], dtype=float)
@@ -236,3 +236,13 @@ def test_regression_tasks_are_binned(glue, minilm):
     assert len(found.variability) == 6
     # A sentence encoder tells scores of similarity apart better than chance does.
     assert min(found.variability) < min(found.variability_shuffled)
+
+
+def test_plans_without_rows_are_the_extreme_ones():
+    layers = LayersConfig(name="variability", strategy="window_top_head", k=2, num_bins=5)
+    plans = [(plan.bottom, plan.top, plan.head) for plan in extreme_plans(layers, 6)]
+    assert plans == [(1, 1, 6), (1, 2, 6), (5, 6, 6)]
+    layers.strategy = "prefix"
+    assert [(plan.bottom, plan.top, plan.head) for plan in extreme_plans(layers, 6)] == [(1, 1, 1), (1, 6, 6)]
+    top = LayersConfig(name="top", k=1)
+    assert extreme_plans(top, 6) == [top]

@@ -89,8 +89,10 @@ def check_variability(layers: LayersConfig) -> None:
         raise RequestError(f"layers.num_examples={layers.num_examples} must be at least 2.")
 
 
-def possible_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
-    """Every plan that `layers` may come to for an encoder of `num_layers` layers; itself, where it asks no rows.
+def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
+    """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
+
+    A plan that asks no rows stands for itself.
 
     Raises:
         RequestError: for a setting out of its range.
@@ -98,7 +100,9 @@ def possible_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
     if layers.name != "variability":
         return [layers]
     check_variability(layers)
-    return [place(layers, best, num_layers) for best in range(1, num_layers + 1)]
+    widest = min(layers.k or num_layers, num_layers)
+    choices = {1, widest, num_layers} if layers.strategy == "window_top_head" else {1, num_layers}
+    return [place(layers, best, num_layers) for best in sorted(choices)]
 
 
 def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
