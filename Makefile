@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
-DEMO_METHODS := full,layer_selection,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
+DEMO_METHODS := full,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
 
 .PHONY: help install demo test test-slow lint format clean
 
@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
+	$(BIN)/petl-bench run task=demo method=layer_selection layers.strategy=window runs_dir=$(RUNS)
 	$(BIN)/petl-bench run task=demo method=head method.pooler=true runs_dir=$(RUNS)
 	$(BIN)/petl-bench run task=demo method=coda method.attention=k2all runs_dir=$(RUNS)
 	@# Two of PEFT's shelf, as examples of them all.

@@ -115,7 +115,7 @@ def _siblings(group: Group, other: Group) -> bool:
 
 
 def _method(group: Group) -> str:
-    return str(group.first.config["method"]["name"])
+    return method_label(group.first.config["method"])
 
 
 def _label(group: Group, siblings: list[Group]) -> str:
