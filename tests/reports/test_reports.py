@@ -74,6 +74,14 @@ def test_variants_of_a_method_are_told_apart_by_what_differs():
     assert labels == {"lora r=8", "lora r=16", "full", "peft:ia3", "peft:loha"}
 
 
+def test_records_from_before_a_setting_count_as_without_it():
+    old, new = made(0.8, seed=0), made(0.9, seed=1)
+    del old.config["train"]["gradient_checkpointing"]
+    checkpointed = made(0.7, "train.gradient_checkpointing=true")
+    groups = {group.label: group.seeds for group in group_records([old, new, checkpointed])}
+    assert groups == {"lora": [0, 1], "lora gradient_checkpointing=True": [0]}
+
+
 def test_variants_in_training_settings_are_told_apart_too():
     labels = {group.label for group in group_records([made(0.8), made(0.9, "train.learning_rate=0.5")])}
     assert labels == {"lora learning_rate=0.001", "lora learning_rate=0.5"}

@@ -31,7 +31,7 @@ _LOCATIONS = (
 )
 
 # Settings that came later: off, they leave the keys of older records as they were.
-_ADDED_LATER = (("train", "gradient_checkpointing"),)
+ADDED_LATER = (("train", "gradient_checkpointing"),)
 
 
 def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str:
@@ -51,7 +51,7 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
-    for *parents, last in _ADDED_LATER:
+    for *parents, last in ADDED_LATER:
         node = identity
         for parent in parents:
             node = node.get(parent, {})

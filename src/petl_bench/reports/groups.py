@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petl_bench.records.names import backbone_name, method_label
+from petl_bench.records.run_key import ADDED_LATER
 from petl_bench.records.schema import Record
 
 # They act through settings of `train`, which are shown.
@@ -134,6 +135,10 @@ def _shown_settings(record: Record) -> dict[str, str]:
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
     parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in ("seed", "save_weights")}
+    for *_, later in ADDED_LATER:
+        # Off, as in the records that do not know them.
+        if not parts.get(later):
+            parts.pop(later, None)
     parts |= {f"task.{key}": value for key, value in config["task"].items()}
     parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
     parts["rows"] = record.data.rows_per_split if record.data else None
