@@ -80,6 +80,7 @@ def describe_time(result: FitResult, accelerator: Accelerator) -> Time:
         train_tokens_per_second=timed_tokens / seconds,
         padding_share=1.0 - tokens / padded,
         warm_up_updates=warm.num_steps,
+        warm_up_seconds=warm.train_seconds,
     )
 
 

@@ -30,7 +30,7 @@ def test_lora_learns_sst2_on_minilm(real):
 
 
 def test_regression_learns_stsb_on_minilm(real):
-    cfg = real("task=stsb", "method=full", "task.num_train_examples=1000", "train.evaluate_every=96")
+    cfg = real("task=stsb", "method=full", "task.num_train_examples=500", "train.evaluate_every=48")
     record = run(cfg)
     assert record.scores.best["pearson"] > 0.5
     assert set(record.scores.best) == {"pearson", "spearman"}
@@ -71,6 +71,8 @@ def test_the_loss_falls_under_every_method(method, minilm, tmp_path):
     """With its own default settings, on the real encoder."""
     # Where routed tokens see each other alone, CoDA without pretraining learns little from so few short rows.
     further = ["method.attention=k2all", "train.epochs=3"] if method == "coda" else ["train.epochs=2"]
+    if method == "layer_selection":
+        further = ["layers.strategy=window", "train.epochs=2"]
     cfg = load_config([f"method={method}", "task.num_train_examples=800", f"runs_dir={tmp_path}", *further])
     record = run(cfg)
     losses = [entry.train_loss for entry in record.history]

@@ -77,8 +77,9 @@ class Time:
     train_examples_per_second: float
     train_tokens_per_second: float
     padding_share: float
-    # Updates that the rates leave out.
+    # First updates that the rates leave out, and how long they took.
     warm_up_updates: int = 0
+    warm_up_seconds: float = 0.0
 
 
 @dataclass
