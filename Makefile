@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
+DEMO_TASK := task=demo task.num_train_examples=1200
 DEMO_METHODS := full,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
 
 .PHONY: help install demo test test-slow lint format clean
@@ -23,13 +24,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/petl-bench run -m task=demo method=$(DEMO_METHODS) runs_dir=$(RUNS)
-	$(BIN)/petl-bench run task=demo method=layer_selection layers.strategy=window runs_dir=$(RUNS)
-	$(BIN)/petl-bench run task=demo method=head method.pooler=true runs_dir=$(RUNS)
-	$(BIN)/petl-bench run task=demo method=coda method.attention=k2all runs_dir=$(RUNS)
+	$(BIN)/petl-bench run -m $(DEMO_TASK) method=$(DEMO_METHODS) runs_dir=$(RUNS)
+	$(BIN)/petl-bench run $(DEMO_TASK) method=layer_selection layers.strategy=window runs_dir=$(RUNS)
+	$(BIN)/petl-bench run $(DEMO_TASK) method=head method.pooler=true runs_dir=$(RUNS)
+	$(BIN)/petl-bench run $(DEMO_TASK) method=coda method.attention=k2all runs_dir=$(RUNS)
 	@# Two of PEFT's shelf, as examples of them all.
-	$(BIN)/petl-bench run task=demo method=peft method.type=IA3 runs_dir=$(RUNS)
-	$(BIN)/petl-bench run task=demo method=peft method.type=ADALORA +method.args.lora_alpha=32 \
+	$(BIN)/petl-bench run $(DEMO_TASK) method=peft method.type=IA3 runs_dir=$(RUNS)
+	$(BIN)/petl-bench run $(DEMO_TASK) method=peft method.type=ADALORA +method.args.lora_alpha=32 \
 		train.learning_rate=1e-2 runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
 
