@@ -135,6 +135,13 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
     assert "x.gif" in capsys.readouterr().err
 
 
+def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr("petl_bench.cli._predict", lambda parsed: seen.append((parsed.text, parsed.json)) or 0)
+    assert main(["predict", "DIR", "--text", "a=b", "c", "--json"]) == 0
+    assert seen == [(["a=b", "c"], True)]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

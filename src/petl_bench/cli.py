@@ -78,7 +78,9 @@ def _dispatch(arguments: list[str]) -> int:
     # Hydra reads the words after `run`, --help included.
     if arguments[:1] == ["run"]:
         return _run(arguments[1:])
-    parsed = _parser().parse_args(_options_first(arguments))
+    if arguments[:1] in (["plan"], ["fetch"]):
+        arguments = _options_first(arguments)
+    parsed = _parser().parse_args(arguments)
     setup_logging()
     code: int = parsed.call(parsed)
     return code
