@@ -11,8 +11,9 @@ from petl_bench.costs import count_costs
 from petl_bench.errors import RequestError, RunError
 from petl_bench.identity import identify
 from petl_bench.methods.registry import all_methods
-from petl_bench.plan import parse_bytes, plan
+from petl_bench.plan import plan
 from petl_bench.runner import run
+from petl_bench.sizes import parse_bytes
 
 TINY = ["backbone=tiny_bert", "task=demo", "train.batch_size=16"]
 SHORT = ["task.num_train_examples=32", "train.max_steps=1", "measure.ledger=true", "measure.inference=true"]
@@ -114,9 +115,9 @@ def test_a_folder_needs_no_weights(tmp_path):
 def test_budgets(text, size):
     if size is None:
         with pytest.raises(RequestError, match="--budget"):
-            parse_bytes(text)
+            parse_bytes("--budget", text)
     else:
-        assert parse_bytes(text) == size
+        assert parse_bytes("--budget", text) == size
 
 
 def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):

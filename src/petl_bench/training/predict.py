@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
-from petl_bench.training.batching import TokenRows, collate, sorted_batches
+from petl_bench.training.batching import sorted_batches
+from petl_bench.training.feed import Feed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def predict_logits(model: torch.nn.Module, rows: TokenRows, batch_size: int, accelerator: Accelerator) -> np.ndarray:
+def predict_logits(model: torch.nn.Module, feed: Feed, batch_size: int, accelerator: Accelerator) -> np.ndarray:
     """The model's outputs for every row, in the rows' order.
 
     Batches are shared out over the processes; every process returns all rows.
@@ -26,21 +27,21 @@ def predict_logits(model: torch.nn.Module, rows: TokenRows, batch_size: int, acc
     Raises:
         DivergedError: where an output is not finite.
     """
-    batches = sorted_batches(rows.lengths, batch_size)
+    batches = sorted_batches(feed.rows.lengths, batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
     model.eval()
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
-            outputs = model(**collate(rows, indices).to(accelerator.device).inputs)
+            outputs = feed.forward(model, feed.batch(indices))
             found.append((indices, outputs.logits.float().cpu().numpy()))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
-    logits = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
+    logits = np.empty((len(feed.rows), found[0][1].shape[1]), dtype=np.float32)
     for indices, values in found:
         logits[indices] = values
     if not np.isfinite(logits).all():

@@ -1,0 +1,152 @@
+"""Opens the feeds of a run: finds the model's trunk, and decides where its states are kept."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.cache import cache_dir
+from petl_bench.records.schema import TrunkStates
+from petl_bench.sizes import parse_bytes
+from petl_bench.training.batching import TokenRows, collate
+from petl_bench.training.config import TrainConfig
+from petl_bench.training.feed import Feed, TrunkFeed
+from petl_bench.training.loop import num_training_steps
+from petl_bench.training.trunk import Trunk, find_cut
+from petl_bench.training.trunk_cache import disk_states, memory_states
+from petl_bench.training.trunk_states import FlatStates, state_offsets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_FOLDER = "trunk"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Feeds:
+    """Feeds by split, and what the record says of the trunk; None where there is none."""
+
+    by_split: dict[str, Feed]
+    trunk: TrunkStates | None = None
+    seconds: float | None = None
+
+
+def open_feeds(
+    model: nn.Module, anatomy: Anatomy, splits: Mapping[str, TokenRows], train: TrainConfig, accelerator: Accelerator
+) -> Feeds:
+    """Feeds for a model that is about to be trained; where layers are frozen, their states are computed now.
+
+    Args:
+        model: The adapted model on its device, unwrapped.
+        anatomy: Of its architecture.
+        splits: Rows by split; `train` among them. Splits may share rows.
+        train: Says where states are kept.
+        accelerator: The process's place among devices and processes.
+    """
+    device = accelerator.device
+    rows = splits["train"]
+    cut = find_cut(model, anatomy, collate(rows, _one_length(rows)).to(device).inputs, accelerator.autocast)
+    if cut is None:
+        return Feeds({name: Feed(rows, device) for name, rows in splits.items()})
+    trunk = Trunk(model, anatomy, cut, accelerator.autocast)
+    started = time.perf_counter()
+    cache = _Cache(trunk, splits, train, device)
+    states = cache.states()
+    feeds: dict[str, Feed] = {
+        name: TrunkFeed(rows, device, trunk, states.get(id(rows))) for name, rows in splits.items()
+    }
+    described = TrunkStates(
+        layers=cut.depth,
+        states=len(cut.reads),
+        first_token_only=cut.first_token,
+        cache=cache.place,
+        bytes=cache.size if states else 0,
+        reused=cache.reused,
+    )
+    seconds = time.perf_counter() - started
+    _tell(described, seconds)
+    return Feeds(feeds, described, seconds)
+
+
+class _Cache:
+    """Where the states of all splits are kept: `memory`, `disk` or `off`."""
+
+    def __init__(self, trunk: Trunk, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device) -> None:
+        self.trunk, self.train, self.device = trunk, train, device
+        self.rows = {id(rows): rows for rows in splits.values()}
+        self.num_rows = len(splits["train"])
+        self.memory = parse_bytes("train.cache_memory", train.cache_memory)
+        self.disk = parse_bytes("train.cache_disk", train.cache_disk)
+        self.size = sum(self._bytes(rows) for rows in self.rows.values())
+        self.place = self._choose()
+        self.reused = False
+
+    def states(self) -> dict[int, FlatStates]:
+        """States by the rows' identity; empty where nothing is kept."""
+        if self.place == "off":
+            return {}
+        try:
+            found = {key: self._of(rows) for key, rows in self.rows.items()}
+        except OSError as error:
+            _log.warning(
+                "the states of the frozen layers cannot be kept in %s (%s): they are computed with every batch",
+                *(cache_dir() / _FOLDER, error),
+            )
+            self.place = "off"
+            return {}
+        self.reused = all(reused for _, reused in found.values())
+        return {key: states for key, (states, _) in found.items()}
+
+    def _of(self, rows: TokenRows) -> tuple[FlatStates, bool]:
+        if self.place == "memory":
+            return memory_states(self.trunk, rows, self.device, self.train.precision, self.memory)
+        folder = cache_dir() / _FOLDER
+        return disk_states(self.trunk, rows, self.device, self.train.precision, folder, self.disk)
+
+    def _bytes(self, rows: TokenRows) -> int:
+        tokens = int(state_offsets(rows, first_token=self.trunk.cut.first_token)[-1])
+        return tokens * self.trunk.encoder.config.hidden_size * torch.float32.itemsize * len(self.trunk.cut.reads)
+
+    def _choose(self) -> str:
+        if self.train.cache != "auto":
+            return self.train.cache
+        if num_training_steps(self.num_rows, self.train) * self.train.batch_size <= self.num_rows:
+            # Each row is seen once: nothing would be saved.
+            return "off"
+        if self.size <= min(self.memory, psutil.virtual_memory().available // 2):
+            return "memory"
+        if self.size <= min(self.disk, _free_bytes()):
+            return "disk"
+        _log.info("the states of the frozen layers (%.1f GiB) fit neither memory nor disk", self.size / 2**30)
+        return "off"
+
+
+def _free_bytes() -> int:
+    folder = cache_dir()
+    while not folder.exists():
+        folder = folder.parent
+    return psutil.disk_usage(str(folder)).free
+
+
+def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
+    """A few rows of the same length, so that none is padded."""
+    middle = np.sort(rows.lengths)[len(rows) // 2]
+    return np.flatnonzero(rows.lengths == middle)[:most]
+
+
+def _tell(trunk: TrunkStates, seconds: float) -> None:
+    place = {"off": "computed with every batch", "memory": "kept in memory", "disk": "kept on disk"}[trunk.cache]
+    what = "the first token's state" if trunk.first_token_only else f"{trunk.states} states a token"
+    found = "found" if trunk.reused else f"in {seconds:.1f} s"
+    size = "" if trunk.cache == "off" else f" ({trunk.bytes / 2**20:,.0f} MiB, {found})"
+    _log.info("layers 1..%d are frozen and run without dropout: %s, %s%s", trunk.layers, what, place, size)

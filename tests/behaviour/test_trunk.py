@@ -1,0 +1,118 @@
+"""The frozen trunk, methods x architectures: found where it ends, computed apart, given back, unseen in the results."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from behaviour.matrix import ARCHITECTURES, METHODS, adapted, opened
+from petl_bench.tasks.encode import EncodedRows
+from petl_bench.training.batching import collate
+from petl_bench.training.feed import Feed, TrunkFeed
+from petl_bench.training.trunk import Trunk, find_cut
+from petl_bench.training.trunk_states import compute_states
+
+TOP = ["layers=top", "layers.k=1"]
+ALL = "all"
+# Method, further settings, and what the rest reads: the state under its lowest trained layer, or all of them.
+CUTS = {
+    "head": ("head", [], "last"),
+    "head_pooler": ("head_pooler", [], "last"),
+    "flat": ("flat", [], ALL),
+    "lst": ("lst", [], ALL),
+    "lora_top": ("lora", TOP, "last"),
+    "houlsby_top": ("houlsby", TOP, "last"),
+    "prefix_top": ("prefix", TOP, "last"),
+    "coda_top": ("coda", TOP, "last"),
+}
+MATRIX = [(name, arch) for name, (method, _, _) in CUTS.items() for arch in ARCHITECTURES
+          if arch not in METHODS[method].not_on]  # fmt: skip
+
+
+def rows(lengths=(9, 4, 9, 1, 6, 4, 9, 2)):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.random.default_rng(0).integers(10, 50, size=offsets[-1]).astype(np.int32)
+    return EncodedRows(ids, None, offsets, np.arange(len(lengths)) % 2, 0)
+
+
+def cut_of(name, architecture):
+    method, overrides, _ = CUTS[name]
+    model, backbone = adapted(method, architecture, *overrides)
+    inputs = collate(rows(), np.array([0, 2])).inputs
+    return model, backbone, find_cut(model, backbone.anatomy, inputs, nullcontext)
+
+
+@pytest.mark.parametrize(("name", "architecture"), MATRIX)
+def test_the_rest_on_given_states_is_the_whole_model(name, architecture):
+    model, backbone, cut = cut_of(name, architecture)
+    num_layers = backbone.plan.num_layers
+    assert cut is not None
+    assert cut.depth == (num_layers - 1 if name.endswith("_top") else num_layers)
+    assert cut.reads == (tuple(range(num_layers + 1)) if CUTS[name][2] == ALL else (cut.depth,))
+    trunk = Trunk(model, backbone.anatomy, cut, nullcontext)
+    all_rows, device = rows(), torch.device("cpu")
+    cached = compute_states(trunk, all_rows, np.arange(len(all_rows)), device)
+    indices = np.array([5, 0, 3, 4])
+    with torch.no_grad():
+        plain, once, each = Feed(all_rows, device), *(TrunkFeed(all_rows, device, trunk, c) for c in (cached, None))
+        whole = plain.forward(model, plain.batch(indices)).logits
+        from_cache = once.forward(model, once.batch(indices)).logits
+        computed = each.forward(model, each.batch(indices)).logits
+    assert torch.allclose(whole, from_cache, atol=1e-5)
+    assert torch.equal(from_cache, computed), "which rows share a pass must not matter"
+    # Nothing of it stays behind.
+    with torch.no_grad():
+        assert torch.equal(plain.forward(model, plain.batch(indices)).logits, whole)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_reads_one_token_is_given_one(architecture):
+    # ModernBERT's head takes the mean over tokens, unless its config says otherwise.
+    _, backbone, cut = cut_of("head", architecture)
+    assert cut.first_token == (getattr(backbone.config, "classifier_pooling", "cls") == "cls")
+    assert not cut_of("flat", architecture)[2].first_token
+    assert not cut_of("lora_top", architecture)[2].first_token
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit", "houlsby", "prefix", "fl_tuning", "coda", "ia3"])
+def test_no_trunk_where_the_lowest_layer_is_adapted(method):
+    model, backbone = adapted(method, "bert")
+    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+
+
+def test_no_trunk_where_trained_prompts_stand_before_the_first_layer():
+    # PEFT keeps them outside the layers: by its name alone such a parameter would seem to be above them.
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    _, backbone = opened("bert")
+    config = PromptTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=3)
+    model = get_peft_model(backbone.build_model(2), config)
+    inputs = collate(rows(), np.array([0, 2])).inputs | {"attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    assert find_cut(model, backbone.anatomy, inputs, nullcontext) is None
+
+
+def test_a_model_that_reads_its_layers_otherwise_is_not_cut(caplog):
+    """A method from elsewhere may look into the frozen layers; given states would go unseen."""
+    model, backbone = adapted("head", "bert")
+    classifier = model.get_base_model()
+    seen = []
+    classifier.register_forward_pre_hook(lambda *_: seen.clear())
+    classifier.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *_: seen.append(1.0))
+    classifier.classifier.register_forward_hook(lambda _module, _args, output: output + sum(seen))
+    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert "cannot be computed apart" in caplog.text
+
+
+def test_the_trunk_runs_without_dropout_while_the_rest_trains():
+    model, backbone, cut = cut_of("lora_top", "bert")
+    trunk = Trunk(model, backbone.anatomy, cut, nullcontext)
+    feed = TrunkFeed(rows(), torch.device("cpu"), trunk, None)
+    model.train()
+    first, second = (feed.batch(np.array([0, 1])).states[cut.depth] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert model.training
+    assert all(module.training for module in trunk.above)

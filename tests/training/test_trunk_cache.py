@@ -1,0 +1,188 @@
+"""The cache of the trunk's states: shared, checked, within its budget; no result depends on it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from petl_bench.cache import cache_dir
+from petl_bench.identity import identify
+from petl_bench.runner import run
+from petl_bench.training import trunk_cache
+from petl_bench.training.state_file import StateFile, prune
+
+FROZEN = {
+    "head": ["method=head"],
+    "flat": ["method=flat"],
+    "lst": ["method=lst"],
+    "top": ["method=lora", "layers=top", "layers.k=1"],
+    "full": ["method=full", "layers=window", "layers.bottom=2", "layers.top=2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch, tmp_path):
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
+    trunk_cache._kept.clear()
+    yield
+    trunk_cache._kept.clear()
+
+
+def outcome(cfg):
+    record = run(cfg)
+    (file,) = identify(cfg).folder.glob("*/*.safetensors")
+    losses = [(entry.train_loss, entry.scores) for entry in record.history]
+    return record, losses, load_file(file)
+
+
+def entries():
+    return sorted((cache_dir() / "trunk").glob("*.states"))
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path):
+    found = {}
+    for number, cache in enumerate(("off", "memory", "memory", "disk", "disk")):
+        cfg = tiny(*FROZEN[name], f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
+        if number == 3:
+            trunk_cache._kept.clear()
+        found[number] = outcome(cfg)
+    assert [found[number][0].trunk.reused for number in range(5)] == [False, False, True, False, True]
+    assert len({found[number][0].run_key for number in range(5)}) == 1, "where states are kept is no part of a run"
+    for number in range(1, 5):
+        assert found[number][1] == found[0][1]
+        for tensor, value in found[0][2].items():
+            assert torch.equal(value, found[number][2][tensor]), tensor
+    # Training must have done something, or all this would prove nothing.
+    losses = [loss for loss, _ in found[0][1]]
+    assert losses[0] != losses[1]
+
+
+def test_seeds_rates_and_other_methods_share_what_is_cached(tiny):
+    disk = ["train.cache=disk", "train.epochs=2"]
+    first = run(tiny("method=flat", *disk))
+    assert not first.trunk.reused
+    assert first.trunk.states == first.trunk.layers + 1
+    written = entries()
+    for other in (["method=flat", "train.seed=1"], ["method=flat", "train.learning_rate=1e-2"], ["method=lst"],
+                  ["method=head"], ["layers=top", "layers.k=1"]):  # fmt: skip
+        # A random backbone's weights follow the seed: with them, the states.
+        expected = "train.seed=1" not in other
+        assert run(tiny(*other, *disk)).trunk.reused is expected, other
+    assert set(written) < set(entries())
+
+
+def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
+    disk = ["train.cache=disk", "train.epochs=2", "method=head"]
+    run(tiny(*disk))
+    for other in ("task.num_train_examples=63", "train.seed=3", "train.precision=bf16", "task.max_length=8"):
+        assert not run(tiny(*disk, other)).trunk.reused, other
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
+def test_broken_entries_are_found_and_made_anew(damage, tiny, tmp_path, caplog):
+    options = ["method=head", "train.cache=disk", "train.epochs=2"]
+    cfg = tiny(*options)
+    _, losses, _ = outcome(cfg)
+    for file in entries():
+        content = bytearray(file.read_bytes())
+        description = file.with_suffix(".json")
+        if damage == "truncate":
+            file.write_bytes(content[:-4])
+        elif damage == "flip":
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        elif damage == "description":
+            description.write_text("{")
+        else:
+            description.unlink()
+    again = tiny(*options, f"runs_dir={tmp_path / 'again'}")
+    record, losses_again, _ = outcome(again)
+    assert not record.trunk.reused
+    assert losses == losses_again
+    assert ("are broken and made anew" in caplog.text) == (damage != "lost")
+    assert run(tiny(*options, f"runs_dir={tmp_path / 'third'}")).trunk.reused
+
+
+def test_auto_keeps_small_states_in_memory_and_large_ones_on_disk(tiny):
+    frozen = ["method=flat", "train.epochs=2"]
+    assert run(tiny(*frozen)).trunk.cache == "memory"
+    assert run(tiny(*frozen, "train.cache_memory=1KiB", "train.seed=1")).trunk.cache == "disk"
+    nowhere = ["train.cache_memory=1KiB", "train.cache_disk=1KiB"]
+    assert run(tiny(*frozen, *nowhere, "train.seed=2")).trunk.cache == "off"
+    # Rows that are seen once are not worth it.
+    assert run(tiny("method=flat", "train.seed=3")).trunk.cache == "off"
+
+
+def test_memory_keeps_to_its_budget(tiny):
+    for seed in range(4):
+        record = run(tiny("method=flat", "train.epochs=2", f"train.seed={seed}", "train.cache_memory=16MiB"))
+        assert record.trunk.cache == "memory"
+        assert sum(tensor.nbytes for tensor in trunk_cache._kept.values()) <= 2**24
+    assert record.trunk.bytes > 2**22, "four runs must be too much for the budget"
+
+
+def test_the_entries_used_longest_ago_make_room(tmp_path):
+    keys = ["a", "b", "c"]
+    for age, key in enumerate(keys):
+        entry = StateFile(tmp_path, key)
+        tensor = entry.create((4, 8), torch.float32)
+        tensor.fill_(age)
+        entry.finish(tensor)
+        os.utime(entry.description, (age, age))
+    prune(tmp_path, 2 * 4 * 8 * 4, in_use={"a"})
+    assert [StateFile(tmp_path, key).read() is not None for key in keys] == [True, False, True]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_written_costs_time_not_the_run(tiny, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    cfg = tiny("method=head", "train.cache=disk", "train.epochs=2")
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
+    record = run(cfg)
+    assert record.status == "finished"
+    assert record.trunk.cache == "off"
+    assert "computed with every batch" in caplog.text
+
+
+def _run_in_process(overrides, queue):
+    from petl_bench.config import load_config
+
+    record = run(load_config(overrides))
+    queue.put((record.trunk.reused, [entry.train_loss for entry in record.history]))
+
+
+def test_processes_that_start_together_compute_once_and_agree(tmp_path):
+    overrides = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "method=flat",
+                 "train.cache=disk", "measure.ledger=false", "measure.inference=false"]  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_run_in_process, args=([*overrides, f"runs_dir={tmp_path / str(number)}"], queue))
+        for number in range(2)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(reused for reused, _ in results) == [False, True]
+    assert results[0][1] == results[1][1]
+    for file in entries():
+        assert json.loads(file.with_suffix(".json").read_text())["crc32"] is not None
+
+
+def test_bf16_states_survive_the_disk(tmp_path):
+    entry = StateFile(tmp_path, "key")
+    tensor = entry.create((3, 5), torch.bfloat16)
+    tensor.copy_(torch.from_numpy(np.arange(15, dtype=np.float32).reshape(3, 5)))
+    entry.finish(tensor)
+    found = entry.read()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, tensor)
