@@ -1,5 +1,6 @@
 # make demo   compare the methods on the embedded default (no network but a Python package index)
 # make test   the test suite
+# make bench  petl_bench against transformers' Trainer; GLUE rows in PETL_BENCH_DATA; under ten minutes on two cores
 # make lint   formatting, style, types, room boundaries
 # Each makes the virtual environment first, if it is missing or out of date.
 
@@ -8,10 +9,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
+BENCH ?= bench
 DEMO_TASK := task=demo task.num_train_examples=1200
 DEMO_METHODS := full,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow bench lint format clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -40,6 +42,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python scripts/bench_speed.py --out $(BENCH).json --plot $(BENCH).png
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

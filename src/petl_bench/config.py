@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -93,6 +93,13 @@ def check(cfg: RunConfig) -> None:
         raise unknown_choice("backbone.weights", cfg.backbone.weights, WEIGHTS)
     if cfg.backbone.attention not in (None, *ATTENTION):
         raise unknown_choice("backbone.attention", cfg.backbone.attention, ATTENTION)
+
+
+def settled(cfg: RunConfig) -> RunConfig:
+    """The run with what `auto` means on this machine in its place."""
+    from petl_bench.training.device import settled_precision
+
+    return replace(cfg, train=replace(cfg.train, precision=settled_precision(cfg.train)))
 
 
 def load_config(overrides: list[str] | None = None) -> RunConfig:

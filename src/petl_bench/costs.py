@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from petl_bench.adapted import build_adapted
@@ -65,6 +66,14 @@ def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) ->
     flops_of = dict(zip(counted, count.flops, strict=True))
     flops = Flops(sum(flops_of[size] for size in sizes), inference, is_merged)
     return Costs(params, _ledger(count, cfg), flops, count.course)
+
+
+def cost_key(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> str:
+    """Equal for runs whose costs are."""
+    method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
+    train = [cfg.train.batch_size, cfg.train.accumulation, cfg.train.precision, cfg.train.gradient_checkpointing]
+    shape = [len(labels) if labels else 0, cfg.task.max_length]
+    return json.dumps([asdict(cfg.backbone), asdict(backbone.plan), method, train, shape], sort_keys=True, default=str)
 
 
 def pass_sizes(rows: int, accumulation: int) -> list[int]:

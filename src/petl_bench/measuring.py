@@ -14,20 +14,24 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from petl_bench.costs import Costs
     from petl_bench.measure.speed import InferenceTimes
 
 # Of the training's time, for the repeats of the inference measurement.
 INFERENCE_SHARE = 0.03
 
 _log = logging.getLogger(__name__)
+_counted: dict[str, Costs] = {}
 
 
 def predict_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> tuple[Memory | None, Flops | None]:
     """The ledger of one update and its operations, as `petl-bench plan` counts them."""
-    from petl_bench.costs import count_costs
+    from petl_bench.costs import cost_key, count_costs
 
     try:
-        costs = count_costs(cfg, backbone, labels)
+        # Runs of a sweep that differ in a seed or a rate cost the same.
+        key = cost_key(cfg, backbone, labels)
+        costs = _counted[key] if key in _counted else _counted.setdefault(key, count_costs(cfg, backbone, labels))
     except Exception as error:  # a method from elsewhere may need tensors with content
         _log.warning("the ledger could not be counted: %s (measure.ledger=false leaves it out)", _first_line(error))
         _log.debug("the ledger could not be counted", exc_info=error)

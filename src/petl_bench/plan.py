@@ -12,7 +12,7 @@ from typing import Any
 
 from petl_bench.backbones.config import LayersConfig
 from petl_bench.backbones.load import open_backbone
-from petl_bench.config import RunConfig
+from petl_bench.config import RunConfig, settled
 from petl_bench.costs import count_costs, largest_batch
 from petl_bench.errors import RequestError, RunError
 from petl_bench.hydra_errors import load_explained
@@ -115,7 +115,7 @@ def split_methods(overrides: list[str]) -> dict[str, list[str]]:
 
 def _compose(overrides: list[str]) -> RunConfig | RequestError:
     try:
-        return load_explained(overrides)
+        return settled(load_explained(overrides))
     except RequestError as error:
         return error
 

@@ -61,7 +61,7 @@ class Predictor:
         import torch
         from accelerate.utils import set_seed
 
-        from petl_bench.training.loop import make_accelerator
+        from petl_bench.training.device import make_accelerator
 
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task

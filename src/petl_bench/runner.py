@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.adapted import build_adapted
 from petl_bench.backbones.load import Backbone, open_backbone
-from petl_bench.config import RunConfig
+from petl_bench.config import RunConfig, settled
 from petl_bench.description import describe_data, describe_layers, describe_memory, describe_protocol, describe_time
 from petl_bench.evaluation import Evaluator
 from petl_bench.identity import identify
@@ -21,6 +21,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers.tracker import Tracker, open_tracker
+from petl_bench.training.allocator import freed_memory_kept
 from petl_bench.weights import save_trained
 
 if TYPE_CHECKING:
@@ -46,19 +47,21 @@ def run(cfg: RunConfig) -> Record:
         RunError: where the run failed; its record says how.
         Interrupted: on Ctrl-C or SIGTERM; its record says so.
     """
+    cfg = settled(cfg)
     identity = identify(cfg)
     folder = RunFolder(identity.folder)
     if not cfg.force and (done := folder.finished()) is not None:
         _log.info("finished already: %s", identity.folder)
         return done
     record = Record(run_key=identity.key, config=identity.config)
-    with Recording(record, folder) as recording:
+    with Recording(record, folder) as recording, freed_memory_kept():
         _log.info("run %s", identity.folder)
         from accelerate.utils import set_seed
 
         from petl_bench.measure.memory import PeakMemory
+        from petl_bench.training.device import compile_layers, make_accelerator
         from petl_bench.training.feeds import open_feeds
-        from petl_bench.training.loop import make_accelerator, num_training_steps
+        from petl_bench.training.loop import num_training_steps
 
         accelerator = make_accelerator(cfg.train)
         on_cuda = accelerator.device.type == "cuda"
@@ -91,6 +94,8 @@ def run(cfg: RunConfig) -> Record:
             plain = accelerator.unwrap_model(model)
             feeds = open_feeds(plain, backbone.anatomy, encoded, cfg.train, accelerator)
             record.trunk = feeds.trunk
+        if cfg.train.compile:
+            compile_layers(plain, backbone.anatomy, record.trunk.layers if record.trunk else 0)
         evaluator = Evaluator(model, task, feeds.by_split, cfg.train.eval_batch_size, accelerator)
         result = _train(cfg, task, backbone, evaluator, memory, record, recording.tracker)
         with memory.phase("eval"):

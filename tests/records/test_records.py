@@ -24,8 +24,8 @@ from petl_bench.records.schema import (
 from petl_bench.records.store import RunFolder, find_records
 
 FIELDS = {  # the schema, version 1: fields are only ever added
-    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores", "history",
-    "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
+    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores",
+    "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
 }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from petl_bench.description import describe_time
 from petl_bench.errors import DivergedError
 from petl_bench.runner import run
 from petl_bench.training.config import TrainConfig
-from petl_bench.training.loop import FitResult, WarmUp, make_accelerator
+from petl_bench.training.device import make_accelerator
+from petl_bench.training.loop import FitResult, WarmUp
 from petl_bench.training.optimizer import build_optimizer, build_schedule
 
 

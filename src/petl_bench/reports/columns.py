@@ -28,6 +28,13 @@ class Column:
 
 _COLUMNS = (
     Column(
+        "trunk s",
+        ("time", "trunk_seconds"),
+        1,
+        1,
+        "computing the states of frozen layers before training, or finding them; not in train s",
+    ),
+    Column(
         "peak device MiB",
         ("memory", "device", "train_peak_allocated_bytes"),
         MIB,

@@ -15,6 +15,8 @@ from petl_bench.records.schema import Record
 
 # They act through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
+# Of the training settings: the seeds that a row is the mean of, and what changes no result.
+_NO_DIFFERENCE = ("seed", "save_weights", "cache", "cache_memory", "cache_disk")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _shown_settings(record: Record) -> dict[str, str]:
     config = record.config
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
-    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in ("seed", "save_weights")}
+    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
     for *_, later in ADDED_LATER:
         # Off, as in the records that do not know them.
         if not parts.get(later):

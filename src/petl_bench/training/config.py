@@ -10,7 +10,7 @@ from petl_bench.sizes import parse_bytes
 
 CHOICES = {
     "schedule": ("linear", "cosine", "constant"),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
     "selection": ("best", "last"),
     "batching": ("length_grouped", "shuffled"),
@@ -34,9 +34,10 @@ class TrainConfig:
     warmup_share: float = 0.06
     schedule: str = "linear"
     max_grad_norm: float = 1.0
-    precision: str = "fp32"
+    precision: str = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     cache: str = "auto"
     cache_memory: str = "2GiB"
     cache_disk: str = "20GiB"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from petl_bench.errors import DivergedError, RequestError
+from petl_bench.errors import DivergedError
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batching import epoch_batches
 from petl_bench.training.config import TrainConfig
@@ -237,24 +237,3 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)
-
-
-def make_accelerator(train: TrainConfig) -> Accelerator:
-    """The process's place among devices and processes, in the wanted precision.
-
-    Raises:
-        RequestError: where the machine lacks the device, or the device the precision.
-    """
-    from accelerate import Accelerator, PartialState
-    from accelerate.state import AcceleratorState
-
-    if train.device == "cuda" and not torch.cuda.is_available():
-        raise RequestError("train.device=cuda, but torch sees no CUDA device: use train.device=cpu.")
-    on_cuda = torch.cuda.is_available() and train.device != "cpu"
-    if train.precision == "fp16" and not on_cuda:
-        raise RequestError("train.precision=fp16 needs a CUDA device: use bf16 or fp32.")
-    # One process may make many runs, each with a device and precision of its own; process groups stay.
-    alone = not PartialState._shared_state or PartialState().num_processes == 1
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
-    return Accelerator(mixed_precision={"fp32": "no"}.get(train.precision, train.precision), cpu=not on_cuda)

@@ -215,12 +215,13 @@ def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Gives a module another forward pass; its hooks stay."""
-    own = module.__dict__.get("forward")
-    module.forward = forward
+    """Gives a module another forward pass, compiled or not; its hooks stay."""
+    own, compiled = module.__dict__.get("forward"), module._compiled_call_impl
+    module.forward, module._compiled_call_impl = forward, None
     try:
         yield
     finally:
+        module._compiled_call_impl = compiled
         if own is None:
             del module.forward
         else:
