@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
-from petl_bench.config import RunConfig
+from petl_bench.config import RunConfig, settled
 from petl_bench.records.names import backbone_name, run_name
 from petl_bench.records.run_key import run_key
 from petl_bench.tasks.hub import split_files
@@ -14,7 +14,7 @@ from petl_bench.trackers.tracker import RunIdentity
 
 def identify(cfg: RunConfig) -> RunIdentity:
     """Names a run by its settings and by the content of the local files that it reads."""
-    config = cfg.to_dict()
+    config = settled(cfg).to_dict()
     key = run_key(config, _content_hashes(cfg))
     name = run_name(config, key)
     return RunIdentity(

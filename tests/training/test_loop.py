@@ -89,7 +89,7 @@ def test_rates_leave_the_first_updates_out(tiny):
         num_steps=8, num_examples=128, num_tokens=1000, num_padded_tokens=1250, train_seconds=9.0, eval_seconds=1.0,
         warm_up=WarmUp(3, 48, 400, 500, train_seconds=4.0),
     )  # fmt: skip
-    time = describe_time(result, None, make_accelerator(TrainConfig(device="cpu")))
+    time = describe_time(result, None, make_accelerator(TrainConfig(device="cpu", precision="fp32")))
     assert (time.train_seconds, time.warm_up_updates, time.warm_up_seconds) == (9.0, 3, 4.0)
     assert time.train_examples_per_second == (128 - 48) / 5
     assert time.train_tokens_per_second == (1000 - 400) / 5

@@ -41,7 +41,8 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
-    return Accelerator(mixed_precision={"fp32": "no"}.get(train.precision, train.precision), cpu=not on_cuda)
+    precision = settled_precision(train)
+    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
 
 
 def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:

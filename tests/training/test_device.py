@@ -1,0 +1,61 @@
+"""Where a run computes: what `auto` means, and which layers are compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from petl_bench.config import settled
+from petl_bench.errors import RequestError
+from petl_bench.identity import identify
+from petl_bench.runner import run
+from petl_bench.training.config import TrainConfig
+from petl_bench.training.device import compile_layers, settled_precision
+
+
+def test_auto_is_fp32_without_a_gpu_and_bf16_on_one_that_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert settled_precision(TrainConfig()) == "fp32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has_it, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        assert settled_precision(TrainConfig()) == precision
+    assert settled_precision(TrainConfig(device="cpu")) == "fp32"
+    assert settled_precision(TrainConfig(precision="fp16")) == "fp16"
+
+
+def test_a_run_is_known_by_what_auto_came_to(tiny):
+    assert identify(tiny()).key == identify(tiny("train.precision=fp32")).key
+    assert identify(tiny()).config["train"]["precision"] == "fp32"
+    assert settled(tiny("train.precision=bf16")).train.precision == "bf16"
+
+
+def test_only_layers_above_the_trunk_are_compiled_and_results_agree(tiny):
+    options = ["layers=top", "layers.k=1", "train.epochs=2"]
+    plain = run(tiny(*options))
+    with torch.compiler.set_stance("force_eager"):
+        compiled = run(tiny(*options, "train.compile=true"))
+    assert compiled.run_key != plain.run_key
+    assert compiled.history[0].train_loss == pytest.approx(plain.history[0].train_loss, rel=1e-4)
+
+    from petl_bench.backbones.load import open_backbone
+
+    backbone = open_backbone(tiny().backbone, tiny().layers)
+    model = backbone.build_model(2)
+    compile_layers(model, backbone.anatomy, num_frozen=3)
+    layers = backbone.anatomy.get_layers(model)
+    assert [layer._compiled_call_impl is not None for layer in layers] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.cache=ram", "auto, disk, memory, off"),
+        ("train.cache_memory=lots", "train.cache_memory=lots"),
+        ("train.cache_disk=-1GiB", "train.cache_disk"),
+        ("train.precision=int8", "auto, bf16, fp16, fp32"),
+    ],
+)
+def test_wrong_settings_are_named(override, words, tiny):
+    with pytest.raises(RequestError, match=words):
+        tiny(override)
