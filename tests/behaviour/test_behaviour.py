@@ -19,6 +19,7 @@ from behaviour.matrix import (
     METHODS,
     OWN,
     OWN_MATRIX,
+    VARIANTS,
     adapted,
     batch,
     expected_names,
@@ -209,7 +210,15 @@ def test_hidden_states_are_what_the_layers_put_out(method, architecture):
     assert states[-1].shape == states[0].shape == (4, 10, 32)
 
 
-@on_two
+# Seconds each: BERT for every method, and the other layer contract where a method replaces layers or attention.
+@pytest.mark.parametrize(
+    ("method", "architecture"),
+    [
+        pair
+        for pair in OWN_MATRIX
+        if pair[0] not in VARIANTS and (pair[1] == "bert" or pair in {("coda", "modernbert"), ("prefix", "modernbert")})
+    ],
+)
 def test_it_compiles(method, architecture):
     torch._dynamo.reset()
     model, _ = adapted(method, architecture)
