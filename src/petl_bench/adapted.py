@@ -50,5 +50,7 @@ def build_adapted(
     if cfg.train.gradient_checkpointing:
         # The reentrant kind would not reach adapters below frozen embeddings.
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # It made the embeddings' output ask for a gradient, for the reentrant kind's sake.
+        model.disable_input_require_grads()  # type: ignore[operator]
     share = counts.trainable_share_of_backbone_percent
     return model, Params(**dataclasses.asdict(counts), trainable_share_of_backbone_percent=share)

@@ -106,6 +106,53 @@ def test_a_model_that_reads_its_layers_otherwise_is_not_cut(caplog):
     assert "cannot be computed apart" in caplog.text
 
 
+def zero_start(model, backbone, read):
+    """Adds what `read` makes of the states to the outputs, by a trained factor that starts at 0, as adapters do."""
+    classifier = model.get_base_model()
+    classifier.factor = torch.nn.Parameter(torch.zeros(()))
+    states = {}
+    for number, layer in enumerate(backbone.anatomy.get_layers(classifier), start=1):
+        layer.register_forward_hook(lambda _module, _args, output, number=number: states.update({number: output}))
+    classifier.classifier.register_forward_hook(
+        lambda _module, _args, output: output + classifier.factor * read(states)
+    )
+
+
+def test_what_starts_at_zero_is_seen_all_the_same():
+    inputs = collate(rows(), np.array([0, 2])).inputs
+    ladder, backbone = adapted("head", "bert")
+    zero_start(ladder, backbone, lambda states: states[1].square().mean())
+    assert find_cut(ladder, backbone.anatomy, inputs, nullcontext) is None
+    factor = ladder.get_base_model().factor
+    assert factor.item() == 0.0, "trying a model must not change it"
+
+    for read in (lambda states: states[4].square().mean(), lambda states: states[4][:, 1].square().mean()):
+        model, backbone = adapted("head", "bert")
+        zero_start(model, backbone, read)
+        cut = find_cut(model, backbone.anatomy, inputs, nullcontext)
+        assert cut is not None
+        assert not cut.first_token, "it reads the other tokens too"
+
+
+def test_adapters_that_merge_in_evaluation_mode_are_trained():
+    """As those of microsoft/LoRA: in evaluation mode the layer would seem frozen."""
+    model, backbone = adapted("head", "bert")
+    query = backbone.anatomy.get_layers(model.get_base_model())[0].attention.self.query
+    query.scale = torch.nn.Parameter(torch.ones(()))
+    query.register_forward_hook(
+        lambda module, _args, output: output * (module.scale if module.training else module.scale.item())
+    )
+    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+
+
+def test_parts_that_the_anatomy_does_not_place_prevent_a_cut(caplog):
+    # DeBERTa's convolution stands beside the first layer.
+    convolution = ["+backbone.architecture.conv_kernel_size=3", "+backbone.architecture.conv_act=gelu"]
+    model, backbone = adapted("head", "deberta-v2", *convolution)
+    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert "cannot be computed apart" in caplog.text
+
+
 def test_the_trunk_runs_without_dropout_while_the_rest_trains():
     model, backbone, cut = cut_of("lora_top", "bert")
     trunk = Trunk(model, backbone.anatomy, cut, nullcontext)

@@ -120,6 +120,63 @@ def test_auto_keeps_small_states_in_memory_and_large_ones_on_disk(tiny):
     assert run(tiny("method=flat", "train.seed=3")).trunk.cache == "off"
 
 
+def test_auto_counts_what_would_be_computed_twice(tiny):
+    once = ["method=flat", "train.batch_size=16"]
+    # A last batch that is not full makes no second epoch.
+    assert run(tiny(*once, "task.num_train_examples=65")).trunk.cache == "off"
+    often = ["train.max_steps=8", "train.batch_size=4", "train.evaluate_every=1", "train.seed=1"]
+    assert run(tiny("method=flat", *often)).trunk.cache == "memory"
+
+
+def test_checkpointing_keeps_the_trunk_and_the_losses(tiny):
+    top = ["layers=top", "layers.k=1", "train.epochs=2"]
+    plain, checkpointed = (run(tiny(*top, f"train.gradient_checkpointing={word}")) for word in ("false", "true"))
+    assert checkpointed.trunk.layers == plain.trunk.layers == 3
+    for first, second in zip(plain.history, checkpointed.history, strict=True):
+        assert first.train_loss == pytest.approx(second.train_loss, rel=1e-5)
+
+
+def test_what_a_method_does_to_frozen_layers_is_part_of_the_key(tiny):
+    from petl_bench.adapted import build_adapted
+    from petl_bench.backbones.load import open_backbone
+    from petl_bench.training.trunk import Cut, Trunk
+    from petl_bench.training.trunk_cache import _digests
+
+    cfg = tiny("method=head")
+    backbone = open_backbone(cfg.backbone, cfg.layers)
+    model, _ = build_adapted(cfg, backbone, ["a", "b"], 1)
+    trunk = Trunk(model, backbone.anatomy, Cut(4, (4,), in_tuples=False), torch.no_grad)
+    before = _digests(trunk, torch.device("cpu"), "fp32")
+    assert _digests(trunk, torch.device("cpu"), "fp32") == before
+    trunk.layers[2].register_forward_hook(lambda _module, _args, output: output * 2)
+    after = _digests(trunk, torch.device("cpu"), "fp32")
+    assert [after[layer] == before[layer] for layer in range(5)] == [True, True, True, False, False]
+
+
+def test_splits_of_one_run_do_not_push_each_other_out(tiny, tmp_path):
+    options = ["method=flat", "train.cache=disk", "train.epochs=2", "train.cache_disk=1KiB"]
+    assert [run(tiny(*options, f"runs_dir={tmp_path / str(n)}")).trunk.reused for n in range(2)] == [False, True]
+
+
+def test_what_killed_processes_left_is_cleared_away(tmp_path):
+    old, new = tmp_path / "a.0.partial", tmp_path / "b.1.partial"
+    orphan = tmp_path / "c.states"
+    for file in (old, new, orphan):
+        file.write_bytes(b"0" * 64)
+    for file in (old, orphan):
+        os.utime(file, (0, 0))
+    prune(tmp_path, 2**20, in_use=())
+    assert list(tmp_path.iterdir()) == [new]
+
+
+@pytest.mark.parametrize(("name", "value"), [("shape", [8, 4]), ("dtype", "int32")])
+def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
+    entry = StateFile(tmp_path, "key")
+    entry.finish(entry.create((4, 8), torch.float32).fill_(1.0))
+    entry.description.write_text(json.dumps(json.loads(entry.description.read_text()) | {name: value}))
+    assert entry.read() is None
+
+
 def test_memory_keeps_to_its_budget(tiny):
     for seed in range(4):
         record = run(tiny("method=flat", "train.epochs=2", f"train.seed={seed}", "train.cache_memory=16MiB"))

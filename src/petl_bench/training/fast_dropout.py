@@ -36,6 +36,8 @@ def fast_dropout(device: torch.device) -> Iterator[None]:
 
 
 def _bernoulli(target: torch.Tensor, p: float = 0.5, generator: torch.Generator | None = None) -> torch.Tensor:
+    if not 0 <= p <= 1:
+        raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p}")
     threshold = round(p * 2**_BITS)
     if threshold == 2**_BITS:
         # No 16-bit number: and nothing is left to chance.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from petl_bench.training.config import TrainConfig
 from petl_bench.training.feed import Feed, TrunkFeed
 from petl_bench.training.loop import num_training_steps
 from petl_bench.training.trunk import Trunk, find_cut
-from petl_bench.training.trunk_cache import disk_states, memory_states
+from petl_bench.training.trunk_cache import StateCache
 from petl_bench.training.trunk_states import FlatStates, state_offsets
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def open_feeds(
         states=len(cut.reads),
         first_token_only=cut.first_token,
         cache=cache.place,
-        bytes=cache.size if states else 0,
+        bytes=sum(tensor.nbytes for flat in states.values() for tensor in flat.tensors.values()),
         reused=cache.reused,
     )
     seconds = time.perf_counter() - started
@@ -84,44 +85,42 @@ class _Cache:
     def __init__(self, trunk: Trunk, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device) -> None:
         self.trunk, self.train, self.device = trunk, train, device
         self.rows = {id(rows): rows for rows in splits.values()}
-        self.num_rows = len(splits["train"])
         self.memory = parse_bytes("train.cache_memory", train.cache_memory)
         self.disk = parse_bytes("train.cache_disk", train.cache_disk)
         self.size = sum(self._bytes(rows) for rows in self.rows.values())
-        self.place = self._choose()
+        self.place = self._choose(splits)
         self.reused = False
 
     def states(self) -> dict[int, FlatStates]:
         """States by the rows' identity; empty where nothing is kept."""
         if self.place == "off":
             return {}
+        cache, folder = StateCache(self.trunk, self.device, self.train.precision), cache_dir() / _FOLDER
         try:
-            found = {key: self._of(rows) for key, rows in self.rows.items()}
+            if self.place == "memory":
+                found = {key: cache.in_memory(rows, self.memory) for key, rows in self.rows.items()}
+            else:
+                found = {key: cache.on_disk(rows, folder) for key, rows in self.rows.items()}
+                cache.keep_within(self.disk, folder)
         except OSError as error:
             _log.warning(
                 "the states of the frozen layers cannot be kept in %s (%s): they are computed with every batch",
-                *(cache_dir() / _FOLDER, error),
+                *(folder, error),
             )
             self.place = "off"
             return {}
         self.reused = all(reused for _, reused in found.values())
         return {key: states for key, (states, _) in found.items()}
 
-    def _of(self, rows: TokenRows) -> tuple[FlatStates, bool]:
-        if self.place == "memory":
-            return memory_states(self.trunk, rows, self.device, self.train.precision, self.memory)
-        folder = cache_dir() / _FOLDER
-        return disk_states(self.trunk, rows, self.device, self.train.precision, folder, self.disk)
-
     def _bytes(self, rows: TokenRows) -> int:
         tokens = int(state_offsets(rows, first_token=self.trunk.cut.first_token)[-1])
         return tokens * self.trunk.encoder.config.hidden_size * torch.float32.itemsize * len(self.trunk.cut.reads)
 
-    def _choose(self) -> str:
+    def _choose(self, splits: Mapping[str, TokenRows]) -> str:
         if self.train.cache != "auto":
             return self.train.cache
-        if num_training_steps(self.num_rows, self.train) * self.train.batch_size <= self.num_rows:
-            # Each row is seen once: nothing would be saved.
+        if _rows_seen(splits, self.train) <= sum(map(len, self.rows.values())):
+            # Nothing would be saved.
             return "off"
         if self.size <= min(self.memory, psutil.virtual_memory().available // 2):
             return "memory"
@@ -129,6 +128,15 @@ class _Cache:
             return "disk"
         _log.info("the states of the frozen layers (%.1f GiB) fit neither memory nor disk", self.size / 2**30)
         return "off"
+
+
+def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
+    """Rows that training and its evaluations look at, one after the other."""
+    num_train = len(splits["train"])
+    steps = num_training_steps(num_train, train)
+    epochs, rest = divmod(steps, math.ceil(num_train / train.batch_size))
+    evaluations = math.ceil(steps / (train.evaluate_every or math.ceil(num_train / train.batch_size)))
+    return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ()))
 
 
 def _free_bytes() -> int:
@@ -139,8 +147,9 @@ def _free_bytes() -> int:
 
 
 def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
-    """A few rows of the same length, so that none is padded."""
-    middle = np.sort(rows.lengths)[len(rows) // 2]
+    """A few rows of the same length, so that none is padded; of several tokens, where there are such."""
+    several = rows.lengths[rows.lengths > 1]
+    middle = np.sort(several if len(several) else rows.lengths)[max(len(several), 1) // 2]
     return np.flatnonzero(rows.lengths == middle)[:most]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
+import uuid
 import zlib
 from collections.abc import Collection
 from contextlib import suppress
@@ -13,6 +15,8 @@ from pathlib import Path
 import torch
 
 _CHUNK = 2**24
+# After so long nobody is still writing a file that is not part of an entry.
+_ABANDONED_SECONDS = 24 * 3600
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ class StateFile:
     def __init__(self, folder: Path, key: str) -> None:
         self.key = key
         self.data, self.description = folder / f"{key}.states", folder / f"{key}.json"
-        self.partial = folder / f"{key}.{os.getpid()}.partial"
+        self.partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
 
     def create(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in a new file; the space is taken at once, since a full disk would kill the process later."""
@@ -89,14 +93,15 @@ def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, *, writable:
 
 def _crc(tensor: torch.Tensor) -> int:
     content = tensor.view(torch.uint8).flatten().numpy()
-    checksum = 0
+    # Read in another shape or type, the same bytes are other states.
+    checksum = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     for start in range(0, len(content), _CHUNK):
         checksum = zlib.crc32(content[start : start + _CHUNK].data, checksum)
     return checksum
 
 
 def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
-    """Deletes the entries used longest ago until those that are left fit the budget.
+    """Deletes the entries used longest ago until those that are left fit the budget, and what killed processes left.
 
     Args:
         folder: Of the cache.
@@ -108,6 +113,11 @@ def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
         entry = StateFile(folder, description.stem)
         with suppress(OSError):  # another process deletes too
             entries.append((description.stat().st_mtime, entry.data.stat().st_size, entry))
+    whole = {entry.data for _, _, entry in entries}
+    for file in (*folder.glob("*.partial"), *folder.glob("*.states")):
+        with suppress(OSError):
+            if file not in whole and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                file.unlink()
     total = sum(size for _, size, _ in entries)
     for _, size, entry in sorted(entries, key=lambda one: one[0]):
         if total > budget and entry.key not in in_use:

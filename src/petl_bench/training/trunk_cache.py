@@ -1,8 +1,8 @@
 """Keeps the trunk's states: in the process's memory, or in memory-mapped files that other runs share.
 
 An entry is one layer's states of one set of rows. Its key is a hash of all that they follow from: weights up to that
-layer, the architecture's settings, token ids, precision, device and torch's version. So seeds, learning rates and other
-methods find it, and a stale one is never found.
+layer, the architecture's settings, what the trunk makes of some tokens, the rows' token ids, precision, device. So
+seeds, learning rates and other methods find it, and a stale one is not found.
 """
 
 from __future__ import annotations
@@ -32,110 +32,143 @@ _NOT_IN_KEY = (
     "use_cache",
 )
 
+# Tokens that every trunk is asked for its states of; part of the key.
+_PROBE_TOKENS = 64
+
 _kept: OrderedDict[str, torch.Tensor] = OrderedDict()
 
 
-def memory_states(
-    trunk: Trunk, rows: TokenRows, device: torch.device, precision: str, budget: int
-) -> tuple[FlatStates, bool]:
-    """States of all rows in memory, and whether they were there already.
+class StateCache:
+    """The states of one trunk's rows, in memory or on disk.
 
     Args:
         trunk: Computes them.
-        rows: The rows.
         device: Where the model is.
         precision: The run's.
-        budget: Bytes that are kept for later runs of this process; the entries used longest ago make room.
     """
-    keys = _Keys(trunk, rows, device, precision)
-    found = keys.find(_kept.get)
-    reused = found is not None
-    if found is None:
-        found = {}
-        _fill(trunk, rows, device, found, lambda _layer, shape, dtype: torch.empty(shape, dtype=dtype))
-    for layer, tensor in found.items():
-        _kept[keys.of(layer)] = tensor
-        _kept.move_to_end(keys.of(layer))
-    while sum(tensor.nbytes for tensor in _kept.values()) > budget:
-        _kept.popitem(last=False)
-    return FlatStates(found, state_offsets(rows, first_token=trunk.cut.first_token)), reused
 
+    def __init__(self, trunk: Trunk, device: torch.device, precision: str) -> None:
+        self.trunk, self.device = trunk, device
+        self._digests = _digests(trunk, device, precision)
+        self._used: set[str] = set()
 
-def disk_states(
-    trunk: Trunk, rows: TokenRows, device: torch.device, precision: str, folder: Path, budget: int
-) -> tuple[FlatStates, bool]:
-    """States of all rows in memory-mapped files, and whether they were there already.
+    def in_memory(self, rows: TokenRows, budget: int) -> tuple[FlatStates, bool]:
+        """States of all rows in the process's memory, and whether they were there already.
 
-    Several processes may ask at once: one computes, the others wait for it. Broken files are made anew.
-
-    Args:
-        trunk: Computes them.
-        rows: The rows.
-        device: Where the model is.
-        precision: The run's.
-        folder: Of the cache.
-        budget: Bytes that the folder may hold; the entries used longest ago make room.
-
-    Raises:
-        OSError: where the files cannot be written.
-    """
-    keys = _Keys(trunk, rows, device, precision)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{keys.of(trunk.cut.depth)}.lock"):
-        found = keys.find(lambda key: StateFile(folder, key).read())
+        Args:
+            rows: The rows.
+            budget: Bytes that stay for later runs of this process; the entries used longest ago make room.
+        """
+        keys = _Keys(self._digests, self.trunk, rows)
+        found = keys.find(_kept.get)
         reused = found is not None
         if found is None:
             found = {}
-            entries = {layer: StateFile(folder, keys.of(layer)) for layer in trunk.cut.reads}
-            try:
-                _fill(trunk, rows, device, found, lambda layer, shape, dtype: entries[layer].create(shape, dtype))
-                for layer, entry in entries.items():
-                    entry.finish(found[layer])
-            except BaseException:
-                for entry in entries.values():
-                    entry.discard()
-                raise
-        prune(folder, budget, {keys.of(layer) for layer in found})
-    return FlatStates(found, state_offsets(rows, first_token=trunk.cut.first_token)), reused
+
+            def new(_layer: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+                _make_room(budget - shape[0] * shape[1] * dtype.itemsize)
+                return torch.empty(shape, dtype=dtype)
+
+            self._fill(rows, found, new)
+        for layer, tensor in found.items():
+            _kept[keys.of(layer)] = tensor
+            _kept.move_to_end(keys.of(layer))
+        _make_room(budget)
+        return self._flat(rows, found), reused
+
+    def on_disk(self, rows: TokenRows, folder: Path) -> tuple[FlatStates, bool]:
+        """States of all rows in memory-mapped files, and whether they were there already.
+
+        Several processes may ask at once: one computes, the others wait for it. Broken files are made anew.
+
+        Args:
+            rows: The rows.
+            folder: Of the cache.
+
+        Raises:
+            OSError: where the files cannot be written.
+        """
+        keys = _Keys(self._digests, self.trunk, rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{keys.of(self.trunk.cut.depth)}.lock"):
+            found = keys.find(lambda key: StateFile(folder, key).read())
+            reused = found is not None
+            if found is None:
+                found = {}
+                files = {layer: StateFile(folder, keys.of(layer)) for layer in self.trunk.cut.reads}
+                try:
+                    self._fill(rows, found, lambda layer, shape, dtype: files[layer].create(shape, dtype))
+                    for layer, file in files.items():
+                        file.finish(found[layer])
+                except BaseException:
+                    for file in files.values():
+                        file.discard()
+                    raise
+            self._used |= {keys.of(layer) for layer in found}
+        return self._flat(rows, found), reused
+
+    def keep_within(self, budget: int, folder: Path) -> None:
+        """Deletes files that nobody has used for longest until the folder fits the budget; this run's stay."""
+        prune(folder, budget, self._used)
+
+    def _fill(self, rows: TokenRows, found: dict[int, torch.Tensor], new: Any) -> None:
+        """Computes the states of all rows into tensors that `new` makes, given layer, shape and type."""
+        offsets = state_offsets(rows, first_token=self.trunk.cut.first_token)
+
+        def target(layer: int, like: torch.Tensor) -> torch.Tensor:
+            if layer not in found:
+                found[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
+            return found[layer]
+
+        fill_states(self.trunk, rows, np.arange(len(rows)), offsets, target, self.device)
+
+    def _flat(self, rows: TokenRows, found: dict[int, torch.Tensor]) -> FlatStates:
+        return FlatStates(found, state_offsets(rows, first_token=self.trunk.cut.first_token))
 
 
-def _fill(trunk: Trunk, rows: TokenRows, device: torch.device, found: dict[int, torch.Tensor], new: Any) -> None:
-    """Computes the states of all rows into tensors that `new` makes, given layer, shape and type."""
-    offsets = state_offsets(rows, first_token=trunk.cut.first_token)
+def _make_room(budget: int) -> None:
+    while _kept and sum(tensor.nbytes for tensor in _kept.values()) > budget:
+        _kept.popitem(last=False)
 
-    def target(layer: int, like: torch.Tensor) -> torch.Tensor:
-        if layer not in found:
-            found[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
-        return found[layer]
 
-    fill_states(trunk, rows, np.arange(len(rows)), offsets, target, device)
+def _digests(trunk: Trunk, device: torch.device, precision: str) -> dict[int, str]:
+    """What each layer's states follow from beside the rows.
+
+    That is weights and settings up to the layer, and the states of some tokens: they tell of all else that may differ,
+    such as hooks of a method, the library's version or the processor's instructions.
+    """
+    settings = trunk.encoder.config
+    common = [
+        CACHE_VERSION,
+        {name: value for name, value in settings.to_dict().items() if name not in _NOT_IN_KEY},
+        settings._attn_implementation,
+        [precision, device.type, torch.__version__],
+    ]
+    digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())
+    kinds = getattr(settings, "layer_types", None) or []
+    probe = torch.arange(_PROBE_TOKENS, device=device)[None] % settings.vocab_size
+    states = trunk.all_states({"input_ids": probe[:, : settings.max_position_embeddings // 2]})
+    found = {}
+    for layer, modules in enumerate([trunk.foundation, *([layer] for layer in trunk.layers)]):
+        for module in modules:
+            _add_weights(digest, module)
+        _add_tensor(digest, states[layer])
+        found[layer] = hashlib.sha256(f"{digest.hexdigest()} {kinds[:layer]}".encode()).hexdigest()
+    return found
 
 
 class _Keys:
     """Keys of the entries that a trunk and some rows make."""
 
-    def __init__(self, trunk: Trunk, rows: TokenRows, device: torch.device, precision: str) -> None:
-        self._cut, self._offsets = trunk.cut, rows.offsets
-        settings = trunk.encoder.config
-        common = [
-            CACHE_VERSION,
-            {name: value for name, value in settings.to_dict().items() if name not in _NOT_IN_KEY},
-            settings._attn_implementation,
-            [precision, device.type, torch.__version__],
-            _tokens_digest(rows),
-        ]
-        digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())
-        kinds = getattr(settings, "layer_types", None) or []
-        self._digests: dict[int, str] = {}
-        for layer, modules in enumerate([trunk.foundation, *([layer] for layer in trunk.layers)]):
-            for module in modules:
-                _add_weights(digest, module)
-            self._digests[layer] = hashlib.sha256(f"{digest.hexdigest()} {kinds[:layer]}".encode()).hexdigest()
+    def __init__(self, digests: dict[int, str], trunk: Trunk, rows: TokenRows) -> None:
+        self._digests, self._cut, self._offsets = digests, trunk.cut, rows.offsets
+        self._tokens = _tokens_digest(rows)
 
     def of(self, layer: int, *, first_token: bool | None = None) -> str:
         """The key of a layer's states."""
         first_token = self._cut.first_token if first_token is None else first_token
-        return self._digests[layer] + ("-first" if first_token else "")
+        key = hashlib.sha256(f"{self._digests[layer]} {self._tokens}".encode()).hexdigest()
+        return key + ("-first" if first_token else "")
 
     def find(self, get: Callable[[str], torch.Tensor | None]) -> dict[int, torch.Tensor] | None:
         """All states that are read, or None where one is missing; the first token's may come from all tokens'."""
@@ -161,4 +194,8 @@ def _tokens_digest(rows: TokenRows) -> str:
 def _add_weights(digest: Any, module: nn.Module) -> None:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        _add_tensor(digest, tensor)
+
+
+def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
