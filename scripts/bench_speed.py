@@ -217,13 +217,20 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
     """One bar a comparison."""
     from matplotlib import pyplot
 
-    names = [f"{next(iter(one['sides']))}\n{one['work']}, epochs {one['epochs']}: {one['ratio_of']}" for one in results]
+    names = []
+    for one in results:
+        ours, theirs = (label.replace("method=", "") for label in one["sides"])
+        settings = ", ".join(setting.partition(".")[2] for setting in one["settings"])
+        names.append(f"{ours.partition(': ')[2]} / {theirs}\n{settings}, epochs {one['epochs']}: {one['ratio_of']}")
     figure, axes = pyplot.subplots(figsize=(8, 0.55 * len(results) + 1), layout="constrained")
     spreads = [[one["ratio"] - min(one["ratios"]), max(one["ratios"]) - one["ratio"]] for one in results]
     bars = axes.barh(names, [one["ratio"] for one in results], xerr=np.array(spreads).T, color="#4477aa")
     axes.bar_label(bars, fmt="%.1fx", padding=6)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.set_xlabel("times as fast as the other side")
     axes.spines[["top", "right"]].set_visible(False)
