@@ -12,6 +12,8 @@ from typing import Any
 KEY_VERSION = 2
 KEY_LENGTH = 12
 
+# Training settings that change no result: what is kept, and where the frozen layers' states are.
+WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk")
 # Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
 _LOCATIONS = (
     ("data_root",),
@@ -28,11 +30,7 @@ _LOCATIONS = (
     # Act through train.learning_rate and train.head_learning_rate alone.
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
-    ("train", "save_weights"),
-    # Where the frozen layers' states are kept.
-    ("train", "cache"),
-    ("train", "cache_memory"),
-    ("train", "cache_disk"),
+    *(("train", name) for name in WITHOUT_EFFECT),
 )
 
 # Settings that came later: off, they leave the keys of older records as they were.

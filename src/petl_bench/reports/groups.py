@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petl_bench.records.names import backbone_name, method_label
-from petl_bench.records.run_key import ADDED_LATER
+from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT
 from petl_bench.records.schema import Record
 
 # They act through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 # Of the training settings: the seeds that a row is the mean of, and what changes no result.
-_NO_DIFFERENCE = ("seed", "save_weights", "cache", "cache_memory", "cache_disk")
+_NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True)

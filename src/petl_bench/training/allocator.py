@@ -16,7 +16,7 @@ _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
 def freed_memory_kept() -> Iterator[None]:
     """Within it glibc keeps freed memory instead of giving it back to the system; afterwards it is given back.
 
-    By default each large tensor on the CPU is mapped anew, and the system clears its pages: a quarter of an update.
+    By default each large tensor on the CPU is mapped anew, and the system clears its pages first.
     Elsewhere than on glibc nothing changes.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None

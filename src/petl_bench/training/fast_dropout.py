@@ -1,4 +1,4 @@
-"""Draws dropout's masks faster on the CPU, where torch spends a sixth of a training step on them."""
+"""Draws dropout's masks faster on the CPU, where torch's own generator of them takes a good part of an update."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from petl_bench.sizes import parse_bytes
 from petl_bench.training.batching import TokenRows, collate
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.feed import Feed, TrunkFeed
-from petl_bench.training.loop import num_training_steps
+from petl_bench.training.loop import num_training_steps, steps_per_epoch
 from petl_bench.training.trunk import Trunk, find_cut
 from petl_bench.training.trunk_cache import StateCache
 from petl_bench.training.trunk_states import FlatStates, state_offsets
@@ -134,8 +134,9 @@ def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
     """Rows that training and its evaluations look at, one after the other."""
     num_train = len(splits["train"])
     steps = num_training_steps(num_train, train)
-    epochs, rest = divmod(steps, math.ceil(num_train / train.batch_size))
-    evaluations = math.ceil(steps / (train.evaluate_every or math.ceil(num_train / train.batch_size)))
+    of_an_epoch = steps_per_epoch(num_train, train)
+    epochs, rest = divmod(steps, of_an_epoch)
+    evaluations = math.ceil(steps / (train.evaluate_every or of_an_epoch))
     return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ()))
 
 

@@ -68,9 +68,14 @@ class FitResult:
     warm_up: WarmUp = field(default_factory=lambda: WarmUp())
 
 
+def steps_per_epoch(num_rows: int, train: TrainConfig) -> int:
+    """Updates of one epoch."""
+    return math.ceil(num_rows / train.batch_size)
+
+
 def num_training_steps(num_rows: int, train: TrainConfig) -> int:
     """Updates of a whole training."""
-    return train.max_steps or train.epochs * math.ceil(num_rows / train.batch_size)
+    return train.max_steps or train.epochs * steps_per_epoch(num_rows, train)
 
 
 class Fitter:
@@ -98,7 +103,7 @@ class Fitter:
         self.on_warm = on_warm
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.steps_per_epoch = math.ceil(len(feed.rows) / train.batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(feed.rows), train)
         self.total_steps = num_training_steps(len(feed.rows), train)
         self.result = FitResult()
         self._losses: list[torch.Tensor] = []

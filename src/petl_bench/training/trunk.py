@@ -122,12 +122,13 @@ def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor]
     was_training = model.training
     try:
         # In training mode: adapters may merge into frozen weights in the other.
-        cut = _frozen_part(model.train(), anatomy, inputs, autocast)
+        parts = _Parts(model, anatomy)
+        cut = _frozen_part(model.train(), parts, inputs, autocast)
         if cut is None:
             return None
         trunk = Trunk(model.eval(), anatomy, cut, autocast)
         with _noisy(model):
-            checked = _checked(trunk, inputs) if not _Parts(model, anatomy).unknown else None
+            checked = _checked(trunk, inputs) if not parts.unknown else None
         if checked is None:
             _log.warning("the frozen layers cannot be computed apart for this model: they run with every update")
         return checked
@@ -175,9 +176,8 @@ def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor[:, :1] for name, tensor in inputs.items() if name != "attention_mask"}
 
 
-def _frozen_part(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
+def _frozen_part(model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
     """Where autograd's graph begins."""
-    parts = _Parts(model, anatomy)
     found: dict[int, torch.Tensor] = {}
     asked: dict[str, Any] = {}
     kinds: set[type] = set()
