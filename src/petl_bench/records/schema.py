@@ -244,7 +244,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""
-        return _finite(dataclasses.asdict(self))
+        return finite(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
@@ -257,7 +257,7 @@ class Record:
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
         try:
-            record: Record = _build(cls, content)
+            record: Record = build(cls, content)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a record: {error}") from error
         return record
@@ -270,17 +270,18 @@ class Record:
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain containers with numbers that are not finite as None, which JSON needs."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
-def _build(cls: Any, content: dict[str, Any]) -> Any:
+def build(cls: Any, content: dict[str, Any]) -> Any:
     """Builds a dataclass from plain containers, nested dataclasses included."""
     hints = typing.get_type_hints(cls)
     known = {item.name for item in dataclasses.fields(cls)}
@@ -293,7 +294,7 @@ def _convert(hint: Any, value: Any) -> Any:
     if isinstance(hint, types.UnionType):
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value)
+        return build(hint, value)
     if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
-        return [_build(typing.get_args(hint)[0], item) for item in value]
+        return [build(typing.get_args(hint)[0], item) for item in value]
     return value

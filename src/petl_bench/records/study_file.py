@@ -1,0 +1,153 @@
+"""`study.json`: what a study set out to run, and what it is held against; it lies beside the records.
+
+A report reads it to know which records belong to the study, by which names, and which are missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import build, finite
+
+STUDY_FILE = "study.json"
+STUDY_VERSION = 1
+
+
+@dataclass
+class PublishedRow:
+    """One row of a paper's table, as the paper prints it.
+
+    Attributes:
+        row: How the paper calls it.
+        source: Paper and table.
+        cells: By the study's name of the task: the value, and its spread where the paper prints one.
+        method: The study's method that it is held against; None: the row is only shown.
+        metrics: By task, where the paper's metric is not the task's primary one here.
+        statistic: What the values are of several seeds, e.g. `median of 5`.
+        split: The rows that the paper scored on, e.g. `validation`, `test`.
+        params: Trained parameters in the paper's words.
+        average: The paper's own last column, never computed again.
+        comparable: Whether the paper's protocol is this study's.
+        why: What tells the two apart; required where they are not comparable.
+    """
+
+    row: str
+    source: str
+    cells: dict[str, list[float]]
+    method: str | None = None
+    metrics: dict[str, str] = field(default_factory=dict)
+    statistic: str | None = None
+    split: str | None = None
+    params: str | None = None
+    average: float | None = None
+    comparable: bool = False
+    why: str | None = None
+
+
+@dataclass
+class Claim:
+    """A sentence of a paper as a test over the study's records.
+
+    Attributes:
+        claim: The sentence.
+        source: Where it stands.
+        test: What `petl_bench.reports.claims` is to compute; empty where nothing can be.
+        untestable: Why it cannot be tested here; None where it can.
+    """
+
+    claim: str
+    source: str
+    test: dict[str, Any] = field(default_factory=dict)
+    untestable: str | None = None
+
+
+@dataclass
+class PlannedRun:
+    """One run of a study.
+
+    Attributes:
+        method, task: The study's names, which need not be those of the configs.
+        learning_rate: Where several are tried; None: the method's own.
+        chosen: Whether the study reports it; False for rates that were tried and not taken, None while that is open.
+        key: The run key.
+        folder: The run's folder, beside this file.
+        overrides: `petl-bench run` with these makes this run alone.
+    """
+
+    method: str
+    task: str
+    seed: int
+    key: str
+    folder: str
+    overrides: list[str]
+    learning_rate: float | None = None
+    chosen: bool | None = True
+
+
+@dataclass
+class PlannedCosts:
+    """What one method takes on one task, as `petl-bench plan` counts it; None where it could not be counted."""
+
+    method: str
+    task: str
+    trainable_method: int | None = None
+    trainable_head: int | None = None
+    trainable_share_of_backbone_percent: float | None = None
+    peak_bytes: int | None = None
+    note: str | None = None
+
+
+@dataclass
+class StudyFile:
+    """A study as it was asked for, resolved.
+
+    Attributes:
+        methods, tasks, seeds: In the order of the tables.
+        deviations: In what the study departs from what it is held against; printed beside every table.
+    """
+
+    name: str
+    description: str
+    methods: list[str]
+    tasks: list[str]
+    seeds: list[int]
+    runs: list[PlannedRun]
+    deviations: list[str] = field(default_factory=list)
+    published: list[PublishedRow] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    costs: list[PlannedCosts] = field(default_factory=list)
+    command: str = ""
+    version: int = STUDY_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Writes `study.json` into the study's folder by an atomic rename."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{STUDY_FILE}.{os.getpid()}.partial"
+        content = json.dumps(finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
+        partial.write_text(content + "\n", encoding="utf-8")
+        partial.replace(folder / STUDY_FILE)
+
+
+def read_study(folder: Path) -> StudyFile | None:
+    """The study whose runs lie in this folder; None where there is none.
+
+    Raises:
+        RequestError: where its file cannot be read.
+    """
+    file = folder / STUDY_FILE
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("version", 0) > STUDY_VERSION:
+            raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
+        study: StudyFile = build(StudyFile, content)
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise RequestError(f"{file} cannot be read ({error}): `petl-bench study` writes it anew.") from error
+    return study
