@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from petl_bench.measure.memory import PeakMemory
-    from petl_bench.training.loop import FitResult
+    from petl_bench.training.results import FitResult
 
 
 def describe_layers(backbone: Backbone) -> Layers:

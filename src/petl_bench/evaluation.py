@@ -10,8 +10,9 @@ from petl_bench.records.schema import Scores
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
 from petl_bench.training.feed import Feed
-from petl_bench.training.loop import FitResult, load_trainable_state, trainable_state
 from petl_bench.training.predict import logits_to_predictions, predict_logits
+from petl_bench.training.results import FitResult
+from petl_bench.training.trainable import load_trainable_state, trainable_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -75,6 +75,9 @@ class Recording:
             try:
                 with _signals_ignored():
                     self.folder.write(self.record)
+                    if self.record.status in ("finished", "diverged"):
+                        # A training that diverged would do so again from there.
+                        self.folder.remove_checkpoints()
             except OSError as error:
                 raise self._explain(error) from error
         try:

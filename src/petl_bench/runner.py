@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from petl_bench.adapted import build_adapted
 from petl_bench.backbones.load import Backbone, open_backbone
@@ -14,19 +14,22 @@ from petl_bench.identity import identify
 from petl_bench.layers.choose import choose_layers
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.measuring import INFERENCE_SHARE, predict_costs, time_inference
-from petl_bench.methods.hooks import after_update_hook, rank_patterns, restore_rank_patterns
+from petl_bench.methods.hooks import BesideParameters, after_update_hook
 from petl_bench.recording import Recording
 from petl_bench.records.schema import HistoryEntry, Params, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
-from petl_bench.trackers.tracker import Tracker, open_tracker
+from petl_bench.trackers.tracker import open_tracker
 from petl_bench.training.allocator import freed_memory_kept
 from petl_bench.weights import save_trained
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from petl_bench.measure.memory import PeakMemory
-    from petl_bench.training.loop import FitResult
+    from petl_bench.training.checkpoint import Checkpoints
+    from petl_bench.training.results import FitResult
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ def run(cfg: RunConfig) -> Record:
         if cfg.train.compile:
             compile_layers(plain, backbone.anatomy, record.trunk.layers if record.trunk else 0)
         evaluator = Evaluator(model, task, feeds.by_split, cfg.train.eval_batch_size, accelerator)
-        result = _train(cfg, task, backbone, evaluator, memory, record, recording.tracker)
+        result = _train(cfg, task, backbone, evaluator, memory, recording)
         with memory.phase("eval"):
             record.scores = evaluator.final_scores(result, cfg.train.selection)
         memory.log()
@@ -135,14 +138,14 @@ def _train(
     backbone: Backbone,
     evaluator: Evaluator,
     memory: PeakMemory,
-    record: Record,
-    tracker: Tracker,
+    recording: Recording,
 ) -> FitResult:
     from accelerate.utils import set_seed
 
     from petl_bench.training.loop import Fitter, num_training_steps
     from petl_bench.training.optimizer import build_optimizer, build_schedule
 
+    record, tracker = recording.record, recording.tracker
     model, accelerator, feed = evaluator.model, evaluator.accelerator, evaluator.feeds["train"]
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(feed.rows), cfg.train))
@@ -152,14 +155,18 @@ def _train(
             return evaluator.selection_scores()
 
     plain = accelerator.unwrap_model(model)
-    best_ranks: dict[str, Any] = {}
+    beside = BesideParameters(plain)
+
+    def keep(*evaluations: HistoryEntry) -> None:
+        for one in evaluations:
+            record.history.append(one)
+            scores = {f"{task.selection_split}/{name}": value for name, value in one.scores.items()}
+            tracker.log(one.step, {"epoch": one.epoch, "train/loss": one.train_loss, **scores})
 
     def on_evaluation(evaluation: HistoryEntry, is_best: bool) -> None:
         if is_best:
-            best_ranks.update(rank_patterns(plain))
-        record.history.append(evaluation)
-        scores = {f"{task.selection_split}/{name}": value for name, value in evaluation.scores.items()}
-        tracker.log(evaluation.step, {"epoch": evaluation.epoch, "train/loss": evaluation.train_loss, **scores})
+            beside.note_best()
+        keep(evaluation)
         described = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
         _log.info("epoch %.2f: train loss %.4f, %s", evaluation.epoch, evaluation.train_loss, described)
 
@@ -179,10 +186,28 @@ def _train(
             on_evaluation=on_evaluation,
             after_update=after_update_hook(plain),
             on_warm=lambda: memory.book("first_updates"),
+            on_resume=lambda history: keep(*history),
+            checkpoints=_open_checkpoints(cfg, recording, accelerator),
+            method_state=beside,
         ).fit()
+    record.resumed_at_updates = result.resumed_at
     if cfg.train.selection == "best":
-        restore_rank_patterns(plain, best_ranks)
+        beside.restore_best()
     return result
+
+
+def _open_checkpoints(cfg: RunConfig, recording: Recording, accelerator: Accelerator) -> Checkpoints | None:
+    """Of one process; several would each need generators of their own."""
+    from petl_bench.training.checkpoint import Checkpoints
+
+    if accelerator.num_processes > 1:
+        return None
+    record = recording.record
+    made_by = {"versions": record.versions, "git": record.git, "device": accelerator.device.type}
+    checkpoints = Checkpoints(recording.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
+    if cfg.force:
+        checkpoints.remove()
+    return checkpoints
 
 
 def _tell_params(params: Params) -> None:

@@ -9,21 +9,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
 
 def after_update_hook(model: nn.Module) -> Callable[[int], None] | None:
     """What to call after each update with its number (from 0), gradients still there; AdaLoRA reallocates ranks so."""
     return getattr(getattr(model, "base_model", None), "update_and_allocate", None)
 
 
-def rank_patterns(model: nn.Module) -> dict[str, Any]:
-    """Ranks that AdaLoRA has settled on by adapter; they belong to the weights, and PEFT keeps them in the config."""
-    configs = getattr(model, "peft_config", {})
-    return {
-        name: copy.deepcopy(config.rank_pattern) for name, config in configs.items() if hasattr(config, "rank_pattern")
-    }
+class BesideParameters:
+    """State of a method beside its parameters: AdaLoRA's ranks, which PEFT keeps in the config, and its scores.
 
+    Args:
+        model: The adapted model, unwrapped.
+    """
 
-def restore_rank_patterns(model: nn.Module, patterns: dict[str, Any]) -> None:
-    """Puts back what `rank_patterns` gave when the weights were kept."""
-    for name, pattern in patterns.items():
-        model.peft_config[name].rank_pattern = pattern  # type: ignore[union-attr, index]
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._best: dict[str, Any] = {}
+
+    def note_best(self) -> None:
+        """Remembers what belongs to the weights of now."""
+        self._best = self._ranks()
+
+    def restore_best(self) -> None:
+        """Puts back what `note_best` remembered last."""
+        self._set_ranks(self._best)
+
+    def take(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        allocator = self._allocator()
+        scores = {name: getattr(allocator, name) for name in _ALLOCATOR} if allocator is not None else {}
+        return {"ranks": self._ranks(), "best": self._best, "scores": scores}
+
+    def put(self, state: dict[str, Any]) -> None:
+        """Puts back what `take` gave."""
+        self._set_ranks(state["ranks"])
+        self._best = state["best"]
+        for name, scores in state["scores"].items():
+            own = dict(self._model.base_model.model.named_parameters())  # type: ignore[union-attr]
+            moved = {parameter: tensor.to(own[parameter].device) for parameter, tensor in scores.items()}
+            setattr(self._allocator(), name, moved)
+
+    def _allocator(self) -> Any:
+        return getattr(getattr(self._model, "base_model", None), "rankallocator", None)
+
+    def _ranks(self) -> dict[str, Any]:
+        configs = getattr(self._model, "peft_config", {})
+        return {
+            name: copy.deepcopy(config.rank_pattern)
+            for name, config in configs.items()
+            if hasattr(config, "rank_pattern")
+        }
+
+    def _set_ranks(self, ranks: dict[str, Any]) -> None:
+        for name, pattern in ranks.items():
+            self._model.peft_config[name].rank_pattern = pattern  # type: ignore[union-attr, index]

@@ -13,7 +13,7 @@ KEY_VERSION = 2
 KEY_LENGTH = 12
 
 # Training settings that change no result: what is kept, and where the frozen layers' states are.
-WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk")
+WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
 # Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
 _LOCATIONS = (
     ("data_root",),

@@ -241,6 +241,8 @@ class Record:
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None
+    # Updates after which the training was cut off and went on in another process; times are the parts' sums.
+    resumed_at_updates: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""

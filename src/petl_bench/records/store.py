@@ -16,6 +16,7 @@ RECORD_FILE = "result.json"
 LOG_FILE = "log.txt"
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
+CHECKPOINT_FOLDER = "checkpoint"
 
 
 class RunFolder:
@@ -28,6 +29,11 @@ class RunFolder:
     def log(self) -> Path:
         """The run's log."""
         return self.path / LOG_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where an unfinished run keeps what it can go on from."""
+        return self.path / CHECKPOINT_FOLDER
 
     def read(self) -> Record | None:
         """The record; None where there is none or it cannot be read, so that the run is made again."""
@@ -59,6 +65,10 @@ class RunFolder:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+    def remove_checkpoints(self) -> None:
+        """Deletes what an unfinished run would go on from."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @contextmanager
     def replace_folder(self, name: str) -> Iterator[Path]:

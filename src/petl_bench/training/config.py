@@ -46,6 +46,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     selection: str = "best"
     save_weights: bool = True
+    checkpoint_seconds: float | None = 60.0
 
 
 def check_train(train: TrainConfig) -> None:
@@ -63,6 +64,8 @@ def check_train(train: TrainConfig) -> None:
         value = getattr(train, key)
         if value is not None and not 0 < value < math.inf:
             raise RequestError(f"train.{key}={value} must be greater than 0 and finite.")
+    if train.checkpoint_seconds is not None and not 0 <= train.checkpoint_seconds < math.inf:
+        raise RequestError(f"train.checkpoint_seconds={train.checkpoint_seconds} must not be negative.")
     if not 0 <= train.weight_decay < math.inf:
         raise RequestError(f"train.weight_decay={train.weight_decay} must not be negative.")
     if not 0 <= train.seed < 2**32:

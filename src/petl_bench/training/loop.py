@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,52 +20,21 @@ from petl_bench.training.batching import epoch_batches
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.fast_dropout import fast_dropout
 from petl_bench.training.feed import Feed
+from petl_bench.training.results import FitResult, WarmUp
+from petl_bench.training.resume import MethodState, NoMethodState, put_state, take_state
+from petl_bench.training.trainable import trainable_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from petl_bench.training.checkpoint import Checkpoints
 
 # Updates between looks at the loss: each look waits for the device.
 CHECK_EVERY = 20
 # Updates that warm up (allocator, kernels, caches); rates leave them out where there are more.
 WARM_UP = 3
 
-
-@dataclass(frozen=True)
-class WarmUp:
-    """What was done by the end of the first updates; nothing where a training is no longer than they are."""
-
-    num_steps: int = 0
-    num_examples: int = 0
-    num_tokens: int = 0
-    num_padded_tokens: int = 0
-    train_seconds: float = 0.0
-
-
-@dataclass
-class FitResult:
-    """What training did.
-
-    Attributes:
-        history: One entry an evaluation.
-        best: Index of the best one.
-        best_state: Trainable tensors as they were then, on the CPU.
-        num_steps, num_examples: What was seen, over all processes.
-        num_tokens, num_padded_tokens: What this process saw, without and with padding.
-        train_seconds: Evaluations excluded.
-        eval_seconds: Evaluations alone.
-        warm_up: What of all this fell to the first updates.
-    """
-
-    history: list[HistoryEntry] = field(default_factory=list)
-    best: int = 0
-    best_state: dict[str, torch.Tensor] = field(default_factory=dict)
-    num_steps: int = 0
-    num_examples: int = 0
-    num_tokens: int = 0
-    num_padded_tokens: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    warm_up: WarmUp = field(default_factory=lambda: WarmUp())
+_log = logging.getLogger(__name__)
 
 
 def steps_per_epoch(num_rows: int, train: TrainConfig) -> int:
@@ -79,7 +48,18 @@ def num_training_steps(num_rows: int, train: TrainConfig) -> int:
 
 
 class Fitter:
-    """Trains a model; `fit` is the whole of it."""
+    """Trains a model; `fit` is the whole of it.
+
+    Args:
+        evaluate: Scores the model on the selection split.
+        metric, higher_is_better: Which of these scores says what is best.
+        on_evaluation: Takes each evaluation, and whether it is the best so far.
+        on_resume: Takes the evaluations of a training that goes on from a checkpoint.
+        after_update: Takes the number of the update, from 0, while the gradients are there.
+        on_warm: Called once the first updates are done.
+        checkpoints: Where the training may go on from, and what it keeps for that; None: neither.
+        method_state: What the method keeps beside its parameters.
+    """
 
     def __init__(
         self,
@@ -96,19 +76,23 @@ class Fitter:
         on_evaluation: Callable[[HistoryEntry, bool], None] = lambda _evaluation, _is_best: None,
         after_update: Callable[[int], None] | None = None,
         on_warm: Callable[[], None] = lambda: None,
+        on_resume: Callable[[list[HistoryEntry]], None] = lambda _history: None,
+        checkpoints: Checkpoints | None = None,
+        method_state: MethodState | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.feed, self.train, self.accelerator = feed, train, accelerator
         self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
-        self.on_warm = on_warm
+        self.on_warm, self.on_resume = on_warm, on_resume
+        self.checkpoints, self.method_state = checkpoints, method_state or NoMethodState()
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = steps_per_epoch(len(feed.rows), train)
         self.total_steps = num_training_steps(len(feed.rows), train)
         self.result = FitResult()
-        self._losses: list[torch.Tensor] = []
+        # Since the last evaluation; looked at up to `_checked`.
+        self.losses: list[torch.Tensor] = []
         self._checked = 0
-        self._best_score = -math.inf
 
     def fit(self) -> FitResult:
         """Trains to the end or until early stopping.
@@ -117,10 +101,17 @@ class Fitter:
             DivergedError: where the loss or an output is not finite.
         """
         self.model.train()
+        self._resume()
+        first = self.result.num_steps + 1
         started = time.perf_counter()
-        bar = tqdm(total=self.total_steps, desc="training", unit="step", delay=2, disable=None, leave=False)
+        bar = tqdm(
+            total=self.total_steps, initial=first - 1, desc="training", unit="step", delay=2, disable=None, leave=False
+        )
         with bar, fast_dropout(self.accelerator.device):
-            for step, indices in enumerate(self._batches(), start=1):
+            for step, indices in enumerate(self._batches(first - 1), start=first):
+                # Before an update, so that what went before, an evaluation included, is done with.
+                if self.checkpoints is not None and self.checkpoints.due:
+                    started = self._keep_checkpoint(started)
                 self._update(indices)
                 self.result.num_steps = step
                 bar.update()
@@ -138,6 +129,23 @@ class Fitter:
         self._synchronize()
         return self.result
 
+    def _resume(self) -> None:
+        state = None if self.checkpoints is None else self.checkpoints.read()
+        if state is not None:
+            put_state(self, state)
+            self.result.resumed_at.append(self.result.num_steps)
+            self.on_resume(self.result.history)
+            _log.info("goes on after update %d of %d", self.result.num_steps, self.total_steps)
+
+    def _keep_checkpoint(self, started: float) -> float:
+        """Writes a checkpoint; the training's time goes on from the returned instant."""
+        assert self.checkpoints is not None
+        self._check_losses()
+        self._synchronize()
+        self.result.train_seconds += time.perf_counter() - started
+        self.checkpoints.write(self.result.num_steps, take_state(self))
+        return time.perf_counter()
+
     def _note_warm_up(self, started: float) -> None:
         self._synchronize()
         result = self.result
@@ -147,11 +155,12 @@ class Fitter:
         )
         self.on_warm()
 
-    def _batches(self) -> Iterator[np.ndarray]:
+    def _batches(self, done: int) -> Iterator[np.ndarray]:
+        """The batches after the first `done` ones."""
         train = self.train
-        for step in range(self.total_steps):
+        for step in range(done, self.total_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
-            if position == 0:
+            if position == 0 or step == done:
                 batches = epoch_batches(self.feed.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
             yield batches[position]
 
@@ -169,7 +178,7 @@ class Fitter:
             self.after_update(self.result.num_steps)
         self.schedule.step()
         self.optimizer.zero_grad()
-        self._losses.append(torch.stack(losses).sum())
+        self.losses.append(torch.stack(losses).sum())
         self.result.num_examples += len(indices)
 
     def _forward_backward(self, indices: np.ndarray, batch_rows: int) -> torch.Tensor:
@@ -198,15 +207,15 @@ class Fitter:
         scores = self.evaluate()
         seconds = time.perf_counter() - started
         self.result.eval_seconds += seconds
-        losses = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="sum")
-        self._losses.clear()
+        losses = self.accelerator.reduce(torch.stack(self.losses).mean(), reduction="sum")
+        self.losses.clear()
         self._checked = 0
         evaluation = HistoryEntry(step / self.steps_per_epoch, step, float(losses), scores, seconds)
         history = self.result.history
         history.append(evaluation)
-        is_best = self.sign * scores[self.metric] > self._best_score
+        score, best = scores[self.metric], history[self.result.best].scores[self.metric]
+        is_best = len(history) == 1 or self.sign * score > self.sign * best
         if is_best:
-            self._best_score = self.sign * scores[self.metric]
             self.result.best = len(history) - 1
             self.result.best_state = trainable_state(self.accelerator.unwrap_model(self.model))
         self.on_evaluation(evaluation, is_best)
@@ -214,8 +223,8 @@ class Fitter:
         return patience is not None and len(history) - 1 - self.result.best >= patience
 
     def _check_losses(self) -> None:
-        recent = self._losses[self._checked :]
-        self._checked = len(self._losses)
+        recent = self.losses[self._checked :]
+        self._checked = len(self.losses)
         if recent and not bool(torch.isfinite(torch.stack(recent)).all()):
             raise DivergedError(
                 f"The loss is not finite by update {self.result.num_steps}: lower train.learning_rate "
@@ -225,20 +234,3 @@ class Fitter:
     def _synchronize(self) -> None:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the trainable tensors, on the CPU."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Puts tensors kept by `trainable_state` back."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in state.items():
-            parameters[name].copy_(tensor)

@@ -1,0 +1,174 @@
+"""A training that was cut off goes on with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from petl_bench.errors import Interrupted
+from petl_bench.identity import identify
+from petl_bench.methods.registry import all_methods
+from petl_bench.runner import run
+from petl_bench.training.checkpoint import Checkpoints
+from petl_bench.training.loop import Fitter
+
+PEFT_TYPES = [["method=peft", "method.type=IA3"], ["method=peft", "method.type=ADALORA"]]
+METHODS = [[f"method={name}"] for name in all_methods() if name != "peft"] + PEFT_TYPES
+# Six updates an epoch, an evaluation every four.
+SETTINGS = ["task.num_train_examples=90", "train.epochs=2", "train.evaluate_every=4", "train.checkpoint_seconds=0"]
+
+
+def kept_files(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for kind in ("adapter", "model")
+        for file in sorted((folder / kind).rglob("*"))
+    }
+
+
+def outcome(cfg, record):
+    history = [(entry.epoch, entry.step, entry.train_loss, entry.scores) for entry in record.history]
+    return history, record.scores, kept_files(identify(cfg).folder)
+
+
+def cut_off(monkeypatch, after, cfg):
+    """Runs until so many updates are done, as a signal would end it."""
+    update = Fitter._update
+
+    def interrupted(self, indices):
+        if self.result.num_steps == after:
+            raise Interrupted(15)
+        update(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitter, "_update", interrupted)
+        with pytest.raises(Interrupted):
+            run(cfg)
+
+
+@pytest.mark.parametrize("words", METHODS, ids=lambda words: words[-1].partition("=")[2])
+def test_every_method_goes_on_with_the_same_bits(words, tiny, monkeypatch, tmp_path):
+    undisturbed = tiny(*words, *SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
+    wanted = outcome(undisturbed, run(undisturbed))
+    cfg = tiny(*words, *SETTINGS)
+    # Before and after evaluations, the best one between them.
+    for after in (1, 5, 9):
+        cut_off(monkeypatch, after, cfg)
+        assert identify(cfg).folder.joinpath("result.json").exists()
+    record = run(cfg)
+    assert record.resumed_at_updates == [1, 5, 9]
+    assert outcome(cfg, record) == wanted
+    assert not identify(cfg).folder.joinpath("checkpoint").exists()
+
+
+def test_a_bf16_training_and_one_that_stops_early_go_on_too(tiny, monkeypatch, tmp_path):
+    words = ["train.precision=bf16", "train.epochs=5", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
+    undisturbed = tiny(*SETTINGS, *words, f"runs_dir={tmp_path / 'undisturbed'}")
+    wanted = outcome(undisturbed, run(undisturbed))
+    assert len(wanted[0]) == 3
+    cfg = tiny(*SETTINGS, *words)
+    cut_off(monkeypatch, 10, cfg)
+    assert outcome(cfg, run(cfg)) == wanted
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, tmp_path, caplog):
+    undisturbed = tiny(*SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
+    wanted = outcome(undisturbed, run(undisturbed))
+    cfg = tiny(*SETTINGS)
+    cut_off(monkeypatch, 7, cfg)
+    before, newest = sorted(identify(cfg).folder.glob("checkpoint/*"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    record = run(cfg)
+    assert record.resumed_at_updates == [6]
+    assert str(newest) in caplog.text
+    assert str(before) not in caplog.text
+    assert outcome(cfg, record) == wanted
+
+
+def test_changed_bytes_are_seen_and_nothing_whole_means_from_the_start(tiny, monkeypatch):
+    cfg = tiny(*SETTINGS)
+    cut_off(monkeypatch, 3, cfg)
+    for file in identify(cfg).folder.glob("checkpoint/*"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    assert run(cfg).resumed_at_updates == []
+
+
+def test_force_starts_from_the_start(tiny, monkeypatch):
+    cfg = tiny(*SETTINGS)
+    cut_off(monkeypatch, 3, cfg)
+    assert run(tiny(*SETTINGS, "force=true")).resumed_at_updates == []
+
+
+def test_how_often_checkpoints_are_written_changes_no_key(tiny):
+    assert identify(tiny("train.checkpoint_seconds=5")).key == identify(tiny("train.checkpoint_seconds=null")).key
+
+
+def test_a_full_disk_costs_the_checkpoint_alone(tiny, monkeypatch, caplog):
+    def full(*_arguments, **_settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("petl_bench.training.checkpoint.save_file", full)
+    assert run(tiny(*SETTINGS)).status == "finished"
+    assert "no checkpoint could be written" in caplog.text
+
+
+class TestCheckpoints:
+    STATE = {
+        "numbers": [1, 2.5, None, True, "text"],
+        1: ("a tuple", {"tensor": torch.arange(6).view(2, 3)}),
+        "view": torch.arange(10.0)[2:4],
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "empty": {},
+        "nan": float("nan"),
+        "scalar": torch.tensor(3.0),
+    }
+
+    def test_what_is_written_is_read(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path / "checkpoint", 0, {"torch": "1"})
+        assert checkpoints.read() is None
+        assert checkpoints.due
+        checkpoints.write(3, self.STATE)
+        found = checkpoints.read()
+        assert list(found) == list(self.STATE)
+        assert found["numbers"] == self.STATE["numbers"]
+        assert found[1][0] == "a tuple"
+        for one, other in ((found[1][1]["tensor"], self.STATE[1][1]["tensor"]), *(
+            (found[name], self.STATE[name]) for name in ("view", "half", "scalar")
+        )):  # fmt: skip
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+
+    def test_two_are_kept_and_the_newest_read(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path, 0, {})
+        for step in (9, 10, 100):
+            checkpoints.write(step, {"step": step})
+        assert len(list(tmp_path.iterdir())) == 2
+        assert checkpoints.read() == {"step": 100}
+
+    def test_other_versions_are_not_read(self, tmp_path):
+        Checkpoints(tmp_path, 0, {"torch": "1"}).write(1, {})
+        assert Checkpoints(tmp_path, 0, {"torch": "2"}).read() is None
+
+    def test_no_checkpoint_where_none_is_wanted(self, tmp_path):
+        assert not Checkpoints(tmp_path, None, {}).due
+        assert not Checkpoints(tmp_path, 1000, {}).due
+
+    def test_what_json_does_not_know_is_refused(self, tmp_path):
+        with pytest.raises(TypeError, match="object"):
+            Checkpoints(tmp_path, 0, {}).write(1, {"what": object()})
+        assert not list(tmp_path.glob("step-*"))
+
+
+def test_an_interrupted_record_says_so_until_the_run_is_done(tiny, monkeypatch):
+    cfg = tiny(*SETTINGS)
+    cut_off(monkeypatch, 2, cfg)
+    file = identify(cfg).folder / "result.json"
+    assert json.loads(file.read_text())["status"] == "interrupted"
+    run(cfg)
+    assert json.loads(file.read_text())["status"] == "finished"
+    shutil.rmtree(identify(cfg).folder)
