@@ -13,8 +13,8 @@ from petl_bench.errors import DivergedError
 from petl_bench.runner import run
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
-from petl_bench.training.results import FitResult, WarmUp
 from petl_bench.training.optimizer import build_optimizer, build_schedule
+from petl_bench.training.results import FitResult, WarmUp
 
 
 def weights(cfg, record):

@@ -117,28 +117,29 @@ def test_a_full_disk_costs_the_checkpoint_alone(tiny, monkeypatch, caplog):
     assert "no checkpoint could be written" in caplog.text
 
 
-class TestCheckpoints:
-    STATE = {
-        "numbers": [1, 2.5, None, True, "text"],
-        1: ("a tuple", {"tensor": torch.arange(6).view(2, 3)}),
-        "view": torch.arange(10.0)[2:4],
-        "half": torch.ones(3, dtype=torch.bfloat16),
-        "empty": {},
-        "nan": float("nan"),
-        "scalar": torch.tensor(3.0),
-    }
+STATE = {
+    "numbers": [1, 2.5, None, True, "text"],
+    1: ("a tuple", {"tensor": torch.arange(6).view(2, 3)}),
+    "view": torch.arange(10.0)[2:4],
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "empty": {},
+    "nan": float("nan"),
+    "scalar": torch.tensor(3.0),
+}
 
+
+class TestCheckpoints:
     def test_what_is_written_is_read(self, tmp_path):
         checkpoints = Checkpoints(tmp_path / "checkpoint", 0, {"torch": "1"})
         assert checkpoints.read() is None
         assert checkpoints.due
-        checkpoints.write(3, self.STATE)
+        checkpoints.write(3, STATE)
         found = checkpoints.read()
-        assert list(found) == list(self.STATE)
-        assert found["numbers"] == self.STATE["numbers"]
+        assert list(found) == list(STATE)
+        assert found["numbers"] == STATE["numbers"]
         assert found[1][0] == "a tuple"
-        for one, other in ((found[1][1]["tensor"], self.STATE[1][1]["tensor"]), *(
-            (found[name], self.STATE[name]) for name in ("view", "half", "scalar")
+        for one, other in ((found[1][1]["tensor"], STATE[1][1]["tensor"]), *(
+            (found[name], STATE[name]) for name in ("view", "half", "scalar")
         )):  # fmt: skip
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
