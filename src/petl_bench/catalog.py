@@ -80,6 +80,20 @@ def list_tasks() -> list[Row]:
     ]
 
 
+def list_studies() -> list[Row]:
+    """Every shipped study, with what it compares."""
+    return [
+        {
+            "study": name,
+            "methods": list(option["methods"]),
+            "tasks": list(option["tasks"]),
+            "seeds": len(option["seeds"]),
+            "about": option["description"],
+        }
+        for name, option in _options("study")
+    ]
+
+
 def list_capabilities() -> list[Row]:
     """Which architectures every method adapts, and whether it merges; probed, not typed in."""
     from petl_bench.capabilities import TINY_BACKBONES, probe_all
@@ -127,6 +141,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "layers": _described("layers"),
     "trackers": _described("tracker"),
     "recipes": _described("recipe"),
+    "studies": list_studies,
 }
 # Takes seconds, so only where it is asked for.
 _PROBED = {"capabilities": list_capabilities}

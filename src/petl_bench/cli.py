@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
+from petl_bench.logs import DEBUG_VARIABLE, debugging, setup_logging
 from petl_bench.processes import is_main_process
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ _log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_REQUEST = 2
-_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "capabilities")
-DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
 
 _EPILOG = """\
 exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
@@ -39,6 +39,7 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench run                                        the embedded default: LoRA on the demo task
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
   petl-bench run -m method=full,lora train.seed=0,1     every combination
+  petl-bench study demo                                 all methods on the demo task, resumed where it was cut off
   petl-bench report runs                                compare what was run
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
 """
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except (RequestError, RunError) as error:
-        if _debugging():
+        if debugging():
             raise
         _tell(error)
         return EXIT_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if _debugging():
+        if debugging():
             raise
         words = (str(error).strip().splitlines() or [""])[0]
         _tell(RunError(f"{type(error).__name__}: {words} ({DEBUG_VARIABLE}=1 shows where)."))
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
     # Hydra reads the words after `run`, --help included.
     if arguments[:1] == ["run"]:
         return _run(arguments[1:])
-    if arguments[:1] in (["plan"], ["fetch"]):
+    if arguments[:1] in (["plan"], ["fetch"], ["study"]):
         arguments = _options_first(arguments)
     parsed = _parser().parse_args(arguments)
     setup_logging()
@@ -141,6 +142,21 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
     plan.set_defaults(call=_plan)
 
+    study = commands.add_parser(
+        "study",
+        help="a grid of methods, tasks and seeds that survives whatever happens, held against papers",
+        description="Makes the runs of a study that are not finished; the same command goes on where it was cut off. "
+        "Settings are those of `petl-bench run`, and methods=, tasks= (which of them to run now), seeds=, runs_dir=, "
+        "executor=local|slurm|ray with executor.workers= and more (conf/executor).",
+    )
+    study.add_argument("name", metavar="NAME", help="one of `petl-bench list studies`, or a file NAME.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. methods=lora,full executor.workers=2")
+    study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
+    study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
+    study.add_argument("--retry", choices=("failed",), help="make failed runs again")
+    study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
+    study.set_defaults(call=_study)
+
     fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
     fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
     fetch.set_defaults(call=_fetch)
@@ -170,7 +186,7 @@ def _run(arguments: list[str]) -> int:
             _one_run(cfg, as_json=as_json)
         except (RequestError, RunError) as error:
             # Hydra would add words of its own; other processes (launchers) have no way but to raise.
-            if _debugging() or os.getpid() != this_process:
+            if debugging() or os.getpid() != this_process:
                 raise
             failures.append(error)
             _tell(error)
@@ -276,6 +292,24 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _study(parsed: argparse.Namespace) -> int:
+    from petl_bench.studies.request import parse_request
+    from petl_bench.studies.study import count_costs, keep, prepare, run_study
+    from petl_bench.studies.tell import tell_outcome, tell_plan
+
+    study = prepare(parsed.name, parse_request(parsed.overrides))
+    if parsed.dry_run or parsed.plan:
+        costs = count_costs(study)
+        if parsed.plan:
+            study.file.costs = costs
+            keep(study)
+        tell_plan(study, costs, _print, as_json=parsed.json)
+        return 0
+    unfinished = run_study(study, retry_failed=parsed.retry == "failed")
+    tell_outcome(study, _print, as_json=parsed.json)
+    return EXIT_FAILED if unfinished else 0
+
+
 def _fetch(parsed: argparse.Namespace) -> int:
     from petl_bench.fetch import fetch
     from petl_bench.hydra_errors import load_explained
@@ -283,40 +317,6 @@ def _fetch(parsed: argparse.Namespace) -> int:
     for line in fetch(load_explained(parsed.overrides)):
         _print(line)
     return 0
-
-
-def setup_logging() -> None:
-    """Sends our log to stderr and keeps the libraries' chatter out."""
-    logger = logging.getLogger("petl_bench")
-    if not logger.handlers:
-        handler = _BesideProgressBars()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-    # A log that cannot be written (full disk) must not bury the message under a traceback.
-    logging.raiseExceptions = _debugging()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if not _debugging():
-        import warnings
-
-        warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch|datasets|evaluate)(\.|$)")
-
-
-class _BesideProgressBars(logging.Handler):
-    """Writes to stderr above whatever progress bar is there."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _debugging() -> bool:
-    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def _tell(error: Exception) -> None:

@@ -15,6 +15,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.config import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.config import MethodConfig
+from petl_bench.processes import gpu_may_be_there
 from petl_bench.tasks.config import TaskConfig, check_task
 from petl_bench.trackers.config import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
@@ -97,6 +98,8 @@ def check(cfg: RunConfig) -> None:
 
 def settled(cfg: RunConfig) -> RunConfig:
     """The run with what `auto` means on this machine in its place."""
+    if cfg.train.precision == "auto" and not gpu_may_be_there():
+        return replace(cfg, train=replace(cfg.train, precision="fp32"))
     from petl_bench.training.device import settled_precision
 
     return replace(cfg, train=replace(cfg.train, precision=settled_precision(cfg.train)))

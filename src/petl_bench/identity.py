@@ -27,21 +27,26 @@ def identify(cfg: RunConfig) -> RunIdentity:
     )
 
 
-def _content_hashes(cfg: RunConfig) -> dict[str, str]:
-    """Hashes of local files, by their part in the run; a missing one is told of when it is read."""
+def local_files(cfg: RunConfig) -> dict[str, Path]:
+    """The local files whose content belongs to the run, by their part in it."""
     task = cfg.task
-    files: dict[str, Path] = {}
+    found: dict[str, Path] = {}
     if task.source == "files":
         named = {"train": task.train_file, "validation": task.validation_file}
-        files |= {role: Path(file).expanduser() for role, file in named.items() if file}
+        found |= {role: Path(file).expanduser() for role, file in named.items() if file}
     if task.source == "hub" and cfg.data_root is not None:
         wanted = [(task.subset or "", task.train_split), (task.subset or "", task.validation_split)]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = Path(cfg.data_root).expanduser()
-        files |= {
+        found |= {
             f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)
         }
     if cfg.backbone.path is not None:
         folder = Path(cfg.backbone.path).expanduser()
-        files |= {file.name: file for pattern in HUB_PATTERNS for file in folder.glob(pattern)}
-    return {name: file_sha256(file) for name, file in sorted(files.items()) if file.is_file()}
+        found |= {file.name: file for pattern in HUB_PATTERNS for file in folder.glob(pattern)}
+    return found
+
+
+def _content_hashes(cfg: RunConfig) -> dict[str, str]:
+    """Hashes of local files, by their part in the run; a missing one is told of when it is read."""
+    return {name: file_sha256(file) for name, file in sorted(local_files(cfg).items()) if file.is_file()}

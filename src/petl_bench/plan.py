@@ -81,7 +81,7 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
     # Full fine-tuning is what the others are compared with.
     asked_for = [cfg for cfg in composed if (cfg.method.name, cfg.layers.name) == ("full", "all")]
     further = [] if asked_for else [_full_fine_tuning(composed[0])]
-    counted = _count_all([*((cfg, budget) for cfg in composed), *((cfg, None) for cfg in further)])
+    counted = count_all([*((cfg, budget) for cfg in composed), *((cfg, None) for cfg in further)])
     full = counted[-1] if further else counted[composed.index(asked_for[0])]
     peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
     rows = iter(counted)
@@ -133,7 +133,7 @@ def _finish(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig,
     return replace(row, peak_reduction=None if full_peak is None else full_peak / row.ledger.peak_bytes)
 
 
-def _count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
+def count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
     """Every job's row, or what is wrong with it; counted side by side where processes are cheap to start."""
     import peft  # noqa: F401 (once, before the processes are forked)
     import torch

@@ -44,7 +44,9 @@ class Recording:
         self._previous_level = logging.NOTSET
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        # A cluster's engine has handlers of its own, which queue the job again.
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _raise_interrupted):
             self._previous_signal = signal.signal(signal.SIGTERM, _raise_interrupted)
         if self.is_main:
             try:

@@ -74,6 +74,7 @@ class PlannedRun:
     Attributes:
         method, task: The study's names, which need not be those of the configs.
         learning_rate: Where several are tried; None: the method's own.
+        is_trial: Whether the run helps to choose among rates.
         chosen: Whether the study reports it; False for rates that were tried and not taken, None while that is open.
         key: The run key.
         folder: The run's folder, beside this file.
@@ -87,6 +88,7 @@ class PlannedRun:
     folder: str
     overrides: list[str]
     learning_rate: float | None = None
+    is_trial: bool = False
     chosen: bool | None = True
 
 

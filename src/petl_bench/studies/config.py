@@ -52,13 +52,11 @@ class StudyConfig:
 
 @dataclass
 class ExecutorConfig:
-    """How a study's worker processes are started; conf/executor/*.yaml."""
+    """How a study's worker processes are started; conf/executor/*.yaml say what each setting means."""
 
     name: str = "local"
-    # Worker processes; null: one a GPU (times runs_per_gpu), or one where there is none.
     workers: int | None = None
     runs_per_gpu: int = 1
-    # slurm: parameters of submitit's executor by its own names, e.g. slurm_partition, timeout_min.
+    cluster: str = "slurm"
     submitit: dict[str, Any] = field(default_factory=dict)
-    # ray: an existing cluster's address; null starts Ray on this machine.
     address: str | None = None

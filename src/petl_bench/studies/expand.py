@@ -1,0 +1,172 @@
+"""Turns a study into its runs: every method on every task, with every seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from petl_bench import __version__
+from petl_bench.config import CONFIG_MODULE, RunConfig
+from petl_bench.errors import RequestError
+from petl_bench.hydra_errors import load_explained
+from petl_bench.identity import identify, local_files
+from petl_bench.processes import gpu_may_be_there
+from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.studies.config import StudyConfig
+
+# Of a study's keys: a fingerprint of settings and program, and size and time of change of each local file.
+Basis = dict[str, Any]
+
+_KEY = re.compile(r"[+~]*([\w./@]+)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task with one learning rate: what differs in seed alone.
+
+    Attributes:
+        words: `petl-bench run` with these, and a seed, makes its runs.
+        learning_rate: None where the study tries no several.
+    """
+
+    method: str
+    task: str
+    words: list[str]
+    learning_rate: float | None = None
+
+
+def expand(name: str, study: StudyConfig, words: list[str], folder: Path) -> tuple[StudyFile, Basis]:
+    """Lists all runs of a study with their keys, and says on what these rest.
+
+    Args:
+        name: The study's.
+        study: What it asks for.
+        words: Settings from the command line, which win over the study's.
+        folder: Where its runs lie.
+
+    Raises:
+        RequestError: where settings do not compose, or two runs are the same.
+    """
+    runs, trials = [], _rate_seeds(study)
+    inputs: dict[str, list[int]] = {}
+    fingerprint = _fingerprint(study, words)
+    for cell in cells(study, words):
+        cfg = compose(cell, folder)
+        inputs |= {str(file): _stamp(file) for file in local_files(cfg).values()}
+        for seed in study.seeds:
+            identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
+            tried = cell.learning_rate is not None
+            runs.append(
+                PlannedRun(
+                    *(cell.method, cell.task, seed, identity.key, identity.folder.name),
+                    overrides=[*cell.words, f"train.seed={seed}"],
+                    learning_rate=cell.learning_rate,
+                    is_trial=tried and seed in trials,
+                    chosen=None if tried else True,
+                )
+            )
+    _check_distinct(runs)
+    expanded = StudyFile(
+        name=name,
+        description=study.description,
+        methods=list(study.methods),
+        tasks=list(study.tasks),
+        seeds=list(study.seeds),
+        runs=runs,
+        deviations=study.deviations,
+        published=study.published,
+        claims=study.claims,
+    )
+    return expanded, {"fingerprint": fingerprint, "inputs": inputs}
+
+
+def still_true(basis: Basis, study: StudyConfig, words: list[str]) -> bool:
+    """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
+    return basis.get("fingerprint") == _fingerprint(study, words) and all(
+        _stamp(Path(file)) == stamp for file, stamp in basis["inputs"].items()
+    )
+
+
+def cells(study: StudyConfig, words: list[str]) -> Iterator[Cell]:
+    """Every method on every task, with each of its learning rates."""
+    for method, of_method in study.methods.items():
+        for task, of_task in study.tasks.items():
+            rates: list[float | None] = [*study.learning_rates.get(method, [])]
+            for rate in rates or [None]:
+                mine = [
+                    *study.settings,
+                    *(of_method or [f"method={method}"]),
+                    *(of_task or [f"task={task}"]),
+                    *(word for cell in study.cells if _applies(cell.methods, method) and _applies(cell.tasks, task)
+                      for word in cell.settings),
+                    *([] if rate is None else [f"train.learning_rate={rate}"]),
+                    *words,
+                ]  # fmt: skip
+                yield Cell(method, task, last_of_each_key(mine), rate)
+
+
+def compose(cell: Cell, folder: Path) -> RunConfig:
+    """The config of a cell's runs.
+
+    Raises:
+        RequestError: where its words do not compose, naming the cell.
+    """
+    try:
+        return replace(load_explained(cell.words), runs_dir=str(folder))
+    except RequestError as error:
+        raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
+
+
+def last_of_each_key(words: list[str]) -> list[str]:
+    """The words without those whose key comes again."""
+    by_key: dict[str, str] = {}
+    for word in words:
+        match = _KEY.match(word)
+        key = match.group(1) if match else word
+        by_key.pop(key, None)
+        by_key[key] = word
+    return list(by_key.values())
+
+
+def _applies(names: list[str], name: str) -> bool:
+    return not names or name in names
+
+
+def _rate_seeds(study: StudyConfig) -> list[int]:
+    return [seed for seed in study.rate_seeds if seed in study.seeds] or study.seeds[:1]
+
+
+def _check_distinct(runs: list[PlannedRun]) -> None:
+    seen: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = seen.setdefault(run.key, run)
+        if other is not run:
+            raise RequestError(
+                f"{run.method} on {run.task} with seed {run.seed} is the same run as {other.method} on {other.task} "
+                f"with seed {other.seed}: their settings must differ."
+            )
+
+
+def _fingerprint(study: StudyConfig, words: list[str]) -> str:
+    """Changes with all that the keys of a study's runs depend on, local rows excepted."""
+    program = sorted(
+        (str(file), _stamp(file))
+        for root in (Path(__file__).parents[1], Path(str(files(CONFIG_MODULE))))
+        for pattern in ("*.py", "*.yaml")
+        for file in root.rglob(pattern)
+    )
+    surroundings = [__version__, os.environ.get("PETL_BENCH_DATA"), gpu_may_be_there()]
+    text = json.dumps([asdict(study), words, surroundings, program], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamp(file: Path) -> list[int]:
+    found = file.stat() if file.exists() else None
+    return [] if found is None else [found.st_size, found.st_mtime_ns]

@@ -1,0 +1,140 @@
+"""A study's folder: what lies there beside the runs, who works on which run, and what became of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from petl_bench.records.schema import Record
+from petl_bench.records.store import RECORD_FILE, RunFolder
+from petl_bench.records.study_file import PlannedRun
+
+_PRIVATE = ".study"
+_BASIS_FILE = "basis.json"
+
+WAITING, RUNNING, INTERRUPTED, FINISHED = "waiting", "running", "interrupted", "finished"
+# What ends a run until it is asked for again.
+FAILURES = ("failed", "out_of_memory", "diverged")
+
+
+class StudyFolder:
+    """The folder of one study.
+
+    Several processes, on several machines where they share the folder, may work in it at once: who holds a run's lock
+    makes it. A lock goes with its process, whatever ends that.
+
+    Args:
+        path: The folder; made when needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.private = path, path / _PRIVATE
+        self._records: dict[str, tuple[int, Record | None]] = {}
+
+    def run_folder(self, run: PlannedRun) -> RunFolder:
+        """Where a run's files lie."""
+        return RunFolder(self.path / run.folder)
+
+    def record(self, run: PlannedRun) -> Record | None:
+        """A run's record; None where there is none. Read again only where the file has changed."""
+        try:
+            changed = (self.path / run.folder / RECORD_FILE).stat().st_mtime_ns
+        except OSError:
+            return None
+        known = self._records.get(run.key)
+        if known is None or known[0] != changed:
+            known = self._records[run.key] = (changed, self.run_folder(run).read())
+        return known[1]
+
+    def status(self, run: PlannedRun) -> str:
+        """What has become of a run: its record's status, `running` or `waiting`."""
+        record = self.record(run)
+        if record is not None and record.status not in (INTERRUPTED,):
+            return record.status
+        if self.holder(run) is not None:
+            return RUNNING
+        return WAITING if record is None else INTERRUPTED
+
+    def ended(self, run: PlannedRun) -> bool:
+        """Whether nothing is left to do for a run."""
+        record = self.record(run)
+        return record is not None and record.status in (FINISHED, *FAILURES)
+
+    @contextmanager
+    def held(self, run: PlannedRun) -> Iterator[bool]:
+        """Holds a run's lock, where nobody else does: gives whether it is ours."""
+        self.private.mkdir(parents=True, exist_ok=True)
+        lock = self._lock(run)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        holder = self._holder_file(run)
+        try:
+            holder.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), encoding="utf-8"
+            )
+            yield True
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def holder(self, run: PlannedRun) -> dict[str, Any] | None:
+        """Who works on a run: `pid`, `host`, `since`; None where nobody does."""
+        holder = self.last_holder(run)
+        if holder is None:
+            return None
+        lock = self._lock(run)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return holder
+        # What a killed process left.
+        lock.release()
+        return None
+
+    def last_holder(self, run: PlannedRun) -> dict[str, Any] | None:
+        """Who works on a run, or was killed while doing so."""
+        try:
+            holder: dict[str, Any] = json.loads(self._holder_file(run).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return holder
+
+    def set_aside(self, run: PlannedRun) -> None:
+        """Renames a failed run's record, so that the run is made again; a training starts from its start."""
+        with self.held(run) as mine:
+            if mine and (record := self.run_folder(run).read()) is not None and record.status in FAILURES:
+                file = self.path / run.folder / RECORD_FILE
+                file.replace(file.with_name(f"{record.status}-{int(time.time())}.json"))
+                self.run_folder(run).remove_checkpoints()
+
+    def read_basis(self) -> dict[str, Any]:
+        """On what the study's keys rest; empty where that is not known."""
+        try:
+            basis: dict[str, Any] = json.loads((self.private / _BASIS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return basis
+
+    def write_basis(self, basis: dict[str, Any]) -> None:
+        """Keeps on what the study's keys rest."""
+        self.private.mkdir(parents=True, exist_ok=True)
+        partial = self.private / f"{_BASIS_FILE}.{os.getpid()}.partial"
+        partial.write_text(json.dumps(basis), encoding="utf-8")
+        partial.replace(self.private / _BASIS_FILE)
+
+    def _lock(self, run: PlannedRun) -> FileLock:
+        return FileLock(self.private / f"{run.key}.lock")
+
+    def _holder_file(self, run: PlannedRun) -> Path:
+        return self.private / f"{run.key}.holder"

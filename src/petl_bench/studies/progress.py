@@ -1,0 +1,131 @@
+"""How far a study is: a live table on a terminal, a line a run elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedRun
+from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+# Between two drawings.
+_SECONDS = 1.0
+_MARKS = {RUNNING: "▶", WAITING: "·", INTERRUPTED: "·", FINISHED: "✓"}
+
+_log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows what becomes of runs; within it `update` is called again and again.
+
+    Args:
+        runs: Those that are asked for.
+        folder: Where they lie.
+    """
+
+    def __init__(self, runs: list[PlannedRun], folder: StudyFolder) -> None:
+        self._runs, self._folder = runs, folder
+        self._told = {run.key for run in runs if folder.ended(run)}
+        self._drawn = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.update(now=True)
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, *, now: bool = False) -> None:
+        """Shows what is new."""
+        if not now and time.monotonic() - self._drawn < _SECONDS:
+            return
+        self._drawn = time.monotonic()
+        wanted = [run for run in self._runs if run.chosen is not False]
+        statuses = {run.key: self._folder.status(run) for run in wanted}
+        counts = Counter(statuses.values())
+        if self._live is not None:
+            self._live.update(self._table(wanted, statuses, counts), refresh=True)
+            return
+        for run in wanted:
+            if self._folder.ended(run) and run.key not in self._told:
+                self._told.add(run.key)
+                _log.info("%s (%s)", self._line(run), self._summary(wanted, statuses, counts))
+
+    def _line(self, run: PlannedRun) -> str:
+        record = self._folder.record(run)
+        assert record is not None
+        where = f"{run.method} on {run.task}, seed {run.seed}"
+        rate = "" if run.learning_rate is None else f", rate {run.learning_rate:g}"
+        if record.status != FINISHED or record.protocol is None:
+            return f"{where}{rate}: {record.status}: {record.error}"
+        metric = record.protocol.metric
+        return f"{where}{rate}: {metric} {record.selected_scores[metric]:.4f}"
+
+    def _summary(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> str:
+        failed = sum(counts[status] for status in FAILURES)
+        left = [run for run in wanted if statuses[run.key] not in (FINISHED, *FAILURES)]
+        words = [f"{counts[FINISHED]} of {len(wanted)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
+        seconds = self._seconds_left(left, max(1, counts[RUNNING]))
+        return ", ".join(words if seconds is None else [*words, f"{_duration(seconds)} left"])
+
+    def _seconds_left(self, left: list[PlannedRun], workers: int) -> float | None:
+        """By the mean of like runs: same method and task, else same task, else any; None where nothing is known."""
+        took: dict[tuple[str, ...], list[float]] = {}
+        for run in self._runs:
+            record = self._folder.record(run)
+            if record is not None and (seconds := _seconds(record)) is not None:
+                for kind in ((run.method, run.task), (run.task,), ()):
+                    took.setdefault(kind, []).append(seconds)
+        if not took:
+            return None
+        kinds = (next(kind for kind in ((run.method, run.task), (run.task,), ()) if kind in took) for run in left)
+        return sum(statistics.fmean(took[kind]) for kind in kinds) / workers
+
+    def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self._summary(wanted, statuses, counts), title_justify="left", box=None, pad_edge=False)
+        tasks = list(dict.fromkeys(run.task for run in wanted))
+        table.add_column("method")
+        for task in tasks:
+            table.add_column(task, justify="center")
+        for method in dict.fromkeys(run.method for run in wanted):
+            cells = []
+            for task in tasks:
+                mine = [statuses[run.key] for run in wanted if (run.method, run.task) == (method, task)]
+                cells.append("".join(_MARKS.get(status, "✗") for status in mine))
+            table.add_row(method, *cells)
+        table.caption = "✓ finished  ▶ running  · waiting  ✗ failed"
+        table.caption_justify = "left"
+        return table
+
+
+def _seconds(record: Record) -> float | None:
+    if record.time is None:
+        return None
+    return record.time.train_seconds + record.time.eval_seconds + (record.time.trunk_seconds or 0.0)
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    if seconds < 60:
+        return "under a minute"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

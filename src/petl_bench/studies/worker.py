@@ -1,0 +1,137 @@
+"""One process of a study: takes a run that nobody holds, makes it, takes the next.
+
+Started by an executor as `python -m petl_bench.studies.worker FOLDER`; ends with the process that holds its standard
+input.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from petl_bench.errors import Interrupted, RequestError, RunError
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedRun, read_study
+from petl_bench.studies.folder import StudyFolder
+from petl_bench.studies.rates import choose_rates, wanted_now
+
+# Before looking again at what other processes do.
+_PAUSE = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+def work(path: Path, keys: list[str] | None = None) -> None:
+    """Makes the runs of a study until none is left that this process could make or take over.
+
+    Args:
+        path: The study's folder.
+        keys: Of the runs to make; None: all.
+    """
+    study, folder = read_study(path), StudyFolder(path)
+    if study is None:
+        raise RequestError(f"{path} holds no study: `petl-bench study` makes one.")
+    wanted = [run for run in study.runs if keys is None or run.key in keys]
+    made: set[str] = set()
+    while True:
+        choose_rates(study.runs, folder)
+        # What was made here and has not ended could not be recorded: once is enough.
+        left = [run for run in wanted if run.chosen is not False and run.key not in made and not folder.ended(run)]
+        if not left:
+            return
+        before = len(made)
+        made |= {run.key for run in left if wanted_now(run) and _make_if_free(run, folder)}
+        if len(made) == before:
+            if all(not wanted_now(run) for run in left) and not _trials_left(left, study.runs, folder):
+                return
+            # Others work on what is left; should one of them be killed, its run is taken over.
+            time.sleep(_PAUSE)
+
+
+def _trials_left(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFolder) -> bool:
+    """Whether somebody else may still end the trials that these runs wait for."""
+    cells = {(run.method, run.task) for run in left}
+    trials = [run for run in runs if run.is_trial and (run.method, run.task) in cells]
+    return any(folder.holder(run) is not None for run in trials)
+
+
+def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
+    if folder.ended(run):
+        return False
+    with folder.held(run) as mine:
+        if not mine or folder.ended(run):
+            return False
+        make(run, folder)
+    return True
+
+
+def make(run: PlannedRun, folder: StudyFolder) -> None:
+    """Makes one run; whatever goes wrong with it ends in its record, not in an error."""
+    from petl_bench.config import load_config
+    from petl_bench.identity import identify
+    from petl_bench.runner import run as run_one
+
+    try:
+        cfg = load_config(run.overrides)
+        cfg.runs_dir = str(folder.path)
+        identity = identify(cfg)
+        if identity.key != run.key:
+            raise RequestError(
+                f"{run.method} on {run.task}: the settings, the program or the rows have changed since the study was "
+                "started: start it again."
+            )
+        run_one(cfg)
+    except RunError as error:
+        # Its record says so already.
+        _log.warning("%s", error)
+    except RequestError as error:
+        _log.warning("%s", error)
+        write_failure(run, folder, str(error))
+
+
+def write_failure(run: PlannedRun, folder: StudyFolder, error: str) -> None:
+    """Records a failure that came before or after anything could be recorded by the run itself."""
+    config = {"method": {"name": run.method}, "task": {"name": run.task}, "train": {"seed": run.seed}}
+    folder.run_folder(run).write(Record(run_key=run.key, config=config, status="failed", error=error))
+
+
+def _end_with_parent() -> None:
+    """The executor holds the other end of our standard input: it is closed when the executor ends, however it does."""
+
+    def wait() -> None:
+        # Not through sys.stdin, whose lock a thread that waits would keep while the interpreter ends.
+        while os.read(0, 1):
+            pass
+        # No record, no message: as if we had been killed together, and the same command goes on from there.
+        os._exit(128 + signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> int:
+    """The worker process.
+
+    Returns:
+        The exit code.
+    """
+    from petl_bench.logs import setup_logging
+
+    _end_with_parent()
+    setup_logging()
+    try:
+        work(Path(sys.argv[1]), sys.argv[2].split(",") if len(sys.argv) > 2 else None)
+    except RequestError as error:
+        _log.error("%s", error)
+        return 2
+    except Interrupted as error:
+        return 128 + error.signum
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Studies become runs: settings in their order, keys, rates, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+
+import pytest
+
+from petl_bench.errors import RequestError
+from petl_bench.hydra_errors import load_explained
+from petl_bench.identity import identify
+from petl_bench.records.schema import HistoryEntry, Protocol, Record
+from petl_bench.records.study_file import PublishedRow, read_study
+from petl_bench.studies.config import CellConfig, StudyConfig
+from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
+from petl_bench.studies.folder import StudyFolder
+from petl_bench.studies.open import open_study, study_names
+from petl_bench.studies.rates import choose_rates, wanted_now
+from petl_bench.studies.request import parse_request
+from petl_bench.studies.study import keep, prepare
+
+SMALL = StudyConfig(
+    settings=["backbone=tiny_bert", "train.epochs=1"],
+    methods={"lora": [], "head_pooler": ["method=head", "method.pooler=true"]},
+    tasks={"demo": [], "few": ["task=demo", "task.num_train_examples=20"]},
+    seeds=[3, 4],
+    cells=[CellConfig(methods=["lora"], tasks=["few"], settings=["train.epochs=9", "method.r=2"])],
+)
+
+
+def words_of(study, method, task, *given):
+    return next(cell.words for cell in cells(study, list(given)) if (cell.method, cell.task) == (method, task))
+
+
+def test_settings_come_from_the_general_to_the_particular():
+    assert words_of(SMALL, "lora", "demo") == ["backbone=tiny_bert", "train.epochs=1", "method=lora", "task=demo"]
+    assert words_of(SMALL, "lora", "few") == [
+        "backbone=tiny_bert", "method=lora", "task=demo", "task.num_train_examples=20", "train.epochs=9", "method.r=2",
+    ]  # fmt: skip
+    assert "train.epochs=9" not in words_of(SMALL, "head_pooler", "few")
+    assert words_of(SMALL, "lora", "few", "train.epochs=5", "backbone=minilm")[-2:] == [
+        "train.epochs=5",
+        "backbone=minilm",
+    ]
+
+
+def test_of_words_with_the_same_key_the_last_is_kept():
+    assert last_of_each_key(["a=1", "+b.c=2", "a=3", "++b.c=4"]) == ["a=3", "++b.c=4"]
+
+
+def test_every_run_has_the_key_that_run_would_give_it(tmp_path):
+    file, _ = expand("small", SMALL, [], tmp_path)
+    assert len(file.runs) == 8
+    assert len({run.key for run in file.runs}) == 8
+    for run in file.runs:
+        cfg = load_explained([*run.overrides, f"runs_dir={tmp_path}"])
+        assert identify(cfg).key == run.key
+        assert identify(cfg).folder == tmp_path / run.folder
+    assert {run.seed for run in file.runs} == {3, 4}
+
+
+def test_two_names_for_one_run_are_refused(tmp_path):
+    twice = dataclasses.replace(SMALL, methods={"lora": [], "again": ["method=lora"]}, cells=[])
+    with pytest.raises(RequestError, match="again on demo with seed 3 is the same run as lora on demo"):
+        expand("small", twice, [], tmp_path)
+
+
+def test_what_a_study_rests_on_is_noticed(tmp_path, monkeypatch):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "a good one,1\na bad one,0\n" * 8)
+    custom = dataclasses.replace(
+        SMALL,
+        methods={"lora": []},
+        cells=[],
+        tasks={
+            "mine": ["task=custom", f"task.train_file={rows}", "task.text_columns=[text]", "task.label_column=label"]
+        },
+    )
+    _, basis = expand("small", custom, [], tmp_path)
+    assert still_true(basis, custom, [])
+    assert not still_true(basis, custom, ["train.epochs=2"])
+    assert not still_true(basis, dataclasses.replace(custom, seeds=[1]), [])
+    assert not still_true({}, custom, [])
+    os.utime(rows, (1, 1))
+    assert not still_true(basis, custom, [])
+
+
+def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods: {lora: []}\ntasks: {demo: []}\nsettings: [backbone=tiny_bert]\n")
+    request = parse_request([f"runs_dir={tmp_path / 'runs'}"])
+    study = prepare(str(file), request)
+    assert not (tmp_path / "runs").exists()
+    keep(study)
+    monkeypatch.setattr("petl_bench.studies.study.expand", None)
+    assert prepare(str(file), request).file == read_study(tmp_path / "runs") == study.file
+
+
+class TestRequests:
+    def test_words_are_sorted(self):
+        request = parse_request(
+            ["methods=lora,head", "tasks=[demo]", "seeds=1,2", "runs_dir=x", "executor=ray", "executor.workers=3", "a=1"]
+        )  # fmt: skip
+        assert (request.methods, request.tasks, request.seeds, request.runs_dir) == (
+            ["lora", "head"],
+            ["demo"],
+            [1, 2],
+            "x",
+        )
+        assert (request.executor.name, request.executor.workers) == ("ray", 3)
+        assert request.words == ["a=1"]
+
+    @pytest.mark.parametrize(
+        ("word", "message"),
+        [
+            ("seeds=a", "seeds=a must be whole numbers"),
+            ("seeds=1,1", "each once"),
+            ("method=lora", "narrow it with methods="),
+            ("train.seed=1", "seeds="),
+            ("nonsense", "nonsense: a setting is key=value"),
+            ("executor=slrum", "Did you mean 'slurm'"),
+            ("executor.workers=0", "executor.workers=0 must be at least 1"),
+            ("executor.nothere=1", "nothere"),
+            ("executor.workers=many", "workers"),
+        ],
+    )
+    def test_what_does_not_fit_is_said(self, word, message):
+        with pytest.raises(RequestError, match=message.replace("(", r"\(")):
+            parse_request([word])
+
+    def test_only_what_is_asked_for_runs_and_all_is_kept(self, tmp_path):
+        request = parse_request(["methods=lora", f"runs_dir={tmp_path}"])
+        file, _ = expand("small", SMALL, [], tmp_path)
+        assert {run.method for run in request.narrowed(file.runs, SMALL)} == {"lora"}
+        with pytest.raises(RequestError, match="Did you mean 'lora'"):
+            parse_request(["methods=lra"]).narrowed(file.runs, SMALL)
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("methods: {}\ntasks: {demo: []}", "needs at least one"),
+            ("methods: {lora: []}\ntasks: {demo: []}\nsede: [1]", "sede"),
+            ("methods: {lora: [}", "is no study"),
+            ("methods: {lora: []}\ntasks: {demo: []}\ncells: [{methods: [lra]}]", "lra is none of its methods: lora"),
+            ("methods: {lora: []}\ntasks: {demo: []}\nseeds: [x]", "seeds"),
+            (
+                "methods: {lora: []}\ntasks: {demo: []}\npublished: [{row: A, source: B, cells: {demo: [1.0]}}]",
+                "say why it is not comparable",
+            ),
+        ],
+    )  # fmt: skip
+    def test_mistakes_name_the_file(self, text, message, tmp_path):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(RequestError, match=message) as caught:
+            open_study(str(tmp_path / "mine.yaml"))
+        assert "mine.yaml" in str(caught.value)
+
+    def test_unknown_names_are_told_with_the_nearest(self):
+        with pytest.raises(RequestError, match="Did you mean low_resource"):
+            open_study("low_resorce")
+        with pytest.raises(RequestError, match="cannot be read"):
+            open_study("nothere.yaml")
+
+    @pytest.mark.parametrize("name", study_names())
+    def test_what_ships_opens(self, name):
+        assert open_study(name)[0] == name
+
+    def test_published_rows_survive_the_file(self, tmp_path):
+        row = PublishedRow("LoRA", "a paper, table 2", {"demo": [90.2, 0.3]}, method="lora", comparable=True)
+        file, _ = expand("small", dataclasses.replace(SMALL, published=[row]), [], tmp_path)
+        file.write(tmp_path)
+        assert read_study(tmp_path) == file
+
+    def test_a_newer_or_broken_file_is_said(self, tmp_path):
+        file, _ = expand("small", SMALL, [], tmp_path)
+        dataclasses.replace(file, version=99).write(tmp_path)
+        with pytest.raises(RequestError, match="newer than this program"):
+            read_study(tmp_path)
+        (tmp_path / "study.json").write_text("{")
+        with pytest.raises(RequestError, match="cannot be read"):
+            read_study(tmp_path)
+
+
+class TestRates:
+    STUDY = dataclasses.replace(
+        SMALL,
+        methods={"lora": []},
+        tasks={"demo": []},
+        cells=[],
+        seeds=[0, 1, 2],
+        learning_rates={"lora": [1e-4, 1e-3]},
+        rate_seeds=[0, 1],
+    )
+
+    def scored(self, folder, run, score, *, higher_is_better=True):
+        protocol = Protocol(
+            "demo",
+            "accuracy",
+            higher_is_better,
+            "validation",
+            "validation",
+            "best",
+            1,
+            1,
+            8,
+            run.seed,
+            "fp32",
+            None,
+            "shuffled",
+        )
+        history = [HistoryEntry(1.0, 1, 0.5, {"accuracy": value}, 0.1) for value in (score, score - 0.3)]
+        folder.run_folder(run).write(Record(run.key, {}, protocol=protocol, history=history))
+
+    def test_trials_come_first_and_the_best_rate_takes_the_rest(self, tmp_path):
+        file, _ = expand("small", self.STUDY, [], tmp_path)
+        folder = StudyFolder(tmp_path)
+        assert len(file.runs) == 6
+        trials = [run for run in file.runs if run.is_trial]
+        assert [run for run in file.runs if wanted_now(run)] == trials
+        assert len(trials) == 4
+        for run in trials[:-1]:
+            self.scored(folder, run, {1e-4: 0.6, 1e-3: 0.7}[run.learning_rate])
+        choose_rates(file.runs, folder)
+        assert all(run.chosen is None for run in file.runs)
+        # The mean of 0.7 and 0.4 loses to 0.6.
+        self.scored(folder, trials[-1], 0.4)
+        choose_rates(file.runs, folder)
+        assert {run.learning_rate: run.chosen for run in file.runs} == {1e-4: True, 1e-3: False}
+        assert [run.seed for run in file.runs if wanted_now(run) and not folder.ended(run)] == [2]
+
+    def test_a_rate_that_failed_is_left_out(self, tmp_path):
+        file, _ = expand("small", self.STUDY, [], tmp_path)
+        folder = StudyFolder(tmp_path)
+        for run in (run for run in file.runs if run.is_trial):
+            if run.learning_rate == 1e-3 and run.seed == 1:
+                folder.run_folder(run).write(Record(run.key, {}, status="diverged", error="no"))
+            else:
+                self.scored(folder, run, run.learning_rate * 100)
+        choose_rates(file.runs, folder)
+        assert {run.learning_rate for run in file.runs if run.chosen} == {1e-4}
+
+    def test_lower_is_better_where_the_metric_says_so(self, tmp_path):
+        file, _ = expand("small", self.STUDY, [], tmp_path)
+        folder = StudyFolder(tmp_path)
+        for run in (run for run in file.runs if run.is_trial):
+            self.scored(folder, run, run.learning_rate * 100, higher_is_better=False)
+        choose_rates(file.runs, folder)
+        assert {run.learning_rate for run in file.runs if run.chosen} == {1e-4}
+
+
+def test_a_lock_goes_with_its_process_and_is_seen_by_others(tmp_path):
+    file, _ = expand("small", SMALL, [], tmp_path)
+    one, other, run = StudyFolder(tmp_path), StudyFolder(tmp_path), file.runs[0]
+    with one.held(run) as mine:
+        assert mine
+        with other.held(run) as also_mine:
+            assert not also_mine
+        assert other.status(run) == "running"
+        assert other.holder(run)["pid"] == os.getpid()
+    assert other.status(run) == "waiting"
+    # What a killed process leaves.
+    (one.private / f"{run.key}.holder").write_text('{"pid": 1}')
+    assert other.holder(run) is None
+    assert other.status(run) == "waiting"
+
+
+def test_failed_runs_are_set_aside_and_finished_ones_stay(tmp_path):
+    file, _ = expand("small", SMALL, [], tmp_path)
+    folder = StudyFolder(tmp_path)
+    failed, finished = file.runs[:2]
+    folder.run_folder(failed).write(Record(failed.key, {}, status="out_of_memory", error="too large"))
+    folder.run_folder(finished).write(Record(finished.key, {}))
+    for run in (failed, finished):
+        assert folder.ended(run)
+        folder.set_aside(run)
+    assert not folder.ended(failed)
+    assert folder.ended(finished)
+    assert list((tmp_path / failed.folder).glob("out_of_memory-*.json"))
+    shutil.rmtree(tmp_path / failed.folder)
