@@ -101,7 +101,7 @@ def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):
 class TestRequests:
     def test_words_are_sorted(self):
         request = parse_request(
-            ["methods=lora,head", "tasks=[demo]", "seeds=1,2", "runs_dir=x", "executor=ray", "executor.workers=3", "a=1"]
+            ["methods=lora,head", "tasks=[demo]", "seeds=1,2", "runs_dir=x", "executor=ray", "executor.workers=3", "a=1"]  # noqa: E501
         )  # fmt: skip
         assert (request.methods, request.tasks, request.seeds, request.runs_dir) == (
             ["lora", "head"],
