@@ -1,7 +1,7 @@
 """Claims of papers, tested on a study's records by a small closed set of tests.
 
 A claim's `test` names its `kind`; docs/reproducing.md says what each kind takes. Methods and tasks are the study's
-names; `tasks` left out means all of the study's. Points are percent points of the task's primary metric, or of `metric`.
+names, and all of its tasks where `tasks` is left out. Points are percent points of the primary metric, or of `metric`.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _ratio(test: dict[str, Any], ours: StudyRecords) -> _Outcome:
         f"{test['quantity']}: {test['of']} over {test['over']} {ratio:.2f}{spread if len(ratios) > 1 else ''}; "
         f"claimed: {test['at_least']:g} at least"
     )
-    return _Outcome(ratio >= test["at_least"], words)
+    return _Outcome(round(ratio, 9) >= test["at_least"], words)
 
 
 def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
@@ -224,7 +224,7 @@ def _better(test: dict[str, Any], ours: StudyRecords) -> _Outcome:
             mean, error = statistics.fmean(every), statistics.stdev(every) / len(every) ** 0.5
             holds = mean > 2 * error and mean >= least
         else:
-            means = [statistics.fmean(values) for values in differences.values()]
+            means = [round(statistics.fmean(values), 9) for values in differences.values()]
             holds = _enough([mean > 0 and mean >= least for mean in means], needs)
         outcomes.append(_Outcome(holds, _in_words(test["method"], other, differences, ours)))
     asked = f"; claimed: {least:g} points at least" if least else ""
@@ -239,9 +239,10 @@ def _comparable(test: dict[str, Any], ours: StudyRecords) -> _Outcome:
     needs = test.get("needs", "mean")
     if needs == "mean":
         mean = statistics.fmean(value for values in differences.values() for value in values)
-        holds = mean >= -test["within"]
+        holds = round(mean, 9) >= -test["within"]
     else:
-        holds = _enough([statistics.fmean(values) >= -test["within"] for values in differences.values()], needs)
+        means = [round(statistics.fmean(values), 9) for values in differences.values()]
+        holds = _enough([mean >= -test["within"] for mean in means], needs)
     words = _in_words(test["method"], test["to"], differences, ours)
     return _Outcome(holds, f"{words}; claimed: not more than {test['within']:g} behind")
 
@@ -263,7 +264,8 @@ def _differences(
         mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
         sign = -1 if is_error(metric) else 1
         found[task] = [
-            sign * (in_points(metric, mine[seed].selected_scores[metric]) - in_points(metric, score))
+            # Rounded, so that equal scores differ by 0 and a bound is kept that is met exactly.
+            round(sign * (in_points(metric, mine[seed].selected_scores[metric]) - in_points(metric, score)), 9)
             for seed in sorted(mine.keys() & theirs.keys())
             if (score := theirs[seed].selected_scores.get(metric)) is not None and metric in mine[seed].selected_scores
         ]
