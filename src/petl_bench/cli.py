@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except (Interrupted, KeyboardInterrupt) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        print("petl-bench: interrupted; the same command makes the run again.", file=sys.stderr)  # noqa: T201
+        print("petl-bench: interrupted; the same command goes on from there.", file=sys.stderr)  # noqa: T201
         return 128 + signum
 
 
@@ -88,9 +88,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _options_first(arguments: list[str]) -> list[str]:
-    """Puts `key=value` words last: argparse takes them in one block only."""
+    """Puts `key=value` words last, after a study's name: argparse takes what is no option in one block only."""
     overrides = [word for word in arguments if re.match(r"[+~]*[A-Za-z_][\w./@]*=", word)]
-    return [word for word in arguments if word not in overrides] + overrides
+    others = [word for word in arguments if word not in overrides]
+    if arguments[0] == "study" and len(others) > 1 and not others[1].startswith("-"):
+        others.append(others.pop(1))
+    return others + overrides
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,202 @@
+"""Studies as a user runs them: killed at any instant, shared by processes, with members that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from petl_bench.records.store import find_records
+from petl_bench.records.study_file import read_study
+
+GRID = """
+settings: [backbone=tiny_bert, task.num_train_examples=160, train.epochs=3, train.batch_size=8,
+  train.checkpoint_seconds=0, measure.ledger=false, measure.inference=false]
+methods:
+  lora: []
+  bitfit: []
+tasks:
+  demo: []
+seeds: {seeds}
+"""
+TROUBLE = """
+settings: [backbone=tiny_bert, task.num_train_examples=64, train.epochs=1,
+  measure.ledger=false, measure.inference=false]
+methods:
+  lora: []
+  misnamed: [method=lora, 'method.targets=[nothere]']
+  diverging: [method=full, train.learning_rate=1e30, train.max_grad_norm=1e30, train.epochs=8]
+tasks:
+  demo: []
+seeds: [0]
+"""
+
+
+def start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "petl_bench", "study", "mine.yaml", *words],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, seconds=300):
+    stdout, stderr = process.communicate(timeout=seconds)
+    return process.returncode, stdout, stderr
+
+
+def weights(runs):
+    """The bytes of every adapter, and every score, by run."""
+    records, unreadable = find_records([runs])
+    assert not unreadable
+    assert all(record.status == "finished" for record in records)
+    kept = {str(file.relative_to(runs)): file.read_bytes() for file in sorted(runs.glob("*/adapter/*"))}
+    scores = {record.run_key: (record.scores, [entry.train_loss for entry in record.history]) for record in records}
+    return kept, scores
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study")
+    (path / "mine.yaml").write_text(GRID.format(seeds=[0, 1]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    code, stdout, stderr = finish(start(folder, "runs_dir=undisturbed"))
+    assert code == 0, stderr
+    assert "4 runs: 4 finished" in stdout
+    return weights(folder / "undisturbed")
+
+
+def kill_and_restart(folder, kills, runs_dir, *, instants):
+    """Starts the study again and again, and kills it at a random instant of its work each time."""
+    ended_early = 0
+    for _ in range(kills):
+        process = start(folder, f"runs_dir={runs_dir}")
+        held = folder / runs_dir / ".study"
+        while process.poll() is None and not list(held.glob("*.holder")):
+            time.sleep(0.05)
+        time.sleep(instants.uniform(0, 4))
+        ended_early += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        # Workers end with it, so that nobody works on behind the user's back.
+        deadline = time.monotonic() + 10
+        study = read_study(folder / runs_dir)
+        while time.monotonic() < deadline and any(_held(folder / runs_dir, run) for run in study.runs):
+            time.sleep(0.05)
+    return ended_early
+
+
+def _held(path, run):
+    from petl_bench.studies.folder import StudyFolder
+
+    return StudyFolder(path).holder(run) is not None
+
+
+def test_a_study_killed_again_and_again_ends_with_the_same_bits(folder, undisturbed):
+    assert kill_and_restart(folder, 3, "killed", instants=random.Random(7)) >= 1
+    code, _, stderr = finish(start(folder, "runs_dir=killed"))
+    assert code == 0, stderr
+    assert weights(folder / "killed") == undisturbed
+    assert not list((folder / "killed").glob("*/checkpoint"))
+    assert not list((folder / "killed").glob("*/*.partial"))
+
+
+@pytest.mark.slow
+def test_twelve_runs_killed_at_ten_random_instants(tmp_path):
+    (tmp_path / "mine.yaml").write_text(GRID.format(seeds=list(range(6))))
+    assert finish(start(tmp_path, "runs_dir=undisturbed"))[0] == 0
+    assert kill_and_restart(tmp_path, 10, "killed", instants=random.Random(0)) >= 5
+    assert finish(start(tmp_path, "runs_dir=killed"))[0] == 0
+    wanted = weights(tmp_path / "undisturbed")
+    assert len(wanted[1]) == 12
+    assert weights(tmp_path / "killed") == wanted
+    resumed = [record for record in find_records([tmp_path / "killed"])[0] if record.resumed_at_updates]
+    assert resumed
+
+
+def test_two_processes_share_the_work_and_none_is_done_twice(folder, undisturbed):
+    processes = [start(folder, "runs_dir=shared") for _ in range(2)]
+    outcomes = [finish(process) for process in processes]
+    assert [code for code, _, _ in outcomes] == [0, 0]
+    assert weights(folder / "shared") == undisturbed
+    for log in (folder / "shared").glob("*/log.txt"):
+        # A run begins once.
+        assert log.read_text().count("INFO petl_bench.runner: run ") == 1
+    assert all("4 runs: 4 finished" in stdout for _, stdout, _ in outcomes)
+
+
+def test_two_workers_of_one_study_and_a_terminated_one(folder, undisturbed):
+    process = start(folder, "runs_dir=two", "executor.workers=2")
+    private = folder / "two" / ".study"
+    while process.poll() is None and not list(private.glob("*.holder")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, _, stderr = finish(process)
+    assert code == 143, stderr
+    assert "the same command goes on" in stderr
+    code, stdout, stderr = finish(start(folder, "runs_dir=two", "executor.workers=2"))
+    assert code == 0, stderr
+    assert len(list(private.glob("worker-*.log"))) == 2
+    assert weights(folder / "two") == undisturbed
+    # All is done: nothing is started, and it takes no time.
+    began = time.monotonic()
+    code, stdout, _ = finish(start(folder, "runs_dir=two", "--json"))
+    assert code == 0
+    assert {run["status"] for run in json.loads(stdout)} == {"finished"}
+    assert time.monotonic() - began < 10
+
+
+def test_a_worker_that_is_killed_is_replaced_and_a_run_that_kills_it_fails(folder, undisturbed):
+    process = start(folder, "runs_dir=hunted")
+    private = folder / "hunted" / ".study"
+    killed, hunted = [], None
+    while process.poll() is None and len(killed) < 2:
+        for holder in private.glob("*.holder"):
+            try:
+                pid = json.loads(holder.read_text())["pid"]
+            except (OSError, ValueError):
+                continue
+            if pid not in killed and hunted in (None, holder.stem):
+                hunted = holder.stem
+                time.sleep(0.3)
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        time.sleep(0.02)
+    code, stdout, stderr = finish(process)
+    assert code == 1, stderr
+    assert "4 runs: 3 finished, 1 failed" in stdout
+    assert "ended 2 times with signal 9 (SIGKILL)" in stdout
+    code, stdout, _ = finish(start(folder, "runs_dir=hunted", "--retry", "failed"))
+    assert code == 0
+    assert weights(folder / "hunted") == undisturbed
+
+
+def test_members_that_fail_are_recorded_and_the_rest_is_finished(tmp_path):
+    (tmp_path / "mine.yaml").write_text(TROUBLE)
+    code, stdout, stderr = finish(start(tmp_path))
+    assert code == 1, stderr
+    assert "3 runs: 1 finished, 1 failed, 1 diverged" in stdout
+    assert "failed: misnamed on demo, seed 0: method.targets=nothere is not known" in stdout
+    assert "diverged: diverging on demo, seed 0: " in stdout
+    assert "lower train.learning_rate" in stdout
+    statuses = {record.status for record in find_records([tmp_path / "runs"])[0]}
+    assert statuses == {"finished", "failed", "diverged"}
+    # Nothing is tried again unless asked for.
+    code, again, _ = finish(start(tmp_path))
+    assert (code, again) == (1, stdout)
+    code, retried, _ = finish(start(tmp_path, "--retry", "failed"))
+    assert (code, retried) == (1, stdout)
+    assert list((tmp_path / "runs").glob("mine/*/diverged-*.json"))
