@@ -120,4 +120,4 @@ def measured_columns(sheet: Sheet) -> list[Column]:
     cells = list(sheet.cells.values())
     there = [column for column in _COLUMNS if column.is_known(cells)]
     memory = any(column.path[0] == "memory" for column in there)
-    return there if memory else [*there, _PROCESS]
+    return [*there, _PROCESS] if not memory and _PROCESS.is_known(cells) else there

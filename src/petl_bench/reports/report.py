@@ -84,7 +84,7 @@ def read_sheets(folders: list[str]) -> list[Sheet]:
         own = reported_records(study, records)
         if len(own) < len(records):
             _log.info(
-                "%s: %d records left out: other runs than the study's, or learning rates that were not taken",
+                "%s: records left out that are not the study's, or of learning rates not taken: %d",
                 study.name,
                 len(records) - len(own),
             )

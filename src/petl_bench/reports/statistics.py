@@ -160,11 +160,11 @@ def average_ranks(scores: Mapping[str, Mapping[Block, float]]) -> tuple[dict[str
     Returns:
         The ranks, empty where no block has all methods, and the number of blocks.
     """
-    from scipy.stats import rankdata
-
     shared = set.intersection(*(set(blocks) for blocks in scores.values())) if scores else set()
     if not shared:
         return {}, 0
     table = np.array([[blocks[block] for block in shared] for blocks in scores.values()])
-    ranks = rankdata(-table, axis=0).mean(axis=1)
+    better = (table[None] > table[:, None]).sum(axis=1)
+    equal = (table[None] == table[:, None]).sum(axis=1)
+    ranks = (better + (equal + 1) / 2).mean(axis=1)
     return {method: float(rank) for method, rank in zip(scores, ranks, strict=True)}, len(shared)

@@ -118,7 +118,7 @@ def _bold_notes(scored: dict[str, ColumnStanding], statistic: str) -> list[str]:
     if any(column.bold and not column.too_few for column in scored.values()):
         notes.append(
             f"bold: the best {statistic} of a column and all that is not distinguishable from it (paired sign-flip "
-            f"test over seeds against the best, p >= {SIGNIFICANCE} after Holm over the methods of the column)"
+            f"test over seeds, of avg over (task, seed), p >= {SIGNIFICANCE} after Holm over the methods of the column)"
         )
     few = {name: column for name, column in scored.items() if column.bold and column.too_few}
     sizes: dict[str, list[str]] = {}
@@ -144,7 +144,7 @@ def _notes(sheet: Sheet, stand: Standing, measured: list[Column], header: list[s
         )
     notes += [
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
-        "train s: evaluation excluded, summed over the tasks shown",
+        "train s: evaluation excluded, summed over the tasks that the method has run",
         *(f"{column.name}: {column.note}" for column in measured),
     ]
     if len(sheet.tasks) > 1:

@@ -13,12 +13,12 @@ def print_table(table: ReportTable) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    # As text: brackets in it are no markup.
+    shown = Table(title=Text(table.title), title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
         # A word a line: numbers are short, and a table that fits can be read.
         shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
     for number, row in enumerate(table.rows):
-        # As text: brackets in a cell are no markup.
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
