@@ -109,10 +109,11 @@ def _latex_letter(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() else " "
     greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
-    if greek:
+    # Within the alphabet; LaTeX has no names for letters out of use.
+    if greek and "\u0391" <= character <= "\u03c9":
         return _greek(greek[2].replace("LAMDA", "LAMBDA"), capital=greek[1] == "CAPITAL")
     base = unicodedata.normalize("NFKD", character)[0]
-    return base if base.isascii() and base.isprintable() else f"U+{ord(character):04X}"
+    return _LATEX.get(base, base) if base.isascii() else f"U+{ord(character):04X}"
 
 
 def _greek(name: str, *, capital: bool) -> str:

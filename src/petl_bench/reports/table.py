@@ -149,9 +149,7 @@ def _notes(sheet: Sheet, stand: Standing, measured: list[Column], header: list[s
     ]
     if len(sheet.tasks) > 1:
         notes.append("parameters, memory, operations and speed: of the costliest task")
-    counted = [method for method in sheet.methods if _is_counted(sheet, method)]
-    if counted:
-        notes.append(f"counted by plan, not run: parameters and ledger of {', '.join(counted)}")
+    notes += _plan_notes(sheet)
     cells = sheet.cells.values()
     if any(cell.planned is not None and cell.group and len(cell.group.seeds) < cell.planned for cell in cells):
         notes.append("(2/3): 2 of 3 seeds finished")
@@ -160,6 +158,15 @@ def _notes(sheet: Sheet, stand: Standing, measured: list[Column], header: list[s
     return notes + [f"deviation: {remark}" for remark in sheet.remarks]
 
 
-def _is_counted(sheet: Sheet, method: str) -> bool:
-    cells = [sheet.cells[method, task] for task in sheet.tasks]
-    return any(cell.costs for cell in cells) and not any(cell.group for cell in cells)
+def _plan_notes(sheet: Sheet) -> list[str]:
+    """Of methods that have not run: whose costs are the plan's, and what the plan said of the others."""
+    counted, notes = [], []
+    for method in sheet.methods:
+        cells = [sheet.cells[method, task] for task in sheet.tasks]
+        costs = [cell.costs for cell in cells if cell.costs]
+        if any(cell.group for cell in cells):
+            continue
+        if any(cost.trainable_method is not None for cost in costs):
+            counted.append(method)
+        notes += [f"{method}: {note}" for note in dict.fromkeys(cost.note for cost in costs if cost.note)]
+    return [f"counted by plan, not run: parameters and ledger of {', '.join(counted)}", *notes] if counted else notes
