@@ -79,6 +79,25 @@ def test_of_errors_the_lowest_is_best():
     assert found.ranks == {"low": 1.25, "high": 1.75}
 
 
+def test_a_column_shows_one_metric():
+    """Of a run with another primary metric, the column's, or nothing."""
+    made = [record("a", "stsb", 0, 0.8), record("b", "stsb", 0, 0.3, error_metric=True), record("c", "stsb", 0, 0.7)]
+    made[1].scores.best["accuracy"] = 0.9
+    found = sheet_of(made)
+    assert [found.scores(method) for method in "abc"] == [{("stsb", 0): score} for score in (0.8, 0.9, 0.7)]
+    assert standing(found).tasks["stsb"].bold == {"b"}
+    del made[1].scores.best["accuracy"]
+    (table,) = comparison_tables(group_records(made))
+    assert [row[table.header.index("stsb acc")] for row in table.rows] == ["80.0", "-", "70.0"]
+
+
+def test_a_seed_that_was_run_twice_is_one_pair():
+    made = [record("a", "mrpc", 0, 0.8), record("a", "mrpc", 0, 0.9, key="again"), record("b", "mrpc", 0, 0.5)]
+    (found,) = compare([sheet_of(made)], "b")
+    assert found.difference.n == 1
+    assert found.difference.mean == pytest.approx((0.8 + 0.9) / 2 - 0.5)
+
+
 def test_the_best_median_need_not_be_the_best_mean():
     made = records({"a": {"mrpc": [0.1, 0.8, 0.8]}, "b": {"mrpc": [0.7, 0.7, 0.7]}})
     assert column(made).bold == {"b"}

@@ -60,13 +60,12 @@ class Group:
         return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
 
     def by_seed(self, metric: str | None = None) -> dict[int, float]:
-        """A metric by seed, turned so that more is better: errors are negated. The same seed twice: the mean."""
-        sign = 1 if self.in_percent else -1
+        """A metric of the selected weights by seed; where a seed was run twice, the mean."""
         found: dict[int, list[float]] = {}
         for record in self.records:
             value = record.selected_scores.get(metric or self.metric)
             if value is not None and math.isfinite(value) and record.protocol:
-                found.setdefault(record.protocol.seed, []).append(sign * value)
+                found.setdefault(record.protocol.seed, []).append(value)
         return {seed: fmean(values) for seed, values in found.items()}
 
     def metrics(self) -> list[str]:

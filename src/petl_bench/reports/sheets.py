@@ -80,9 +80,9 @@ class Sheet:
         return group.score(self.metric(task)) if group else None
 
     def scores(self, method: str) -> dict[tuple[str, int], float]:
-        """A method's scores by (task, seed), more is better."""
+        """A method's scores by (task, seed), turned so that more is better: errors are negated."""
         return {
-            (task, seed): score
+            (task, seed): score if self.in_percent(task) else -score
             for task, group in self.groups_of(method).items()
             for seed, score in group.by_seed(self.metric(task)).items()
         }
