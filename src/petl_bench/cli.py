@@ -112,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
     report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     report.add_argument(
+        "--statistic",
+        choices=("mean", "median"),
+        default="mean",
+        help="what cells show: mean ± sd, or median and range",
+    )
+    report.add_argument(
+        "--compare", metavar="METHOD", help="test every method against this one; default: against the best average"
+    )
+    report.add_argument(
         "--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)"
     )
     report.set_defaults(call=_report)
@@ -246,7 +255,14 @@ def _summary(record: Record) -> str:
 def _report(parsed: argparse.Namespace) -> int:
     from petl_bench.reports.report import write_report
 
-    return write_report(parsed.folders, parsed.format, parsed.plot, _print)
+    return write_report(
+        parsed.folders,
+        parsed.format,
+        parsed.plot,
+        _print,
+        statistic=parsed.statistic,
+        reference=parsed.compare,
+    )
 
 
 def _list(parsed: argparse.Namespace) -> int:

@@ -200,7 +200,7 @@ def test_report_list_and_predict(command, capsys, tmp_path):
     assert "| lora |" in out
     assert (tmp_path / "plot.png").is_file()
     assert command("report", "runs", "--json") == 0
-    assert {row["method"] for row in json.loads(capsys.readouterr().out)} == {"lora", "full"}
+    assert {row["method"] for row in json.loads(capsys.readouterr().out)["groups"]} == {"lora", "full"}
     assert command("list", "methods", "--json") == 0
     assert {row["method"] for row in json.loads(capsys.readouterr().out)} >= {"full", "head", "bitfit", "lora", "peft"}
 

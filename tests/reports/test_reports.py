@@ -13,10 +13,14 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
+from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import Statistic, group_records
+from petl_bench.reports.markup import to_latex, to_markdown
 from petl_bench.reports.plot import draw_scores
 from petl_bench.reports.report import write_report
-from petl_bench.reports.table import comparison_tables, to_csv, to_json, to_latex, to_markdown
+from petl_bench.reports.sheets import backbone_sheets
+from petl_bench.reports.standing import standing
+from petl_bench.reports.table import comparison_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -141,13 +145,16 @@ def test_one_table_a_backbone():
 
 
 def test_csv_and_json_round_nothing_and_hold_every_metric():
-    groups = group_records(SEEDS)
-    rows = json.loads(to_json(groups))
-    assert [(row["metric"], row["primary"], row["n"]) for row in rows] == [("accuracy", True, 3), ("f1", False, 3)]
-    assert rows[0]["score_mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
-    read = list(csv.DictReader(io.StringIO(to_csv(groups))))
-    assert float(read[0]["score_mean"]) == rows[0]["score_mean"]
-    assert read[0]["seeds"] == "0 1 2"
+    standings = [(sheet, standing(sheet)) for sheet in backbone_sheets(group_records(SEEDS))]
+    (row,) = json.loads(to_json(standings, []))["groups"]
+    assert list(row["scores"]) == ["accuracy", "f1"]
+    assert row["scores"]["accuracy"]["mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
+    assert row["scores"]["accuracy"]["by_seed"] == {"0": 0.80, "1": 0.82, "2": 0.87}
+    (read,) = csv.DictReader(io.StringIO(to_csv(standings)))
+    assert float(read["mean"]) == row["scores"]["accuracy"]["mean"]
+    assert float(read["f1_mean"]) == row["scores"]["f1"]["mean"] == pytest.approx((0.40 + 0.41 + 0.435) / 3)
+    assert read["seeds"] == "0 1 2"
+    assert (float(read["median"]), read["n"]) == (0.82, "3")
 
 
 def test_markdown_is_a_table():

@@ -6,6 +6,7 @@ Units are in the names. Fields are only ever added: records of an older version 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -285,9 +286,15 @@ def finite(value: Any) -> Any:
 
 def build(cls: Any, content: dict[str, Any]) -> Any:
     """Builds a dataclass from plain containers, nested dataclasses included."""
+    hints = _field_types(cls)
+    return cls(**{name: _convert(hints[name], value) for name, value in content.items() if name in hints})
+
+
+# Resolving the types takes longer than building the objects.
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    known = {item.name for item in dataclasses.fields(cls)}
-    return cls(**{name: _convert(hints[name], value) for name, value in content.items() if name in known})
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
 def _convert(hint: Any, value: Any) -> Any:

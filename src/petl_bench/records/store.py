@@ -109,13 +109,19 @@ def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]
     Raises:
         RequestError: where a folder does not exist.
     """
-    records, unreadable = [], []
+    records, unreadable = locate_records(folders)
+    return list(records.values()), unreadable
+
+
+def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], list[str]]:
+    """The same by file."""
+    records, unreadable = {}, []
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise RequestError(f"{folder}: there is no such folder of runs.")
         for file in sorted(folder.rglob(RECORD_FILE)):
             try:
-                records.append(read_record(file))
+                records[file] = read_record(file)
             except (ValueError, OSError) as error:
                 unreadable.append(f"{file} cannot be read: {error}")
     return records, unreadable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petl_bench.reports.groups import Group, Statistic
+from petl_bench.reports.sheets import Cell, Sheet
 
 MISSING = "-"
 MIB = 2**20
@@ -12,18 +12,42 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Column:
-    """A measured number: where the record has it, in what unit it is shown, and what it means."""
+    """A measured number: where the record has it, in what unit it is shown, and what it means.
+
+    Attributes:
+        planned: The field of `PlannedCosts` that holds the same, counted before the run.
+        more_is_better: Whether it is a speed, of which the lowest is the costliest.
+    """
 
     name: str
     path: tuple[str, ...]
     unit: float
     digits: int
     note: str
+    planned: str | None = None
+    more_is_better: bool = False
 
-    def cell(self, statistics: list[Statistic | None]) -> str:
-        """The highest of the tasks' means."""
-        known = [statistic.mean for statistic in statistics if statistic is not None]
-        return f"{max(known) / self.unit:,.{self.digits}f}" if known else MISSING
+    def cell(self, cells: list[Cell]) -> str:
+        """The costliest of the tasks' means; what was planned where nothing has finished."""
+        found = [cell.group.statistic(*self.path) for cell in cells if cell.group]
+        known = [statistic.mean for statistic in found if statistic is not None]
+        if not any(cell.group for cell in cells):
+            known = self._counted(cells)
+        if not known:
+            return MISSING
+        costliest = min(known) if self.more_is_better else max(known)
+        return f"{costliest / self.unit:,.{self.digits}f}"
+
+    def is_known(self, cells: list[Cell]) -> bool:
+        """Whether any of these cells has the number."""
+        measured = any(cell.group is not None and cell.group.statistic(*self.path) for cell in cells)
+        return measured or bool(self._counted(cells))
+
+    def _counted(self, cells: list[Cell]) -> list[float]:
+        if self.planned is None:
+            return []
+        counted = [getattr(cell.costs, self.planned) for cell in cells if cell.costs]
+        return [number for number in counted if number is not None]
 
 
 _COLUMNS = (
@@ -47,6 +71,7 @@ _COLUMNS = (
         MIB,
         0,
         "peak of one update of full-length rows, counted storage by storage",
+        planned="peak_bytes",
     ),
     Column(
         "step GFLOP",
@@ -68,6 +93,7 @@ _COLUMNS = (
         1,
         0,
         "median throughput at 32 such rows",
+        more_is_better=True,
     ),
 )
 _PROCESS = Column(
@@ -79,8 +105,19 @@ _PROCESS = Column(
 )
 
 
-def measured_columns(groups: list[Group]) -> list[Column]:
+SPEED = Column(
+    "train ex/s",
+    ("time", "train_examples_per_second"),
+    1,
+    0,
+    "without evaluations and the first updates",
+    more_is_better=True,
+)
+
+
+def measured_columns(sheet: Sheet) -> list[Column]:
     """The columns of what was measured in these runs; the process's memory only where nothing better was."""
-    there = [column for column in _COLUMNS if any(group.statistic(*column.path) for group in groups)]
+    cells = list(sheet.cells.values())
+    there = [column for column in _COLUMNS if column.is_known(cells)]
     memory = any(column.path[0] == "memory" for column in there)
-    return there if memory else [*there, _PROCESS]
+    return [*there, _PROCESS] if not memory and _PROCESS.is_known(cells) else there

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT
 from petl_bench.records.schema import Record
+from petl_bench.reports.statistics import Statistic
 
 # They act through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 # Of the training settings: the seeds that a row is the mean of, and what changes no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """Mean and sample standard deviation (n - 1) of `n` values; no deviation where n is 1."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> Statistic | None:
-        """Describes the values that are there; None where there are none."""
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        if not known:
-            return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
 @dataclass(frozen=True)
@@ -75,6 +59,15 @@ class Group:
         """A metric of the selected weights over the seeds; the primary one where none is named."""
         return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
 
+    def by_seed(self, metric: str | None = None) -> dict[int, float]:
+        """A metric of the selected weights by seed; where a seed was run twice, the mean."""
+        found: dict[int, list[float]] = {}
+        for record in self.records:
+            value = record.selected_scores.get(metric or self.metric)
+            if value is not None and math.isfinite(value) and record.protocol:
+                found.setdefault(record.protocol.seed, []).append(value)
+        return {seed: fmean(values) for seed, values in found.items()}
+
     def metrics(self) -> list[str]:
         """All metrics of the report split, the primary one first."""
         assert self.first.scores
@@ -90,45 +83,35 @@ def group_records(records: Iterable[Record]) -> list[Group]:
 
     Groups come in the order task, backbone, trainable parameters.
     """
-    unique = {record.run_key: record for record in records if _comparable(record)}
-    by_settings: dict[str, list[Record]] = {}
+    unique = {record.run_key: record for record in records if is_comparable(record)}
+    by_settings: dict[str, tuple[dict[str, str], list[Record]]] = {}
     for record in unique.values():
-        by_settings.setdefault(_settings_but_seed(record), []).append(record)
-    groups = [
-        Group(group[0].config["task"]["name"], backbone_name(group[0].config["backbone"]), "", sorted(group, key=_seed))
-        for group in by_settings.values()
-    ]
-    labelled = [
-        replace(group, label=_label(group, [other for other in groups if _siblings(group, other)])) for group in groups
-    ]
-    assert len({(group.task, group.backbone, group.label) for group in labelled}) == len(labelled)
-    return sorted(labelled, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
+        settings = _shown_settings(record)
+        by_settings.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(record)
+    variants: dict[tuple[str, str, str], list[tuple[dict[str, str], list[Record]]]] = {}
+    for settings, same in by_settings.values():
+        config = same[0].config
+        place = config["task"]["name"], backbone_name(config["backbone"]), method_label(config["method"])
+        variants.setdefault(place, []).append((settings, same))
+    groups = []
+    for (task, backbone, method), several in variants.items():
+        differing = _differing([settings for settings, _ in several])
+        for settings, same in several:
+            label = " ".join([method, *(f"{key}={value}" for key, value in settings.items() if key in differing)])
+            groups.append(Group(task, backbone, label, sorted(same, key=_seed)))
+    assert len({(group.task, group.backbone, group.label) for group in groups}) == len(groups)
+    return sorted(groups, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
 
 
-def _comparable(record: Record) -> bool:
+def is_comparable(record: Record) -> bool:
+    """Whether a record has what a comparison needs."""
     return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
 
 
-def _settings_but_seed(record: Record) -> str:
-    return json.dumps(_shown_settings(record), sort_keys=True)
-
-
-def _siblings(group: Group, other: Group) -> bool:
-    return (group.task, group.backbone, _method(group)) == (other.task, other.backbone, _method(other))
-
-
-def _method(group: Group) -> str:
-    return method_label(group.first.config["method"])
-
-
-def _label(group: Group, siblings: list[Group]) -> str:
-    """The method's name, with the settings in which its variants differ."""
-    method = group.first.config["method"]
-    name = method_label(method)
-    settings = _shown_settings(group.first)
-    others = [_shown_settings(sibling.first) for sibling in siblings]
-    differing = [key for key in settings if any(other.get(key) != settings[key] for other in others)]
-    return " ".join([name, *(f"{key}={settings[key]}" for key in differing if key != "type")])
+def _differing(variants: list[dict[str, str]]) -> set[str]:
+    """The settings in which the variants of a method differ, its PEFT type excepted, which its name has."""
+    keys = set().union(*variants) - {"type"}
+    return {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
 
 
 def _shown_settings(record: Record) -> dict[str, str]:

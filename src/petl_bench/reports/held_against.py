@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from petl_bench.records.schema import Record
-from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
+from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.claims import claim_rows, claims_table
 from petl_bench.reports.published import published_rows, published_table
 from petl_bench.reports.table import ReportTable
 
 
-def find_studies(folders: Iterable[str | Path]) -> list[StudyFile]:
-    """The study of every folder at or below these, in the order of their paths.
-
-    Raises:
-        RequestError: where a study's file cannot be read.
-    """
-    found = dict.fromkeys(file.parent for folder in folders for file in sorted(Path(folder).rglob(STUDY_FILE)))
-    return [study for folder in found if (study := read_study(folder)) is not None]
-
-
-def study_tables(studies: list[StudyFile], records: list[Record]) -> list[ReportTable]:
+def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTable]:
     """Published rows and claims of each study, where it has them."""
-    tables = [make(study, records) for study in studies for make in (published_table, claims_table)]
+    tables = [make(study, records) for study, records in studies for make in (published_table, claims_table)]
     return [table for table in tables if table is not None]
 
 
-def study_json(studies: list[StudyFile], records: list[Record]) -> dict[str, Any]:
+def study_json(studies: list[tuple[StudyFile, list[Record]]]) -> dict[str, Any]:
     """The same for JSON, each row with its study's name: nothing is rounded."""
     return {
-        "published": [{"study": study.name} | row for study in studies for row in published_rows(study, records)],
-        "claims": [{"study": study.name} | row for study in studies for row in claim_rows(study, records)],
-        "deviations": {study.name: study.deviations for study in studies},
+        "published": [{"study": study.name} | row for study, records in studies for row in published_rows(study, records)],
+        "claims": [{"study": study.name} | row for study, records in studies for row in claim_rows(study, records)],
+        "deviations": {study.name: study.deviations for study, _ in studies},
     }

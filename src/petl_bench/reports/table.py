@@ -1,229 +1,172 @@
-"""The comparison table: methods down, scores and costs across; one format a function."""
+"""The comparison table: methods down, scores and costs across."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from dataclasses import dataclass
-from typing import Any
 
-from petl_bench.reports.columns import MISSING, Column, measured_columns
-from petl_bench.reports.groups import Group, Statistic
+from petl_bench.reports.cells import counts, parameters, score_text, total
+from petl_bench.reports.columns import MISSING, SPEED, Column, measured_columns
+from petl_bench.reports.comparisons import Comparison, show_p
+from petl_bench.reports.groups import Group
+from petl_bench.reports.sheets import RATE_OPEN, Sheet, backbone_sheets
+from petl_bench.reports.standing import ColumnStanding, Standing, standing
+from petl_bench.reports.statistics import SIGNIFICANCE
+
+_TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of text cells under a header, with notes that say what the columns mean."""
+    """Rows of text cells under a header, with notes that say what the columns mean.
+
+    Attributes:
+        bold: (row, column) of the cells to print in bold.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
 
-def comparison_tables(groups: list[Group]) -> list[ReportTable]:
-    """One table a backbone: a row a method, a column a task's primary metric, then the costs.
+def comparison_tables(groups: list[Group], statistic: str = "mean") -> list[ReportTable]:
+    """One table a backbone: a row a method, a column a task's primary metric, then the costs."""
+    return [sheet_table(sheet, standing(sheet, statistic), statistic) for sheet in backbone_sheets(groups)]
 
-    Scores are in percent. Costs are those of the first task's runs where the tasks differ.
+
+def sheet_table(sheet: Sheet, stand: Standing, statistic: str = "mean") -> ReportTable:
+    """The table of one sheet. Scores are in percent; costs are those of the costliest task.
+
+    Args:
+        sheet: The methods and tasks.
+        stand: How the methods stand by the same statistic.
+        statistic: `mean` or `median`.
     """
-    return [
-        _table(name, [group for group in groups if group.backbone == name]) for name in _ordered(groups, "backbone")
-    ]
-
-
-def _table(backbone: str, groups: list[Group]) -> ReportTable:
-    tasks = _ordered(groups, "task")
-    measured = measured_columns(groups)
-    metrics = {task: next(group.metric for group in groups if group.task == task) for task in tasks}
-    header = ["method", "seeds", "method params", "head params", "% of backbone"]
-    header += [f"{task} {_short(metrics[task])}" for task in tasks]
-    header += ["train s", "train ex/s", *(column.name for column in measured)]
+    measured = [SPEED, *measured_columns(sheet)]
+    scored: dict[str, ColumnStanding] = {_heading(sheet, task): stand.tasks[task] for task in sheet.tasks}
+    header = ["method", "seeds", "method params", "head params", "% of backbone", *scored]
+    if stand.averages:
+        header.append("avg")
+        scored["avg"] = stand.average
+    if ranked := len(stand.ranks) > 1 and stand.blocks > 1:
+        header.append("avg rank")
+    header += ["train s", *(column.name for column in measured)]
     rows = []
-    for label in _by_size(groups):
-        mine = {group.task: group for group in groups if group.label == label}
-        first = next(iter(mine.values()))
-        assert first.first.params
-        params = first.first.params
-        rows.append(
-            [
-                label,
-                _counts(mine),
-                f"{params.trainable_method:,}",
-                f"{params.trainable_head:,}",
-                f"{params.trainable_share_of_backbone_percent:.3f}",
-                *(_score(mine[task]) if task in mine else MISSING for task in tasks),
-                _total([group.statistic("time", "train_seconds") for group in mine.values()]),
-                _plain(first.statistic("time", "train_examples_per_second")),
-                *(column.cell([group.statistic(*column.path) for group in mine.values()]) for column in measured),
-            ]
-        )
-    return ReportTable(f"{backbone}: mean ± sd over seeds", header, rows, _notes(groups, measured))
+    for method in sheet.methods:
+        cells = [sheet.cells[method, task] for task in sheet.tasks]
+        row = [method, counts(cells), *parameters(cells)]
+        row += [score_text(sheet, method, task, statistic) for task in sheet.tasks]
+        row += [f"{100 * stand.averages[method]:.1f}" if method in stand.averages else MISSING] * bool(stand.averages)
+        row += [f"{stand.ranks[method]:.2f}" if method in stand.ranks else MISSING] * ranked
+        rows.append([*row, total(cells), *(column.cell(cells) for column in measured)])
+    bold = frozenset(
+        (number, header.index(name))
+        for name, column in scored.items()
+        for number, method in enumerate(sheet.methods)
+        if method in column.bold
+    )
+    notes = [*_protocols(sheet), *_bold_notes(scored, statistic), *_notes(sheet, stand, measured, header)]
+    return ReportTable(f"{sheet.title}: {_TITLES[statistic]}", header, rows, notes, bold)
 
 
-def _notes(groups: list[Group], measured: list[Column]) -> list[str]:
-    protocols = []
-    for group in groups:
-        protocol = group.first.protocol
-        assert protocol
-        line = (
-            f"{group.task}: {protocol.num_train_examples:,} training rows, scored on "
-            f"{protocol.num_eval_examples:,} rows of {protocol.report_split}, {protocol.selection} checkpoint by "
-            f"{protocol.metric} on {protocol.selection_split}"
+def comparison_table(comparisons: list[Comparison]) -> ReportTable:
+    """The comparisons of one sheet, and each of them in words."""
+    rows = []
+    for one in comparisons:
+        found = one.difference
+        if found is None or one.p is None:
+            rows.append([one.name, MISSING, MISSING, "0", MISSING, MISSING])
+            continue
+        interval = f"[{one.show(found.interval[0])}, {one.show(found.interval[1])}]" if found.interval else MISSING
+        difference = one.show(found.mean, sign=True)
+        rows.append([one.name, difference, interval, str(found.n), show_p(found.p), show_p(one.p)])
+    unit = "points" if comparisons[0].points else "score (errors negated)"
+    header = ["comparison", f"difference, {unit}", "95 % CI", "n", "p", "p after Holm"]
+    notes = [
+        *(one.words() for one in comparisons),
+        "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
+        "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
+    ]
+    return ReportTable(f"{comparisons[0].sheet}: comparisons", header, rows, notes)
+
+
+def _heading(sheet: Sheet, task: str) -> str:
+    metric = sheet.metric(task)
+    short = {"accuracy": "acc", "matthews_correlation": "mcc"}
+    return task if metric is None else f"{task} {short.get(metric, metric)}"
+
+
+def _protocols(sheet: Sheet) -> list[str]:
+    lines = []
+    for task in sheet.tasks:
+        for group in sheet.groups():
+            protocol = group.first.protocol
+            if group.task != task or protocol is None:
+                continue
+            lines.append(
+                f"{task}: {protocol.num_train_examples:,} training rows, scored on "
+                f"{protocol.num_eval_examples:,} rows of {protocol.report_split}, {protocol.selection} checkpoint by "
+                f"{protocol.metric} on {protocol.selection_split}"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _bold_notes(scored: dict[str, ColumnStanding], statistic: str) -> list[str]:
+    """What bold means, where anything is bold."""
+    notes = []
+    if any(column.bold and not column.too_few for column in scored.values()):
+        notes.append(
+            f"bold: the best {statistic} of a column and all that is not distinguishable from it (paired sign-flip "
+            f"test over seeds, of avg over (task, seed), p >= {SIGNIFICANCE} after Holm over the methods of the column)"
         )
-        if line not in protocols:
-            protocols.append(line)
-    return [
-        *protocols,
-        "scores in percent, errors (lower is better) as they are",
+    few = {name: column for name, column in scored.items() if column.bold and column.too_few}
+    sizes: dict[str, list[str]] = {}
+    for name, column in few.items():
+        ends = sorted({column.pairs[0], column.pairs[-1]}) if column.pairs else [0]
+        sizes.setdefault("-".join(map(str, ends)), []).append(name)
+    for size, names in sizes.items():
+        where = "" if len(names) == len(scored) else f"{', '.join(names)}: "
+        notes.append(
+            f"{where}n = {size}: too few seeds to tell methods apart; bold is the best {statistic} alone, which may be "
+            "chance"
+        )
+    return notes
+
+
+def _notes(sheet: Sheet, stand: Standing, measured: list[Column], header: list[str]) -> list[str]:
+    notes = ["scores in percent, errors (lower is better) as they are"]
+    if "avg" in header:
+        notes.append("avg: mean over the tasks, in percent, of methods that have all of them")
+    if "avg rank" in header:
+        notes.append(
+            f"avg rank: 1 is best; mean over the {stand.blocks} (task, seed) that every method with a score finished"
+        )
+    notes += [
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
-        "train s: evaluation excluded, summed over the tasks shown",
+        "train s: evaluation excluded, summed over the tasks that the method has run",
         *(f"{column.name}: {column.note}" for column in measured),
     ]
+    if len(sheet.tasks) > 1:
+        notes.append("parameters, memory, operations and speed: of the costliest task")
+    notes += _plan_notes(sheet)
+    cells = sheet.cells.values()
+    if any(cell.planned is not None and cell.group and len(cell.group.seeds) < cell.planned for cell in cells):
+        notes.append("(2/3): 2 of 3 seeds finished")
+    if any(RATE_OPEN in cell.unfinished for cell in cells):
+        notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been taken")
+    return notes + [f"deviation: {remark}" for remark in sheet.remarks]
 
 
-def to_markdown(table: ReportTable) -> str:
-    """GitHub Markdown."""
-    lines = [
-        f"**{table.title}**",
-        "",
-        _markdown_row(table.header),
-        _markdown_row(["---"] + ["---:"] * (len(table.header) - 1)),
-    ]
-    lines += [_markdown_row(row) for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def to_latex(table: ReportTable) -> str:
-    """A booktabs table."""
-    body = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(table.title)}. {_latex('; '.join(table.notes))}.}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(_latex, table.header)) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
-
-
-def _latex(text: str) -> str:
-    escaped = text.replace("\\", r"\textbackslash{}")
-    for character in "&%$#_{}":
-        if character not in "{}" or "\\textbackslash" not in escaped:
-            escaped = escaped.replace(character, "\\" + character)
-    return escaped.replace("±", r"$\pm$").replace("<", r"$<$").replace(">", r"$>$")
-
-
-def long_rows(groups: list[Group]) -> list[dict[str, Any]]:
-    """One mapping a group and metric, for csv and json: nothing is rounded, nothing left out."""
-    rows = []
-    for group in groups:
-        assert group.first.params
-        assert group.first.protocol
-        shared = {
-            "task": group.task,
-            "backbone": group.backbone,
-            "method": group.label,
-            "seeds": group.seeds,
-            "params_trainable": group.first.params.trainable,
-            "params_trainable_method": group.first.params.trainable_method,
-            "params_trainable_head": group.first.params.trainable_head,
-            "params_trainable_share_of_backbone_percent": group.first.params.trainable_share_of_backbone_percent,
-            "stored_bytes": group.first.params.stored_bytes,
-            "num_train_examples": group.first.protocol.num_train_examples,
-            "num_eval_examples": group.first.protocol.num_eval_examples,
-            "selection_split": group.first.protocol.selection_split,
-            "report_split": group.first.protocol.report_split,
-            **_mean("train_seconds", group.statistic("time", "train_seconds")),
-            **_mean("train_examples_per_second", group.statistic("time", "train_examples_per_second")),
-            **_mean("process_peak_rss_bytes", group.statistic("memory", "process_peak_rss_bytes")),
-            **_mean("ledger_peak_bytes", group.statistic("memory", "ledger", "peak_bytes")),
-            **_mean("train_step_flops", group.statistic("flops", "train_step_flops")),
-            **_mean("inference_flops", group.statistic("flops", "inference_flops")),
-            **_mean("inference_latency_ms", group.statistic("inference", "latency_ms_median")),
-            **_mean("inference_examples_per_second", group.statistic("inference", "examples_per_second")),
-            **_mean("train_tokens_per_second", group.statistic("time", "train_tokens_per_second")),
-            **_mean("padding_share", group.statistic("time", "padding_share")),
-            **_mean("train_peak_allocated_bytes", group.statistic("memory", "device", "train_peak_allocated_bytes")),
-        }
-        for metric in group.metrics():
-            score = group.score(metric)
-            rows.append(
-                shared
-                | {"metric": metric, "primary": metric == group.metric, "n": score.n if score else 0}
-                | {"score_mean": score.mean if score else None, "score_sd": score.sd if score else None}
-            )
-    return rows
-
-
-def to_csv(groups: list[Group]) -> str:
-    """Comma-separated values, one line a group and metric."""
-    rows = long_rows(groups)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows)
-    return stream.getvalue().rstrip("\n")
-
-
-def to_json(groups: list[Group]) -> str:
-    """A JSON list, one object a group and metric."""
-    return json.dumps(long_rows(groups), indent=2)
-
-
-def _mean(name: str, statistic: Statistic | None) -> dict[str, float | None]:
-    return {f"{name}_mean": None if statistic is None else statistic.mean}
-
-
-def _ordered(groups: list[Group], attribute: str) -> list[str]:
-    return list(dict.fromkeys(getattr(group, attribute) for group in groups))
-
-
-def _by_size(groups: list[Group]) -> list[str]:
-    """Row labels, fewest trained parameters first."""
-    sizes: dict[str, int] = {}
-    for group in groups:
-        assert group.first.params
-        sizes.setdefault(group.label, group.first.params.trainable)
-    return sorted(sizes, key=lambda label: (sizes[label], label))
-
-
-def _counts(mine: dict[str, Group]) -> str:
-    counts = sorted({len(group.records) for group in mine.values()})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-
-
-def _score(group: Group) -> str:
-    """The primary metric in percent; an error, which is no share of anything, as it is."""
-    statistic = group.score()
-    if statistic is None:
-        return MISSING
-    scale, digits = (100, 1) if group.in_percent else (1, 4)
-    spread = "" if statistic.sd is None else f" ± {scale * statistic.sd:.{digits}f}"
-    return f"{scale * statistic.mean:.{digits}f}{spread}"
-
-
-def _plain(statistic: Statistic | None) -> str:
-    return MISSING if statistic is None else f"{statistic.mean:,.0f}"
-
-
-def _total(statistics: list[Statistic | None]) -> str:
-    known = [statistic.mean for statistic in statistics if statistic is not None]
-    return f"{sum(known):,.0f}" if known else MISSING
-
-
-def _short(metric: str) -> str:
-    return {"accuracy": "acc", "matthews_correlation": "mcc"}.get(metric, metric)
+def _plan_notes(sheet: Sheet) -> list[str]:
+    """Of methods that have not run: whose costs are the plan's, and what the plan said of the others."""
+    counted, notes = [], []
+    for method in sheet.methods:
+        cells = [sheet.cells[method, task] for task in sheet.tasks]
+        costs = [cell.costs for cell in cells if cell.costs]
+        if any(cell.group for cell in cells):
+            continue
+        if any(cost.trainable_method is not None for cost in costs):
+            counted.append(method)
+        notes += [f"{method}: {note}" for note in dict.fromkeys(cost.note for cost in costs if cost.note)]
+    return [f"counted by plan, not run: parameters and ledger of {', '.join(counted)}", *notes] if counted else notes

@@ -11,17 +11,21 @@ def print_table(table: ReportTable) -> None:
     """Prints a table with its notes, as wide as it needs to be."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    # As text: brackets in it are no markup.
+    shown = Table(title=Text(table.title), title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
         # A word a line: numbers are short, and a table that fits can be read.
         shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*row)
+    for number, row in enumerate(table.rows):
+        shown.add_row(
+            *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
+        )
     console = Console()
     # What is wider than the terminal is wrapped by it, rather than cut short.
     natural = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
     console.width = max(console.width, natural)
     console.print(shown)
     for note in table.notes:
-        console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True)
+        console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)

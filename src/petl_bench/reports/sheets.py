@@ -1,0 +1,153 @@
+"""What a table is about: methods, tasks, and a cell for each pair of them, whether it was run or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from petl_bench.records.names import backbone_name
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
+from petl_bench.reports.groups import Group, is_comparable
+from petl_bench.reports.statistics import Statistic
+
+RATE_OPEN = "rate open"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task.
+
+    Attributes:
+        group: The finished runs; None where there are none.
+        planned: Seeds that a study wants; None without a study.
+        unfinished: How the study's runs ended that did not finish, or what keeps them from being reported.
+        costs: What a study's plan counted.
+    """
+
+    group: Group | None = None
+    planned: int | None = None
+    unfinished: tuple[str, ...] = ()
+    costs: PlannedCosts | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The methods and tasks of one table; `cells` has every pair of them.
+
+    Attributes:
+        title: The backbone, or the study with its backbones.
+        study: The study's name; None without a study.
+        remarks: In what a study departs from what it is held against.
+    """
+
+    title: str
+    methods: list[str]
+    tasks: list[str]
+    cells: dict[tuple[str, str], Cell]
+    study: str | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[Group]:
+        """The groups with finished runs, method by method."""
+        found = (self.cells[method, task].group for method in self.methods for task in self.tasks)
+        return [group for group in found if group is not None]
+
+    def groups_of(self, method: str) -> dict[str, Group]:
+        """A method's groups by task."""
+        found = {task: self.cells[method, task].group for task in self.tasks}
+        return {task: group for task, group in found.items() if group is not None}
+
+    def metric(self, task: str) -> str | None:
+        """The primary metric of a task's column; None where nothing was run."""
+        first = self._firsts.get(task)
+        return first.metric if first else None
+
+    def in_percent(self, task: str) -> bool:
+        """Whether a task's column is shown in percent: all but errors are."""
+        first = self._firsts.get(task)
+        return first is None or first.in_percent
+
+    @property
+    def all_in_percent(self) -> bool:
+        """Whether scores of all tasks have one unit, so that they can be averaged."""
+        return all(map(self.in_percent, self.tasks))
+
+    def score(self, method: str, task: str) -> Statistic | None:
+        """The column's metric of one cell."""
+        group = self.cells[method, task].group
+        return group.score(self.metric(task)) if group else None
+
+    def scores(self, method: str) -> dict[tuple[str, int], float]:
+        """A method's scores by (task, seed), turned so that more is better: errors are negated."""
+        return {
+            (task, seed): score if self.in_percent(task) else -score
+            for task, group in self.groups_of(method).items()
+            for seed, score in group.by_seed(self.metric(task)).items()
+        }
+
+    @cached_property
+    def _firsts(self) -> dict[str, Group]:
+        return {group.task: group for group in reversed(self.groups())}
+
+
+def backbone_sheets(groups: list[Group]) -> list[Sheet]:
+    """One sheet a backbone, for runs that belong to no study; fewest trained parameters first."""
+    sheets = []
+    for backbone in dict.fromkeys(group.backbone for group in groups):
+        mine = [group for group in groups if group.backbone == backbone]
+        found = {(group.label, group.task): Cell(group) for group in mine}
+        sizes: dict[str, int] = {}
+        for group in mine:
+            assert group.first.params
+            sizes.setdefault(group.label, group.first.params.trainable)
+        methods = sorted(sizes, key=lambda label: (sizes[label], label))
+        tasks = list(dict.fromkeys(group.task for group in mine))
+        cells = {(method, task): found.get((method, task), Cell()) for method in methods for task in tasks}
+        sheets.append(Sheet(backbone, methods, tasks, cells))
+    return sheets
+
+
+def study_sheet(study: StudyFile, records: Iterable[Record]) -> Sheet:
+    """The sheet of a study: its methods and tasks in its order, by its names.
+
+    Records that are not the study's, or of learning rates that were not taken, have no place in it.
+    """
+    by_key: dict[str, Record] = {}
+    for record in records:
+        if record.run_key not in by_key or record.status == "finished":
+            by_key[record.run_key] = record
+    planned: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in study.runs:
+        if run.chosen is not False:
+            planned.setdefault((run.method, run.task), []).append(run)
+    costs = {(cost.method, cost.task): cost for cost in study.costs}
+    cells = {
+        (method, task): _cell(method, task, planned.get((method, task), []), by_key, costs.get((method, task)))
+        for method in study.methods
+        for task in study.tasks
+    }
+    backbones = dict.fromkeys(cell.group.backbone for cell in cells.values() if cell.group)
+    title = f"{study.name} ({', '.join(backbones)})" if backbones else study.name
+    return Sheet(title, study.methods, study.tasks, cells, study.name, study.deviations)
+
+
+def _cell(
+    method: str, task: str, runs: list[PlannedRun], by_key: dict[str, Record], costs: PlannedCosts | None
+) -> Cell:
+    seeds = {run.seed for run in runs}
+    if len(runs) > len(seeds):
+        # Several rates a seed: which of them is the method's has not been decided.
+        return Cell(planned=len(seeds), unfinished=(RATE_OPEN,), costs=costs)
+    there = [by_key[run.key] for run in sorted(runs, key=lambda run: run.seed) if run.key in by_key]
+    finished = [record for record in there if is_comparable(record)]
+    ends = dict.fromkeys(record.status for record in there if record.status != "finished")
+    group = Group(task, backbone_name(finished[0].config["backbone"]), method, finished) if finished else None
+    return Cell(group, len(seeds), tuple(ends), costs)
+
+
+def reported_records(study: StudyFile, records: Iterable[Record]) -> list[Record]:
+    """The records that a study reports: its own, without learning rates that were not taken."""
+    reported = {run.key for run in study.runs if run.chosen is not False}
+    return [record for record in records if record.run_key in reported]

@@ -1,0 +1,84 @@
+"""Markdown, LaTeX and the terminal print the same table, and LaTeX compiles."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from petl_bench.reports.comparisons import compare
+from petl_bench.reports.groups import group_records
+from petl_bench.reports.markup import latex_text, to_latex, to_markdown
+from petl_bench.reports.sheets import backbone_sheets
+from petl_bench.reports.table import ReportTable, comparison_table, comparison_tables
+from petl_bench.reports.terminal import print_table
+from reports.generated import record, records
+
+NASTY = r'100 % of a_b & #1 = {x} $y$ ~ ^ \macro | "q" <= [z] α λ Σ Ο ς ± − × ≥ é ﬁ ϛ ％ 中'  # noqa: RUF001
+
+
+def tables():
+    """A wide table, its comparisons, and one full of what LaTeX minds."""
+    scores = {f"m_{k}": {"mrpc": [0.8 + k / 100, 0.81, 0.79], "rte": [0.7, 0.71, 0.7 + k / 90]} for k in range(3)}
+    groups = group_records([*records(scores), record(r"\alpha_{50%}", "a & b", 0, 0.5)])
+    nasty = ReportTable(NASTY, [NASTY, "[b]"], [["[first]", NASTY], ["*", NASTY]], [NASTY], frozenset({(0, 1)}))
+    comparisons = compare(backbone_sheets(groups))
+    return [*comparison_tables(groups), comparison_table(comparisons), *comparison_tables(groups, "median"), nasty]
+
+
+def test_bold_cells_in_markdown_and_latex():
+    table = ReportTable("title", ["method", "acc"], [["a", "80.0 ± 1.0"], ["b", "70.0"]], [], frozenset({(0, 1)}))
+    assert "| a | **80.0 ± 1.0** |" in to_markdown(table)
+    assert "| b | 70.0 |" in to_markdown(table)
+    assert r"a & \textbf{80.0 $\pm$ 1.0} \\" in to_latex(table)
+    assert r"b & 70.0 \\" in to_latex(table)
+
+
+def test_bold_cells_and_brackets_in_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_table(ReportTable("[low] title", ["method", "acc"], [["a", "80.0 [x]"], ["b", "70.0"]], ["[n]"], {(0, 1)}))
+    out = capsys.readouterr().out
+    assert "\x1b[1m80.0 [x]" in out
+    assert "\x1b[1m70.0" not in out
+    assert "[low] title" in out
+    assert "[n]" in out
+
+
+def test_text_for_latex_by_hand():
+    assert latex_text(r"a_b & 5 % #1 \x {y}") == r"a\_b \& 5 \% \#1 \textbackslash{}x \{y\}"
+    assert latex_text("α=1 Λ Α ο ± é ％ 中") == r"$\alpha$=1 $\Lambda$ A o $\pm$ e \% U+4E2D"  # noqa: RUF001
+
+
+def test_the_first_line_names_the_packages():
+    narrow = ReportTable("title", ["a"] * 3, [["1"] * 3], [])
+    wide = ReportTable("title", ["a"] * 12, [["1"] * 12], [])
+    assert to_latex(narrow).splitlines()[0] == r"% needs \usepackage{booktabs}"
+    assert to_latex(wide).splitlines()[0] == r"% needs \usepackage{booktabs} and \usepackage{graphicx}"
+    assert r"\resizebox" not in to_latex(narrow)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path):
+    fragments = "\n\n".join(map(to_latex, tables()))
+    document = "\n".join([
+        r"\documentclass{article}", r"\usepackage{booktabs}", r"\usepackage{graphicx}", r"\begin{document}",
+        fragments, r"\end{document}",
+    ])  # fmt: skip
+    (tmp_path / "report.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 1000
+    log = (tmp_path / "report.log").read_text(errors="replace")
+    # Signs that the font lacks would vanish without an error.
+    assert "Missing character" not in log
