@@ -14,12 +14,16 @@ from petl_bench.reports.groups import Group, Statistic
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of text cells under a header, with notes that say what the columns mean."""
+    """Rows of text cells under a header, with notes that say what the columns mean.
+
+    Columns named in `prose` hold sentences: they are aligned to the left, and wrapped where a line has an end.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    prose: tuple[str, ...] = ()
 
 
 def comparison_tables(groups: list[Group]) -> list[ReportTable]:
@@ -88,7 +92,7 @@ def to_markdown(table: ReportTable) -> str:
         f"**{table.title}**",
         "",
         _markdown_row(table.header),
-        _markdown_row(["---"] + ["---:"] * (len(table.header) - 1)),
+        _markdown_row(["---"] + ["---" if name in table.prose else "---:" for name in table.header[1:]]),
     ]
     lines += [_markdown_row(row) for row in table.rows]
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)])
@@ -107,7 +111,7 @@ def to_latex(table: ReportTable) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_latex(table.title)}. {_latex('; '.join(table.notes))}.}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            rf"\begin{{tabular}}{{{_latex_columns(table)}}}",
             r"\toprule",
             " & ".join(map(_latex, table.header)) + r" \\",
             r"\midrule",
@@ -117,6 +121,12 @@ def to_latex(table: ReportTable) -> str:
             r"\end{table}",
         ]
     )
+
+
+def _latex_columns(table: ReportTable) -> str:
+    plain = "l" + "r" * (len(table.header) - 1)
+    wide = rf"p{{{0.8 / max(len(table.prose), 1):.2f}\linewidth}}"
+    return "".join(wide if name in table.prose else form for name, form in zip(table.header, plain, strict=True))
 
 
 def _latex(text: str) -> str:

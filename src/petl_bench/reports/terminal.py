@@ -15,13 +15,16 @@ def print_table(table: ReportTable) -> None:
     shown = Table(title=table.title, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
         # A word a line: numbers are short, and a table that fits can be read.
-        shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
+        prose = name in table.prose
+        shown.add_column(
+            name.replace(" ", "\n"), justify="left" if number == 0 or prose else "right", no_wrap=not prose
+        )
     for row in table.rows:
         shown.add_row(*row)
     console = Console()
     # What is wider than the terminal is wrapped by it, rather than cut short.
-    natural = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
-    console.width = max(console.width, natural)
+    natural = console.measure(shown, options=console.options.update(width=_WIDEST))
+    console.width = max(console.width, natural.minimum if table.prose else natural.maximum)
     console.print(shown)
     for note in table.notes:
         console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True)
