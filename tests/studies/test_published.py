@@ -29,7 +29,8 @@ from petl_bench.records.study_file import Claim, PlannedCosts, PlannedRun, Publi
 from petl_bench.reports.claims import KINDS, check_claim, claim_rows, claims_table
 from petl_bench.reports.published import published_rows, published_table
 from petl_bench.reports.report import write_report
-from petl_bench.studies.config import StudyConfig
+from petl_bench.reports.table import to_latex, to_markdown
+from petl_bench.studies.config import CellConfig, StudyConfig
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "conf" / "study").glob("*.yaml"), key=lambda file: file.stem)
@@ -46,17 +47,20 @@ def loaded(file: Path) -> StudyConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(file)))
 
 
-def words(study: StudyConfig, method: str, task: str) -> list[str]:
-    cells = [
+def cells_of(study: StudyConfig, method: str, task: str) -> list[CellConfig]:
+    return [
         cell
         for cell in study.cells
         if (not cell.methods or method in cell.methods) and (not cell.tasks or task in cell.tasks)
     ]
+
+
+def words(study: StudyConfig, method: str, task: str) -> list[str]:
     return [
         *study.settings,
         *(study.methods[method] or [f"method={method}"]),
         *(study.tasks[task] or [f"task={task}"]),
-        *(word for cell in cells for word in cell.settings),
+        *(word for cell in cells_of(study, method, task) for word in cell.settings),
     ]
 
 
@@ -67,15 +71,36 @@ def test_there_are_studies():
     assert {"demo", "glue_small", "low_resource", "lora_roberta_large", "flat"} <= {file.stem for file in STUDIES}
 
 
+def compose_all(study: StudyConfig, pairs: list[tuple[str, str]]) -> None:
+    """As load_config does, in one go."""
+    register_schemas()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        for method, task in pairs:
+            assert from_hydra(compose("config", overrides=words(study, method, task))), (method, task)
+
+
+@every_study
+def test_every_method_and_every_task_compose(file):
+    """Each on one of the others, and every pair in which they meet: by a recipe or by settings of the cell."""
+    study = loaded(file)
+    first_method, first_task = next(iter(study.methods)), next(iter(study.tasks))
+    pairs = [
+        (method, task)
+        for method, given in study.methods.items()
+        for task in study.tasks
+        if method == first_method
+        or task == first_task
+        or any(word.startswith("recipe=") for word in given)
+        or cells_of(study, method, task)
+    ]
+    compose_all(study, pairs)
+
+
+@pytest.mark.slow
 @every_study
 def test_every_method_composes_on_every_task(file):
     study = loaded(file)
-    register_schemas()
-    # As load_config does, in one go.
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        for method in study.methods:
-            for task in study.tasks:
-                assert from_hydra(compose("config", overrides=words(study, method, task))), (method, task)
+    compose_all(study, [(method, task) for method in study.methods for task in study.tasks])
 
 
 @every_study
@@ -468,6 +493,16 @@ def test_another_metric_and_no_method():
     assert (alone["ours_mean"], alone["n"], alone["verdict"], alone["ours_params"]) == (None, 0, None, None)
 
 
+def test_both_halves_of_mnli_count_as_one():
+    halves = record(key("a", "t", 0), 0.84)
+    halves.scores.best["mismatched_accuracy"] = 0.86
+    row = PublishedRow("all", "a paper", {"t": [85.5]}, method="a", metrics={"t": "accuracy+mismatched_accuracy"})
+    (found,) = published_rows(study(published=[row], seeds=(0,)), [halves])
+    assert found["ours_mean"] == pytest.approx(85.0)
+    (without,) = published_rows(study(published=[row]), MEASURED)
+    assert without["ours_mean"] is None
+
+
 def test_published_rows_before_the_runs():
     costs = [PlannedCosts("a", "t", 43, 10, 0.53, 100)]
     on_t, on_u = published_rows(study(published=[PAPER], costs=costs), [])
@@ -501,6 +536,8 @@ def test_the_tables_show_deviations_and_sources():
     claims = claims_table(held, MEASURED)
     assert claims.rows == [["It is so", "not testable here", "no speech", "a paper"]]
     assert "deviation: toys are small" in claims.notes
+    assert "| --- | ---: | --- | --- |" in to_markdown(claims)
+    assert r"{p{0.27\linewidth}rp{0.27\linewidth}p{0.27\linewidth}}" in to_latex(claims)
     assert published_table(study(), MEASURED) is None
     assert claims_table(study(), MEASURED) is None
 

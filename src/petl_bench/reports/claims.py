@@ -15,7 +15,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
 from petl_bench.reports.groups import Statistic
-from petl_bench.reports.study_records import StudyRecords, in_points, is_error
+from petl_bench.reports.study_records import StudyRecords, in_points, is_error, score_of
 from petl_bench.reports.table import ReportTable
 
 REPRODUCED = "reproduced"
@@ -117,7 +117,8 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
         return None
     cells = [[row["claim"], row["verdict"], row["numbers"], row["source"]] for row in rows]
     notes = [f"deviation: {deviation}" for deviation in study.deviations]
-    return ReportTable(f"{study.name}: claims", ["claim", "verdict", "numbers", "source"], cells, notes)
+    header = ["claim", "verdict", "numbers", "source"]
+    return ReportTable(f"{study.name}: claims", header, cells, notes, prose=("claim", "numbers", "source"))
 
 
 # --- one size ---------------------------------------------------------------------------------------------------------
@@ -263,11 +264,15 @@ def _differences(
         metric = test.get("metric") or ours.primary_metric(task) or ""
         mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
         sign = -1 if is_error(metric) else 1
+        scores = [
+            (score_of(mine[seed], metric), score_of(theirs[seed], metric))
+            for seed in sorted(mine.keys() & theirs.keys())
+        ]
         found[task] = [
             # Rounded, so that equal scores differ by 0 and a bound is kept that is met exactly.
-            round(sign * (in_points(metric, mine[seed].selected_scores[metric]) - in_points(metric, score)), 9)
-            for seed in sorted(mine.keys() & theirs.keys())
-            if (score := theirs[seed].selected_scores.get(metric)) is not None and metric in mine[seed].selected_scores
+            round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
+            for score, against in scores
+            if score is not None and against is not None
         ]
         if not found[task]:
             return _Outcome(None, f"{task}: no seed on which both {method} and {other} finished with {metric}")

@@ -52,9 +52,7 @@ def _flat_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
     return rows
 
 
-def to_json(
-    standings: list[tuple[Sheet, Standing]], comparisons: list[Comparison], of_studies: dict[str, Any]
-) -> str:
+def to_json(standings: list[tuple[Sheet, Standing]], comparisons: list[Comparison], of_studies: dict[str, Any]) -> str:
     """All groups with all metrics, the methods' averages and ranks, the comparisons, what studies are held against."""
     content = {
         "groups": [row for sheet, stand in standings for row in _cell_rows(sheet, stand)],

@@ -20,7 +20,9 @@ def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTa
 def study_json(studies: list[tuple[StudyFile, list[Record]]]) -> dict[str, Any]:
     """The same for JSON, each row with its study's name: nothing is rounded."""
     return {
-        "published": [{"study": study.name} | row for study, records in studies for row in published_rows(study, records)],
+        "published": [
+            {"study": study.name} | row for study, records in studies for row in published_rows(study, records)
+        ],
         "claims": [{"study": study.name} | row for study, records in studies for row in claim_rows(study, records)],
         "deviations": {study.name: study.deviations for study, _ in studies},
     }

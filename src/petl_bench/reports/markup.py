@@ -53,7 +53,7 @@ def to_markdown(table: ReportTable) -> str:
         f"**{table.title}**",
         "",
         _markdown_row(table.header),
-        _markdown_row(["---"] + ["---:"] * (len(table.header) - 1)),
+        _markdown_row(["---"] + ["---" if name in table.prose else "---:" for name in table.header[1:]]),
     ]
     for number, row in enumerate(table.rows):
         shown = [f"**{cell}**" if (number, column) in table.bold else cell for column, cell in enumerate(row)]
@@ -80,7 +80,7 @@ def to_latex(table: ReportTable) -> str:
             r"\centering",
             rf"\caption{{{latex_text(table.title)}.}}",
             *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            rf"\begin{{tabular}}{{{_latex_columns(table)}}}",
             r"\toprule",
             _latex_row([latex_text(name) for name in table.header]),
             r"\midrule",
@@ -92,6 +92,12 @@ def to_latex(table: ReportTable) -> str:
             r"\end{table}",
         ]
     )
+
+
+def _latex_columns(table: ReportTable) -> str:
+    plain = "l" + "r" * (len(table.header) - 1)
+    wide = rf"p{{{0.8 / max(len(table.prose), 1):.2f}\linewidth}}"
+    return "".join(wide if name in table.prose else form for name, form in zip(table.header, plain, strict=True))
 
 
 def _latex_row(cells: list[str]) -> str:

@@ -9,7 +9,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PublishedRow, StudyFile
 from petl_bench.reports.columns import MISSING
 from petl_bench.reports.groups import Statistic
-from petl_bench.reports.study_records import StudyRecords, in_points
+from petl_bench.reports.study_records import StudyRecords, in_points, score_of
 from petl_bench.reports.table import ReportTable
 
 NOT_RUN = "not run"
@@ -60,7 +60,7 @@ def _row(published: PublishedRow, task: str, cell: list[float], ours: StudyRecor
 def _ours(method: str | None, task: str, metric: str | None, ours: StudyRecords) -> Statistic | None:
     if method is None or metric is None:
         return None
-    scores = [record.selected_scores.get(metric) for record in ours.by_seed(method, task).values()]
+    scores = [score_of(record, metric) for record in ours.by_seed(method, task).values()]
     return Statistic.of(None if score is None else in_points(metric, score) for score in scores)
 
 

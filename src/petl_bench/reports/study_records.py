@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 
 from petl_bench.records.schema import Record
@@ -65,6 +66,13 @@ class StudyRecords:
 
 def _usable(record: Record) -> bool:
     return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
+
+
+def score_of(record: Record, metric: str) -> float | None:
+    """The selected weights' score; of `a+b` the mean of both, None where one is missing."""
+    scores = [record.selected_scores.get(name) for name in metric.split("+")]
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if len(known) == len(scores) else None
 
 
 def is_error(metric: str) -> bool:

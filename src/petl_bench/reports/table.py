@@ -21,6 +21,7 @@ class ReportTable:
 
     Attributes:
         bold: (row, column) of the cells to print in bold.
+        prose: Names of columns that hold sentences: aligned to the left, and wrapped where a line has an end.
     """
 
     title: str
@@ -28,6 +29,7 @@ class ReportTable:
     rows: list[list[str]]
     notes: list[str]
     bold: frozenset[tuple[int, int]] = frozenset()
+    prose: tuple[str, ...] = ()
 
 
 def comparison_tables(groups: list[Group], statistic: str = "mean") -> list[ReportTable]:

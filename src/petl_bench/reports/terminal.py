@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from petl_bench.reports.table import ReportTable
 
 _WIDEST = 1000
@@ -17,15 +19,17 @@ def print_table(table: ReportTable) -> None:
     shown = Table(title=Text(table.title), title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
         # A word a line: numbers are short, and a table that fits can be read.
-        shown.add_column(name.replace(" ", "\n"), justify="left" if number == 0 else "right", no_wrap=True)
+        prose = name in table.prose
+        justify: Literal["left", "right"] = "left" if number == 0 or prose else "right"
+        shown.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=not prose)
     for number, row in enumerate(table.rows):
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
     console = Console()
     # What is wider than the terminal is wrapped by it, rather than cut short.
-    natural = console.measure(shown, options=console.options.update(width=_WIDEST)).maximum
-    console.width = max(console.width, natural)
+    natural = console.measure(shown, options=console.options.update(width=_WIDEST))
+    console.width = max(console.width, natural.minimum if table.prose else natural.maximum)
     console.print(shown)
     for note in table.notes:
         console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
