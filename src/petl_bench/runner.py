@@ -21,6 +21,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers.tracker import Tracker, open_tracker
+from petl_bench.trackers.values import history_point
 from petl_bench.training.allocator import freed_memory_kept
 from petl_bench.weights import save_trained
 
@@ -158,8 +159,8 @@ def _train(
         if is_best:
             best_ranks.update(rank_patterns(plain))
         record.history.append(evaluation)
-        scores = {f"{task.selection_split}/{name}": value for name, value in evaluation.scores.items()}
-        tracker.log(evaluation.step, {"epoch": evaluation.epoch, "train/loss": evaluation.train_loss, **scores})
+        assert record.protocol
+        tracker.log(evaluation.step, history_point(evaluation, record.protocol))
         described = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
         _log.info("epoch %.2f: train loss %.4f, %s", evaluation.epoch, evaluation.train_loss, described)
 
