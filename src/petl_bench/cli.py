@@ -141,6 +141,19 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
     plan.set_defaults(call=_plan)
 
+    sync = commands.add_parser(
+        "sync",
+        help="mirror finished runs to Weights & Biases or TensorBoard afterwards, each once",
+        description="Mirrors every finished record below DIR that is not mirrored as it stands; WANDB_MODE=offline "
+        "and W&B's other variables are honoured.",
+    )
+    sync.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    sync.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or the run's own")
+    sync.add_argument("--tracker", choices=("wandb", "tensorboard"), default="wandb")
+    sync.add_argument("--dry-run", action="store_true", help="only say what would be mirrored")
+    sync.add_argument("--json", action="store_true", help="print JSON lines, an object a run")
+    sync.set_defaults(call=_sync)
+
     fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
     fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
     fetch.set_defaults(call=_fetch)
@@ -273,6 +286,16 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.plot:
         draw_ledgers(rows, Path(parsed.plot))
         _log.info("plot: %s", Path(parsed.plot).resolve())
+    return 0
+
+
+def _sync(parsed: argparse.Namespace) -> int:
+    import dataclasses
+
+    from petl_bench.sync import sync
+
+    for done in sync(parsed.folders, tracker=parsed.tracker, project=parsed.project, dry_run=parsed.dry_run):
+        _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done.line)
     return 0
 
 
