@@ -42,8 +42,8 @@ class Synced:
     @property
     def line(self) -> str:
         """For a terminal."""
-        offline = self.mirror is not None and self.mirror.mode == "offline"
-        hint = "  (offline: `wandb sync` uploads its folder)" if offline else ""
+        files = self.mirror.files if self.mirror else None
+        hint = f"  (offline; to upload it: wandb sync {Path(self.folder) / files})" if files else ""
         return f"{_WORDS[self.state]}: {self.folder}{hint}"
 
 

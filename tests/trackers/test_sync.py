@@ -95,7 +95,23 @@ def test_a_record_is_mirrored_once_and_anew_when_it_changed(runs, capsys):
     (file,) = files(runs)
     assert read_offline(file).summary["score"] == 0.125
     assert states(runs) == ["already"]
-    assert states(runs, project="elsewhere", dry_run=True) == ["pending"]
+
+
+def test_each_project_has_its_own_mirror(runs, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_PROJECT", "one")
+    assert states(runs) == ["synced"]
+    assert states(runs, project="other") == ["synced"]
+    assert sorted(read_offline(file).start.project for file in files(runs)) == ["one", "other"]
+    change(runs)
+    assert states(runs, project="other") == ["synced"]
+    assert {read_offline(file).start.project: read_offline(file).summary["score"] == 0.125 for file in files(runs)} == {
+        "one": False,
+        "other": True,
+    }
+    assert states(runs, project="one", dry_run=True) == ["pending"]
+    assert main(["sync", str(runs), "--project", "other"]) == 0
+    told = capsys.readouterr().out.split("wandb sync ")[1].strip(" )\n")
+    assert told in [str(file.parent.resolve()) for file in files(runs)]
 
 
 def test_killed_before_it_was_marked_it_is_mirrored_again_and_once(runs):

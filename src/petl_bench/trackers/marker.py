@@ -27,6 +27,7 @@ class Mirror:
         tracker: `wandb` or `tensorboard`.
         project, entity, run_id, mode: W&B's, as W&B settled them; mode is `online` or `offline`.
         record: Hash of the record that was mirrored.
+        files: W&B's offline folder, seen from the run's where it lies in that; None online.
     """
 
     tracker: str
@@ -35,6 +36,7 @@ class Mirror:
     entity: str | None = None
     run_id: str | None = None
     mode: str | None = None
+    files: str | None = None
 
     def same_place(self, other: Mirror) -> bool:
         """Whether the later of the two took the earlier's place."""

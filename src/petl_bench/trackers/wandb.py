@@ -11,7 +11,7 @@ from typing import Any
 
 from petl_bench.errors import RunError
 from petl_bench.records.study_file import read_study
-from petl_bench.trackers.marker import Mirror, mark, record_hash
+from petl_bench.trackers.marker import Mirror, mark, read_mirrors, record_hash
 from petl_bench.trackers.tracker import RunIdentity
 from petl_bench.trackers.values import results
 
@@ -36,8 +36,7 @@ class WandbTracker:
 
         root = Path(os.environ.get("WANDB_DIR") or run.folder)
         if not live:
-            for files in root.glob(f"wandb/offline-run-*-{run.key}"):
-                shutil.rmtree(files)
+            _remove_offline_files(root, run, project)
         study = read_study(run.folder.parent)
         tags = [*([study.name] if study else []), run.config["task"]["name"]]
         self._folder = run.folder
@@ -74,6 +73,8 @@ class WandbTracker:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Writes the record's results into the summary, closes the run, and marks a finished one as mirrored."""
+        import wandb
+
         done = record.get("status") == "finished"
         self._run.summary.update({"status": record.get("status"), **results(record)})
         mirror = Mirror(
@@ -83,11 +84,29 @@ class WandbTracker:
             entity=self._run.entity or None,
             run_id=self._run.id,
             mode="offline" if self._run.offline else "online",
+            files=_seen_from(self._folder, Path(self._run.dir).parent) if self._run.offline else None,
         )
         disabled = self._run.disabled
         self._run.finish(exit_code=0 if done else 1)
         if done and not disabled:
+            if mirror.mode == "offline":
+                # `finish` returns before the file is written; W&B's process, which writes it, is waited for.
+                wandb.teardown()
             mark(self._folder, mirror)
+
+
+def _remove_offline_files(root: Path, run: RunIdentity, project: str) -> None:
+    """Removes what a `sync` that was killed, or of an older record, left of this run; other projects keep theirs."""
+    others = [mirror for mirror in read_mirrors(run.folder) if mirror.project != project]
+    kept = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
+    for files in root.glob(f"wandb/offline-run-*-{run.key}"):
+        if files.resolve() not in kept:
+            shutil.rmtree(files)
+
+
+def _seen_from(folder: Path, files: Path) -> str:
+    files, folder = files.resolve(), folder.resolve()
+    return str(files.relative_to(folder) if files.is_relative_to(folder) else files)
 
 
 def _settings(*, live: bool) -> Any:
