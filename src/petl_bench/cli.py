@@ -169,6 +169,31 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
     study.set_defaults(call=_study)
 
+    sync = commands.add_parser(
+        "sync",
+        help="mirror finished runs to Weights & Biases or TensorBoard afterwards, each once",
+        description="Mirrors every finished record below DIR that is not mirrored as it stands; WANDB_MODE=offline "
+        "and W&B's other variables are honoured.",
+    )
+    sync.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    sync.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or the run's own")
+    sync.add_argument("--tracker", choices=("wandb", "tensorboard"), default="wandb")
+    sync.add_argument("--dry-run", action="store_true", help="only say what would be mirrored")
+    sync.add_argument("--json", action="store_true", help="print JSON lines, an object a run")
+    sync.set_defaults(call=_sync)
+
+    dashboard = commands.add_parser(
+        "dashboard",
+        help="a Weights & Biases workspace and report over mirrored runs",
+        description="Builds the workspace and the report and prints what they contain; --save puts them into W&B.",
+    )
+    dashboard.add_argument("study", nargs="?", metavar="DIR|STUDY", help="only one study's runs; default: the project")
+    dashboard.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or petl_bench")
+    dashboard.add_argument("--entity", metavar="NAME", help="W&B user or team; default: WANDB_ENTITY, or your login's")
+    dashboard.add_argument("--save", action="store_true", help="write both to W&B (needs a login)")
+    dashboard.add_argument("--json", action="store_true", help="print both as W&B keeps them")
+    dashboard.set_defaults(call=_dashboard)
+
     fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
     fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
     fetch.set_defaults(call=_fetch)
@@ -327,6 +352,23 @@ def _study(parsed: argparse.Namespace) -> int:
     unfinished = run_study(study, retry_failed=parsed.retry == "failed")
     tell_outcome(study, _print, as_json=parsed.json)
     return EXIT_FAILED if unfinished else 0
+
+
+def _sync(parsed: argparse.Namespace) -> int:
+    import dataclasses
+
+    from petl_bench.sync import sync
+
+    for done in sync(parsed.folders, tracker=parsed.tracker, project=parsed.project, dry_run=parsed.dry_run):
+        _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done.line)
+    return 0
+
+
+def _dashboard(parsed: argparse.Namespace) -> int:
+    from petl_bench.dashboard import show_dashboard
+
+    show_dashboard(parsed.study, parsed.project, parsed.entity, save=parsed.save, as_json=parsed.json, write=_print)
+    return 0
 
 
 def _fetch(parsed: argparse.Namespace) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
 from petl_bench.config import RunConfig, settled
-from petl_bench.records.names import backbone_name, run_name
+from petl_bench.records.names import backbone_name, method_label, run_name
 from petl_bench.records.run_key import run_key
 from petl_bench.tasks.hub import split_files
 from petl_bench.trackers.tracker import RunIdentity
@@ -16,13 +17,18 @@ def identify(cfg: RunConfig) -> RunIdentity:
     """Names a run by its settings and by the content of the local files that it reads."""
     config = settled(cfg).to_dict()
     key = run_key(config, _content_hashes(cfg))
-    name = run_name(config, key)
+    return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
+
+
+def named(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
+    """Names a run whose key is known, such as that of a record; reads no file."""
+    method = method_label(config["method"])
     return RunIdentity(
         key=key,
-        name=name,
-        group=f"{cfg.method.name}-{cfg.task.name}-{backbone_name(config['backbone'])}",
-        job_type=cfg.method.name,
-        folder=Path(cfg.runs_dir).expanduser() / name,
+        name=run_name(config, key),
+        group=f"{method}-{config['task']['name']}-{backbone_name(config['backbone'])}",
+        job_type=method,
+        folder=folder,
         config=config,
     )
 

@@ -160,8 +160,8 @@ def _train(
     def keep(*evaluations: HistoryEntry) -> None:
         for one in evaluations:
             record.history.append(one)
-            scores = {f"{task.selection_split}/{name}": value for name, value in one.scores.items()}
-            tracker.log(one.step, {"epoch": one.epoch, "train/loss": one.train_loss, **scores})
+            assert record.protocol
+            tracker.log(one.step, history_point(one, record.protocol))
 
     def on_evaluation(evaluation: HistoryEntry, is_best: bool) -> None:
         if is_best:

@@ -64,7 +64,7 @@ def test_help_and_list_answer_in_a_second(tmp_path):
         assert min(seconds) < 1.0, words
 
 
-@pytest.mark.parametrize("name", ["run", "report", "list", "predict", "fetch"])
+@pytest.mark.parametrize("name", ["run", "report", "list", "predict", "sync", "dashboard", "fetch"])
 def test_every_command_takes_help(name, command, capsys):
     assert command(name, "--help") == 0
     assert f"petl-bench {name}" in capsys.readouterr().out

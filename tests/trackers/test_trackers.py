@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import struct
-
 import pytest
 
 from petl_bench.identity import identify
 from petl_bench.runner import run
-from petl_bench.trackers.tracker import flat_numbers
-
-
-def wandb_records(file):
-    """Reads W&B's offline file: a LevelDB log of protobuf records behind a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    content = file.read_bytes()
-    position, pending = 7, b""
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        pending += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pending)
-            yield record
-            pending = b""
+from petl_bench.trackers.values import flat_numbers
+from trackers.wandb_files import read_offline
 
 
 @pytest.fixture
@@ -45,30 +22,25 @@ def test_wandb_offline_holds_config_history_and_summary(tiny, offline):
     record = run(cfg)
     identity = identify(cfg)
     (file,) = identity.folder.glob("wandb/offline-run-*/*.wandb")
-    parts = list(wandb_records(file))
+    mirror = read_offline(file)
 
-    (start,) = [part.run for part in parts if part.WhichOneof("record_type") == "run"][:1]
+    start = mirror.start
     assert (start.run_id, start.run_group, start.job_type) == (identity.key, "lora-demo-tiny_bert", "lora")
     assert start.display_name == identity.name
-    assert start.project == "petl_bench"
-    config = {item.key: json.loads(item.value_json) for item in start.config.update}
-    assert config["train"]["seed"] == 3
-    assert set(config) >= {"backbone", "method", "layers", "task", "train"}
+    assert (start.project, list(start.tags)) == ("petl_bench", ["demo"])
+    assert mirror.config["train"]["seed"] == 3
+    assert set(mirror.config) >= {"backbone", "method", "layers", "task", "train"}
+    assert "study" not in mirror.config
 
-    points = [part.history for part in parts if part.WhichOneof("record_type") == "history"]
-    rows = [{(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in point.item} for point in points]
+    rows = mirror.points
     assert [row["step"] for row in rows] == [4, 8]
-    assert rows[1]["validation/accuracy"] == record.history[1].scores["accuracy"]
+    assert rows[1]["validation/accuracy"] == rows[1]["selection_score"] == record.history[1].scores["accuracy"]
     assert rows[1]["train/loss"] == pytest.approx(record.history[1].train_loss)
+    assert mirror.axes == {"step"}
 
-    axes = [part.metric for part in parts if part.WhichOneof("record_type") == "metric"]
-    assert any(axis.step_metric == "step" for axis in axes)
-
-    summary = {}
-    for part in parts:
-        if part.WhichOneof("record_type") == "summary":
-            summary |= {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in part.summary.update}
-    assert summary["scores/best/accuracy"] == record.scores.best["accuracy"]
+    summary = mirror.summary
+    assert summary["scores/best/accuracy"] == summary["score"] == record.scores.best["accuracy"]
+    assert summary["selection_score"] == max(entry.scores["accuracy"] for entry in record.history)
     assert summary["params/trainable"] == record.params.trainable
     assert summary["status"] == "finished"
 

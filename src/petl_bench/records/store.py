@@ -116,12 +116,21 @@ def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]
 def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], list[str]]:
     """The same by file."""
     records, unreadable = {}, []
+    for file in find_record_files(folders):
+        try:
+            records[file] = read_record(file)
+        except (ValueError, OSError) as error:
+            unreadable.append(f"{file} cannot be read: {error}")
+    return records, unreadable
+
+
+def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
+    """The files of every record below these folders, in the order of their paths.
+
+    Raises:
+        RequestError: where a folder does not exist.
+    """
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise RequestError(f"{folder}: there is no such folder of runs.")
-        for file in sorted(folder.rglob(RECORD_FILE)):
-            try:
-                records[file] = read_record(file)
-            except (ValueError, OSError) as error:
-                unreadable.append(f"{file} cannot be read: {error}")
-    return records, unreadable
+        yield from sorted(folder.rglob(RECORD_FILE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,13 @@ class NoTracker:
         """Does nothing."""
 
 
-def open_tracker(settings: TrackerConfig, run: RunIdentity) -> Tracker:
+def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True) -> Tracker:
     """Opens the configured tracker.
+
+    Args:
+        settings: Which; of a live run, W&B's variable for the project wins over them.
+        run: How the run is called.
+        live: Whether the run is being made now, or mirrored afterwards.
 
     Raises:
         RequestError: where its package is missing.
@@ -61,21 +67,10 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity) -> Tracker:
     if settings.name == "wandb":
         from petl_bench.trackers.wandb import WandbTracker
 
-        return WandbTracker(settings, run)
+        asked = os.environ.get("WANDB_PROJECT") if live else None
+        return WandbTracker(asked or settings.project, run, live=live)
     if settings.name == "tensorboard":
         from petl_bench.trackers.tensorboard import TensorBoardTracker
 
-        return TensorBoardTracker(run)
+        return TensorBoardTracker(run, live=live)
     return NoTracker()
-
-
-def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of nested mappings, by path: `memory/device/alloc_retries`."""
-    numbers: dict[str, float] = {}
-    for name, value in content.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            numbers |= flat_numbers(value, f"{path}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[path] = value
-    return numbers
