@@ -21,6 +21,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers.tracker import open_tracker
+from petl_bench.trackers.values import history_point
 from petl_bench.training.allocator import freed_memory_kept
 from petl_bench.weights import save_trained
 
