@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.processes import is_main_process
+from petl_bench.reports.picture import PLOT_KINDS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,8 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
     report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
     report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--plot", metavar="FILE", help="also draw a picture (.png, .pdf, .svg)")
     report.add_argument(
-        "--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)"
+        "--plot-kind",
+        choices=PLOT_KINDS,
+        default=PLOT_KINDS[0],
+        help="what it shows: score against costs, learning curves, score by training rows, or variability by layer",
+    )
+    report.add_argument(
+        "--html", metavar="FILE", help="also write one page with tables and plots that answer the mouse"
     )
     report.set_defaults(call=_report)
 
@@ -227,7 +235,9 @@ def _summary(record: Record) -> str:
 def _report(parsed: argparse.Namespace) -> int:
     from petl_bench.reports.report import write_report
 
-    return write_report(parsed.folders, parsed.format, parsed.plot, _print)
+    return write_report(
+        parsed.folders, parsed.format, parsed.plot, _print, plot_kind=parsed.plot_kind, page=parsed.html
+    )
 
 
 def _list(parsed: argparse.Namespace) -> int:

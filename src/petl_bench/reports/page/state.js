@@ -1,0 +1,68 @@
+// What is shown: the filters, the method that is pointed at, the one that is pinned.
+
+const DATA = JSON.parse(byId("data").textContent);
+const METHODS = DATA.methods;
+const METHOD_NUMBER = new Map(METHODS.map((method, index) => [method, index]));
+const panelName = (row) => (BACKBONES.length > 1 ? `${row.task}, ${row.backbone}` : row.task);
+const panelKey = (row) => JSON.stringify([row.task, row.backbone]);
+
+const distinct = (values) => [...new Set(values)];
+const TASKS = distinct(DATA.rows.map((row) => row.task));
+const BACKBONES = distinct(DATA.rows.map((row) => row.backbone));
+
+for (const row of DATA.rows) {
+  row.m = METHOD_NUMBER.get(row.method);
+  row.words = `${row.method} ${row.label} ${row.task} ${row.backbone}`.toLowerCase();
+}
+
+const state = {
+  text: "",
+  off: { method: new Set(), task: new Set(), backbone: new Set() },
+  axis: DATA.axes.length ? DATA.axes[0].key : null,
+  panels: {},
+  hovered: null,
+  pinned: null,
+};
+const redraws = [];
+
+const isShown = (row) =>
+  (!state.text || state.text.split(/\s+/).every((word) => row.words.includes(word))) &&
+  Object.entries(state.off).every(([kind, off]) => !off.has(row[kind]));
+const shownRows = () => DATA.rows.filter(isShown);
+
+let waiting = false;
+// Several changes in one frame draw once.
+function refresh() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    const rows = shownRows();
+    for (const redraw of redraws) redraw(rows);
+  });
+}
+
+// One rule of style links table, legend and plots; nothing is drawn again.
+function link() {
+  const hot = state.hovered ?? state.pinned;
+  const m = `[data-m="${hot}"]`;
+  byId("linked").textContent =
+    hot === null
+      ? ""
+      : `.marks [data-m]:not(${m}) { opacity: 0.13; } tbody tr${m} td { background: var(--hot); }
+         .chip${m} { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); }`;
+  for (const button of document.querySelectorAll(".pin")) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.m) === state.pinned));
+  }
+}
+
+function hover(m) {
+  if (m === state.hovered) return;
+  state.hovered = m;
+  link();
+}
+
+function pin(m) {
+  state.pinned = state.pinned === m ? null : m;
+  link();
+}
