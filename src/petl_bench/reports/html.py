@@ -16,7 +16,19 @@ from petl_bench.reports.picture import check_page
 
 STYLES = ("page.css", "charts.css")
 # In this order: each uses what stands in those before it.
-SCRIPTS = ("elements.js", "state.js", "tooltip.js", "chart.js", "plots.js", "table.js", "page.js")
+SCRIPTS = (
+    "elements.js",
+    "state.js",
+    "tooltip.js",
+    "chart.js",
+    "plots.js",
+    "table.js",
+    "head.js",
+    "filters.js",
+    "panels.js",
+    "sections.js",
+    "page.js",
+)
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 

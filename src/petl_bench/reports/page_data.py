@@ -42,6 +42,8 @@ def page_data(
         published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`.
         claims: Rows `{claim, source, verdict, numbers}`.
     """
+    # Tasks as they come; of each, those trained on the most rows first.
+    named = sorted(named, key=lambda item: (item.panel, -item.rows, _trained(item), item.method))
     rows = [_row(index, item) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {

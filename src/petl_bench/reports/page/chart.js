@@ -35,8 +35,8 @@ function methodMark(m) {
   );
 }
 
-function niceTicks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
+function niceTicks(low, high, count, least) {
+  const raw = Math.max((high - low) / Math.max(1, count), least);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw * 0.999);
   const ticks = [];
@@ -60,7 +60,7 @@ function logTicks(low, high, count) {
 }
 
 // A scale over the values, padded so that no marker lies on an axis.
-function scaleOf(values, { log = false, pad = 0.08, least = 0 } = {}) {
+function scaleOf(values, { log = false, whole = false, pad = 0.08, least = 0 } = {}) {
   const turn = log ? Math.log10 : (value) => value;
   let [low, high] = [Math.min(...values), Math.max(...values)].map(turn);
   const gap = Math.max(high - low, log ? 0.2 : least || Math.abs(high) * 0.02 || 1);
@@ -70,14 +70,14 @@ function scaleOf(values, { log = false, pad = 0.08, least = 0 } = {}) {
   return {
     log,
     share: (value) => (turn(value) - low) / (high - low),
-    ticks: (count) => (log ? logTicks : niceTicks)(back(low), back(high), count),
+    ticks: (count) => (log ? logTicks : niceTicks)(back(low), back(high), count, whole ? 1 : 0),
   };
 }
 
 // Axes and grid; gives where a value lies, and the layer that marks are drawn into.
 function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
   const width = Math.max(240, Math.floor(container.clientWidth));
-  const yTicks = y.ticks(5);
+  const yTicks = y.ticks(Math.floor(height / 48));
   const left = 30 + Math.max(...yTicks.map((tick) => tickText(tick).length), 2) * 7;
   const [right, top, bottom] = [12, 12, 44];
   const [inner, tall] = [width - left - right, height - top - bottom];
@@ -86,7 +86,8 @@ function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
     y: (value) => top + (1 - y.share(value)) * tall,
     left, right: width - right, top, bottom: height - bottom,
   };
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "group", "aria-label": label });
+  const box = `0 0 ${width} ${height}`;
+  const root = svg("svg", { viewBox: box, height, role: "group", "aria-label": label });
   for (const tick of yTicks) {
     root.append(
       svg("line", { class: "grid", x1: left, x2: at.right, y1: at.y(tick), y2: at.y(tick) }),
@@ -100,10 +101,11 @@ function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
     );
   }
   const middle = (top + at.bottom) / 2;
+  const centred = { "text-anchor": "middle" };
   root.append(
     svg("line", { class: "base", x1: left, x2: at.right, y1: at.bottom, y2: at.bottom }),
-    svg("text", { class: "axis-name", x: (left + at.right) / 2, y: height - 6, "text-anchor": "middle" }, xName),
-    svg("text", { class: "axis-name", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yName),
+    svg("text", { class: "axis-name", x: (left + at.right) / 2, y: height - 6, ...centred }, xName),
+    svg("text", { class: "axis-name", transform: `translate(11 ${middle}) rotate(-90)`, ...centred }, yName),
   );
   const marks = svg("g", { class: "marks" });
   root.append(marks);
@@ -116,7 +118,10 @@ function drawPoint(plot, { m, x, y, r = 5.5, text, tip }) {
   const first = !plot.root.querySelector(".pt");
   const point = svg(
     "g",
-    { class: "pt", "data-m": m, transform: `translate(${x} ${y})`, tabindex: first ? 0 : -1, role: "img", "aria-label": text },
+    {
+      class: "pt", "data-m": m, transform: `translate(${x} ${y})`, tabindex: first ? 0 : -1,
+      role: "img", "aria-label": text,
+    },
     svg("circle", { class: "hit", r: Math.max(10, r + 4) }),
     svg("path", { class: "shape", d: shapeOf(m, r), style: `fill: ${colourOf(m)}` }),
   );

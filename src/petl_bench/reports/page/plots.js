@@ -5,6 +5,10 @@ const isNumber = (value) => value !== null && value !== undefined;
 const axisOf = (key) => DATA.axes.find((axis) => axis.key === key);
 const scoreName = (row) => row.metric + (row.percent ? ", %" : "");
 
+// How many larger numbers of training rows its task has.
+const larger = ([row]) => [...sizesOf.get(row.task)].filter((size) => size > row.rows).length;
+
+// Those trained on the most rows of their task come first.
 function panelsOf(rows) {
   const panels = new Map();
   for (const row of rows) {
@@ -12,7 +16,7 @@ function panelsOf(rows) {
     if (!panels.has(key)) panels.set(key, []);
     panels.get(key).push(row);
   }
-  return panels;
+  return [...panels.values()].sort((a, b) => larger(a) - larger(b));
 }
 
 function scoreLines(row) {
@@ -42,20 +46,22 @@ function redrawScores(rows) {
   const axis = axisOf(state.axis);
   const holder = byId("multiples");
   const known = rows.filter((row) => isNumber(row.score) && isNumber(row[axis.key]));
-  const panels = [...panelsOf(known).values()];
+  const panels = panelsOf(known);
   const shown = panels.slice(0, MOST_MULTIPLES);
   const columns = Math.max(1, Math.min(shown.length, Math.floor((holder.clientWidth + 24) / 380), 3));
   holder.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
-  const figures = shown.map(() => el("div", { class: "chart" }));
+  const charts = shown.map(() => el("div", { class: "chart" }));
   holder.replaceChildren(
     ...shown.map((mine, index) =>
-      el("figure", {}, el("figcaption", {}, panelName(mine[0]), el("span", {}, ` · ${mine[0].split}`)), figures[index]),
+      el("figure", {},
+        el("figcaption", {}, panelName(mine[0]), el("span", {}, ` · ${mine[0].split}`)),
+        charts[index]),
     ),
     ...(shown.length ? [] : [el("p", { class: "nothing" }, "No row here has both a score and this cost.")]),
   );
   byId("more-panels").textContent =
     panels.length > shown.length ? `The first ${shown.length} of ${panels.length} tasks; filter for the others.` : "";
-  shown.forEach((mine, index) => drawScores(figures[index], mine, axis));
+  shown.forEach((mine, index) => drawScores(charts[index], mine, axis));
 }
 
 function drawScores(container, rows, axis) {
@@ -82,7 +88,7 @@ function drawScores(container, rows, axis) {
   for (const row of rows) {
     const [x, y] = at(row);
     const extra = axis.key === "params" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
-    const text = `${row.label}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
+    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
     drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
   }
   nameFront(plot, front, rows.map(at), at);
@@ -94,10 +100,10 @@ function nameFront(plot, front, points, at) {
   const hits = (a) => taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
   for (const row of front) {
     const [x, y] = at(row);
-    const width = row.label.length * 6.4;
+    const width = row.method.length * 6.6;
     const places = [
-      [x + 10, y + 4, "start"], [x - 10, y + 4, "end"], [x, y - 11, "middle"], [x, y + 19, "middle"],
-      [x + 8, y - 9, "start"], [x - 8, y - 9, "end"], [x + 8, y + 17, "start"], [x - 8, y + 17, "end"],
+      [x - 8, y - 7, "end"], [x - 11, y + 4, "end"], [x, y - 12, "middle"], [x + 8, y - 9, "start"],
+      [x + 11, y + 4, "start"], [x, y + 20, "middle"], [x + 8, y + 17, "start"], [x - 8, y + 17, "end"],
     ];
     for (const [tx, ty, anchor] of places) {
       const from = anchor === "start" ? tx : anchor === "end" ? tx - width : tx - width / 2;
@@ -105,7 +111,8 @@ function nameFront(plot, front, points, at) {
       const inside = from >= plot.at.left && from + width <= plot.at.right + 8 && box[1] > 0 && ty < plot.at.bottom;
       if (!inside || hits(box)) continue;
       taken.push(box);
-      plot.marks.append(svg("text", { class: "name", "data-m": row.m, x: tx, y: ty, "text-anchor": anchor }, row.label));
+      const place = { x: tx, y: ty, "text-anchor": anchor };
+      plot.marks.append(svg("text", { class: "name", "data-m": row.m, ...place }, row.method));
       break;
     }
   }
@@ -143,7 +150,7 @@ function seriesScale(series, options) {
 function redrawHistory(container, rows) {
   const series = rows.map((row) => ({ row, points: row.history.map((entry) => historyPoint(row, entry)) }));
   const plot = drawFrame(container, {
-    x: scaleOf(series.flatMap(({ points }) => points.map((point) => point.x)), { pad: 0.04 }),
+    x: scaleOf(series.flatMap(({ points }) => points.map((point) => point.x)), { pad: 0.04, whole: true }),
     y: seriesScale(series, { least: rows[0].percent ? 1 : 0 }),
     xName: "updates",
     yName: `${rows[0].selection_split} ${scoreName(rows[0])}`,
@@ -155,7 +162,7 @@ function redrawHistory(container, rows) {
 function historyPoint(row, [step, epoch, mean, sd, n]) {
   const text = spreadText(row, mean, n > 1 ? sd : null);
   const lines = [["updates", number(step)], ["epoch", brief(epoch)], [scoreName(row), text], ["seeds", number(n)]];
-  const tip = () => ({ m: row.m, title: row.label, under: `${row.task}, ${row.selection_split}`, lines });
+  const tip = () => ({ m: row.m, title: row.method, under: `${panelName(row)}, ${row.selection_split}`, lines });
   return { x: step, mean, sd, text: `${row.label}, ${number(step)} updates: ${text}`, tip };
 }
 
@@ -186,7 +193,7 @@ function redrawVariability(container, rows) {
   const values = rows.flatMap((row) => [...row.variability.values, ...row.variability.shuffled].filter(positive));
   const layers = Math.max(...rows.map((row) => row.variability.values.length));
   const plot = drawFrame(container, {
-    x: scaleOf([1, layers]),
+    x: scaleOf([1, layers], { whole: true }),
     y: scaleOf(values.length ? values : [1], { log: true }),
     xName: "layer",
     yName: "variability ν",
@@ -203,7 +210,8 @@ function redrawVariability(container, rows) {
     drawLine(plot, row.m, at(own).map(place));
     for (const [layer, value] of at(own)) {
       const [x, y] = place([layer, value]);
-      const lines = [["layer", number(layer)], ["ν", brief(value)], ["ν, shuffled labels", brief(shuffled[layer - 1])]];
+      const control = ["ν, shuffled labels", brief(shuffled[layer - 1])];
+      const lines = [["layer", number(layer)], ["ν", brief(value)], control];
       const under = `${row.task}, adapts layers ${bottom}–${top}`;
       const tip = () => ({ m: row.m, title: row.label, under, lines });
       drawPoint(plot, { m: row.m, x, y, r: 4.5, text: `${row.label}, layer ${layer}: ${brief(value)}`, tip });

@@ -3,12 +3,22 @@
 const DATA = JSON.parse(byId("data").textContent);
 const METHODS = DATA.methods;
 const METHOD_NUMBER = new Map(METHODS.map((method, index) => [method, index]));
-const panelName = (row) => (BACKBONES.length > 1 ? `${row.task}, ${row.backbone}` : row.task);
-const panelKey = (row) => JSON.stringify([row.task, row.backbone]);
 
 const distinct = (values) => [...new Set(values)];
 const TASKS = distinct(DATA.rows.map((row) => row.task));
 const BACKBONES = distinct(DATA.rows.map((row) => row.backbone));
+
+const SIZES = distinct(DATA.rows.map((row) => row.rows)).sort((a, b) => a - b);
+const sizesOf = new Map(TASKS.map((task) => [task, new Set()]));
+for (const row of DATA.rows) sizesOf.get(row.task).add(row.rows);
+
+// Scores are compared on one task, with one backbone, after training on the same number of rows.
+const panelKey = (row) => JSON.stringify([row.task, row.backbone, row.rows]);
+function panelName(row) {
+  const backbone = BACKBONES.length > 1 ? row.backbone : null;
+  const size = sizesOf.get(row.task).size > 1 ? plural(row.rows, "row") : null;
+  return [row.task, backbone, size].filter(Boolean).join(", ");
+}
 
 for (const row of DATA.rows) {
   row.m = METHOD_NUMBER.get(row.method);
@@ -17,7 +27,7 @@ for (const row of DATA.rows) {
 
 const state = {
   text: "",
-  off: { method: new Set(), task: new Set(), backbone: new Set() },
+  off: { method: new Set(), task: new Set(), backbone: new Set(), rows: new Set() },
   axis: DATA.axes.length ? DATA.axes[0].key : null,
   panels: {},
   hovered: null,

@@ -18,8 +18,8 @@ function cellOf(row, column, best) {
   const value = row[column.key];
   if (column.key === "method") {
     const name = el("span", {}, row.method);
-    const button = { type: "button", class: "pin", "data-m": row.m, "aria-pressed": "false", title: "Keep highlighted" };
-    return el("td", { class: "text" }, el("button", button, methodMark(row.m), name));
+    const button = { type: "button", class: "pin", "aria-pressed": "false", title: "Keep highlighted" };
+    return el("td", { class: "text" }, el("button", { ...button, "data-m": row.m }, methodMark(row.m), name));
   }
   if (column.kind === "text") return el("td", { class: "text" }, value);
   if (!isNumber(value)) return el("td", { class: "missing" }, MISSING);
