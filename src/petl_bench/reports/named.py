@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from petl_bench.records.schema import Record
-from petl_bench.records.study_file import STUDY_FILE, PlannedRun, StudyFile, read_study
+from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.groups import Group, group_records
 
 
@@ -36,30 +35,26 @@ class NamedGroup:
         return self.group.task, self.group.backbone
 
 
-def find_studies(folders: Iterable[str | Path]) -> list[StudyFile]:
-    """The studies whose files lie in or below these folders.
-
-    Raises:
-        RequestError: where one cannot be read.
-    """
-    files = [file for folder in map(Path, folders) for file in sorted(folder.rglob(STUDY_FILE))]
-    studies = [read_study(file.parent) for file in dict.fromkeys(file.resolve() for file in files)]
-    return [study for study in studies if study is not None]
+def reported_records(study: StudyFile, records: Iterable[Record]) -> list[Record]:
+    """The study's own records, without those of learning rates that it tried and did not take."""
+    reported = {run.key for run in study.runs if run.chosen is not False}
+    return [record for record in records if record.run_key in reported]
 
 
 def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -> list[NamedGroup]:
-    """Groups finished records and names them; runs that a study tried and did not take are left out."""
+    """Groups finished records and names them, those of a study as it does."""
     planned = {run.key: run for study in studies for run in study.runs}
-    kept = [record for record in records if not _turned_down(planned.get(record.run_key))]
-    names = {
-        record.run_key: group.label for group in group_records(map(_without_rows, kept)) for record in group.records
-    }
-    named = [_named(group, names[group.first.run_key], planned) for group in group_records(kept)]
+    names = _names_without_rows(records)
+    named = [_named(group, names.get(group.first.run_key, group.label), planned) for group in group_records(records)]
     return _distinct(named)
 
 
-def _turned_down(run: PlannedRun | None) -> bool:
-    return run is not None and run.chosen is False
+def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
+    """Labels by run key where the records differ in the number of training rows."""
+    if len({record.protocol.num_train_examples for record in records if record.protocol}) < 2:
+        return {}
+    groups = group_records(map(_without_rows, records))
+    return {record.run_key: group.label for group in groups for record in group.records}
 
 
 def _without_rows(record: Record) -> Record:

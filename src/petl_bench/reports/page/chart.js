@@ -108,7 +108,7 @@ function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
     svg("text", { class: "axis-name", transform: `translate(11 ${middle}) rotate(-90)`, ...centred }, yName),
   );
   const marks = svg("g", { class: "marks" });
-  root.append(marks);
+  root.append(marks, svg("g", { class: "over", "aria-hidden": "true" }));
   container.replaceChildren(root);
   return { root, marks, at };
 }

@@ -31,6 +31,8 @@ const state = {
   axis: DATA.axes.length ? DATA.axes[0].key : null,
   panels: {},
   hovered: null,
+  // The very mark or row that is pointed at.
+  target: null,
   pinned: null,
 };
 const redraws = [];
@@ -52,23 +54,33 @@ function refresh() {
   });
 }
 
-// One rule of style links table, legend and plots; nothing is drawn again.
+// Links table, legend and plots: all marks fade as one, and copies of the method's own are laid over them.
 function link() {
   const hot = state.hovered ?? state.pinned;
-  const m = `[data-m="${hot}"]`;
-  byId("linked").textContent =
-    hot === null
-      ? ""
-      : `.marks [data-m]:not(${m}) { opacity: 0.13; } tbody tr${m} td { background: var(--hot); }
-         .chip${m} { border-color: var(--accent); box-shadow: inset 0 0 0 1px var(--accent); }`;
+  document.documentElement.classList.toggle("linked", hot !== null);
+  for (const layer of document.querySelectorAll(".over")) {
+    const mine = hot === null ? [] : layer.previousElementSibling.querySelectorAll(`[data-m="${hot}"]`);
+    layer.replaceChildren(...Array.from(mine, copyOf));
+  }
+  for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
+  for (const node of document.querySelectorAll(`tr[data-m="${hot}"], .chip[data-m="${hot}"]`)) node.classList.add("hot");
   for (const button of document.querySelectorAll(".pin")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.m) === state.pinned));
   }
 }
 
-function hover(m) {
-  if (m === state.hovered) return;
+function copyOf(mark) {
+  const copy = mark.cloneNode(true);
+  copy.classList.remove("pt");
+  copy.classList.toggle("at", mark === state.target);
+  for (const name of ["tabindex", "role", "aria-label", "data-m"]) copy.removeAttribute(name);
+  return copy;
+}
+
+function hover(m, target = null) {
+  if (m === state.hovered && target === state.target) return;
   state.hovered = m;
+  state.target = target;
   link();
 }
 

@@ -1,7 +1,8 @@
-// The table: built once; sorting moves its rows, filtering hides them.
+// The table. Of many rows the first are shown, so that sorting answers at once.
 
-const tableRows = new Map();
-const sorting = { key: null, descending: false };
+const FIRST_ROWS = 200;
+const builtRows = new Map();
+const sorting = { key: null, descending: false, order: DATA.rows, all: false };
 
 function bestScores() {
   const best = new Map();
@@ -14,7 +15,9 @@ function bestScores() {
   return best;
 }
 
-function cellOf(row, column, best) {
+const BEST = bestScores();
+
+function cellOf(row, column) {
   const value = row[column.key];
   if (column.key === "method") {
     const name = el("span", {}, row.method);
@@ -26,7 +29,7 @@ function cellOf(row, column, best) {
   if (column.key === "score") {
     const sd = isNumber(row.sd) ? `± ${scoreText(row, row.sd)}` : "";
     const cell = el("td", {}, el("span", { class: "mean" }, scoreText(row, value)), el("span", { class: "sd" }, sd));
-    cell.classList.toggle("best", best.get(panelKey(row)) === value);
+    cell.classList.toggle("best", BEST.get(panelKey(row)) === value);
     return cell;
   }
   if (column.key === "low") return el("td", {}, `${scoreText(row, row.low)} – ${scoreText(row, row.high)}`);
@@ -49,13 +52,13 @@ function sortBy(column) {
   const sign = sorting.descending ? -1 : 1;
   const compareText = new Intl.Collator("en", { numeric: true }).compare;
   const compare = column.kind === "text" ? compareText : (a, b) => a - b;
-  const order = DATA.rows.slice().sort((a, b) => {
+  sorting.order = DATA.rows.slice().sort((a, b) => {
     const [x, y] = [a[column.key], b[column.key]];
     // What is missing comes last either way.
     if (!isNumber(x) || !isNumber(y)) return Number(!isNumber(x)) - Number(!isNumber(y)) || a.id - b.id;
     return sign * compare(x, y) || a.id - b.id;
   });
-  byId("rows").append(...order.map((row) => tableRows.get(row.id)));
+  redrawTable(shownRows());
   for (const header of document.querySelectorAll("th[data-key]")) {
     const mine = header.dataset.key === column.key;
     header.setAttribute("aria-sort", mine ? (sorting.descending ? "descending" : "ascending") : "none");
@@ -63,12 +66,20 @@ function sortBy(column) {
   }
 }
 
-function buildTable() {
-  const best = bestScores();
-  const columns = DATA.columns.filter((column) => column.key !== "backbone" || BACKBONES.length > 1);
-  for (const row of DATA.rows) {
-    tableRows.set(row.id, el("tr", { "data-m": row.m }, ...columns.map((column) => cellOf(row, column, best))));
+const shownColumns = DATA.columns.filter((column) => column.key !== "backbone" || BACKBONES.length > 1);
+
+function tableRow(row) {
+  if (!builtRows.has(row.id)) {
+    builtRows.set(row.id, el("tr", { "data-m": row.m }, ...shownColumns.map((column) => cellOf(row, column))));
   }
+  return builtRows.get(row.id);
+}
+
+function buildTable() {
+  const showAll = () => {
+    sorting.all = true;
+    redrawTable(shownRows());
+  };
   byId("table").append(
     el(
       "div", { class: "panel-head" },
@@ -79,16 +90,22 @@ function buildTable() {
       "div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table, scrolls sideways" },
       el(
         "table", {},
-        el("thead", {}, el("tr", {}, ...columns.map(headerOf))),
-        el("tbody", { id: "rows" }, ...tableRows.values()),
+        el("thead", {}, el("tr", {}, ...shownColumns.map(headerOf))),
+        el("tbody", { id: "rows" }),
       ),
       el("p", { class: "empty", id: "no-rows", hidden: true }, "No row fits these filters."),
+      el("button", { type: "button", class: "button more-rows", id: "more-rows", onclick: showAll, hidden: true }),
     ),
   );
 }
 
 function redrawTable(rows) {
-  const shown = new Set(rows.map((row) => row.id));
-  for (const [id, line] of tableRows) line.hidden = !shown.has(id);
-  byId("no-rows").hidden = rows.length > 0;
+  const fitting = new Set(rows);
+  const order = sorting.order.filter((row) => fitting.has(row));
+  const shown = sorting.all ? order : order.slice(0, FIRST_ROWS);
+  byId("rows").replaceChildren(...shown.map(tableRow));
+  byId("no-rows").hidden = order.length > 0;
+  byId("more-rows").hidden = shown.length === order.length;
+  byId("more-rows").textContent = `Show all ${number(order.length)} rows`;
+  link();
 }

@@ -27,7 +27,7 @@ function pointed(event) {
 
 document.addEventListener("pointerover", (event) => {
   const target = pointed(event);
-  hover(target ? Number(target.dataset.m) : null);
+  hover(target ? Number(target.dataset.m) : null, target);
   if (target && tips.has(target)) showTip(target, event.clientX, event.clientY);
   else hideTip();
 });
@@ -38,7 +38,7 @@ document.documentElement.addEventListener("pointerleave", () => {
 document.addEventListener("focusin", (event) => {
   const target = pointed(event);
   if (!target || !target.matches(":focus-visible")) return;
-  hover(Number(target.dataset.m));
+  hover(Number(target.dataset.m), target);
   if (!tips.has(target)) return;
   const box = target.getBoundingClientRect();
   showTip(target, box.right, box.bottom);
