@@ -9,7 +9,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.learning_curves import learning_curve
 from petl_bench.reports.low_resource import rows_curves
-from petl_bench.reports.named import named_groups
+from petl_bench.reports.named import named_groups, panel_groups
 from petl_bench.reports.picture import PLOT_KINDS
 from petl_bench.reports.report import write_report
 from petl_bench.reports.variability_plot import layer_variability
@@ -59,6 +59,12 @@ def test_curves_by_rows_go_from_fewest_to_most():
     (curve,) = rows_curves(named_groups([made_record("lora", "cola", 0, rows) for rows in (500, 100, 2000)]))
     assert (curve.method, curve.task, [point.rows for point in curve.points]) == ("lora", "cola", [100, 500, 2000])
     assert [point.group.label for point in curve.points] == ["lora, 100 rows", "lora, 500 rows", "lora, 2,000 rows"]
+
+
+def test_numbers_of_rows_are_not_compared_with_one_another():
+    named = named_groups([made_record("lora", task, 0, rows) for task, rows in (("cola", 9), ("mrpc", 5), ("mrpc", 7))])
+    panels = [(group.task, group.label) for group in panel_groups(named)]
+    assert panels == [("cola", "lora"), ("mrpc, 7 rows", "lora"), ("mrpc, 5 rows", "lora")]
 
 
 def test_variability_is_the_mean_over_seeds_and_missing_where_one_is_infinite():

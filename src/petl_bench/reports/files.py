@@ -11,7 +11,7 @@ from petl_bench.records.study_file import read_study
 from petl_bench.reports.html import write_page
 from petl_bench.reports.learning_curves import draw_learning_curves
 from petl_bench.reports.low_resource import draw_low_resource
-from petl_bench.reports.named import NamedGroup, named_groups, reported_records
+from petl_bench.reports.named import NamedGroup, named_groups, panel_groups, reported_records
 from petl_bench.reports.page_data import page_data
 from petl_bench.reports.plot import draw_scores
 from petl_bench.reports.variability_plot import draw_variability
@@ -54,4 +54,4 @@ def _draw(named: list[NamedGroup], kind: str, file: Path) -> None:
         draw_low_resource(named, file)
         return
     draw = {"pareto": draw_scores, "curves": draw_learning_curves, "variability": draw_variability}[kind]
-    draw([item.group for item in named], file)
+    draw(panel_groups(named), file)

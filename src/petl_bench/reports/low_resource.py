@@ -59,6 +59,7 @@ def draw_low_resource(named: list[NamedGroup], file: Path) -> None:
             axes, [rows for rows, _ in known], [score for _, score in known], group, **panels.style(group.label)
         )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
 
     panels = Panels(heads, file, nothing="no method here was trained on several numbers of rows of one task")
     panels.draw(draw, x_label="training rows", y_label=score_name)

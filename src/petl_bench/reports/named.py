@@ -49,6 +49,22 @@ def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -
     return _distinct(named)
 
 
+def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:
+    """Groups to be compared within their task: each number of training rows is one of its own, the largest first."""
+    sizes: dict[tuple[str, str], set[int]] = {}
+    for item in named:
+        sizes.setdefault(item.panel, set()).add(item.rows)
+    ordered = sorted(named, key=lambda item: sum(size > item.rows for size in sizes[item.panel]))
+    return [
+        replace(
+            item.group,
+            label=item.method,
+            task=f"{item.group.task}, {item.rows:,} rows" if len(sizes[item.panel]) > 1 else item.group.task,
+        )
+        for item in ordered
+    ]
+
+
 def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
     """Labels by run key where the records differ in the number of training rows."""
     if len({record.protocol.num_train_examples for record in records if record.protocol}) < 2:

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS = "osD^vP*Xh<>p"
+# Told apart by colour-blind readers; 7 colours and 8 markers, so that 56 methods differ in one or the other.
+_COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#4a4f57")
+_MARKERS = "os^DvP*X"
 _MOST_COLUMNS = 3
+_LEGEND_LINE = 0.21
 
 
 def series_style(index: int) -> dict[str, Any]:
     """Colour and marker of a method by its number."""
-    return {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)]}
+    return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
 def score_scale(group: Group) -> int:
@@ -40,12 +43,16 @@ def draw_legend(figure: Figure, panels: list[Axes]) -> None:
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
-    # Inches that the longest name takes at this size, its marker included.
-    width = 0.5 + 0.075 * max(map(len, found))
-    columns = max(1, min(len(found), int(figure.get_figwidth() / width)))
+    columns = _legend_columns(list(found), figure.get_figwidth())
     figure.legend(
         list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
+
+
+def _legend_columns(names: list[str], width: float) -> int:
+    # Inches that the longest name takes at this size, its marker included.
+    longest = 0.5 + 0.075 * max(map(len, names))
+    return max(1, min(len(names), int(width / longest)))
 
 
 class Panels:
@@ -90,7 +97,9 @@ class Panels:
         panels = list(dict.fromkeys((group.task, group.backbone) for group in self._groups))
         columns = min(_MOST_COLUMNS, len(panels))
         rows = -(-len(panels) // columns)
-        size = (1.0 + 4.2 * columns, 1.0 + 3.1 * rows)
+        width = 1.6 + 4.2 * columns
+        lines = -(-len(self._labels) // _legend_columns(self._labels, width))
+        size = (width, 0.6 + 3.1 * rows + _LEGEND_LINE * lines)
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         for (task, backbone), axes in zip(panels, grid.flat, strict=False):
             mine = [group for group in self._groups if (group.task, group.backbone) == (task, backbone)]

@@ -59,7 +59,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
         mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
         for axes, cost in zip(row, costs, strict=True):
             _panel(axes, mine, cost, labels)
-        row[0].set_ylabel(f"{task} {score_name(mine[0])}")
+        row[0].set_ylabel(score_name(mine[0]))
         row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     draw_legend(figure, list(grid[:, 0]))
     figure.savefig(file, dpi=150)

@@ -39,9 +39,8 @@ function cellOf(row, column) {
 
 function headerOf(column) {
   const arrow = el("span", { class: "arrow", "aria-hidden": "true" });
-  const button = el("button", { type: "button", title: column.note, onclick: () => sortBy(column) });
-  if (column.kind === "text") button.append(column.name, arrow);
-  else button.append(arrow, column.name);
+  const action = { type: "button", title: column.note, onclick: () => sortBy(column) };
+  const button = el("button", action, column.name, arrow);
   const kind = column.kind === "text" ? "sortable text" : "sortable";
   return el("th", { scope: "col", class: kind, "aria-sort": "none", "data-key": column.key }, button);
 }
