@@ -112,12 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--plot-kind",
         choices=PLOT_KINDS,
-        default=PLOT_KINDS[0],
-        help="what it shows: score against costs, learning curves, score by training rows, or variability by layer",
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
+        "variability of layers",
     )
-    report.add_argument(
-        "--html", metavar="FILE", help="also write one page with tables and plots that answer the mouse"
-    )
+    report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.set_defaults(call=_report)
 
     catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")

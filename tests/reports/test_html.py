@@ -139,7 +139,7 @@ def page(tmp_path_factory):
     """The address of a page on a whole study, papers and claims included."""
     records = made_study()
     published = {
-        "row": "LoRA", "source": "a paper, Table 2", "task": "cola", "metric": "mcc", "value": 63.4, "sd": 1.2,
+        "row": "LoRA", "source": "a paper, Table 2", "task": "cola", "metric": "mcc", "value": 63.45, "sd": 1.2,
         "ours_mean": 50.0, "ours_sd": 0.5, "n": 3, "comparable": False, "why": "a larger encoder",
     }  # fmt: skip
     claim = {"claim": "LoRA is on par.", "source": "a paper", "verdict": "supported", "numbers": {"difference": -0.61}}
@@ -289,8 +289,10 @@ def test_every_section_is_there(opened):
         "Score against cost", "Every method in numbers", "Learning curves", "Fewer training rows",
         "Variability by layer", "Published against reproduced", "Claims", "How to read this page",
     ]  # fmt: skip
-    assert texts(opened, "#published td")[-5:] == ["63.4 ± 1.2", "50.0 ± 0.5", "3", "−13.4", "no: a larger encoder"]  # noqa: RUF001
-    assert texts(opened, "#claims td")[-2:] == ["supported", "difference: −0.610"]  # noqa: RUF001
+    assert texts(opened, "#published td")[-5:] == [
+        "63.45 ± 1.2", "50.0 ± 0.5", "3", "\N{MINUS SIGN}13.5", "no: a larger encoder",
+    ]  # fmt: skip
+    assert texts(opened, "#claims td")[-2:] == ["supported", "difference: \N{MINUS SIGN}0.610"]
 
 
 def test_a_phone_scrolls_down_only(opened, page):

@@ -44,6 +44,11 @@ def test_records_that_hold_nothing_of_a_kind_are_told(kind, words, tmp_path):
     assert not (tmp_path / "plot.png").exists()
 
 
+def test_a_kind_without_a_file_is_told(study):
+    with pytest.raises(RequestError, match="add --plot FILE"):
+        write_report([str(study)], "csv", None, lambda _: None, plot_kind="curves")
+
+
 def test_a_learning_curve_counts_the_seeds_that_got_there():
     records = [made_record("lora", "cola", seed) for seed in (0, 1)]
     records[1].history = records[1].history[:3]

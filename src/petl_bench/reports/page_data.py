@@ -39,7 +39,8 @@ def page_data(
         named: The rows of its table.
         records: All records that were found, finished or not.
         studies: What the records were made for.
-        published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`.
+        published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`, and where
+            the two compare `verdict`.
         claims: Rows `{claim, source, verdict, numbers}`.
     """
     # Tasks as they come; of each, those trained on the most rows first.

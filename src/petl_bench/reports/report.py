@@ -11,7 +11,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import find_records
 from petl_bench.reports.files import write_files
 from petl_bench.reports.groups import Group, group_records
-from petl_bench.reports.picture import check_page, check_picture
+from petl_bench.reports.picture import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.table import comparison_tables, to_csv, to_json, to_latex, to_markdown
 from petl_bench.reports.terminal import print_table
 
@@ -24,7 +24,7 @@ def write_report(
     plot: str | None,
     write: Callable[[str], None],
     *,
-    plot_kind: str = "pareto",
+    plot_kind: str | None = None,
     page: str | None = None,
 ) -> int:
     """Reports on every finished run below `folders`.
@@ -34,7 +34,7 @@ def write_report(
         form: `table` (for a terminal), `md`, `latex`, `csv` or `json`.
         plot: Picture to draw.
         write: Takes the report's text.
-        plot_kind: What the picture shows, one of `PLOT_KINDS`.
+        plot_kind: What the picture shows, one of `PLOT_KINDS`; None: the first of them.
         page: HTML page to write.
 
     Returns:
@@ -43,6 +43,8 @@ def write_report(
     Raises:
         RequestError: where there is no finished run, or nothing that the picture could show.
     """
+    if plot_kind and not plot:
+        raise RequestError(f"--plot-kind {plot_kind} draws nothing by itself: add --plot FILE.")
     if plot:
         check_picture(Path(plot))
     if page:
@@ -60,7 +62,7 @@ def write_report(
     else:
         write(_render(groups, form))
     if plot or page:
-        write_files(folders, plot, plot_kind, page)
+        write_files(folders, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
 
 

@@ -57,7 +57,8 @@ function bestCard(rows) {
   }
   const spread = isNumber(best.sd) ? [el("small", {}, ` ± ${scoreText(best, best.sd)}`)] : [];
   return card(
-    `${best.n > 1 ? "best mean" : "best"}, ${panelName(best)} (${scoreName(best)})`, [scoreText(best, best.score), ...spread],
+    `${best.n > 1 ? "best mean" : "best"}, ${panelName(best)} (${scoreName(best)})`,
+    [scoreText(best, best.score), ...spread],
     el("div", {}, ...lines), "card best-card",
   );
 }

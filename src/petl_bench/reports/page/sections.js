@@ -10,19 +10,27 @@ function plainTable(names, lines) {
 }
 
 const cell = (value, kind) => el("td", { class: kind }, isNumber(value) && value !== "" ? value : MISSING);
+// As a paper prints it, two digits at most.
+const isTenths = (value) => Math.abs(value * 10 - Math.round(value * 10)) < 1e-6;
+const asPrinted = (value) => number(value, isNumber(value) && !isTenths(value) ? 2 : 1);
+const printedSpread = (mean, sd) => asPrinted(mean) + (isNumber(sd) ? ` ± ${asPrinted(sd)}` : "");
 const withSpread = (mean, sd) => number(mean, 1) + (isNumber(mean) && isNumber(sd) ? ` ± ${number(sd, 1)}` : "");
 
 function buildPublished() {
   if (!DATA.published.length) return;
+  const judged = DATA.published.some((row) => row.verdict);
   const names = [["row", ""], ["source", ""], ["task", ""], ["metric", ""], ["published", "number"], ["ours", "number"],
-    ["seeds", "number"], ["difference", "number"], ["comparable", "why"]];
+    ["seeds", "number"], ["difference", "number"], ...(judged ? [["published value is", ""]] : []),
+    ["comparable", "why"]];
   const lines = DATA.published.map((row) => {
     const both = isNumber(row.value) && isNumber(row.ours_mean);
     const gap = both ? row.ours_mean - row.value : null;
     return [
-      cell(row.row), cell(row.source), cell(row.task), cell(row.metric), cell(withSpread(row.value, row.sd), "number"),
-      cell(withSpread(row.ours_mean, row.ours_sd), "number"), cell(isNumber(row.n) ? number(row.n) : null, "number"),
+      cell(row.row), cell(row.source), cell(row.task), cell(row.metric),
+      cell(printedSpread(row.value, row.sd), "number"), cell(withSpread(row.ours_mean, row.ours_sd), "number"),
+      cell(isNumber(row.ours_mean) ? number(row.n) : null, "number"),
       cell(both ? (gap > 0 ? "+" : "") + number(gap, 1) : null, "number"),
+      ...(judged ? [cell(row.verdict)] : []),
       cell([row.comparable ? "yes" : "no", row.why].filter(Boolean).join(": "), "why"),
     ];
   });
@@ -49,7 +57,7 @@ function buildClaims() {
 
 function verdictKind(verdict) {
   const text = String(verdict || "").toLowerCase();
-  if (/not test|untest|undecided|open|too few/.test(text)) return "";
+  if (/not test|not run|untest|undecided|open|too few/.test(text)) return "";
   if (/^(no\b|not|fail|false|contradict|refut|does not)/.test(text)) return "bad";
   return /^(yes|hold|support|reproduced|true|confirm)/.test(text) ? "good" : "";
 }

@@ -63,7 +63,8 @@ function link() {
     layer.replaceChildren(...Array.from(mine, copyOf));
   }
   for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
-  for (const node of document.querySelectorAll(`tr[data-m="${hot}"], .chip[data-m="${hot}"]`)) node.classList.add("hot");
+  const named = document.querySelectorAll(`tr[data-m="${hot}"], .chip[data-m="${hot}"]`);
+  for (const node of named) node.classList.add("hot");
   for (const button of document.querySelectorAll(".pin")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.m) === state.pinned));
   }
