@@ -20,6 +20,7 @@ from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.logs import DEBUG_VARIABLE, debugging, setup_logging
 from petl_bench.processes import is_main_process
+from petl_bench.reports.picture import PLOT_KINDS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -111,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
     report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
     report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--plot", metavar="FILE", help="also draw a picture (.png, .pdf, .svg)")
     report.add_argument(
         "--statistic",
         choices=("mean", "median"),
@@ -121,8 +123,12 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", metavar="METHOD", help="test every method against this one; default: against the best average"
     )
     report.add_argument(
-        "--plot", metavar="FILE", help="also draw score against parameters and memory (.png, .pdf, .svg)"
+        "--plot-kind",
+        choices=PLOT_KINDS,
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
+        "variability of layers",
     )
+    report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.set_defaults(call=_report)
 
     catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
@@ -287,6 +293,8 @@ def _report(parsed: argparse.Namespace) -> int:
         _print,
         statistic=parsed.statistic,
         reference=parsed.compare,
+        plot_kind=parsed.plot_kind,
+        page=parsed.html,
     )
 
 

@@ -10,7 +10,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
-from petl_bench.reports.groups import Group, group_records
+from petl_bench.reports.groups import group_records
 from petl_bench.reports.sheets import Sheet, backbone_sheets, reported_records, study_sheet
 
 _log = logging.getLogger(__name__)
@@ -23,14 +23,17 @@ class Material:
     Attributes:
         sheets: One a study, then one a backbone for the other runs.
         studies: Each study with its records.
+        others: Records of no study.
     """
 
     sheets: list[Sheet]
     studies: list[tuple[StudyFile, list[Record]]]
+    others: list[Record]
 
-    def groups(self) -> list[Group]:
-        """All finished runs, grouped."""
-        return [group for sheet in self.sheets for group in sheet.groups()]
+    @property
+    def records(self) -> list[Record]:
+        """All records, those of studies first."""
+        return [record for _, own in self.studies for record in own] + self.others
 
 
 def read_material(folders: list[str]) -> Material:
@@ -52,8 +55,10 @@ def read_material(folders: list[str]) -> Material:
     groups = group_records(others)
     if not groups and not studies:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
-    _tell_unfinished([*(record for _, own in studies for record in own), *others])
-    return Material([study_sheet(study, own) for study, own in studies] + backbone_sheets(groups), studies)
+    sheets = [study_sheet(study, own) for study, own in studies] + backbone_sheets(groups)
+    material = Material(sheets, studies, others)
+    _tell_unfinished(material.records)
+    return material
 
 
 def _own(study: StudyFile, records: list[Record]) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Which pictures can be drawn."""
+"""Which files a report can write: pictures and pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from petl_bench.errors import RequestError, RunError
 
 FORMATS = (".png", ".pdf", ".svg")
+PLOT_KINDS = ("pareto", "curves", "low_resource", "variability")
+PAGES = (".html", ".htm")
 
 
 def check_picture(file: Path) -> None:
@@ -16,8 +18,22 @@ def check_picture(file: Path) -> None:
         RequestError: for a format that is not drawn.
         RunError: where nothing can be written there.
     """
-    if file.suffix not in FORMATS:
-        raise RequestError(f"--plot {file}: the ending must be one of {', '.join(FORMATS)}.")
+    _check_file("--plot", file, FORMATS)
+
+
+def check_page(file: Path) -> None:
+    """Makes the page's folder.
+
+    Raises:
+        RequestError: for an ending that browsers do not open.
+        RunError: where nothing can be written there.
+    """
+    _check_file("--html", file, PAGES)
+
+
+def _check_file(option: str, file: Path, endings: tuple[str, ...]) -> None:
+    if file.suffix not in endings:
+        raise RequestError(f"{option} {file}: the ending must be one of {', '.join(endings)}.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         there = file.exists()
@@ -25,4 +41,4 @@ def check_picture(file: Path) -> None:
         if not there:
             file.unlink()
     except OSError as error:
-        raise RunError(f"--plot {file} cannot be written ({error.strerror}): name another place.") from error
+        raise RunError(f"{option} {file} cannot be written ({error.strerror}): name another place.") from error

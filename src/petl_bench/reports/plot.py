@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from petl_bench.reports.groups import Group
+from petl_bench.reports.panels import draw_legend, score_name, score_scale, series_style
 from petl_bench.reports.pareto import pareto_front
 from petl_bench.reports.picture import check_picture
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-_MARKERS = "osD^vP*Xh<>p"
 _MEMORY = (
     (("memory", "device", "train_peak_allocated_bytes"), "peak device memory, MiB"),
     (("memory", "ledger", "peak_bytes"), "peak memory of an update by the ledger, MiB"),
@@ -60,13 +59,9 @@ def draw_scores(groups: list[Group], file: Path) -> None:
         mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
         for axes, cost in zip(row, costs, strict=True):
             _panel(axes, mine, cost, labels)
-        row[0].set_ylabel(f"{task} {mine[0].metric.replace('_', ' ')}{', %' if mine[0].in_percent else ''}")
+        row[0].set_ylabel(score_name(mine[0]))
         row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
-    handles, names = _legend(list(grid[:, 0]))
-    # Inches that the longest name takes at this size, its marker included.
-    width = 0.5 + 0.075 * max(map(len, names))
-    columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    draw_legend(figure, list(grid[:, 0]))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -102,7 +97,7 @@ def _panel(axes: Axes, groups: list[Group], cost: _Cost, labels: list[str]) -> N
         x, score = cost.of(group), group.score()
         if x is None or score is None:
             continue
-        scale = 100 if group.in_percent else 1
+        scale = score_scale(group)
         points.append((x, scale * score.mean))
         axes.errorbar(
             x,
@@ -112,7 +107,7 @@ def _panel(axes: Axes, groups: list[Group], cost: _Cost, labels: list[str]) -> N
             markersize=8,
             capsize=3,
             label=group.label,
-            **_style(labels.index(group.label)),
+            **series_style(labels.index(group.label)),
         )
     axes.set_xlabel(cost.label)
     if not points:
@@ -132,15 +127,3 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: _Cost, *, h
     front = pareto_front([(directions[0] * x, directions[1] * y) for x, y in points])
     xs, ys = [points[index][0] for index in front], [points[index][1] for index in front]
     axes.plot(xs, ys, drawstyle="steps-post", color="0.5", linewidth=1, linestyle="--", zorder=0)
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": f"C{index % 10}", "marker": _MARKERS[index % len(_MARKERS)]}
-
-
-def _legend(column: list[Axes]) -> tuple[list[Artist], list[str]]:
-    found: dict[str, Artist] = {}
-    for axes in column:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    return list(found.values()), list(found)

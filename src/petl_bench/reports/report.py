@@ -1,26 +1,23 @@
-"""Compares the runs below some folders: table to stdout, plot to a file."""
+"""Compares the runs below some folders: table to stdout, plot and page to files."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+from petl_bench.errors import RequestError
 from petl_bench.reports.comparisons import Comparison, compare
 from petl_bench.reports.export import to_csv, to_json
-from petl_bench.reports.groups import Group
+from petl_bench.reports.files import write_files
 from petl_bench.reports.held_against import study_json, study_tables
 from petl_bench.reports.markup import to_latex, to_markdown
 from petl_bench.reports.material import read_material
-from petl_bench.reports.picture import check_picture
-from petl_bench.reports.plot import draw_scores
+from petl_bench.reports.picture import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.sheets import Sheet
 from petl_bench.reports.standing import Standing, standing
 from petl_bench.reports.table import ReportTable, comparison_table, sheet_table
 from petl_bench.reports.terminal import print_table
-
-_log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -31,6 +28,8 @@ def write_report(
     *,
     statistic: str = "mean",
     reference: str | None = None,
+    plot_kind: str | None = None,
+    page: str | None = None,
 ) -> int:
     """Reports on every finished run below `folders`; on a folder with a study, as the study has it.
 
@@ -41,15 +40,21 @@ def write_report(
         write: Takes the report's text.
         statistic: What a cell shows: `mean` (± sd) or `median` (with the range).
         reference: The method that all others are compared with; None: the best average.
+        plot_kind: What the picture shows, one of `PLOT_KINDS`; None: the first of them.
+        page: HTML page to write.
 
     Returns:
         The exit code: 0.
 
     Raises:
-        RequestError: where there is no finished run and no study.
+        RequestError: where there is no finished run and no study, or nothing that the picture could show.
     """
+    if plot_kind and not plot:
+        raise RequestError(f"--plot-kind {plot_kind} draws nothing by itself: add --plot FILE.")
     if plot:
         check_picture(Path(plot))
+    if page:
+        check_page(Path(page))
     material = read_material(folders)
     standings = [(sheet, standing(sheet, statistic)) for sheet in material.sheets]
     comparisons = compare(material.sheets, reference)
@@ -60,8 +65,8 @@ def write_report(
     else:
         tables = _tables(standings, comparisons, statistic) + study_tables(material.studies)
         _show(tables, form, write)
-    if plot:
-        _draw(material.groups(), Path(plot))
+    if plot or page:
+        write_files(material, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
 
 
@@ -79,11 +84,3 @@ def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) ->
         return
     render = {"md": to_markdown, "latex": to_latex}[form]
     write("\n\n".join(render(table) for table in tables))
-
-
-def _draw(groups: list[Group], file: Path) -> None:
-    if not groups:
-        _log.warning("no plot: no run has finished")
-        return
-    draw_scores(groups, file)
-    _log.info("plot: %s", file.resolve())

@@ -1,0 +1,52 @@
+"""The files that a report writes beside its tables: a picture, a page."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from petl_bench.errors import RequestError
+from petl_bench.reports.held_against import study_json
+from petl_bench.reports.html import write_page
+from petl_bench.reports.learning_curves import draw_learning_curves
+from petl_bench.reports.low_resource import draw_low_resource
+from petl_bench.reports.material import Material
+from petl_bench.reports.named import NamedGroup, named_groups, panel_groups
+from petl_bench.reports.page_data import page_data
+from petl_bench.reports.plot import draw_scores
+from petl_bench.reports.variability_plot import draw_variability
+
+_log = logging.getLogger(__name__)
+
+
+def write_files(material: Material, plot: str | None, plot_kind: str, page: str | None) -> None:
+    """Writes the picture and the page that were asked for; runs of a study go by its names.
+
+    Args:
+        material: What was found.
+        plot: Picture to draw.
+        plot_kind: What the picture shows, one of `PLOT_KINDS`.
+        page: HTML page to write.
+
+    Raises:
+        RequestError: where no run is finished, or none has what the picture shows.
+    """
+    studies = [study for study, _ in material.studies]
+    named = named_groups(material.records, studies)
+    if not named:
+        raise RequestError("There is no run to draw: none of the study's is finished.")
+    if plot:
+        _draw(named, plot_kind, Path(plot))
+        _log.info("plot: %s", Path(plot).resolve())
+    if page:
+        held = study_json(material.studies)
+        write_page(page_data(named, material.records, studies, held["published"], held["claims"]), Path(page))
+        _log.info("page: %s", Path(page).resolve())
+
+
+def _draw(named: list[NamedGroup], kind: str, file: Path) -> None:
+    if kind == "low_resource":
+        draw_low_resource(named, file)
+        return
+    draw = {"pareto": draw_scores, "curves": draw_learning_curves, "variability": draw_variability}[kind]
+    draw(panel_groups(named), file)

@@ -1,0 +1,220 @@
+// The four plots: scores against costs, learning curves, scores by training rows, variability by layer.
+
+const MOST_MULTIPLES = 12;
+const isNumber = (value) => value !== null && value !== undefined;
+const axisOf = (key) => DATA.axes.find((axis) => axis.key === key);
+const scoreName = (row) => row.metric + (row.percent ? ", %" : "");
+
+// How many larger numbers of training rows its task has.
+const larger = ([row]) => [...sizesOf.get(row.task)].filter((size) => size > row.rows).length;
+
+// Those trained on the most rows of their task come first.
+function panelsOf(rows) {
+  const panels = new Map();
+  for (const row of rows) {
+    const key = panelKey(row);
+    if (!panels.has(key)) panels.set(key, []);
+    panels.get(key).push(row);
+  }
+  return [...panels.values()].sort((a, b) => larger(a) - larger(b));
+}
+
+function scoreLines(row) {
+  const lines = [[scoreName(row), spreadText(row, row.score, row.sd)], ["seeds", number(row.n)]];
+  if (row.n > 1) lines.push(["median", scoreText(row, row.median)]);
+  if (isNumber(row.low)) lines.push(["95 % interval", `${scoreText(row, row.low)} – ${scoreText(row, row.high)}`]);
+  return lines;
+}
+
+function rowTip(row, extra) {
+  return () => ({
+    m: row.m,
+    title: row.method,
+    under: `${row.task}, ${row.backbone}, ${plural(row.rows, "training row")}`,
+    lines: [...scoreLines(row), ["trained params", number(row.params)], ...extra],
+  });
+}
+
+// Indices of the points that no other is at least as good as in both and better in one, cheapest first.
+function paretoFront(points) {
+  const order = points.map((_, i) => i).sort((a, b) => points[a][0] - points[b][0] || points[b][1] - points[a][1]);
+  let best = -Infinity;
+  return order.filter((i) => points[i][1] > best && ((best = points[i][1]), true));
+}
+
+function redrawScores(rows) {
+  const axis = axisOf(state.axis);
+  const holder = byId("multiples");
+  const known = rows.filter((row) => isNumber(row.score) && isNumber(row[axis.key]));
+  const panels = panelsOf(known);
+  const shown = panels.slice(0, MOST_MULTIPLES);
+  const columns = Math.max(1, Math.min(shown.length, Math.floor((holder.clientWidth + 24) / 380), 3));
+  holder.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
+  const charts = shown.map(() => el("div", { class: "chart" }));
+  holder.replaceChildren(
+    ...shown.map((mine, index) =>
+      el("figure", {},
+        el("figcaption", {}, panelName(mine[0]), el("span", {}, ` · ${mine[0].split}`)),
+        charts[index]),
+    ),
+    ...(shown.length ? [] : [el("p", { class: "nothing" }, "No row here has both a score and this cost.")]),
+  );
+  byId("more-panels").textContent =
+    panels.length > shown.length ? `The first ${shown.length} of ${panels.length} tasks; filter for the others.` : "";
+  shown.forEach((mine, index) => drawScores(charts[index], mine, axis));
+}
+
+function drawScores(container, rows, axis) {
+  const ends = rows.flatMap((row) => [row.score - (row.sd || 0), row.score + (row.sd || 0)]);
+  const plot = drawFrame(container, {
+    x: scaleOf(rows.map((row) => row[axis.key]), { log: axis.log }),
+    y: scaleOf(ends, { least: rows[0].percent ? 1 : 0 }),
+    xName: axis.name,
+    yName: scoreName(rows[0]),
+    label: `${panelName(rows[0])}: ${scoreName(rows[0])} against ${axis.name}`,
+    height: container.clientWidth > 700 ? 380 : 300,
+  });
+  const at = (row) => [plot.at.x(row[axis.key]), plot.at.y(row.score)];
+  const [dx, dy] = [axis.less_is_better ? 1 : -1, rows[0].percent ? 1 : -1];
+  const front = paretoFront(rows.map((row) => [dx * row[axis.key], dy * row.score])).map((index) => rows[index]);
+  const corners = front.map(at).flatMap(([x, y], i, all) => (i ? [[x, all[i - 1][1]], [x, y]] : [[x, y]]));
+  plot.marks.before(svg("path", { class: "front", d: pathOf(corners) }));
+  for (const row of rows.filter((item) => item.sd)) {
+    const [x] = at(row);
+    const ends = [row.score - row.sd, row.score + row.sd].map(plot.at.y);
+    const bar = { class: "spread", "data-m": row.m, x1: x, x2: x, y1: ends[0], y2: ends[1] };
+    plot.marks.append(svg("line", { ...bar, style: `stroke: ${colourOf(row.m)}` }));
+  }
+  for (const row of rows) {
+    const [x, y] = at(row);
+    const extra = axis.key === "params" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
+    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
+    drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
+  }
+  nameFront(plot, front, rows.map(at), at);
+}
+
+// Names at the front's points, where there is room for them.
+function nameFront(plot, front, points, at) {
+  const taken = points.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+  const hits = (a) => taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
+  for (const row of front) {
+    const [x, y] = at(row);
+    const width = row.method.length * 6.6;
+    const places = [
+      [x - 8, y - 7, "end"], [x - 11, y + 4, "end"], [x, y - 12, "middle"], [x + 8, y - 9, "start"],
+      [x + 11, y + 4, "start"], [x, y + 20, "middle"], [x + 8, y + 17, "start"], [x - 8, y + 17, "end"],
+    ];
+    for (const [tx, ty, anchor] of places) {
+      const from = anchor === "start" ? tx : anchor === "end" ? tx - width : tx - width / 2;
+      const box = [from, ty - 10, from + width, ty + 3];
+      const inside = from >= plot.at.left && from + width <= plot.at.right + 8 && box[1] > 0 && ty < plot.at.bottom;
+      if (!inside || hits(box)) continue;
+      taken.push(box);
+      const place = { x: tx, y: ty, "text-anchor": anchor };
+      plot.marks.append(svg("text", { class: "name", "data-m": row.m, ...place }, row.method));
+      break;
+    }
+  }
+}
+
+function drawLine(plot, m, points, faint = false) {
+  const style = `stroke: ${colourOf(m)}`;
+  plot.marks.append(svg("path", { class: faint ? "line faint" : "line", "data-m": m, d: pathOf(points), style }));
+}
+
+function drawBand(plot, m, low, high) {
+  const d = `${pathOf([...low, ...high.slice().reverse()])}Z`;
+  plot.marks.append(svg("path", { class: "band", "data-m": m, d, style: `fill: ${colourOf(m)}` }));
+}
+
+// A line with a band of one sd; points are {x, mean, sd, text, tip}.
+function drawSeries(plot, m, points, { marker = 4, most = 14 } = {}) {
+  const at = (point, value) => [plot.at.x(point.x), plot.at.y(value)];
+  if (points.some((point) => point.sd)) {
+    drawBand(plot, m, points.map((p) => at(p, p.mean - p.sd)), points.map((p) => at(p, p.mean + p.sd)));
+  }
+  drawLine(plot, m, points.map((point) => at(point, point.mean)));
+  const stride = Math.ceil(points.length / most);
+  points.forEach((point, index) => {
+    if ((points.length - 1 - index) % stride) return;
+    const [x, y] = at(point, point.mean);
+    drawPoint(plot, { m, x, y, r: marker, text: point.text, tip: point.tip });
+  });
+}
+
+function seriesScale(series, options) {
+  return scaleOf(series.flatMap(({ points }) => points.flatMap((p) => [p.mean - p.sd, p.mean + p.sd])), options);
+}
+
+function redrawHistory(container, rows) {
+  const series = rows.map((row) => ({ row, points: row.history.map((entry) => historyPoint(row, entry)) }));
+  const plot = drawFrame(container, {
+    x: scaleOf(series.flatMap(({ points }) => points.map((point) => point.x)), { pad: 0.04, whole: true }),
+    y: seriesScale(series, { least: rows[0].percent ? 1 : 0 }),
+    xName: "updates",
+    yName: `${rows[0].selection_split} ${scoreName(rows[0])}`,
+    label: `${panelName(rows[0])}: learning curves`,
+  });
+  for (const { row, points } of series) drawSeries(plot, row.m, points);
+}
+
+function historyPoint(row, [step, epoch, mean, sd, n]) {
+  const text = spreadText(row, mean, n > 1 ? sd : null);
+  const lines = [["updates", number(step)], ["epoch", brief(epoch)], [scoreName(row), text], ["seeds", number(n)]];
+  const tip = () => ({ m: row.m, title: row.method, under: `${panelName(row)}, ${row.selection_split}`, lines });
+  return { x: step, mean, sd, text: `${row.label}, ${number(step)} updates: ${text}`, tip };
+}
+
+function redrawRowsCurves(container, curves) {
+  const first = curves[0].shown[0];
+  const series = curves.map(({ shown }) => ({
+    m: shown[0].m,
+    points: shown.map((row) => ({
+      x: row.rows,
+      mean: row.score,
+      sd: row.sd || 0,
+      text: `${row.label}: ${spreadText(row, row.score, row.sd)}`,
+      tip: rowTip(row, []),
+    })),
+  }));
+  const plot = drawFrame(container, {
+    x: scaleOf(series.flatMap(({ points }) => points.map((point) => point.x)), { log: true }),
+    y: seriesScale(series, { least: first.percent ? 1 : 0 }),
+    xName: "training rows",
+    yName: scoreName(first),
+    label: "score by number of training rows",
+  });
+  for (const { m, points } of series) drawSeries(plot, m, points, { marker: 5 });
+}
+
+function redrawVariability(container, rows) {
+  const positive = (value) => isNumber(value) && value > 0;
+  const values = rows.flatMap((row) => [...row.variability.values, ...row.variability.shuffled].filter(positive));
+  const layers = Math.max(...rows.map((row) => row.variability.values.length));
+  const plot = drawFrame(container, {
+    x: scaleOf([1, layers], { whole: true }),
+    y: scaleOf(values.length ? values : [1], { log: true }),
+    xName: "layer",
+    yName: "variability ν",
+    label: `${panelName(rows[0])}: variability by layer`,
+  });
+  for (const row of rows) {
+    const { values: own, shuffled, bottom, top } = row.variability;
+    const at = (list) => list.map((value, i) => [i + 1, value]).filter(([, value]) => positive(value));
+    const place = ([layer, value]) => [plot.at.x(layer), plot.at.y(value)];
+    const [from, to] = [plot.at.x(bottom - 0.5), plot.at.x(top + 0.5)];
+    const area = { x: from, y: plot.at.top, width: to - from, height: plot.at.bottom - plot.at.top };
+    plot.marks.append(svg("rect", { class: "adapted", "data-m": row.m, ...area, style: `fill: ${colourOf(row.m)}` }));
+    if (shuffled.length) drawLine(plot, row.m, at(shuffled).map(place), true);
+    drawLine(plot, row.m, at(own).map(place));
+    for (const [layer, value] of at(own)) {
+      const [x, y] = place([layer, value]);
+      const control = ["ν, shuffled labels", brief(shuffled[layer - 1])];
+      const lines = [["layer", number(layer)], ["ν", brief(value)], control];
+      const under = `${row.task}, adapts layers ${bottom}–${top}`;
+      const tip = () => ({ m: row.m, title: row.label, under, lines });
+      drawPoint(plot, { m: row.m, x, y, r: 4.5, text: `${row.label}, layer ${layer}: ${brief(value)}`, tip });
+    }
+  }
+}

@@ -1,0 +1,102 @@
+// What stands below the plots: papers, claims, deviations, definitions.
+
+function plainTable(names, lines) {
+  return el(
+    "div", { class: "scroll prose", tabindex: 0, role: "region", "aria-label": "Table, scrolls sideways" },
+    el("table", {},
+      el("thead", {}, el("tr", {}, ...names.map(([name, kind]) => el("th", { scope: "col", class: kind }, name)))),
+      el("tbody", {}, ...lines.map((cells) => el("tr", {}, ...cells)))),
+  );
+}
+
+const cell = (value, kind) => el("td", { class: kind }, isNumber(value) && value !== "" ? value : MISSING);
+// As a paper prints it, two digits at most.
+const isTenths = (value) => Math.abs(value * 10 - Math.round(value * 10)) < 1e-6;
+const asPrinted = (value) => number(value, isNumber(value) && !isTenths(value) ? 2 : 1);
+const printedSpread = (mean, sd) => asPrinted(mean) + (isNumber(sd) ? ` ± ${asPrinted(sd)}` : "");
+const withSpread = (mean, sd) => number(mean, 1) + (isNumber(mean) && isNumber(sd) ? ` ± ${number(sd, 1)}` : "");
+
+function buildPublished() {
+  if (!DATA.published.length) return;
+  const judged = DATA.published.some((row) => row.verdict);
+  const names = [["row", ""], ["source", ""], ["task", ""], ["metric", ""], ["published", "number"], ["ours", "number"],
+    ["seeds", "number"], ["difference", "number"], ...(judged ? [["published value is", ""]] : []),
+    ["comparable", "why"]];
+  const lines = DATA.published.map((row) => {
+    const both = isNumber(row.value) && isNumber(row.ours_mean);
+    const gap = both ? row.ours_mean - row.value : null;
+    return [
+      cell(row.row), cell(row.source), cell(row.task), cell(row.metric),
+      cell(printedSpread(row.value, row.sd), "number"), cell(withSpread(row.ours_mean, row.ours_sd), "number"),
+      cell(isNumber(row.ours_mean) ? number(row.n) : null, "number"),
+      cell(both ? (gap > 0 ? "+" : "") + number(gap, 1) : null, "number"),
+      ...(judged ? [cell(row.verdict)] : []),
+      cell([row.comparable ? "yes" : "no", row.why].filter(Boolean).join(": "), "why"),
+    ];
+  });
+  byId("published").append(
+    panelHead("published", "Published against reproduced",
+      "Published values as their papers print them. Difference: ours minus published.", null),
+    plainTable(names, lines),
+  );
+  byId("published").hidden = false;
+}
+
+function buildClaims() {
+  if (!DATA.claims.length) return;
+  const lines = DATA.claims.map((row) => [
+    cell(row.claim, "why"), cell(row.source), cell(row.verdict, `verdict ${verdictKind(row.verdict)}`),
+    cell(numbersText(row.numbers), "why"),
+  ]);
+  byId("claims").append(
+    panelHead("claims", "Claims", "Sentences of the papers as tests over these records.", null),
+    plainTable([["claim", "why"], ["source", ""], ["verdict", ""], ["numbers", "why"]], lines),
+  );
+  byId("claims").hidden = false;
+}
+
+function verdictKind(verdict) {
+  const text = String(verdict || "").toLowerCase();
+  if (/not test|not run|untest|undecided|open|too few/.test(text)) return "";
+  if (/^(no\b|not|fail|false|contradict|refut|does not)/.test(text)) return "bad";
+  return /^(yes|hold|support|reproduced|true|confirm)/.test(text) ? "good" : "";
+}
+
+function numbersText(numbers) {
+  if (!isNumber(numbers)) return MISSING;
+  if (typeof numbers === "number") return brief(numbers);
+  if (typeof numbers !== "object") return String(numbers);
+  if (Array.isArray(numbers)) return numbers.map(numbersText).join("; ");
+  return Object.entries(numbers).map(([name, value]) => `${name}: ${numbersText(value)}`).join("; ");
+}
+
+function buildDeviations() {
+  if (!DATA.deviations.length) return;
+  byId("deviations").append(
+    panelHead("deviations", "Deviations", "In what this study departs from what it is held against.", null),
+    el("ul", { class: "list" }, ...DATA.deviations.map((text) => el("li", {}, text))),
+  );
+  byId("deviations").hidden = false;
+  // Beside the comparison with papers where there is one, else beside the table.
+  byId(DATA.published.length ? "published" : "table").after(byId("deviations"));
+}
+
+function buildNotes() {
+  const protocols = distinct(DATA.rows.map((row) =>
+    `${row.task}: ${plural(row.rows, "training row")}, scored on ${plural(row.evaluated, "row")} of ${row.split}; ` +
+    `${row.selection} checkpoint by ${row.metric} on ${row.selection_split}`));
+  const list = (pairs) => el("dl", {}, ...pairs.flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+  const { origin } = DATA;
+  const versions = Object.entries(origin.versions).filter(([, known]) => known.length);
+  byId("notes").append(
+    el("h2", { id: "notes-title" }, "How to read this page"),
+    list(DATA.columns.map((column) => [column.name, column.note])),
+    el("h3", {}, "Protocols"), el("ul", { class: "list" }, ...protocols.map((text) => el("li", {}, text))),
+    el("h3", {}, "Where the numbers come from"),
+    list([
+      ...versions.map(([name, known]) => [name, known.join(", ")]),
+      ...(origin.hardware.length ? [["machines", origin.hardware.join("; ")]] : []),
+      ...(origin.commits.length ? [["commits", origin.commits.join(", ")]] : []),
+    ]),
+  );
+}

@@ -1,0 +1,91 @@
+// What is shown: the filters, the method that is pointed at, the one that is pinned.
+
+const DATA = JSON.parse(byId("data").textContent);
+const METHODS = DATA.methods;
+const METHOD_NUMBER = new Map(METHODS.map((method, index) => [method, index]));
+
+const distinct = (values) => [...new Set(values)];
+const TASKS = distinct(DATA.rows.map((row) => row.task));
+const BACKBONES = distinct(DATA.rows.map((row) => row.backbone));
+
+const SIZES = distinct(DATA.rows.map((row) => row.rows)).sort((a, b) => a - b);
+const sizesOf = new Map(TASKS.map((task) => [task, new Set()]));
+for (const row of DATA.rows) sizesOf.get(row.task).add(row.rows);
+
+// Scores are compared on one task, with one backbone, after training on the same number of rows.
+const panelKey = (row) => JSON.stringify([row.task, row.backbone, row.rows]);
+function panelName(row) {
+  const backbone = BACKBONES.length > 1 ? row.backbone : null;
+  const size = sizesOf.get(row.task).size > 1 ? plural(row.rows, "row") : null;
+  return [row.task, backbone, size].filter(Boolean).join(", ");
+}
+
+for (const row of DATA.rows) {
+  row.m = METHOD_NUMBER.get(row.method);
+  row.words = `${row.method} ${row.label} ${row.task} ${row.backbone}`.toLowerCase();
+}
+
+const state = {
+  text: "",
+  off: { method: new Set(), task: new Set(), backbone: new Set(), rows: new Set() },
+  axis: DATA.axes.length ? DATA.axes[0].key : null,
+  panels: {},
+  hovered: null,
+  // The very mark or row that is pointed at.
+  target: null,
+  pinned: null,
+};
+const redraws = [];
+
+const isShown = (row) =>
+  (!state.text || state.text.split(/\s+/).every((word) => row.words.includes(word))) &&
+  Object.entries(state.off).every(([kind, off]) => !off.has(row[kind]));
+const shownRows = () => DATA.rows.filter(isShown);
+
+let waiting = false;
+// Several changes in one frame draw once.
+function refresh() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    const rows = shownRows();
+    for (const redraw of redraws) redraw(rows);
+  });
+}
+
+// Links table, legend and plots: all marks fade as one, and copies of the method's own are laid over them.
+function link() {
+  const hot = state.hovered ?? state.pinned;
+  document.documentElement.classList.toggle("linked", hot !== null);
+  for (const layer of document.querySelectorAll(".over")) {
+    const mine = hot === null ? [] : layer.previousElementSibling.querySelectorAll(`[data-m="${hot}"]`);
+    layer.replaceChildren(...Array.from(mine, copyOf));
+  }
+  for (const node of document.querySelectorAll(".hot")) node.classList.remove("hot");
+  const named = document.querySelectorAll(`tr[data-m="${hot}"], .chip[data-m="${hot}"]`);
+  for (const node of named) node.classList.add("hot");
+  for (const button of document.querySelectorAll(".pin")) {
+    button.setAttribute("aria-pressed", String(Number(button.dataset.m) === state.pinned));
+  }
+}
+
+function copyOf(mark) {
+  const copy = mark.cloneNode(true);
+  copy.classList.remove("pt");
+  copy.classList.toggle("at", mark === state.target);
+  for (const name of ["tabindex", "role", "aria-label", "data-m"]) copy.removeAttribute(name);
+  return copy;
+}
+
+function hover(m, target = null) {
+  if (m === state.hovered && target === state.target) return;
+  state.hovered = m;
+  state.target = target;
+  link();
+}
+
+function pin(m) {
+  state.pinned = state.pinned === m ? null : m;
+  link();
+}

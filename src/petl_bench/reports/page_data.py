@@ -1,0 +1,194 @@
+"""What the page shows, as plain containers for JSON: numbers in the units they are shown in, None where missing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from scipy.special import stdtrit
+
+from petl_bench.records.schema import Record, finite
+from petl_bench.records.study_file import StudyFile
+from petl_bench.reports.groups import Group, Statistic
+from petl_bench.reports.learning_curves import learning_curve
+from petl_bench.reports.low_resource import rows_curves
+from petl_bench.reports.named import NamedGroup
+from petl_bench.reports.page_columns import AXES, COLUMNS, MEASURED
+from petl_bench.reports.panels import score_scale
+from petl_bench.reports.variability_plot import layer_variability
+
+# More points than a plot has pixels for make the page large and show nothing more.
+_MOST_POINTS = 120
+_CONFIDENCE = 0.95
+_SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
+
+
+def page_data(
+    named: Sequence[NamedGroup],
+    records: Sequence[Record],
+    studies: Sequence[StudyFile] = (),
+    published: Sequence[Mapping[str, Any]] = (),
+    claims: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Everything on the page.
+
+    Args:
+        named: The rows of its table.
+        records: All records that were found, finished or not.
+        studies: What the records were made for.
+        published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`, and where
+            the two compare `verdict`.
+        claims: Rows `{claim, source, verdict, numbers}`.
+    """
+    # Tasks as they come; of each, those trained on the most rows first.
+    named = sorted(named, key=lambda item: (item.panel, -item.rows, _trained(item), item.method))
+    rows = [_row(index, item) for index, item in enumerate(named)]
+    ids = {id(item): index for index, item in enumerate(named)}
+    data = {
+        "title": ", ".join(study.name for study in studies) or "PETL methods compared",
+        "descriptions": [study.description for study in studies if study.description],
+        "deviations": [deviation for study in studies for deviation in study.deviations],
+        "origin": _origin(named, records),
+        "columns": [asdict(column) for column in COLUMNS if column.always or _any(rows, column.key)],
+        "axes": [asdict(axis) for axis in AXES if _any(rows, axis.key)],
+        "methods": list(dict.fromkeys(item.method for item in sorted(named, key=_trained))),
+        "rows": rows,
+        "rows_curves": [
+            {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
+            for curve in rows_curves(named)
+        ],
+        "published": [dict(row) for row in published],
+        "claims": [dict(row) for row in claims],
+    }
+    cleaned: dict[str, Any] = finite(data)
+    return cleaned
+
+
+def _row(index: int, item: NamedGroup) -> dict[str, Any]:
+    group = item.group
+    protocol, params = group.first.protocol, group.first.params
+    assert protocol
+    assert params
+    return {
+        "id": index,
+        "method": item.method,
+        "label": group.label,
+        "task": group.task,
+        "backbone": group.backbone,
+        "metric": group.metric.replace("_", " "),
+        "percent": group.in_percent,
+        "split": protocol.report_split,
+        "evaluated": protocol.num_eval_examples,
+        "selection_split": protocol.selection_split,
+        "selection": protocol.selection,
+        "rows": item.rows,
+        "seeds": group.seeds,
+        **_score(group),
+        "method_params": params.trainable_method,
+        "head_params": params.trainable_head,
+        "params": params.trainable,
+        "share": params.trainable_share_of_backbone_percent,
+        **{key: _scaled(group.statistic(*path), unit) for key, (path, unit) in MEASURED.items()},
+        "history": _history(group),
+        "variability": _variability(group),
+    }
+
+
+def _score(group: Group) -> dict[str, Any]:
+    scale = score_scale(group)
+    values = [record.selected_scores.get(group.metric) for record in group.records]
+    known = sorted(scale * value for value in values if value is not None and math.isfinite(value))
+    statistic = Statistic.of(known)
+    if statistic is None:
+        return {"n": 0, "score": None, "sd": None, "median": None, "low": None, "high": None, "values": []}
+    middle = len(known) // 2
+    median = known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2
+    low, high = _interval(statistic)
+    return {
+        "n": statistic.n,
+        "score": statistic.mean,
+        "sd": statistic.sd,
+        "median": median,
+        "low": low,
+        "high": high,
+        "values": known,
+    }
+
+
+def _interval(statistic: Statistic) -> tuple[float | None, float | None]:
+    """Student's interval of the mean over seeds."""
+    if statistic.sd is None:
+        return None, None
+    half = float(stdtrit(statistic.n - 1, (1 + _CONFIDENCE) / 2)) * statistic.sd / math.sqrt(statistic.n)
+    return statistic.mean - half, statistic.mean + half
+
+
+def _scaled(statistic: Statistic | None, unit: float) -> float | None:
+    return None if statistic is None else statistic.mean / unit
+
+
+def _history(group: Group) -> list[list[float]]:
+    """Points as [step, epoch, mean, sd, n]."""
+    scale = score_scale(group)
+    points = [
+        [point.step, point.epoch, scale * point.score.mean, scale * (point.score.sd or 0), point.score.n]
+        for point in learning_curve(group)
+    ]
+    stride = math.ceil(len(points) / _MOST_POINTS) if points else 1
+    # The last one stays, whatever the stride.
+    return points[:-1:stride] + points[-1:]
+
+
+def _variability(group: Group) -> dict[str, Any] | None:
+    values, layers = layer_variability(group), group.first.layers
+    if not values or layers is None:
+        return None
+    return {
+        "values": values,
+        "shuffled": layer_variability(group, shuffled=True),
+        "bottom": layers.bottom,
+        "top": layers.top,
+    }
+
+
+def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str, Any]:
+    used = [record for item in named for record in item.group.records]
+    unfinished = Counter(record.status for record in records if record.status != "finished")
+    return {
+        "runs": len(used),
+        "seeds": sorted({seed for item in named for seed in item.group.seeds}),
+        "unfinished": dict(unfinished),
+        "others": len({record.run_key for record in records if record.status == "finished"}) - len(used),
+        "versions": {
+            package: sorted({version for record in used if (version := record.versions.get(package))})
+            for package in _SHOWN_VERSIONS
+        },
+        "hardware": [text for text, _ in Counter(map(_machine, used)).most_common() if text],
+        "precisions": sorted({record.protocol.precision for record in used if record.protocol}),
+        "commits": sorted({_commit(record.git) for record in used if record.git and record.git.get("commit")}),
+    }
+
+
+def _machine(record: Record) -> str:
+    found = record.hardware
+    if not found:
+        return ""
+    cores = f"{found['logical_cores']} cores" if found.get("logical_cores") else None
+    processes = found.get("num_processes", 1)
+    several = f"{processes} processes" if processes > 1 else None
+    return ", ".join(part for part in (found.get("device"), found.get("processor"), cores, several) if part)
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return str(git["commit"])[:10] + (" (changed)" if git.get("dirty") else "")
+
+
+def _any(rows: list[dict[str, Any]], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
+
+
+def _trained(item: NamedGroup) -> int:
+    return item.group.first.params.trainable if item.group.first.params else 0
