@@ -14,11 +14,12 @@ from petl_bench.hydra_errors import CONFIG_ERRORS, explain
 from petl_bench.records.run_key import run_key
 
 CONF = Path(__file__).parents[1] / "conf"
-# Studies are no settings of a run: tests/studies.
+# Studies, and how they are executed, are no settings of a run: tests/studies.
+NOT_OF_A_RUN = ("study", "executor")
 OPTIONS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in CONF.glob("*/*.yaml")
-    if file.stem not in ("ax", "custom") and file.parent.name != "study"
+    if file.stem not in ("ax", "custom") and file.parent.name not in NOT_OF_A_RUN
 )
 
 
@@ -35,7 +36,7 @@ def test_every_shipped_option_begins_with_its_command(file):
     # Hydra wants to read first where a file's settings go.
     first = next(line for line in file.read_text().splitlines() if not line.startswith("# @package"))
     assert first.startswith("# ")
-    assert ("petl-bench study" if file.parent.name == "study" else "petl-bench run") in first
+    assert ("petl-bench study" if file.parent.name in NOT_OF_A_RUN else "petl-bench run") in first
 
 
 def test_interpolated_learning_rate_follows_the_method():

@@ -26,6 +26,7 @@ from petl_bench.records.store import RunFolder, find_records
 FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores",
     "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
+    "resumed_at_updates",
 }  # fmt: skip
 
 

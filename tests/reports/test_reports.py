@@ -146,7 +146,7 @@ def test_one_table_a_backbone():
 
 def test_csv_and_json_round_nothing_and_hold_every_metric():
     standings = [(sheet, standing(sheet)) for sheet in backbone_sheets(group_records(SEEDS))]
-    (row,) = json.loads(to_json(standings, []))["groups"]
+    (row,) = json.loads(to_json(standings, [], {}))["groups"]
     assert list(row["scores"]) == ["accuracy", "f1"]
     assert row["scores"]["accuracy"]["mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
     assert row["scores"]["accuracy"]["by_seed"] == {"0": 0.80, "1": 0.82, "2": 0.87}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from petl_bench.errors import RequestError
 from petl_bench.reports.held_against import study_json
 from petl_bench.reports.html import write_page
 from petl_bench.reports.learning_curves import draw_learning_curves
@@ -29,18 +28,19 @@ def write_files(material: Material, plot: str | None, plot_kind: str, page: str 
         page: HTML page to write.
 
     Raises:
-        RequestError: where no run is finished, or none has what the picture shows.
+        RequestError: where no run has what the picture shows.
     """
     studies = [study for study, _ in material.studies]
     named = named_groups(material.records, studies)
     if not named:
-        raise RequestError("There is no run to draw: none of the study's is finished.")
+        _log.warning("nothing is drawn: no run of the study has finished")
+        return
     if plot:
         _draw(named, plot_kind, Path(plot))
         _log.info("plot: %s", Path(plot).resolve())
     if page:
         held = study_json(material.studies)
-        write_page(page_data(named, material.records, studies, held["published"], held["claims"]), Path(page))
+        write_page(page_data(named, material.found, studies, held["published"], held["claims"]), Path(page))
         _log.info("page: %s", Path(page).resolve())
 
 

@@ -24,15 +24,17 @@ class Material:
         sheets: One a study, then one a backbone for the other runs.
         studies: Each study with its records.
         others: Records of no study.
+        found: All records, those among them that are left out.
     """
 
     sheets: list[Sheet]
     studies: list[tuple[StudyFile, list[Record]]]
     others: list[Record]
+    found: list[Record]
 
     @property
     def records(self) -> list[Record]:
-        """All records, those of studies first."""
+        """The records that are reported, those of studies first."""
         return [record for _, own in self.studies for record in own] + self.others
 
 
@@ -56,7 +58,7 @@ def read_material(folders: list[str]) -> Material:
     if not groups and not studies:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
     sheets = [study_sheet(study, own) for study, own in studies] + backbone_sheets(groups)
-    material = Material(sheets, studies, others)
+    material = Material(sheets, studies, others, list(located.values()))
     _tell_unfinished(material.records)
     return material
 

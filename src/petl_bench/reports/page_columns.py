@@ -60,7 +60,7 @@ COLUMNS = (
         "score",
     ),
     PageColumn("median", "median", "median over seeds", "score"),
-    PageColumn("low", "95 % interval", "Student's 95 % interval of the mean over seeds", "score", always=False),
+    PageColumn("low", "95 % interval", "bootstrap 95 % interval of the mean over seeds", "score", always=False),
     PageColumn("method_params", "method params", "trained parameters without the head"),
     PageColumn("head_params", "head params", "trained parameters of the head"),
     PageColumn("share", "% of backbone", "trained parameters, head included, over the encoder's", digits=3),

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scipy.special import stdtrit
-
 from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.groups import Group, Statistic
@@ -22,7 +20,6 @@ from petl_bench.reports.variability_plot import layer_variability
 
 # More points than a plot has pixels for make the page large and show nothing more.
 _MOST_POINTS = 120
-_CONFIDENCE = 0.95
 _SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
 
 
@@ -104,26 +101,16 @@ def _score(group: Group) -> dict[str, Any]:
     statistic = Statistic.of(known)
     if statistic is None:
         return {"n": 0, "score": None, "sd": None, "median": None, "low": None, "high": None, "values": []}
-    middle = len(known) // 2
-    median = known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2
-    low, high = _interval(statistic)
+    low, high = statistic.interval() or (None, None)
     return {
         "n": statistic.n,
         "score": statistic.mean,
         "sd": statistic.sd,
-        "median": median,
+        "median": statistic.median,
         "low": low,
         "high": high,
         "values": known,
     }
-
-
-def _interval(statistic: Statistic) -> tuple[float | None, float | None]:
-    """Student's interval of the mean over seeds."""
-    if statistic.sd is None:
-        return None, None
-    half = float(stdtrit(statistic.n - 1, (1 + _CONFIDENCE) / 2)) * statistic.sd / math.sqrt(statistic.n)
-    return statistic.mean - half, statistic.mean + half
 
 
 def _scaled(statistic: Statistic | None, unit: float) -> float | None:
