@@ -33,7 +33,7 @@ def write_files(material: Material, plot: str | None, plot_kind: str, page: str 
     studies = [study for study, _ in material.studies]
     named = named_groups(material.records, studies)
     if not named:
-        _log.warning("nothing is drawn: no run of the study has finished")
+        _log.warning("no plot and no page: no run of the study has finished")
         return
     if plot:
         _draw(named, plot_kind, Path(plot))
