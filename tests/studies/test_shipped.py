@@ -1,0 +1,77 @@
+"""Every shipped study, made small: all its settings but the backbone's size, two updates on few real rows."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from petl_bench.runner import run
+from petl_bench.studies.expand import cells, compose
+from petl_bench.studies.open import open_study, study_names
+from petl_bench.studies.request import parse_request
+from petl_bench.studies.study import prepare
+
+TINY = {
+    "minilm": "tiny_bert",
+    "bert_base": "tiny_bert",
+    "bert_base_cased": "tiny_bert",
+    "bert_large": "tiny_bert",
+    "roberta_base": "tiny_roberta",
+    "roberta_large": "tiny_roberta",
+}
+SMALL = [
+    "train.max_steps=2",
+    "train.batch_size=4",
+    "train.accumulation=1",
+    "train.precision=fp32",
+    "train.save_weights=false",
+    "train.evaluate_every=null",
+    "task.num_train_examples=8",
+    "measure.ledger=false",
+    "measure.inference=false",
+]
+# Tasks with few rows to score come first.
+QUICK = ("demo", "rte", "mrpc", "sst2")
+
+
+def quick_cells(name):
+    """Every method of a study, on one task."""
+    _, study = open_study(name)
+    tasks = sorted(
+        study.tasks, key=lambda task: next((n for n, t in enumerate(QUICK) if task.startswith(t)), len(QUICK))
+    )
+    return [cell for cell in cells(study, []) if cell.task == tasks[0]]
+
+
+def make_small(cell, folder, data_root):
+    full = compose(cell, folder)
+    words = [word for word in cell.words if not word.startswith("backbone=")]
+    words += [f"backbone={TINY[full.backbone.name]}", f"data_root={data_root}", *SMALL]
+    if full.layers.name == "top":
+        words.append("layers.k=1")
+    small = compose(dataclasses.replace(cell, words=words), folder)
+    small.task.max_length = min(small.task.max_length, 64)
+    return run(small)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_method_makes_two_updates(name, glue, tmp_path):
+    for cell in quick_cells(name):
+        record = make_small(cell, tmp_path, glue)
+        assert record.status == "finished", cell
+        assert record.history[-1].step == 2, cell
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", study_names())
+def test_every_cell_makes_two_updates(name, glue, tmp_path):
+    _, study = open_study(name)
+    for cell in cells(study, []):
+        assert make_small(cell, tmp_path, glue).history[-1].step == 2, cell
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_expands(name, glue, tmp_path):
+    study = prepare(name, parse_request([f"runs_dir={tmp_path}", f"data_root={glue}"]))
+    assert len(study.runs) >= len(study.file.methods) * len(study.file.tasks) * len(study.file.seeds)
