@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from petl_bench.config import CONFIG_MODULE, from_hydra, load_config, register_schemas
+from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import (
     Inference,
@@ -30,7 +29,8 @@ from petl_bench.reports.claims import KINDS, check_claim, claim_rows, claims_tab
 from petl_bench.reports.markup import to_latex, to_markdown
 from petl_bench.reports.published import published_rows, published_table
 from petl_bench.reports.report import write_report
-from petl_bench.studies.config import CellConfig, StudyConfig
+from petl_bench.studies.config import StudyConfig
+from petl_bench.studies.expand import cells
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "conf" / "study").glob("*.yaml"), key=lambda file: file.stem)
@@ -47,60 +47,11 @@ def loaded(file: Path) -> StudyConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(file)))
 
 
-def cells_of(study: StudyConfig, method: str, task: str) -> list[CellConfig]:
-    return [
-        cell
-        for cell in study.cells
-        if (not cell.methods or method in cell.methods) and (not cell.tasks or task in cell.tasks)
-    ]
-
-
-def words(study: StudyConfig, method: str, task: str) -> list[str]:
-    return [
-        *study.settings,
-        *(study.methods[method] or [f"method={method}"]),
-        *(study.tasks[task] or [f"task={task}"]),
-        *(word for cell in cells_of(study, method, task) for word in cell.settings),
-    ]
-
-
 # --- what is shipped --------------------------------------------------------------------------------------------------
 
 
 def test_there_are_studies():
     assert {"demo", "glue_small", "low_resource", "lora_roberta_large", "flat"} <= {file.stem for file in STUDIES}
-
-
-def compose_all(study: StudyConfig, pairs: list[tuple[str, str]]) -> None:
-    """As load_config does, in one go."""
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        for method, task in pairs:
-            assert from_hydra(compose("config", overrides=words(study, method, task))), (method, task)
-
-
-@every_study
-def test_every_method_and_every_task_compose(file):
-    """Each on one of the others, and every pair in which they meet: by a recipe or by settings of the cell."""
-    study = loaded(file)
-    first_method, first_task = next(iter(study.methods)), next(iter(study.tasks))
-    pairs = [
-        (method, task)
-        for method, given in study.methods.items()
-        for task in study.tasks
-        if method == first_method
-        or task == first_task
-        or any(word.startswith("recipe=") for word in given)
-        or cells_of(study, method, task)
-    ]
-    compose_all(study, pairs)
-
-
-@pytest.mark.slow
-@every_study
-def test_every_method_composes_on_every_task(file):
-    study = loaded(file)
-    compose_all(study, [(method, task) for method in study.methods for task in study.tasks])
 
 
 @every_study
@@ -146,8 +97,9 @@ def test_every_claim_can_be_computed_or_says_why_not(file):
 
 def test_the_settings_of_the_rows_with_a_dagger():
     study = loaded(ROOT / "conf" / "study" / "lora_roberta_large.yaml")
+    words = {(cell.method, cell.task): cell.words for cell in cells(study, [])}
     found = {
-        (method, task): load_config(words(study, method, task)).train
+        (method, task): load_config(words[method, task]).train
         for method, task in (("lora", "stsb"), ("adapter_h_6m", "mnli"), ("adapter_p_08m", "mnli"))
     }
     told = {name: (train.batch_size, train.epochs, train.learning_rate) for name, train in found.items()}

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from petl_bench.backbones.config import BackboneConfig
@@ -119,7 +120,13 @@ def _check_hash(file: Path, expected: str) -> None:
 
 
 def file_sha256(file: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Hex sha256 of a file's content; read again only where the file has changed."""
+    found = file.stat()
+    return _sha256(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(file: Path, _size: int, _changed: int) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

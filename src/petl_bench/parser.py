@@ -1,0 +1,132 @@
+"""The words of the command line: commands, their options, what --help says."""
+
+from __future__ import annotations
+
+import argparse
+
+from petl_bench import __version__
+from petl_bench.reports.picture import PLOT_KINDS
+
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
+
+_EPILOG = """\
+exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
+Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
+
+  petl-bench run                                        the embedded default: LoRA on the demo task
+  petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
+  petl-bench run -m method=full,lora train.seed=0,1     every combination
+  petl-bench study demo                                 all methods on the demo task, resumed where it was cut off
+  petl-bench report runs                                compare what was run
+  petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` is the name of the one that was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="petl-bench",
+        description="Compare parameter-efficient transfer-learning methods on your encoder, your task, your memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"petl-bench {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="train and evaluate one method on one task; -m for every combination")
+
+    report = commands.add_parser("report", help="tables and plots from finished runs")
+    report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
+    report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--plot", metavar="FILE", help="also draw a picture (.png, .pdf, .svg)")
+    report.add_argument(
+        "--statistic",
+        choices=("mean", "median"),
+        default="mean",
+        help="what cells show: mean ± sd, or median and range",
+    )
+    report.add_argument(
+        "--compare", metavar="METHOD", help="test every method against this one; default: against the best average"
+    )
+    report.add_argument(
+        "--plot-kind",
+        choices=PLOT_KINDS,
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
+        "variability of layers",
+    )
+    report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
+    report.set_defaults(command="report")
+
+    catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
+    catalog.add_argument("kind", nargs="?", choices=_KINDS)
+    catalog.add_argument("--json", action="store_true", help="print JSON")
+    catalog.set_defaults(command="list")
+
+    predict = commands.add_parser("predict", help="text in, labels and probabilities out, with a finished run's model")
+    predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    source = predict.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", metavar="TEXT", help="one text for each of the task's text columns")
+    source.add_argument(
+        "--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns"
+    )
+    source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
+    predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
+    predict.add_argument("--json", action="store_true", help="print JSON lines")
+    predict.set_defaults(command="predict")
+
+    plan = commands.add_parser(
+        "plan",
+        help="what methods will cost: parameters, memory, operations; in seconds, without weights, rows or a GPU",
+        description="Counts parameters, the memory of one update by kind, and operations of every method, or of those "
+        "named with method=; takes the same settings as `petl-bench run`.",
+    )
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_large task=mnli method=all")
+    plan.add_argument("--budget", metavar="SIZE", help="e.g. 16GiB: say what fits, and the largest batch that does")
+    plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
+    plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
+    plan.set_defaults(command="plan")
+
+    study = commands.add_parser(
+        "study",
+        help="a grid of methods, tasks and seeds that survives whatever happens, held against papers",
+        description="Makes the runs of a study that are not finished; the same command goes on where it was cut off. "
+        "Settings are those of `petl-bench run`, and methods=, tasks= (which of them to run now), seeds=, runs_dir=, "
+        "executor=local|slurm|ray with executor.workers= and more (conf/executor).",
+    )
+    study.add_argument("name", metavar="NAME", help="one of `petl-bench list studies`, or a file NAME.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. methods=lora,full executor.workers=2")
+    study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
+    study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
+    study.add_argument("--retry", choices=("failed",), help="make failed runs again")
+    study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
+    study.set_defaults(command="study")
+
+    sync = commands.add_parser(
+        "sync",
+        help="mirror finished runs to Weights & Biases or TensorBoard afterwards, each once",
+        description="Mirrors every finished record below DIR that is not mirrored as it stands; WANDB_MODE=offline "
+        "and W&B's other variables are honoured.",
+    )
+    sync.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    sync.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or the run's own")
+    sync.add_argument("--tracker", choices=("wandb", "tensorboard"), default="wandb")
+    sync.add_argument("--dry-run", action="store_true", help="only say what would be mirrored")
+    sync.add_argument("--json", action="store_true", help="print JSON lines, an object a run")
+    sync.set_defaults(command="sync")
+
+    dashboard = commands.add_parser(
+        "dashboard",
+        help="a Weights & Biases workspace and report over mirrored runs",
+        description="Builds the workspace and the report and prints what they contain; --save puts them into W&B.",
+    )
+    dashboard.add_argument("study", nargs="?", metavar="DIR|STUDY", help="only one study's runs; default: the project")
+    dashboard.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or petl_bench")
+    dashboard.add_argument("--entity", metavar="NAME", help="W&B user or team; default: WANDB_ENTITY, or your login's")
+    dashboard.add_argument("--save", action="store_true", help="write both to W&B (needs a login)")
+    dashboard.add_argument("--json", action="store_true", help="print both as W&B keeps them")
+    dashboard.set_defaults(command="dashboard")
+
+    fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
+    fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
+    fetch.set_defaults(command="fetch")
+    return parser
