@@ -10,8 +10,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
 BENCH ?= bench
-DEMO_TASK := task=demo task.num_train_examples=1200
-DEMO_METHODS := full,head,bitfit,lora,houlsby,prefix,fl_tuning,coda,flat,lst
 
 .PHONY: help install demo test test-slow bench lint format clean
 
@@ -26,15 +24,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	$(BIN)/petl-bench run -m $(DEMO_TASK) method=$(DEMO_METHODS) runs_dir=$(RUNS)
-	$(BIN)/petl-bench run $(DEMO_TASK) method=layer_selection layers.strategy=window runs_dir=$(RUNS)
-	$(BIN)/petl-bench run $(DEMO_TASK) method=head method.pooler=true runs_dir=$(RUNS)
-	$(BIN)/petl-bench run $(DEMO_TASK) method=coda method.attention=k2all runs_dir=$(RUNS)
-	@# Two of PEFT's shelf, as examples of them all.
-	$(BIN)/petl-bench run $(DEMO_TASK) method=peft method.type=IA3 runs_dir=$(RUNS)
-	$(BIN)/petl-bench run $(DEMO_TASK) method=peft method.type=ADALORA +method.args.lora_alpha=32 \
-		train.learning_rate=1e-2 runs_dir=$(RUNS)
-	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png
+	$(BIN)/petl-bench study demo runs_dir=$(RUNS)
+	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png --html $(RUNS)/comparison.html
 
 # One thread each: two processes with two threads each would mostly wait for one another.
 test: $(INSTALLED)

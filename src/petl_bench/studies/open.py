@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import CONFIG_MODULE
 from petl_bench.errors import RequestError
+from petl_bench.reports.claims import check_claim
 from petl_bench.studies.config import StudyConfig
 
 _SUFFIX = ".yaml"
@@ -74,6 +75,8 @@ def _check(study: StudyConfig, where: str) -> None:
         known = getattr(study, kind)
         if name not in known:
             raise RequestError(f"{where}, {section}: {name} is none of its {kind}: {', '.join(known)}.")
+    for claim in study.claims:
+        check_claim(claim, study.methods, study.tasks)
     for row in study.published:
         if not row.comparable and not row.why:
             raise RequestError(f"{where}, published, {row.row}: say why it is not comparable (why: ...).")
