@@ -40,8 +40,12 @@ def page_data(
             the two compare `verdict`.
         claims: Rows `{claim, source, verdict, numbers}`.
     """
-    # Tasks as they come; of each, those trained on the most rows first.
-    named = sorted(named, key=lambda item: (item.panel, -item.rows, _trained(item), item.method))
+    # A study's tasks in its order; of each, those trained on the most rows first.
+    order = {task: number for number, task in enumerate(task for study in studies for task in study.tasks)}
+    named = sorted(
+        named,
+        key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, _trained(item), item.method),
+    )
     rows = [_row(index, item) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
