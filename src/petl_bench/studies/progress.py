@@ -15,8 +15,8 @@ from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.live import Live
-    from rich.table import Table
 
 # Between two drawings.
 _SECONDS = 1.0
@@ -99,10 +99,11 @@ class Progress:
         kinds = (next(kind for kind in ((run.method, run.task), (run.task,), ()) if kind in took) for run in left)
         return sum(statistics.fmean(took[kind]) for kind in kinds) / workers
 
-    def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Table:
+    def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Group:
+        from rich.console import Group
         from rich.table import Table
 
-        table = Table(title=self._summary(wanted, statuses, counts), title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         tasks = list(dict.fromkeys(run.task for run in wanted))
         table.add_column("method")
         for task in tasks:
@@ -113,9 +114,8 @@ class Progress:
                 mine = [statuses[run.key] for run in wanted if (run.method, run.task) == (method, task)]
                 cells.append("".join(_MARKS.get(status, "✗") for status in mine))
             table.add_row(method, *cells)
-        table.caption = "✓ finished  ▶ running  · waiting  ✗ failed"
-        table.caption_justify = "left"
-        return table
+        # Beside the table, not in it: it may be narrower.
+        return Group(self._summary(wanted, statuses, counts), table, "✓ finished  ▶ running  · waiting  ✗ failed")
 
 
 def _seconds(record: Record) -> float | None:
