@@ -21,7 +21,7 @@ def spawn(*words, cwd, **environment):
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "bitfit", "full", "peft"])
+@pytest.mark.parametrize("method", ["lora", "full", "peft"])
 def test_two_processes_give_the_same_bits(method, tmp_path):
     kept = []
     for hash_seed in ("1", "2"):
