@@ -16,7 +16,7 @@ from petl_bench.records.store import find_records
 from petl_bench.records.study_file import read_study
 
 GRID = """
-settings: [backbone=tiny_bert, task.num_train_examples=160, train.epochs=3, train.batch_size=8,
+settings: [backbone=tiny_bert, task.num_train_examples=160, train.epochs={epochs}, train.batch_size=8,
   train.checkpoint_seconds=0, measure.ledger=false, measure.inference=false]
 methods:
   lora: []
@@ -67,7 +67,7 @@ def weights(runs):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("study")
-    (path / "mine.yaml").write_text(GRID.format(seeds=[0, 1]))
+    (path / "mine.yaml").write_text(GRID.format(seeds=[0, 1], epochs=4))
     return path
 
 
@@ -84,10 +84,11 @@ def kill_and_restart(folder, kills, runs_dir, *, instants):
     ended_early = 0
     for _ in range(kills):
         process = start(folder, f"runs_dir={runs_dir}")
-        held = folder / runs_dir / ".study"
-        while process.poll() is None and not list(held.glob("*.holder")):
-            time.sleep(0.05)
-        time.sleep(instants.uniform(0, 4))
+        # Half of them while something is trained, the others before or between runs.
+        sign = "*/checkpoint/step-*" if instants.random() < 0.5 else ".study/*.holder"
+        while process.poll() is None and not list((folder / runs_dir).glob(sign)):
+            time.sleep(0.02)
+        time.sleep(instants.uniform(0, 2))
         ended_early += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -116,7 +117,7 @@ def test_a_study_killed_again_and_again_ends_with_the_same_bits(folder, undistur
 
 @pytest.mark.slow
 def test_twelve_runs_killed_at_ten_random_instants(tmp_path):
-    (tmp_path / "mine.yaml").write_text(GRID.format(seeds=list(range(6))))
+    (tmp_path / "mine.yaml").write_text(GRID.format(seeds=list(range(6)), epochs=6))
     assert finish(start(tmp_path, "runs_dir=undisturbed"))[0] == 0
     assert kill_and_restart(tmp_path, 10, "killed", instants=random.Random(0)) >= 5
     assert finish(start(tmp_path, "runs_dir=killed"))[0] == 0
