@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from petl_bench.cli import main
+from petl_bench.cli import _COMMANDS, main
 from petl_bench.costs import count_costs
 from petl_bench.errors import RequestError, RunError
 from petl_bench.identity import identify
@@ -138,7 +138,7 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
 
 def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
     seen = []
-    monkeypatch.setattr("petl_bench.cli._predict", lambda parsed: seen.append((parsed.text, parsed.json)) or 0)
+    monkeypatch.setitem(_COMMANDS, "predict", lambda parsed: seen.append((parsed.text, parsed.json)) or 0)
     assert main(["predict", "DIR", "--text", "a=b", "c", "--json"]) == 0
     assert seen == [(["a=b", "c"], True)]
 

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 EXIT_REQUEST = 2
+# Options of plan and study whose value is the next word.
+_TAKE_A_VALUE = ("--retry", "--budget", "--plot")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,11 +77,14 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _options_first(arguments: list[str]) -> list[str]:
     """Puts `key=value` words last, after a study's name: argparse takes what is no option in one block only."""
-    overrides = [word for word in arguments if re.match(r"[+~]*[A-Za-z_][\w./@]*=", word)]
-    others = [word for word in arguments if word not in overrides]
-    if arguments[0] == "study" and len(others) > 1 and not others[1].startswith("-"):
-        others.append(others.pop(1))
-    return others + overrides
+    overrides = [word for word in arguments[1:] if re.match(r"[+~]*[A-Za-z_][\w./@]*=|~[A-Za-z_]", word)]
+    others = [word for word in arguments[1:] if word not in overrides]
+    options: list[str] = []
+    named: list[str] = []
+    for word in others:
+        of_an_option = word.startswith("-") or (bool(options) and options[-1] in _TAKE_A_VALUE)
+        (options if of_an_option else named).append(word)
+    return [arguments[0], *options, *named, *overrides]
 
 
 def _run(arguments: list[str]) -> int:
@@ -222,15 +227,14 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.request import parse_request
-    from petl_bench.studies.study import count_costs, keep, prepare, run_study
+    from petl_bench.studies.study import count_costs, keep_costs, prepare, run_study
     from petl_bench.studies.tell import tell_outcome, tell_plan
 
     study = prepare(parsed.name, parse_request(parsed.overrides))
     if parsed.dry_run or parsed.plan:
         costs = count_costs(study)
         if parsed.plan:
-            study.file.costs = costs
-            keep(study)
+            keep_costs(study, costs)
         tell_plan(study, costs, _print, as_json=parsed.json)
         return 0
     unfinished = run_study(study, retry_failed=parsed.retry == "failed")

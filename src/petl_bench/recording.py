@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -119,10 +120,13 @@ class Recording:
             return error
         if isinstance(error, KeyboardInterrupt):
             return Interrupted(signal.SIGINT)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Libraries wrap the system's error in their own.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or os.strerror(errno.ENOSPC) in str(error):
+            where = getattr(error, "filename", None) or self.folder.path
             return RunError(
-                f"The disk is full ({error.filename or self.folder.path}): free some space or set runs_dir=DIR (and "
-                "PETL_BENCH_CACHE) to another disk, then repeat the command; finished runs are kept."
+                f"The disk is full ({where}): free some space or set runs_dir=DIR (and PETL_BENCH_CACHE) to another "
+                "disk, then repeat the command; finished runs are kept."
             )
         if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _MEMORY_MESSAGES):
             return OutOfMemoryError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, RunError
 from petl_bench.records.store import find_records
+from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.config import ExecutorConfig
 from petl_bench.studies.executors import local, start_workers
 from petl_bench.studies.folder import StudyFolder
@@ -49,9 +52,9 @@ def test_without_a_cluster_the_way_out_is_named(tmp_path):
     pytest.importorskip("submitit")
     folder = StudyFolder(tmp_path)
     with pytest.raises(RequestError, match=r"executor\.cluster=slurm"):
-        start_workers(ExecutorConfig(name="slurm"), folder, [])
+        start_workers(ExecutorConfig(name="slurm"), folder, "plan.json", [])
     with pytest.raises(RequestError, match="nothere"):
-        start_workers(ExecutorConfig(name="slurm", cluster="local", submitit={"nothere": 1}), folder, [])
+        start_workers(ExecutorConfig(name="slurm", cluster="local", submitit={"nothere": 1}), folder, "plan.json", [])
 
 
 class Recorder:
@@ -81,7 +84,7 @@ def test_gpus_are_dealt_out(visible, settings, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(local.subprocess, "Popen", Recorder)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     runs = [_Run(str(number)) for number in range(9)]
-    local.LocalWorkers(ExecutorConfig(**settings), StudyFolder(tmp_path), runs)
+    local.LocalWorkers(ExecutorConfig(**settings), StudyFolder(tmp_path), "plan.json", runs)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in Recorder.started] == expected
     assert all(int(env["OMP_NUM_THREADS"]) >= 1 for env in Recorder.started)
 
@@ -91,9 +94,71 @@ def test_without_gpus_one_worker_keeps_all_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "visible_gpus", list)
     monkeypatch.setattr(local.subprocess, "Popen", Recorder)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    local.LocalWorkers(ExecutorConfig(), StudyFolder(tmp_path), [_Run("a"), _Run("b")])
+    local.LocalWorkers(ExecutorConfig(), StudyFolder(tmp_path), "plan.json", [_Run("a"), _Run("b")])
     assert len(Recorder.started) == 1
     assert "OMP_NUM_THREADS" not in Recorder.started[0]
+
+
+class Ended:
+    """Stands in for worker processes that end with these codes, one after the other; the last one works on."""
+
+    codes: list[int] = []  # noqa: RUF012
+
+    def __init__(self, *_words, **_settings):
+        self.pid, self.code = 7, Ended.codes.pop(0) if Ended.codes else None
+
+    def poll(self):
+        return self.code
+
+    def send_signal(self, _signum):
+        self.code = 0
+
+    def wait(self, _seconds):
+        return self.code
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    def start(codes):
+        monkeypatch.setattr(Ended, "codes", list(codes))
+        monkeypatch.setattr(local, "visible_gpus", list)
+        monkeypatch.setattr(local.subprocess, "Popen", Ended)
+        folder, run = StudyFolder(tmp_path), PlannedRun("lora", "demo", 0, "key", "folder", [])
+        folder.private.mkdir()
+        return local.LocalWorkers(ExecutorConfig(), folder, "plan.json", [run]), folder, run
+
+    return start
+
+
+def test_a_worker_that_ends_with_empty_hands_is_replaced_but_not_for_ever(workers):
+    """As one that waited for others and was terminated."""
+    alive, _, _ = workers([143, -9])
+    assert [alive.alive() for _ in range(3)] == [True] * 3
+
+
+def test_workers_that_cannot_start_are_told_of(workers):
+    alive, folder, _ = workers([1] * 9)
+    with pytest.raises(RunError, match=str(folder.private / "worker-0.log")):
+        for _ in range(5):
+            alive.alive()
+
+
+@pytest.mark.parametrize("code", [0, -9, 143])
+def test_a_run_whose_process_ends_again_and_again_has_failed(workers, code):
+    alive, folder, run = workers([code, code, 0])
+    holder = folder.private / f"{run.key}.holder"
+    holder.write_text(json.dumps({"pid": 7, "host": socket.gethostname()}))
+    assert alive.alive()
+    assert folder.record(run) is None
+    assert alive.alive()
+    assert folder.record(run).status == "failed"
+    assert "ended 2 times" in folder.record(run).error
+
+
+def test_a_holder_on_another_machine_is_another_process(workers):
+    alive, folder, run = workers([0])
+    (folder.private / f"{run.key}.holder").write_text(json.dumps({"pid": 7, "host": "another"}))
+    assert not alive.alive()
 
 
 class _Run:

@@ -12,14 +12,14 @@ from petl_bench.errors import RequestError
 from petl_bench.hydra_errors import load_explained
 from petl_bench.identity import identify
 from petl_bench.records.schema import HistoryEntry, Protocol, Record
-from petl_bench.records.study_file import PublishedRow, read_study
+from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
 from petl_bench.studies.config import CellConfig, StudyConfig
 from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.open import open_study, study_names
 from petl_bench.studies.rates import choose_rates, wanted_now
 from petl_bench.studies.request import parse_request
-from petl_bench.studies.study import keep, prepare
+from petl_bench.studies.study import keep, keep_costs, prepare
 
 SMALL = StudyConfig(
     settings=["backbone=tiny_bert", "train.epochs=1"],
@@ -98,6 +98,64 @@ def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):
     assert prepare(str(file), request).file == read_study(tmp_path / "runs") == study.file
 
 
+def test_a_basis_of_other_runs_is_not_believed(tmp_path):
+    """As a process leaves it that is killed between two writes, or another command with other seeds."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods: {lora: []}\ntasks: {demo: []}\nsettings: [backbone=tiny_bert]\n")
+
+    def seeds(*words):
+        study = prepare(str(file), parse_request([f"runs_dir={tmp_path / 'runs'}", *words]))
+        return study, [run.seed for run in study.runs]
+
+    first, _ = seeds("seeds=0")
+    keep(first)
+    basis = first.folder.read_basis()
+    keep(seeds("seeds=5,6")[0])
+    first.folder.write_basis(basis)
+    assert seeds("seeds=0")[1] == [0]
+    for broken in ("[]", "null", "{", '{"fingerprint": 1}'):
+        (first.folder.private / "basis.json").write_text(broken)
+        assert seeds("seeds=0")[1] == [0]
+    (tmp_path / "runs" / "study.json").write_text("{")
+    assert seeds("seeds=0")[1] == [0]
+
+
+def test_costs_stay_with_the_runs_that_they_were_counted_for(tmp_path):
+    file = tmp_path / "mine.yaml"
+
+    def costs(r):
+        file.write_text(
+            f"methods: {{lora: [method.r={r}], head: [method=head]}}\ntasks: {{demo: []}}\n"
+            "settings: [backbone=tiny_bert]\n"
+        )
+        return prepare(str(file), parse_request([f"runs_dir={tmp_path / 'runs'}"]))
+
+    study = costs(2)
+    keep_costs(study, [PlannedCosts("lora", "demo", 1024), PlannedCosts("head", "demo", 0)])
+    keep_costs(study, [PlannedCosts("lora", "demo", 1025)])
+    assert [cost.trainable_method for cost in costs(2).file.costs] == [0, 1025]
+    assert [cost.method for cost in costs(32).file.costs] == ["head"]
+
+
+def test_leftovers_of_killed_processes_are_taken_away(tmp_path):
+    file, _ = expand("small", SMALL, [], tmp_path)
+    folder, run = StudyFolder(tmp_path), file.runs[0]
+    folder.run_folder(run).write(Record(run.key, {}))
+    (tmp_path / run.folder / "adapter.99.partial").mkdir()
+    (tmp_path / run.folder / "checkpoint").mkdir()
+    assert folder.run_folder(run).has_leftovers
+    folder.tidy(run)
+    assert [path.name for path in (tmp_path / run.folder).iterdir()] == ["result.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine.yaml").write_text("methods: {lora: []}\ntasks: {demo: []}\nsettings: [backbone=tiny_bert]\n")
+    study = prepare(str(tmp_path / "mine.yaml"), parse_request([f"runs_dir={tmp_path / 'file' / 'inside'}"]))
+    with pytest.raises(RequestError, match=r"runs_dir=.*give another folder"):
+        keep(study)
+
+
 class TestRequests:
     def test_words_are_sorted(self):
         request = parse_request(
@@ -124,6 +182,9 @@ class TestRequests:
             ("executor.workers=0", "executor.workers=0 must be at least 1"),
             ("executor.nothere=1", "nothere"),
             ("executor.workers=many", "workers"),
+            ("methods=", "methods= names none"),
+            ("seeds=-1", "in 0..4294967295"),
+            ("force=true", "delete the folders"),
         ],
     )
     def test_what_does_not_fit_is_said(self, word, message):
@@ -144,7 +205,24 @@ class TestFiles:
         [
             ("methods: {}\ntasks: {demo: []}", "needs at least one"),
             ("methods: {lora: []}\ntasks: {demo: []}\nsede: [1]", "sede"),
-            ("methods: {lora: [}", "is no study"),
+            ("", "needs at least one"),
+            ("methods: {lora: []}\ntasks: {demo: []}\nseeds: [0, 0]", "each once"),
+            ("methods: {lora: []}\ntasks: {demo: []}\nseeds: [-1]", "in 0..4294967295"),
+            ("methods: {lora: []}\ntasks: {demo: []}\nmethods: {full: []}", "is no study|duplicate"),
+            ('methods: {"lo\\nra": []}\ntasks: {demo: []}', "is no name that a table can show"),
+            (
+                "methods: {lora: []}\ntasks: {demo: []}\nclaims: [{claim: A, source: B, test: {kind: bettter}}]",
+                "Did you mean 'better'",
+            ),
+            (
+                "methods: {lora: []}\ntasks: {demo: []}\npublished: [{row: A, source: B, cells: {demmo: [1]}, why: x}]",
+                "demmo is none of its tasks",
+            ),
+            (
+                "methods: {lora: []}\ntasks: {demo: []}\npublished: [{row: A, source: B, cells: {demo: []}, why: x}]",
+                "a cell is empty",
+            ),
+            ("methods: {lora: [}", "line 1: expected the node content"),
             ("methods: {lora: []}\ntasks: {demo: []}\ncells: [{methods: [lra]}]", "lra is none of its methods: lora"),
             ("methods: {lora: []}\ntasks: {demo: []}\nseeds: [x]", "seeds"),
             (
@@ -158,6 +236,16 @@ class TestFiles:
         with pytest.raises(RequestError, match=message) as caught:
             open_study(str(tmp_path / "mine.yaml"))
         assert "mine.yaml" in str(caught.value)
+
+    def test_what_is_meant_is_taken(self, tmp_path):
+        (tmp_path / "mine.yaml").write_text(
+            "methods: {lora: }\ntasks: {demo: }\nlearning_rates: {lora: [1]}\n"
+            "published: [{row: A, source: B, cells: {demo: [85, 1]}, why: x}]"
+        )
+        _, study = open_study(str(tmp_path / "mine.yaml"))
+        assert (study.methods, study.tasks) == ({"lora": []}, {"demo": []})
+        assert study.learning_rates == {"lora": [1.0]}
+        assert study.published[0].cells == {"demo": [85.0, 1.0]}
 
     def test_unknown_names_are_told_with_the_nearest(self):
         with pytest.raises(RequestError, match="Did you mean low_resource"):
@@ -231,6 +319,22 @@ class TestRates:
         choose_rates(file.runs, folder)
         assert {run.learning_rate: run.chosen for run in file.runs} == {1e-4: True, 1e-3: False}
         assert [run.seed for run in file.runs if wanted_now(run) and not folder.ended(run)] == [2]
+
+    def test_a_trial_that_is_made_again_opens_the_choice(self, tmp_path):
+        file, _ = expand("small", self.STUDY, [], tmp_path)
+        folder = StudyFolder(tmp_path)
+        trials = [run for run in file.runs if run.is_trial]
+        for run in trials:
+            self.scored(folder, run, run.learning_rate * 100)
+        folder.run_folder(trials[0]).write(Record(trials[0].key, {}))
+        (tmp_path / trials[0].folder / "result.json").unlink()
+        folder.run_folder(trials[0]).write(Record(trials[0].key, {}, status="out_of_memory", error="too large"))
+        choose_rates(file.runs, folder)
+        assert {run.learning_rate for run in file.runs if run.chosen} == {1e-3}
+        folder.set_aside(trials[0])
+        choose_rates(file.runs, folder)
+        assert all(run.chosen is None for run in file.runs)
+        assert [run for run in file.runs if wanted_now(run) and not folder.ended(run)] == [trials[0]]
 
     def test_a_rate_that_failed_is_left_out(self, tmp_path):
         file, _ = expand("small", self.STUDY, [], tmp_path)

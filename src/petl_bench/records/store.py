@@ -70,6 +70,20 @@ class RunFolder:
         """Deletes what an unfinished run would go on from."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
+    def remove_leftovers(self) -> None:
+        """Deletes checkpoints, and what killed processes had begun to write."""
+        self.remove_checkpoints()
+        for leftover in (*self.path.glob("*.partial"), *self.path.glob("*.outdated")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether `remove_leftovers` would find any."""
+        return self.checkpoints.is_dir() or any(self.path.glob("*.partial")) or any(self.path.glob("*.outdated"))
+
     @contextmanager
     def replace_folder(self, name: str) -> Iterator[Path]:
         """Gives an empty folder that takes the place of `name` once it was filled without an error."""
@@ -115,8 +129,11 @@ def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]
 
 def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], list[str]]:
     """The same by file."""
-    records, unreadable = {}, []
+    records, unreadable, seen = {}, [], set[Path]()
     for file in find_record_files(folders):
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
         try:
             records[file] = read_record(file)
         except (ValueError, OSError) as error:
@@ -133,4 +150,17 @@ def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise RequestError(f"{folder}: there is no such folder of runs.")
-        yield from sorted(folder.rglob(RECORD_FILE))
+        yield from files_below(folder, RECORD_FILE)
+
+
+def files_below(folder: Path, name: str) -> list[Path]:
+    """The files of this name at or below a folder, links to folders followed, in the order of their paths."""
+    found, seen = [], set[str]()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if name in files:
+            found.append(Path(path) / name)
+    return sorted(found)

@@ -6,6 +6,7 @@ A report reads it to know which records belong to the study, by which names, and
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -127,22 +128,31 @@ class StudyFile:
     command: str = ""
     version: int = STUDY_VERSION
 
-    def write(self, folder: Path) -> None:
-        """Writes `study.json` into the study's folder by an atomic rename."""
+    def write(self, folder: Path, name: str = STUDY_FILE) -> None:
+        """Writes the study into a folder by an atomic rename."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{STUDY_FILE}.{os.getpid()}.partial"
+        partial = folder / f"{name}.{os.getpid()}.partial"
         content = json.dumps(finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(folder / STUDY_FILE)
+        try:
+            partial.write_text(content + "\n", encoding="utf-8")
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @property
+    def digest(self) -> str:
+        """Names what is to be run: equal for the same runs."""
+        text = json.dumps([[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_study(folder: Path) -> StudyFile | None:
+def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
     """The study whose runs lie in this folder; None where there is none.
 
     Raises:
         RequestError: where its file cannot be read.
     """
-    file = folder / STUDY_FILE
+    file = folder / name
     if not file.is_file():
         return None
     try:
@@ -150,6 +160,8 @@ def read_study(folder: Path) -> StudyFile | None:
         if content.get("version", 0) > STUDY_VERSION:
             raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
         study: StudyFile = build(StudyFile, content)
+        if not all(isinstance(item, list) for item in (study.runs, study.methods, study.tasks, study.costs)):
+            raise ValueError("a list is missing")
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise RequestError(f"{file} cannot be read ({error}): `petl-bench study` writes it anew.") from error
+        raise RequestError(f"{file} cannot be read ({error}): delete it, `petl-bench study` writes it anew.") from error
     return study

@@ -54,6 +54,10 @@ class _Kind:
     optional: tuple[str, ...] = ()
 
 
+_ONE_NAME = ("kind", "method", "to", "of", "over", "quantity", "metric", "needs")
+_NAMES = ("than", "tasks")
+
+
 def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
     """One mapping a claim: claim, source, verdict, and in words the numbers behind it.
 
@@ -70,6 +74,7 @@ def _row(claim: Claim, ours: StudyRecords) -> dict[str, Any]:
     if claim.untestable is not None:
         return row | {"verdict": NOT_TESTABLE, "numbers": claim.untestable}
     test = {"tasks": ours.study.tasks} | claim.test
+    test["tasks"] = _listed(test["tasks"])
     outcome = _KINDS[test["kind"]].test(test, ours)
     verdict = {None: NOT_RUN, True: REPRODUCED, False: NOT_REPRODUCED}[outcome.holds]
     return row | {"verdict": verdict, "numbers": outcome.numbers}
@@ -83,6 +88,11 @@ def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> N
             raise RequestError(f"{where} and untestable are both given: leave one out.")
         return
     test = claim.test
+    for key, value in test.items():
+        if key in _ONE_NAME and not isinstance(value, str):
+            raise RequestError(f"{where}.{key}={value} must be one name.")
+        if key in _NAMES and not (_listed(value) and all(isinstance(name, str) for name in _listed(value))):
+            raise RequestError(f"{where}.{key}={value} must be a name or a list of names.")
     if test.get("kind") not in _KINDS:
         raise unknown_choice(f"{where}.kind", test.get("kind"), _KINDS)
     kind = _KINDS[test["kind"]]
@@ -106,8 +116,8 @@ def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> N
             raise RequestError(f"{where}.{key}={test[key]} must be a number.")
 
 
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:

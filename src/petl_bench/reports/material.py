@@ -8,7 +8,7 @@ from pathlib import Path
 
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
-from petl_bench.records.store import locate_records
+from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.sheets import Sheet, backbone_sheets, reported_records, study_sheet
@@ -47,7 +47,9 @@ def read_material(folders: list[str]) -> Material:
     located, unreadable = locate_records(folders)
     for message in unreadable:
         _log.warning(message)
-    paths = dict.fromkeys(file.parent for folder in folders for file in sorted(Path(folder).rglob(STUDY_FILE)))
+    files = (file for folder in folders for file in files_below(Path(folder), STUDY_FILE))
+    # The same folder by two names is one.
+    paths = list({file.resolve(): file.parent for file in reversed(list(files))}.values())[::-1]
     by_study: dict[Path | None, list[Record]] = {path: [] for path in paths}
     for file, record in located.items():
         home = next((parent for parent in file.parents if parent in paths), None)
@@ -78,6 +80,6 @@ def _tell_unfinished(records: list[Record]) -> None:
     """Names the runs that ended otherwise: a comparison must not hide them."""
     for record in records:
         if record.status != "finished":
-            config = record.config
-            name = f"{config['task']['name']} {config['method']['name']} seed {config['train']['seed']}"
+            task, method, train = (record.config.get(part) or {} for part in ("task", "method", "train"))
+            name = f"{task.get('name')} {method.get('name')} seed {train.get('seed')}"
             _log.warning("left out, %s: %s (%s)", record.status, name, record.error)

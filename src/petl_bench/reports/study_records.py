@@ -40,16 +40,20 @@ class StudyRecords:
         return {seed: record for seed, record in found.items() if record is not None and _usable(record)}
 
     def num_missing(self, method: str, task: str) -> int:
-        """Planned runs without any record; those that failed have one."""
+        """Planned runs that have not ended; those that failed have."""
         runs = self._planned.get((method, task), [])
         if (method, task) in self._open:
             return len(runs)
-        return sum(run.key not in self._records for run in runs) if runs else 1
+        return sum(not self._ended(run) for run in runs) if runs else 1
 
     def num_failed(self, method: str, task: str) -> int:
         """Planned runs that ended otherwise than finished."""
         runs = self._planned.get((method, task), [])
-        return sum(run.key in self._records and not _usable(self._records[run.key]) for run in runs)
+        return sum(self._ended(run) and not _usable(self._records[run.key]) for run in runs)
+
+    def _ended(self, run: PlannedRun) -> bool:
+        """An interrupted run goes on."""
+        return run.key in self._records and self._records[run.key].status != "interrupted"
 
     def primary_metric(self, task: str) -> str | None:
         """The task's primary metric, by any of the study's records."""

@@ -21,7 +21,7 @@ def print_table(table: ReportTable) -> None:
         # A word a line: numbers are short, and a table that fits can be read.
         prose = name in table.prose
         justify: Literal["left", "right"] = "left" if number == 0 or prose else "right"
-        shown.add_column(name.replace(" ", "\n"), justify=justify, no_wrap=not prose)
+        shown.add_column(Text(name.replace(" ", "\n")), justify=justify, no_wrap=not prose)
     for number, row in enumerate(table.rows):
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))

@@ -13,9 +13,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder
-from petl_bench.records.study_file import PlannedRun
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 
 _PRIVATE = ".study"
 _BASIS_FILE = "basis.json"
@@ -98,6 +99,9 @@ class StudyFolder:
             lock.acquire(blocking=False)
         except Timeout:
             return holder
+        except OSError:
+            # Nobody works in a folder that cannot be written.
+            return None
         # What a killed process left.
         lock.release()
         return None
@@ -108,7 +112,7 @@ class StudyFolder:
             holder: dict[str, Any] = json.loads(self._holder_file(run).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return holder
+        return holder if isinstance(holder, dict) else None
 
     def set_aside(self, run: PlannedRun) -> None:
         """Renames a failed run's record, so that the run is made again; a training starts from its start."""
@@ -118,13 +122,19 @@ class StudyFolder:
                 file.replace(file.with_name(f"{record.status}-{int(time.time())}.json"))
                 self.run_folder(run).remove_checkpoints()
 
+    def tidy(self, run: PlannedRun) -> None:
+        """Deletes what a process that was killed left beside a record."""
+        with self.held(run) as mine:
+            if mine and self.ended(run):
+                self.run_folder(run).remove_leftovers()
+
     def read_basis(self) -> dict[str, Any]:
         """On what the study's keys rest; empty where that is not known."""
         try:
             basis: dict[str, Any] = json.loads((self.private / _BASIS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return basis
+        return basis if isinstance(basis, dict) else {}
 
     def write_basis(self, basis: dict[str, Any]) -> None:
         """Keeps on what the study's keys rest."""
@@ -132,6 +142,27 @@ class StudyFolder:
         partial = self.private / f"{_BASIS_FILE}.{os.getpid()}.partial"
         partial.write_text(json.dumps(basis), encoding="utf-8")
         partial.replace(self.private / _BASIS_FILE)
+
+    def write_plan(self, study: StudyFile) -> str:
+        """Keeps what workers are to make, apart from `study.json`, which another command may replace.
+
+        Returns:
+            The file's name.
+        """
+        name = f"plan-{study.digest}.json"
+        study.write(self.private, name)
+        return name
+
+    def read_plan(self, name: str) -> StudyFile:
+        """What `write_plan` kept.
+
+        Raises:
+            RequestError: where it is gone.
+        """
+        study = read_study(self.private, name)
+        if study is None:
+            raise RequestError(f"{self.private / name} is gone: start the study again.")
+        return study
 
     def _lock(self, run: PlannedRun) -> FileLock:
         return FileLock(self.private / f"{run.key}.lock")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -14,6 +15,7 @@ from petl_bench.config import CONFIG_MODULE
 from petl_bench.errors import RequestError
 from petl_bench.reports.claims import check_claim
 from petl_bench.studies.config import StudyConfig
+from petl_bench.studies.request import check_seeds
 
 _SUFFIX = ".yaml"
 
@@ -52,8 +54,11 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
 
 def _parse(text: str, where: str) -> StudyConfig:
     try:
-        content = OmegaConf.create(text)
+        content = _forgiving(OmegaConf.to_container(OmegaConf.create(text)))
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), content))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         key = getattr(error, "full_key", None)
@@ -63,20 +68,50 @@ def _parse(text: str, where: str) -> StudyConfig:
     return study
 
 
+def _forgiving(content: Any) -> Any:
+    """The file's content with what is meant by a name without settings, and by whole numbers where others may stand."""
+    if not isinstance(content, dict):
+        raise ValueError("it holds no settings")
+    for kind in ("methods", "tasks"):
+        if isinstance(content.get(kind), dict):
+            content[kind] = {str(name): words or [] for name, words in content[kind].items()}
+    tables = [content.get("learning_rates"), *(_cells(row) for row in content.get("published") or [])]
+    for table in tables:
+        if isinstance(table, dict):
+            for name, numbers in table.items():
+                if isinstance(numbers, list):
+                    table[name] = [float(n) if type(n) is int else n for n in numbers]
+    return content
+
+
+def _cells(row: Any) -> Any:
+    return row.get("cells") if isinstance(row, dict) else None
+
+
 def _check(study: StudyConfig, where: str) -> None:
     """Raises RequestError where names do not fit together."""
     if not study.methods or not study.tasks or not study.seeds:
         raise RequestError(f"{where} needs at least one of each: methods, tasks, seeds.")
+    check_seeds(f"{where}, seeds", study.seeds)
+    for name in (*study.methods, *study.tasks):
+        if not name.strip() or not name.isprintable():
+            raise RequestError(f"{where}: {name!r} is no name that a table can show.")
     named = [("cells", "methods", name) for cell in study.cells for name in cell.methods]
     named += [("cells", "tasks", name) for cell in study.cells for name in cell.tasks]
     named += [("learning_rates", "methods", name) for name in study.learning_rates]
     named += [("published", "methods", row.method) for row in study.published if row.method is not None]
+    named += [("published", "tasks", task) for row in study.published for task in row.cells]
     for section, kind, name in named:
         known = getattr(study, kind)
         if name not in known:
             raise RequestError(f"{where}, {section}: {name} is none of its {kind}: {', '.join(known)}.")
     for claim in study.claims:
-        check_claim(claim, study.methods, study.tasks)
+        try:
+            check_claim(claim, study.methods, study.tasks)
+        except RequestError as error:
+            raise RequestError(f"{where}, claims: {error}") from error
     for row in study.published:
+        if not all(row.cells.values()):
+            raise RequestError(f"{where}, published, {row.row}: a cell is empty; leave it out.")
         if not row.comparable and not row.why:
             raise RequestError(f"{where}, published, {row.row}: say why it is not comparable (why: ...).")

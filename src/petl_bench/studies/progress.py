@@ -102,20 +102,22 @@ class Progress:
     def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Group:
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         tasks = list(dict.fromkeys(run.task for run in wanted))
         table.add_column("method")
         for task in tasks:
-            table.add_column(task, justify="center")
+            # As text: brackets in names are no markup.
+            table.add_column(Text(task), justify="center")
         for method in dict.fromkeys(run.method for run in wanted):
             cells = []
             for task in tasks:
                 mine = [statuses[run.key] for run in wanted if (run.method, run.task) == (method, task)]
                 cells.append("".join(_MARKS.get(status, "✗") for status in mine))
-            table.add_row(method, *cells)
+            table.add_row(Text(method), *cells)
         # Beside the table, not in it: it may be narrower.
-        return Group(self._summary(wanted, statuses, counts), table, "✓ finished  ▶ running  · waiting  ✗ failed")
+        return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
 
 
 def _seconds(record: Record) -> float | None:

@@ -11,7 +11,7 @@ from petl_bench.studies.folder import FINISHED, StudyFolder
 
 
 def choose_rates(runs: list[PlannedRun], folder: StudyFolder) -> None:
-    """Sets `chosen` of every run whose method's rate on its task can be chosen now: all its trials have ended.
+    """Sets `chosen` of every run with one of several rates: None until all trials of its method and task have ended.
 
     The rate with the best mean over the trials' seeds wins, the smaller one of equals; a rate with a trial that failed
     is left out, unless all are. The same records give the same choice in every process.
@@ -24,6 +24,9 @@ def choose_rates(runs: list[PlannedRun], folder: StudyFolder) -> None:
             rate = _best_rate(trials, folder)
             for run in mine:
                 run.chosen = run.learning_rate == rate
+        else:
+            for run in mine:
+                run.chosen = None
 
 
 def wanted_now(run: PlannedRun) -> bool:

@@ -74,6 +74,8 @@ def parse_request(words: list[str]) -> StudyRequest:
                 raise RequestError(f"{word}: a setting is key=value; `petl-bench study --help` says more.")
             if word.split("=")[0] in ("method", "task", "train.seed"):
                 raise RequestError(f"{word}: a study has several; narrow it with methods=, tasks= or seeds=.")
+            if word.split("=")[0] == "force":
+                raise RequestError(f"{word}: delete the folders of runs that a study is to make again.")
             request.words.append(word)
             continue
         key, value = match.groups()
@@ -86,23 +88,31 @@ def parse_request(words: list[str]) -> StudyRequest:
         elif key == "seeds":
             request.seeds = _seeds(value)
         else:
-            setattr(request, key, _names(value))
+            setattr(request, key, _names(key, value))
     request.executor = _executor(executor, of_executor)
     return request
 
 
-def _names(value: str) -> list[str]:
-    return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+def _names(key: str, value: str) -> list[str]:
+    names = [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    if not names:
+        raise RequestError(f"{key}={value} names none: leave it out, or separate names by commas.")
+    return names
 
 
 def _seeds(value: str) -> list[int]:
     try:
-        seeds = [int(name) for name in _names(value)]
+        seeds = [int(name) for name in _names("seeds", value)]
     except ValueError as error:
         raise RequestError(f"seeds={value} must be whole numbers, separated by commas.") from error
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise RequestError(f"seeds={value} must name at least one seed, each once.")
+    check_seeds(f"seeds={value}", seeds)
     return seeds
+
+
+def check_seeds(where: str, seeds: list[int]) -> None:
+    """Raises RequestError where seeds are none, come twice or are out of range."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise RequestError(f"{where} must name at least one seed, each once, in 0..{2**32 - 1}.")
 
 
 def _executor(name: str, words: list[str]) -> ExecutorConfig:

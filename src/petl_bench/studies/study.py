@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from petl_bench.errors import Interrupted
+from petl_bench.errors import Interrupted, RequestError
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.config import StudyConfig
 from petl_bench.studies.executors import start_workers
@@ -23,6 +24,8 @@ from petl_bench.studies.request import StudyRequest
 
 _PAUSE = 0.2
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -34,7 +37,7 @@ class Study:
         runs: Those that are asked for now.
         config: What it was expanded from.
         request: What the command asks for.
-        basis: On what the runs' keys rest, where they were found anew.
+        basis: On what the runs' keys rest.
     """
 
     file: StudyFile
@@ -42,7 +45,7 @@ class Study:
     runs: list[PlannedRun]
     config: StudyConfig
     request: StudyRequest
-    basis: Basis | None
+    basis: Basis
 
     def statuses(self) -> list[tuple[PlannedRun, str]]:
         """Every run that is asked for, with what has become of it; rates that were not taken are left out."""
@@ -60,20 +63,56 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
     folder = StudyFolder(request.folder(name))
-    found, basis = read_study(folder.path), None
-    if found is not None and still_true(folder.read_basis(), config, request.words):
-        file = found
+    found, known = _read(folder), folder.read_basis()
+    if found is not None and known.get("runs") == found.digest and still_true(known, config, request.words):
+        file, basis = found, known
     else:
         file, basis = expand(name, config, request.words, folder.path)
-        file.costs = found.costs if found is not None else []
+        basis["runs"] = file.digest
+        file.costs = _still_right(found, file)
     return Study(file, folder, request.narrowed(file.runs, config), config, request, basis)
 
 
+def _read(folder: StudyFolder) -> StudyFile | None:
+    """What is there of the study; a file that cannot be read is written anew."""
+    try:
+        return read_study(folder.path)
+    except RequestError as error:
+        _log.warning("%s", error)
+        return None
+
+
+def _still_right(found: StudyFile | None, file: StudyFile) -> list[PlannedCosts]:
+    """The costs that were counted of cells whose runs are the same."""
+    if found is None:
+        return []
+    before, now = ({(run.method, run.task, run.key) for run in one.runs} for one in (found, file))
+    changed = {(method, task) for method, task, _ in before ^ now}
+    return [cost for cost in found.costs if (cost.method, cost.task) not in changed]
+
+
 def keep(study: Study) -> None:
-    """Writes `study.json`."""
-    study.file.write(study.folder.path)
-    if study.basis is not None:
-        study.folder.write_basis(study.basis)
+    """Writes `study.json`, where it differs from what is there.
+
+    Raises:
+        RequestError: where the folder cannot be written.
+    """
+    try:
+        if _read(study.folder) != study.file:
+            study.file.write(study.folder.path)
+        if study.folder.read_basis() != study.basis:
+            study.folder.write_basis(study.basis)
+    except OSError as error:
+        raise RequestError(
+            f"runs_dir={study.folder.path}: the study cannot be kept there ({error}): give another folder."
+        ) from error
+
+
+def keep_costs(study: Study, costs: list[PlannedCosts]) -> None:
+    """Adds what was counted to `study.json`."""
+    counted = {(cost.method, cost.task) for cost in costs}
+    study.file.costs = [cost for cost in study.file.costs if (cost.method, cost.task) not in counted] + costs
+    keep(study)
 
 
 def count_costs(study: Study) -> list[PlannedCosts]:
@@ -97,26 +136,36 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         RunError: where workers cannot work at all.
         Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
     """
-    if retry_failed:
-        for run in study.runs:
-            study.folder.set_aside(run)
     choose_rates(study.file.runs, study.folder)
     keep(study)
+    for run in study.runs:
+        if retry_failed:
+            study.folder.set_aside(run)
+        if study.folder.run_folder(run).has_leftovers and study.folder.ended(run):
+            study.folder.tidy(run)
+    choose_rates(study.file.runs, study.folder)
     left = _left(study)
     if left:
-        with _sigterm_raises(), Progress(study.runs, study.folder) as progress:
-            workers = start_workers(study.request.executor, study.folder, left)
-            try:
-                while workers.alive():
-                    choose_rates(study.file.runs, study.folder)
-                    progress.update()
-                    time.sleep(_PAUSE)
-            except (Interrupted, KeyboardInterrupt) as error:
-                workers.stop(error.signum if isinstance(error, Interrupted) else signal.SIGINT)
-                raise
-            choose_rates(study.file.runs, study.folder)
-        keep(study)
+        _make(study, left)
+        # Rates that were taken; unless somebody has begun another study here.
+        if (found := _read(study.folder)) is not None and found.digest == study.file.digest:
+            keep(study)
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
+
+
+def _make(study: Study, left: list[PlannedRun]) -> None:
+    plan = study.folder.write_plan(study.file)
+    with _sigterm_raises(), Progress(study.runs, study.folder) as progress:
+        workers = start_workers(study.request.executor, study.folder, plan, left)
+        try:
+            while workers.alive():
+                choose_rates(study.file.runs, study.folder)
+                progress.update()
+                time.sleep(_PAUSE)
+        except BaseException as error:
+            workers.stop(error.signum if isinstance(error, Interrupted) else signal.SIGINT)
+            raise
+        choose_rates(study.file.runs, study.folder)
 
 
 def _left(study: Study) -> list[PlannedRun]:

@@ -1,7 +1,7 @@
 """One process of a study: takes a run that nobody holds, makes it, takes the next.
 
-Started by an executor as `python -m petl_bench.studies.worker FOLDER`; ends with the process that holds its standard
-input.
+Started by an executor as `python -m petl_bench.studies.worker FOLDER PLAN KEYS`; ends with the process that holds its
+standard input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.records.schema import Record
-from petl_bench.records.study_file import PlannedRun, read_study
+from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.rates import choose_rates, wanted_now
 
@@ -26,19 +26,19 @@ _PAUSE = 1.0
 _log = logging.getLogger(__name__)
 
 
-def work(path: Path, keys: list[str] | None = None) -> None:
+def work(path: Path, plan: str, keys: list[str]) -> None:
     """Makes the runs of a study until none is left that this process could make or take over.
 
     Args:
         path: The study's folder.
-        keys: Of the runs to make; None: all.
+        plan: Name of the file there that lists the study's runs.
+        keys: Of the runs to make.
     """
-    study, folder = read_study(path), StudyFolder(path)
-    if study is None:
-        raise RequestError(f"{path} holds no study: `petl-bench study` makes one.")
+    folder = StudyFolder(path)
+    study = folder.read_plan(plan)
     # Seed by seed: halfway through, every method can be compared already.
     by_seed = sorted(study.runs, key=lambda run: study.seeds.index(run.seed))
-    wanted = [run for run in by_seed if keys is None or run.key in keys]
+    wanted = [run for run in by_seed if run.key in keys]
     made: set[str] = set()
     while True:
         choose_rates(study.runs, folder)
@@ -69,6 +69,8 @@ def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
         if not mine or folder.ended(run):
             return False
         make(run, folder)
+        if folder.ended(run):
+            folder.run_folder(run).remove_leftovers()
     return True
 
 
@@ -94,6 +96,8 @@ def make(run: PlannedRun, folder: StudyFolder) -> None:
     except RequestError as error:
         _log.warning("%s", error)
         write_failure(run, folder, str(error))
+    except SystemExit as error:
+        write_failure(run, folder, f"The run ended its process by itself, with exit code {error.code}.")
 
 
 def write_failure(run: PlannedRun, folder: StudyFolder, error: str) -> None:
@@ -126,7 +130,7 @@ def main() -> int:
     _end_with_parent()
     setup_logging()
     try:
-        work(Path(sys.argv[1]), sys.argv[2].split(",") if len(sys.argv) > 2 else None)
+        work(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","))
     except RequestError as error:
         _log.error("%s", error)
         return 2

@@ -26,8 +26,14 @@ class Workers(Protocol):
         """Ends the workers that end with us; they keep their checkpoints."""
 
 
-def start_workers(settings: ExecutorConfig, folder: StudyFolder, runs: list[PlannedRun]) -> Workers:
+def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> Workers:
     """Starts workers for these runs.
+
+    Args:
+        settings: Where and how many.
+        folder: The study's.
+        plan: Name of the file there that lists the study's runs.
+        runs: Those to make.
 
     Raises:
         RequestError: where the executor is unknown, or its package or cluster is missing.
@@ -35,13 +41,13 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, runs: list[Plan
     if settings.name == "local":
         from petl_bench.studies.executors.local import LocalWorkers
 
-        return LocalWorkers(settings, folder, runs)
+        return LocalWorkers(settings, folder, plan, runs)
     if settings.name == "slurm":
         from petl_bench.studies.executors.slurm import SlurmWorkers
 
-        return SlurmWorkers(settings, folder, runs)
+        return SlurmWorkers(settings, folder, plan, runs)
     if settings.name == "ray":
         from petl_bench.studies.executors.ray import RayWorkers
 
-        return RayWorkers(settings, folder, runs)
+        return RayWorkers(settings, folder, plan, runs)
     raise unknown_choice("executor", settings.name, EXECUTORS)

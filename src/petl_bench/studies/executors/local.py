@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -24,12 +25,13 @@ _SECONDS_TO_STOP = 30
 class LocalWorkers:
     """Processes of this machine. They end with this one."""
 
-    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, runs: list[PlannedRun]) -> None:
-        self._folder, self._runs = folder, {run.key: run for run in runs}
+    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
+        self._folder, self._plan, self._runs = folder, plan, {run.key: run for run in runs}
         self._gpus = visible_gpus()
         per_machine = settings.runs_per_gpu * len(self._gpus) or 1
         self._count = min(settings.workers or per_machine, len(runs))
-        self._deaths: Counter[str] = Counter()
+        # By run; of workers that held none, by the worker's number.
+        self._deaths: Counter[str | int] = Counter()
         self._processes = {number: self._start(number) for number in range(self._count)}
 
     def alive(self) -> bool:
@@ -39,7 +41,7 @@ class LocalWorkers:
             if code is None:
                 continue
             del self._processes[number]
-            if code != 0:
+            if code != 0 or self._held_by(process.pid):
                 self._note_death(number, process.pid, code)
                 self._processes[number] = self._start(number)
         return bool(self._processes)
@@ -65,7 +67,14 @@ class LocalWorkers:
         self._log(number).parent.mkdir(parents=True, exist_ok=True)
         with self._log(number).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "petl_bench.studies.worker", str(self._folder.path), ",".join(self._runs)],
+                [
+                    sys.executable,
+                    "-m",
+                    "petl_bench.studies.worker",
+                    str(self._folder.path),
+                    self._plan,
+                    ",".join(self._runs),
+                ],
                 env=environment | {"TQDM_DISABLE": "1"},
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -76,15 +85,26 @@ class LocalWorkers:
 
     def _note_death(self, number: int, pid: int, code: int) -> None:
         """Remembers whose process died; a run that kills its process again and again must not hold up the others."""
-        held = [run for run in self._runs.values() if (self._folder.last_holder(run) or {}).get("pid") == pid]
+        held = self._held_by(pid)
         if not held:
-            raise RunError(f"A worker ended with code {code} before it made anything; its log is {self._log(number)}.")
+            self._deaths[number] += 1
+            if self._deaths[number] > _MOST_DEATHS:
+                raise RunError(f"Workers end with code {code} before they make anything: {self._log(number)} says why.")
         for run in held:
             self._deaths[run.key] += 1
             if self._deaths[run.key] >= _MOST_DEATHS:
                 how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
                 words = "; the system does so where memory runs out" if code == -signal.SIGKILL else ""
                 write_failure(run, self._folder, f"The run's process ended {_MOST_DEATHS} times with {how}{words}.")
+
+    def _held_by(self, pid: int) -> list[PlannedRun]:
+        """The runs that a process of this machine held when it ended."""
+        mine = {"pid": pid, "host": socket.gethostname()}
+        return [
+            run
+            for run in self._runs.values()
+            if (holder := self._folder.last_holder(run)) is not None and mine.items() <= holder.items()
+        ]
 
     def _log(self, number: int) -> Path:
         return self._folder.private / f"worker-{number}.log"

@@ -15,18 +15,18 @@ from petl_bench.studies.worker import work
 _RETRIES = 3
 
 
-def _work(path: str, keys: list[str], environment: dict[str, str]) -> None:
+def _work(path: str, plan: str, keys: list[str], environment: dict[str, str]) -> None:
     from petl_bench.logs import setup_logging
 
     os.environ.update(environment)
     setup_logging()
-    work(Path(path), keys)
+    work(Path(path), plan, keys)
 
 
 class RayWorkers:
     """Tasks; they end with this process."""
 
-    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, runs: list[PlannedRun]) -> None:
+    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -50,7 +50,7 @@ class RayWorkers:
         if count > 1:
             known["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         path = str(folder.path.resolve())
-        self._tasks = [task.remote(path, [run.key for run in runs], known) for _ in range(count)]
+        self._tasks = [task.remote(path, plan, [run.key for run in runs], known) for _ in range(count)]
 
     def alive(self) -> bool:
         """See `Workers.alive`."""

@@ -18,15 +18,15 @@ _log = logging.getLogger(__name__)
 class PreemptibleWork:
     """What a job does; preempted or out of time it is queued again, and its run goes on from its checkpoint."""
 
-    def __init__(self, path: str, keys: list[str]) -> None:
-        self.path, self.keys = path, keys
+    def __init__(self, path: str, plan: str, keys: list[str]) -> None:
+        self.path, self.plan, self.keys = path, plan, keys
 
     def __call__(self) -> None:
         """Works in the job's process."""
         from petl_bench.logs import setup_logging
 
         setup_logging()
-        work(Path(self.path), self.keys)
+        work(Path(self.path), self.plan, self.keys)
 
     def checkpoint(self) -> Any:
         """What submitit queues again when the job is taken from its machine."""
@@ -38,7 +38,7 @@ class PreemptibleWork:
 class SlurmWorkers:
     """Jobs; they outlive this process, and the same command meets them again through the study's folder."""
 
-    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, runs: list[PlannedRun]) -> None:
+    def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
         try:
             import submitit
         except ImportError as error:
@@ -54,7 +54,7 @@ class SlurmWorkers:
                 f"{settings.submitit}): {error}"
             ) from error
         count = min(settings.workers or 1, len(runs))
-        job = PreemptibleWork(str(path), [run.key for run in runs])
+        job = PreemptibleWork(str(path), plan, [run.key for run in runs])
         with executor.batch():
             self._jobs = [executor.submit(job) for _ in range(count)]
         _log.info("jobs: %s", ", ".join(job.job_id for job in self._jobs))
