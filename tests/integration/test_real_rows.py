@@ -21,7 +21,8 @@ def real(glue, minilm, tmp_path):
 
 
 def test_lora_learns_sst2_on_minilm(real):
-    record = run(real("task=sst2", "method=lora", "task.num_train_examples=1000", "train.epochs=2"))
+    words = ["task=sst2", "method=lora", "task.num_train_examples=1000", "train.epochs=2", "measure.inference=false"]
+    record = run(real(*words))
     losses = [entry.train_loss for entry in record.history]
     assert losses[-1] < losses[0] < 0.72
     # The majority class scores 0.509.
@@ -64,9 +65,13 @@ def test_submissions_have_the_servers_format(real, tmp_path):
 
 
 ADAPTERS = ["houlsby", "prefix", "fl_tuning", "coda", "flat", "lst", "bitfit", "layer_selection"]
+# One that adapts inside the layers, one beside them, one that skips tokens; the others take minutes.
+QUICK = ("houlsby", "flat", "coda")
 
 
-@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in ADAPTERS]
+)
 def test_the_loss_falls_under_every_method(method, minilm, tmp_path):
     """With its own default settings, on the real encoder."""
     # Where routed tokens see each other alone, CoDA without pretraining learns little from so few short rows.
