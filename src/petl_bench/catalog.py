@@ -1,4 +1,4 @@
-"""What there is: methods, backbones, tasks, layer plans, trackers."""
+"""What there is: methods, backbones, tasks, layer plans, trackers, recipes, studies; what works with what."""
 
 from __future__ import annotations
 

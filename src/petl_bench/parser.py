@@ -57,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.set_defaults(command="report")
 
-    catalog = commands.add_parser("list", help="the methods, backbones, tasks, layer plans and trackers there are")
+    catalog = commands.add_parser(
+        "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are"
+    )
     catalog.add_argument("kind", nargs="?", choices=_KINDS)
     catalog.add_argument("--json", action="store_true", help="print JSON")
     catalog.set_defaults(command="list")
@@ -90,7 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         "study",
         help="a grid of methods, tasks and seeds that survives whatever happens, held against papers",
         description="Makes the runs of a study that are not finished; the same command goes on where it was cut off. "
-        "Settings are those of `petl-bench run`, and methods=, tasks= (which of them to run now), seeds=, runs_dir=, "
+        "Settings are those of `petl-bench run` but for method=, task=, train.seed= and force=; and methods=, tasks= "
+        "(which of them to run now), seeds=, runs_dir=, "
         "executor=local|slurm|ray with executor.workers= and more (conf/executor).",
     )
     study.add_argument("name", metavar="NAME", help="one of `petl-bench list studies`, or a file NAME.yaml")
