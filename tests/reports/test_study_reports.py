@@ -124,6 +124,14 @@ def test_records_of_others_are_left_out_and_told(tmp_path, logged):
     assert not any("diverged" in message for message in logged.messages)
 
 
+def test_what_is_not_finished_is_listed_on_the_page(tmp_path):
+    made = [one for one in records(COMPLETE) if one.run_key != "lora/mrpc/1"]
+    folder = write(tmp_path, made, study(["lora", "full"], ["mrpc", "rte"], 2))
+    page = tmp_path / "page.html"
+    assert write_report([str(folder)], "csv", None, lambda _: None, page=str(page)) == 0
+    assert '"missing":["LORA on MRPC (1 of 2 seeds)"]' in page.read_text()
+
+
 def test_a_study_and_other_runs_are_tables_of_their_own(tmp_path):
     folders = [
         write(tmp_path / "study", records(COMPLETE), study(["lora", "full"], ["mrpc", "rte"], 2)),

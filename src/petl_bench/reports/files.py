@@ -40,7 +40,9 @@ def write_files(material: Material, plot: str | None, plot_kind: str, page: str 
         _log.info("plot: %s", Path(plot).resolve())
     if page:
         held = study_json(material.studies)
-        write_page(page_data(named, material.found, studies, held["published"], held["claims"]), Path(page))
+        data = page_data(named, material.found, studies, held["published"], held["claims"])
+        data["missing"] = [words for sheet in material.sheets for words in sheet.missing()]
+        write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
 
 

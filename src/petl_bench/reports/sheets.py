@@ -87,6 +87,15 @@ class Sheet:
             for seed, score in group.by_seed(self.metric(task)).items()
         }
 
+    def missing(self) -> list[str]:
+        """What a study wants and has not finished, in words."""
+        counts = {pair: len(cell.group.seeds) if cell.group else 0 for pair, cell in self.cells.items()}
+        return [
+            f"{method} on {task} ({counts[method, task]} of {cell.planned} seeds)"
+            for (method, task), cell in self.cells.items()
+            if cell.planned is not None and counts[method, task] < cell.planned
+        ]
+
     @cached_property
     def _firsts(self) -> dict[str, Group]:
         return {group.task: group for group in reversed(self.groups())}

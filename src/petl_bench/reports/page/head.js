@@ -1,5 +1,7 @@
 // Title, notices, summary cards.
 
+const MOST_MISSING = 12;
+
 function buildHead() {
   const { origin } = DATA;
   byId("descriptions").append(...DATA.descriptions.map((text) => el("p", {}, text)));
@@ -18,6 +20,11 @@ function buildHead() {
   if (unfinished.length) notices.push(`Left out, because they did not finish: ${unfinished.join(", ")}.`);
   if (origin.others > 0) {
     notices.push(`${plural(origin.others, "finished record")} left out: without a score, or not chosen by the study.`);
+  }
+  const missing = DATA.missing || [];
+  if (missing.length) {
+    const more = missing.length > MOST_MISSING ? `, and ${number(missing.length - MOST_MISSING)} more` : "";
+    notices.push(`Not finished: ${missing.slice(0, MOST_MISSING).join(", ")}${more}.`);
   }
   if (DATA.rows.every((row) => row.n < 2)) notices.push("One seed each: small differences between rows may be chance.");
   byId("notices").append(...notices.map((text) => el("p", { class: "notice" }, text)));
