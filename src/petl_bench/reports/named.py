@@ -40,7 +40,13 @@ def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -
     planned = {run.key: run for study in studies for run in study.runs}
     names = _names_without_rows(records)
     named = [_named(group, names.get(group.first.run_key, group.label), planned) for group in group_records(records)]
-    return _distinct(named)
+    order = task_order(studies)
+    return sorted(_distinct(named), key=lambda item: order.get(item.group.task, -1))
+
+
+def task_order(studies: Sequence[StudyFile]) -> dict[str, int]:
+    """The place of each task that a study names."""
+    return {task: number for number, task in enumerate(task for study in studies for task in study.tasks)}
 
 
 def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:

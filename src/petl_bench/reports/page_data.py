@@ -13,7 +13,7 @@ from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.groups import Group, Statistic
 from petl_bench.reports.learning_curves import learning_curve
 from petl_bench.reports.low_resource import rows_curves
-from petl_bench.reports.named import NamedGroup
+from petl_bench.reports.named import NamedGroup, task_order
 from petl_bench.reports.page_columns import AXES, COLUMNS, MEASURED
 from petl_bench.reports.panels import score_scale
 from petl_bench.reports.variability_plot import layer_variability
@@ -41,7 +41,7 @@ def page_data(
         claims: Rows `{claim, source, verdict, numbers}`.
     """
     # A study's tasks in its order; of each, those trained on the most rows first.
-    order = {task: number for number, task in enumerate(task for study in studies for task in study.tasks)}
+    order = task_order(studies)
     named = sorted(
         named,
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, _trained(item), item.method),
