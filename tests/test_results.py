@@ -1,0 +1,35 @@
+"""The records that are committed: complete, of several seeds, and what their reports were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from petl_bench.records.store import read_record
+from petl_bench.records.study_file import read_study
+from petl_bench.reports.report import write_report
+
+RESULTS = sorted(file.parent for file in (Path(__file__).parents[1] / "results").glob("*/study.json"))
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_every_run_of_a_committed_study_is_there(folder):
+    study = read_study(folder)
+    assert len(study.seeds) > 1
+    for run in study.runs:
+        record = read_record(folder / run.folder / "result.json")
+        assert (record.run_key, record.status) == (run.key, "finished")
+        assert None not in dataclasses.astuple(record.protocol), run
+        assert record.protocol.seed == run.seed
+        assert not Path(record.config["data_root"]).is_absolute()
+        assert record.memory.ledger
+        assert record.versions["torch"]
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_the_committed_report_is_made_from_the_records(folder):
+    written = []
+    write_report([str(folder)], "md", None, written.append)
+    assert "\n".join(written).strip() == (folder / "report.md").read_text().strip()
