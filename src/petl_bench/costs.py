@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from petl_bench.adapted import build_adapted
+from petl_bench.backbones.config import LayerPlan, LayersConfig
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.methods.merge import merged
@@ -68,12 +69,12 @@ def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) ->
     return Costs(params, _ledger(count, cfg), flops, count.course)
 
 
-def cost_key(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> str:
-    """Equal for runs whose costs are."""
+def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str] | None) -> str:
+    """Equal for runs whose costs are, where their layers are told apart in the same way."""
     method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
     train = [cfg.train.batch_size, cfg.train.accumulation, cfg.train.precision, cfg.train.gradient_checkpointing]
     shape = [len(labels) if labels else 0, cfg.task.max_length]
-    return json.dumps([asdict(cfg.backbone), asdict(backbone.plan), method, train, shape], sort_keys=True, default=str)
+    return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
 def pass_sizes(rows: int, accumulation: int) -> list[int]:

@@ -30,7 +30,7 @@ def predict_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) 
 
     try:
         # Runs of a sweep that differ in a seed or a rate cost the same.
-        key = cost_key(cfg, backbone, labels)
+        key = cost_key(cfg, backbone.plan, labels)
         costs = _counted[key] if key in _counted else _counted.setdefault(key, count_costs(cfg, backbone, labels))
     except Exception as error:  # a method from elsewhere may need tensors with content
         _log.warning("the ledger could not be counted: %s (measure.ledger=false leaves it out)", _first_line(error))

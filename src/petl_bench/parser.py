@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from petl_bench import __version__
 from petl_bench.reports.picture import PLOT_KINDS
@@ -21,6 +22,8 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
 """
 
+_Commands = Any  # argparse has no public name for it
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `command` is the name of the one that was asked for."""
@@ -33,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"petl-bench {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("run", help="train and evaluate one method on one task; -m for every combination")
+    for add in (_report, _list, _predict, _plan, _study, _sync, _dashboard, _fetch):
+        add(commands)
+    return parser
 
+
+def _report(commands: _Commands) -> None:
     report = commands.add_parser("report", help="tables and plots from finished runs")
     report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
     report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
@@ -57,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.set_defaults(command="report")
 
+
+def _list(commands: _Commands) -> None:
     catalog = commands.add_parser(
         "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are"
     )
@@ -64,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     catalog.add_argument("--json", action="store_true", help="print JSON")
     catalog.set_defaults(command="list")
 
+
+def _predict(commands: _Commands) -> None:
     predict = commands.add_parser("predict", help="text in, labels and probabilities out, with a finished run's model")
     predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
     source = predict.add_mutually_exclusive_group()
@@ -76,6 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     predict.set_defaults(command="predict")
 
+
+def _plan(commands: _Commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="what methods will cost: parameters, memory, operations; in seconds, without weights, rows or a GPU",
@@ -88,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
     plan.set_defaults(command="plan")
 
+
+def _study(commands: _Commands) -> None:
     study = commands.add_parser(
         "study",
         help="a grid of methods, tasks and seeds that survives whatever happens, held against papers",
@@ -104,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
     study.set_defaults(command="study")
 
+
+def _sync(commands: _Commands) -> None:
     sync = commands.add_parser(
         "sync",
         help="mirror finished runs to Weights & Biases or TensorBoard afterwards, each once",
@@ -117,6 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     sync.add_argument("--json", action="store_true", help="print JSON lines, an object a run")
     sync.set_defaults(command="sync")
 
+
+def _dashboard(commands: _Commands) -> None:
     dashboard = commands.add_parser(
         "dashboard",
         help="a Weights & Biases workspace and report over mirrored runs",
@@ -129,7 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--json", action="store_true", help="print both as W&B keeps them")
     dashboard.set_defaults(command="dashboard")
 
+
+def _fetch(commands: _Commands) -> None:
     fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
     fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
     fetch.set_defaults(command="fetch")
-    return parser

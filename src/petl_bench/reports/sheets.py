@@ -8,9 +8,10 @@ from functools import cached_property
 
 from petl_bench.records.names import backbone_name
 from petl_bench.records.schema import Record
-from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
-from petl_bench.reports.groups import Group, is_comparable
+from petl_bench.records.study_file import PlannedCosts, StudyFile
+from petl_bench.reports.groups import Group
 from petl_bench.reports.statistics import Statistic
+from petl_bench.reports.study_records import StudyRecords
 
 RATE_OPEN = "rate open"
 
@@ -123,35 +124,19 @@ def study_sheet(study: StudyFile, records: Iterable[Record]) -> Sheet:
 
     Records that are not the study's, or of learning rates that were not taken, have no place in it.
     """
-    by_key: dict[str, Record] = {}
-    for record in records:
-        if record.run_key not in by_key or record.status == "finished":
-            by_key[record.run_key] = record
-    planned: dict[tuple[str, str], list[PlannedRun]] = {}
-    for run in study.runs:
-        if run.chosen is not False:
-            planned.setdefault((run.method, run.task), []).append(run)
-    costs = {(cost.method, cost.task): cost for cost in study.costs}
-    cells = {
-        (method, task): _cell(method, task, planned.get((method, task), []), by_key, costs.get((method, task)))
-        for method in study.methods
-        for task in study.tasks
-    }
+    ours = StudyRecords(study, records)
+    cells = {(method, task): _cell(method, task, ours) for method in study.methods for task in study.tasks}
     backbones = dict.fromkeys(cell.group.backbone for cell in cells.values() if cell.group)
     title = f"{study.name} ({', '.join(backbones)})" if backbones else study.name
     return Sheet(title, study.methods, study.tasks, cells, study.name, study.deviations)
 
 
-def _cell(
-    method: str, task: str, runs: list[PlannedRun], by_key: dict[str, Record], costs: PlannedCosts | None
-) -> Cell:
-    seeds = {run.seed for run in runs}
-    if len(runs) > len(seeds):
-        # Several rates a seed: which of them is the method's has not been decided.
+def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
+    seeds, costs = ours.seeds(method, task), ours.costs(method, task)
+    if ours.rate_open(method, task):
         return Cell(planned=len(seeds), unfinished=(RATE_OPEN,), costs=costs)
-    there = [by_key[run.key] for run in sorted(runs, key=lambda run: run.seed) if run.key in by_key]
-    finished = [record for record in there if is_comparable(record)]
-    ends = dict.fromkeys(record.status for record in there if record.status != "finished")
+    finished = list(ours.by_seed(method, task).values())
+    ends = dict.fromkeys(record.status for record in ours.there(method, task) if record.status != "finished")
     group = Group(task, backbone_name(finished[0].config["backbone"]), method, finished) if finished else None
     return Cell(group, len(seeds), tuple(ends), costs)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
+from petl_bench.reports.groups import is_comparable
 
 
 class StudyRecords:
@@ -21,35 +22,47 @@ class StudyRecords:
         self._records: dict[str, Record] = {}
         for record in records:
             # A folder may hold a failed attempt beside the run that was made again.
-            if record.run_key not in self._records or _usable(record):
+            if record.run_key not in self._records or is_comparable(record):
                 self._records[record.run_key] = record
         self._planned: dict[tuple[str, str], list[PlannedRun]] = {}
-        self._open: set[tuple[str, str]] = set()
-        for run in study.runs:
+        for run in sorted(study.runs, key=lambda run: run.seed):
             if run.chosen is not False:
                 self._planned.setdefault((run.method, run.task), []).append(run)
-        for cell, runs in self._planned.items():
-            if len({run.seed for run in runs}) < len(runs):
-                self._open.add(cell)
+        self._costs = {(cost.method, cost.task): cost for cost in study.costs}
+
+    def seeds(self, method: str, task: str) -> list[int]:
+        """The seeds that are wanted, in order."""
+        return sorted({run.seed for run in self._runs(method, task)})
+
+    def rate_open(self, method: str, task: str) -> bool:
+        """Whether several rates a seed are there: which of them is the method's has not been decided."""
+        return len(self._runs(method, task)) > len(self.seeds(method, task))
+
+    def there(self, method: str, task: str) -> list[Record]:
+        """All records of this cell, whatever became of the runs, in the order of their seeds."""
+        return [self._records[run.key] for run in self._runs(method, task) if run.key in self._records]
 
     def by_seed(self, method: str, task: str) -> dict[int, Record]:
-        """The finished records of this cell."""
-        if (method, task) in self._open:
+        """The finished records of this cell, in the order of their seeds."""
+        if self.rate_open(method, task):
             return {}
-        found = {run.seed: self._records.get(run.key) for run in self._planned.get((method, task), [])}
-        return {seed: record for seed, record in found.items() if record is not None and _usable(record)}
+        found = {run.seed: self._records.get(run.key) for run in self._runs(method, task)}
+        return {seed: record for seed, record in found.items() if record is not None and is_comparable(record)}
 
     def num_missing(self, method: str, task: str) -> int:
         """Planned runs that have not ended; those that failed have."""
-        runs = self._planned.get((method, task), [])
-        if (method, task) in self._open:
+        runs = self._runs(method, task)
+        if self.rate_open(method, task):
             return len(runs)
         return sum(not self._ended(run) for run in runs) if runs else 1
 
     def num_failed(self, method: str, task: str) -> int:
         """Planned runs that ended otherwise than finished."""
-        runs = self._planned.get((method, task), [])
-        return sum(self._ended(run) and not _usable(self._records[run.key]) for run in runs)
+        runs = self._runs(method, task)
+        return sum(self._ended(run) and not is_comparable(self._records[run.key]) for run in runs)
+
+    def _runs(self, method: str, task: str) -> list[PlannedRun]:
+        return self._planned.get((method, task), [])
 
     def _ended(self, run: PlannedRun) -> bool:
         """An interrupted run goes on."""
@@ -65,11 +78,7 @@ class StudyRecords:
 
     def costs(self, method: str, task: str) -> PlannedCosts | None:
         """What was planned for this cell."""
-        return next((item for item in self.study.costs if (item.method, item.task) == (method, task)), None)
-
-
-def _usable(record: Record) -> bool:
-    return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
+        return self._costs.get((method, task))
 
 
 def score_of(record: Record, metric: str) -> float | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-
 from petl_bench.config import RunConfig, settled
+from petl_bench.costs import cost_key
 from petl_bench.plan import PlanRow, count_all
 from petl_bench.records.study_file import PlannedCosts
 from petl_bench.studies.expand import Cell
@@ -15,7 +13,7 @@ from petl_bench.tasks.load import find_labels
 def predict_costs(configs: list[tuple[Cell, RunConfig]]) -> list[PlannedCosts]:
     """Parameters and peak memory of each method on each task; cells that cost the same are counted once."""
     by_cell = {(cell.method, cell.task): settled(cfg) for cell, cfg in configs}
-    keys = {name: _cost_key(cfg) for name, cfg in by_cell.items()}
+    keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in by_cell.items()}
     distinct = {keys[name]: cfg for name, cfg in by_cell.items()}
     counted = dict(zip(distinct, count_all([(cfg, None) for cfg in distinct.values()]), strict=True))
     return [_costs(*name, counted[keys[name]]) for name in by_cell]
@@ -35,11 +33,3 @@ def _costs(method: str, task: str, row: PlanRow | Exception) -> PlannedCosts:
         peak_bytes=row.ledger.peak_bytes,
         note=row.note,
     )
-
-
-def _cost_key(cfg: RunConfig) -> str:
-    """Equal where the costs are."""
-    method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
-    train = [cfg.train.batch_size, cfg.train.accumulation, cfg.train.precision, cfg.train.gradient_checkpointing]
-    shape = [len(find_labels(cfg.task) or []), cfg.task.max_length]
-    return json.dumps([asdict(cfg.backbone), asdict(cfg.layers), method, train, shape], sort_keys=True)
