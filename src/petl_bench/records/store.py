@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from petl_bench.errors import RequestError
+from petl_bench.records.json_file import write_json
 from petl_bench.records.schema import Record
 
 RECORD_FILE = "result.json"
@@ -53,18 +54,7 @@ class RunFolder:
         """Writes the record by an atomic rename; a failed repetition never replaces a finished record."""
         if record.status != "finished" and self.finished() is not None:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.path / f"{RECORD_FILE}.{os.getpid()}.partial"
-        try:
-            with partial.open("w", encoding="utf-8") as stream:
-                json.dump(record.to_dict(), stream, indent=2, allow_nan=False)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self.path / RECORD_FILE)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        write_json(self.path / RECORD_FILE, record.to_dict())
 
     def remove_checkpoints(self) -> None:
         """Deletes what an unfinished run would go on from."""

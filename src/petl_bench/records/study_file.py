@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
+from petl_bench.records.json_file import write_json
 from petl_bench.records.schema import build, finite
 
 STUDY_FILE = "study.json"
@@ -130,14 +130,7 @@ class StudyFile:
 
     def write(self, folder: Path, name: str = STUDY_FILE) -> None:
         """Writes the study into a folder by an atomic rename."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{name}.{os.getpid()}.partial"
-        content = json.dumps(finite(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        try:
-            partial.write_text(content + "\n", encoding="utf-8")
-            partial.replace(folder / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_json(folder / name, finite(dataclasses.asdict(self)), indent=1)
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from petl_bench.errors import RequestError
+from petl_bench.records.json_file import write_json
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
@@ -138,10 +139,7 @@ class StudyFolder:
 
     def write_basis(self, basis: dict[str, Any]) -> None:
         """Keeps on what the study's keys rest."""
-        self.private.mkdir(parents=True, exist_ok=True)
-        partial = self.private / f"{_BASIS_FILE}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(basis), encoding="utf-8")
-        partial.replace(self.private / _BASIS_FILE)
+        write_json(self.private / _BASIS_FILE, basis)
 
     def write_plan(self, study: StudyFile) -> str:
         """Keeps what workers are to make, apart from `study.json`, which another command may replace.

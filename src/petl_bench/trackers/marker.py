@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
+from petl_bench.records.json_file import write_json
 from petl_bench.records.schema import build
 
 MARKER_FILE = "synced.json"
@@ -68,6 +68,4 @@ def mark(folder: Path, mirror: Mirror) -> None:
     with marker_lock(folder):
         mirrors = [*(other for other in read_mirrors(folder) if not mirror.same_place(other)), mirror]
         content = {"version": MARKER_VERSION, "mirrors": [dataclasses.asdict(item) for item in mirrors]}
-        partial = folder / f"{MARKER_FILE}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / MARKER_FILE)
+        write_json(folder / MARKER_FILE, content)
