@@ -206,9 +206,10 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 def _plan(parsed: argparse.Namespace) -> int:
     from petl_bench.plan import plan
-    from petl_bench.reports.cost_table import cost_table, draw_ledgers
-    from petl_bench.reports.picture import check_picture
-    from petl_bench.reports.terminal import print_table
+    from petl_bench.reports.file_formats import check_picture
+    from petl_bench.reports.plots.ledgers import draw_ledgers
+    from petl_bench.reports.tables.cost_table import cost_table
+    from petl_bench.reports.tables.terminal import print_table
     from petl_bench.sizes import parse_bytes
 
     if parsed.plot:

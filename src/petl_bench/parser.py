@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.reports.picture import PLOT_KINDS
+from petl_bench.reports.file_formats import PLOT_KINDS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
 

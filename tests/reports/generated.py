@@ -8,6 +8,11 @@ from functools import cache
 from petl_bench.config import load_config
 from petl_bench.records.schema import HistoryEntry, Inference, Ledger, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.reports.statistics.groups import group_records
+from petl_bench.reports.statistics.sheets import backbone_sheets
+from petl_bench.reports.statistics.standing import standing
+from petl_bench.reports.tables.sheet_table import sheet_table
+from petl_bench.reports.tables.table import ReportTable
 
 
 @cache
@@ -75,3 +80,8 @@ def study(methods: list[str], tasks: list[str], seeds: int, **fields) -> StudyFi
     ]
     names = [[name.upper() for name in several] for several in (methods, tasks)]
     return StudyFile("a_study", "", *names, list(range(seeds)), runs, **fields)
+
+
+def sheet_tables(made: list[Record], statistic: str = "mean") -> list[ReportTable]:
+    """The tables of runs that belong to no study, one a backbone."""
+    return [sheet_table(sheet, standing(sheet, statistic), statistic) for sheet in backbone_sheets(group_records(made))]

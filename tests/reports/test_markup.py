@@ -7,13 +7,14 @@ import subprocess
 
 import pytest
 
-from petl_bench.reports.comparisons import compare
-from petl_bench.reports.groups import group_records
-from petl_bench.reports.markup import latex_text, to_latex, to_markdown
-from petl_bench.reports.sheets import backbone_sheets
-from petl_bench.reports.table import ReportTable, comparison_table, comparison_tables
-from petl_bench.reports.terminal import print_table
-from reports.generated import record, records
+from petl_bench.reports.statistics.comparisons import compare
+from petl_bench.reports.statistics.groups import group_records
+from petl_bench.reports.statistics.sheets import backbone_sheets
+from petl_bench.reports.tables.comparison_table import comparison_table
+from petl_bench.reports.tables.markup import latex_text, to_latex, to_markdown
+from petl_bench.reports.tables.table import ReportTable
+from petl_bench.reports.tables.terminal import print_table
+from reports.generated import record, records, sheet_tables
 
 NASTY = r'100 % of a_b & #1 = {x} $y$ ~ ^ \macro | "q" <= [z] α λ Σ Ο ς ± − × ≥ é ﬁ ϛ ％ 中'  # noqa: RUF001
 
@@ -21,10 +22,10 @@ NASTY = r'100 % of a_b & #1 = {x} $y$ ~ ^ \macro | "q" <= [z] α λ Σ Ο ς ± 
 def tables():
     """A wide table, its comparisons, and one full of what LaTeX minds."""
     scores = {f"m_{k}": {"mrpc": [0.8 + k / 100, 0.81, 0.79], "rte": [0.7, 0.71, 0.7 + k / 90]} for k in range(3)}
-    groups = group_records([*records(scores), record(r"\alpha_{50%}", "a & b", 0, 0.5)])
+    made = [*records(scores), record(r"\alpha_{50%}", "a & b", 0, 0.5)]
     nasty = ReportTable(NASTY, [NASTY, "[b]"], [["[first]", NASTY], ["*", NASTY]], [NASTY], frozenset({(0, 1)}))
-    comparisons = compare(backbone_sheets(groups))
-    return [*comparison_tables(groups), comparison_table(comparisons), *comparison_tables(groups, "median"), nasty]
+    comparisons = compare(backbone_sheets(group_records(made)))
+    return [*sheet_tables(made), comparison_table(comparisons), *sheet_tables(made, "median"), nasty]
 
 
 def test_bold_cells_in_markdown_and_latex():

@@ -13,14 +13,15 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.export import to_csv, to_json
-from petl_bench.reports.groups import Statistic, group_records
-from petl_bench.reports.markup import to_latex, to_markdown
-from petl_bench.reports.plot import draw_scores
+from petl_bench.reports.plots.scores_by_cost import draw_scores
 from petl_bench.reports.report import write_report
-from petl_bench.reports.sheets import backbone_sheets
-from petl_bench.reports.standing import standing
-from petl_bench.reports.table import comparison_tables
+from petl_bench.reports.statistics.groups import group_records
+from petl_bench.reports.statistics.sheets import backbone_sheets
+from petl_bench.reports.statistics.standing import standing
+from petl_bench.reports.statistics.summary import Statistic
+from petl_bench.reports.tables.export import to_csv, to_json
+from petl_bench.reports.tables.markup import to_latex, to_markdown
+from reports.generated import sheet_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -95,7 +96,7 @@ def test_variants_in_training_settings_are_told_apart_too():
     "override", ["backbone.attention=eager", "backbone.revision=other", "task.num_train_examples=7"]
 )
 def test_no_two_rows_share_a_name(override):
-    (table,) = comparison_tables(group_records([made(0.8), made(0.9, override)]))
+    (table,) = sheet_tables([made(0.8), made(0.9, override)])
     assert len({row[0] for row in table.rows}) == len(table.rows) == 2
 
 
@@ -114,13 +115,13 @@ def test_a_finished_record_without_scores_is_left_out():
 def test_errors_are_not_percentages():
     record = made(0.3, "task=stsb", "task.metrics=[mean_squared_error]", "task.metric=mean_squared_error")
     record.protocol.higher_is_better = False
-    (table,) = comparison_tables(group_records([record]))
+    (table,) = sheet_tables([record])
     assert table.rows[0][table.header.index("stsb mean_squared_error")] == "0.3000"
 
 
 def test_the_table_has_a_row_a_method_and_a_column_a_task():
     records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
-    (table,) = comparison_tables(group_records(records))
+    (table,) = sheet_tables(records)
     assert "demo acc" in table.header
     assert "mrpc acc" in table.header
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
@@ -135,12 +136,12 @@ def test_the_table_has_a_row_a_method_and_a_column_a_task():
 
 
 def test_device_memory_is_shown_where_it_was_measured():
-    (table,) = comparison_tables(group_records([made(0.8, device=True)]))
+    (table,) = sheet_tables([made(0.8, device=True)])
     assert table.rows[0][table.header.index("peak device MiB")] == "3"
 
 
 def test_one_table_a_backbone():
-    tables = comparison_tables(group_records([made(0.8), made(0.7, "backbone=tiny_bert")]))
+    tables = sheet_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
     assert [table.title.split(":")[0] for table in tables] == ["minilm", "tiny_bert"]
 
 
@@ -158,13 +159,13 @@ def test_csv_and_json_round_nothing_and_hold_every_metric():
 
 
 def test_markdown_is_a_table():
-    (table,) = comparison_tables(group_records(SEEDS))
+    (table,) = sheet_tables(SEEDS)
     lines = to_markdown(table).splitlines()
     assert {line.count("|") for line in lines if line.startswith("|")} == {len(table.header) + 1}
 
 
 def test_latex_escapes_what_it_must():
-    (table,) = comparison_tables(group_records([*SEEDS, made(0.7, "method.r=16")]))
+    (table,) = sheet_tables([*SEEDS, made(0.7, "method.r=16")])
     text = to_latex(table)
     assert r"\toprule" in text
     assert r"\% of backbone" in text

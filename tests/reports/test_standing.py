@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.comparisons import compare
-from petl_bench.reports.groups import group_records
-from petl_bench.reports.sheets import backbone_sheets
-from petl_bench.reports.standing import standing
-from petl_bench.reports.table import comparison_table, comparison_tables
-from reports.generated import record, records
+from petl_bench.reports.statistics.comparisons import compare
+from petl_bench.reports.statistics.groups import group_records
+from petl_bench.reports.statistics.sheets import backbone_sheets
+from petl_bench.reports.statistics.standing import standing
+from petl_bench.reports.tables.comparison_table import comparison_table
+from reports.generated import record, records, sheet_tables
 
 # Eight seeds: `second` differs from `best` now up, now down; `worst` is lower with every seed.
 BEST = [0.90, 0.91, 0.92, 0.93, 0.90, 0.91, 0.92, 0.93]
@@ -48,7 +48,7 @@ def test_six_seeds_tell_two_methods_apart_but_not_three():
 
 def test_too_few_seeds_are_told_and_only_the_best_is_bold():
     made = records({"a": {"mrpc": [0.8, 0.9, 0.8]}, "b": {"mrpc": [0.7, 0.9, 0.85]}, "c": {"mrpc": [0.8, 0.9, 0.8]}})
-    (table,) = comparison_tables(group_records(made))
+    (table,) = sheet_tables(made)
     place = table.header.index("mrpc acc")
     # a and c have the same mean; both are the best.
     assert table.bold == {(0, place), (2, place)}
@@ -57,13 +57,13 @@ def test_too_few_seeds_are_told_and_only_the_best_is_bold():
 
 
 def test_the_note_says_what_bold_means():
-    (table,) = comparison_tables(group_records(records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}})))
+    (table,) = sheet_tables(records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}}))
     (note,) = [note for note in table.notes if "bold" in note]
     assert note.startswith("bold: the best mean of a column and all that is not distinguishable from it")
 
 
 def test_nothing_is_bold_where_there_is_nothing_to_compare():
-    (table,) = comparison_tables(group_records(records({"a": {"mrpc": BEST}})))
+    (table,) = sheet_tables(records({"a": {"mrpc": BEST}}))
     assert table.bold == frozenset()
     assert "avg rank" not in table.header
     assert not any("bold" in note for note in table.notes)
@@ -87,7 +87,7 @@ def test_a_column_shows_one_metric():
     assert [found.scores(method) for method in "abc"] == [{("stsb", 0): score} for score in (0.8, 0.9, 0.7)]
     assert standing(found).tasks["stsb"].bold == {"b"}
     del made[1].scores.best["accuracy"]
-    (table,) = comparison_tables(group_records(made))
+    (table,) = sheet_tables(made)
     assert [row[table.header.index("stsb acc")] for row in table.rows] == ["80.0", "-", "70.0"]
 
 
@@ -102,7 +102,7 @@ def test_the_best_median_need_not_be_the_best_mean():
     made = records({"a": {"mrpc": [0.1, 0.8, 0.8]}, "b": {"mrpc": [0.7, 0.7, 0.7]}})
     assert column(made).bold == {"b"}
     assert column(made, statistic="median").bold == {"a"}
-    (table,) = comparison_tables(group_records(made), "median")
+    (table,) = sheet_tables(made, "median")
     assert table.rows[0][table.header.index("mrpc acc")] == "80.0 (3) [10.0, 80.0]"
 
 
@@ -112,7 +112,7 @@ def test_average_and_average_rank_by_hand():
         "b": {"mrpc": [0.7, 0.95], "rte": [0.65, 0.7]},
         "c": {"mrpc": [0.1, 0.2]},
     })  # fmt: skip
-    (table,) = comparison_tables(group_records(made))
+    (table,) = sheet_tables(made)
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
     # a: (85 + 65) / 2; b: (82.5 + 67.5) / 2; c lacks a task.
     assert [rows[method]["avg"] for method in "abc"] == ["75.0", "75.0", "-"]
@@ -123,7 +123,7 @@ def test_average_and_average_rank_by_hand():
 def test_costs_over_several_tasks_are_the_costliest():
     made = [record("a", "mrpc", 0, 0.8, speed=100.0), record("a", "rte", 0, 0.8, speed=40.0, trained=20)]
     made[1].inference.latency_ms_median = 2.5
-    (table,) = comparison_tables(group_records(made))
+    (table,) = sheet_tables(made)
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert (row["infer ex/s"], row["train ex/s"], row["infer ms"]) == ("40", "40", "2.5")
     assert row["method params"] == "15"

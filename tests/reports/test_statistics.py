@@ -7,15 +7,8 @@ import math
 
 import pytest
 
-from petl_bench.reports.statistics import (
-    Statistic,
-    average_ranks,
-    bootstrap_interval,
-    holm,
-    least_p,
-    paired_difference,
-    sign_flip_p,
-)
+from petl_bench.reports.statistics.paired import average_ranks, holm, least_p, paired_difference, sign_flip_p
+from petl_bench.reports.statistics.summary import Statistic, bootstrap_interval
 
 
 def test_median_and_range():

@@ -25,10 +25,10 @@ from petl_bench.records.schema import (
 )  # fmt: skip
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import Claim, PlannedCosts, PlannedRun, PublishedRow, StudyFile
-from petl_bench.reports.claims import KINDS, check_claim, claim_rows, claims_table
-from petl_bench.reports.markup import to_latex, to_markdown
-from petl_bench.reports.published import published_rows, published_table
+from petl_bench.reports.papers.claims import KINDS, check_claim, claim_rows, claims_table
+from petl_bench.reports.papers.published import published_rows, published_table
 from petl_bench.reports.report import write_report
+from petl_bench.reports.tables.markup import to_latex, to_markdown
 from petl_bench.studies.config import StudyConfig
 from petl_bench.studies.expand import cells
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from petl_bench.reports.held_against import study_json
-from petl_bench.reports.html import write_page
-from petl_bench.reports.learning_curves import draw_learning_curves
-from petl_bench.reports.low_resource import draw_low_resource
 from petl_bench.reports.material import Material
-from petl_bench.reports.named import NamedGroup, named_groups, panel_groups
-from petl_bench.reports.page_data import page_data
-from petl_bench.reports.plot import draw_scores
-from petl_bench.reports.variability_plot import draw_variability
+from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page.html import write_page
+from petl_bench.reports.papers.held_against import study_json
+from petl_bench.reports.plots.learning_curves import draw_learning_curves
+from petl_bench.reports.plots.low_resource import draw_low_resource
+from petl_bench.reports.plots.scores_by_cost import draw_scores
+from petl_bench.reports.plots.variability import draw_variability
+from petl_bench.reports.statistics.named_groups import NamedGroup, named_groups, panel_groups
 
 _log = logging.getLogger(__name__)
 

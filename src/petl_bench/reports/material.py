@@ -10,8 +10,8 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
-from petl_bench.reports.groups import group_records
-from petl_bench.reports.sheets import Sheet, backbone_sheets, reported_records, study_sheet
+from petl_bench.reports.statistics.groups import group_records
+from petl_bench.reports.statistics.sheets import Sheet, backbone_sheets, reported_records, study_sheet
 
 _log = logging.getLogger(__name__)
 

@@ -7,17 +7,19 @@ from itertools import groupby
 from pathlib import Path
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.comparisons import Comparison, compare
-from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.file_formats import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.files import write_files
-from petl_bench.reports.held_against import study_json, study_tables
-from petl_bench.reports.markup import to_latex, to_markdown
 from petl_bench.reports.material import read_material
-from petl_bench.reports.picture import PLOT_KINDS, check_page, check_picture
-from petl_bench.reports.sheets import Sheet
-from petl_bench.reports.standing import Standing, standing
-from petl_bench.reports.table import ReportTable, comparison_table, sheet_table
-from petl_bench.reports.terminal import print_table
+from petl_bench.reports.papers.held_against import study_json, study_tables
+from petl_bench.reports.statistics.comparisons import Comparison, compare
+from petl_bench.reports.statistics.sheets import Sheet
+from petl_bench.reports.statistics.standing import Standing, standing
+from petl_bench.reports.tables.comparison_table import comparison_table
+from petl_bench.reports.tables.export import to_csv, to_json
+from petl_bench.reports.tables.markup import to_latex, to_markdown
+from petl_bench.reports.tables.sheet_table import sheet_table
+from petl_bench.reports.tables.table import ReportTable
+from petl_bench.reports.tables.terminal import print_table
 
 
 def write_report(

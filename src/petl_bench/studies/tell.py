@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from petl_bench.records.study_file import PlannedCosts
-from petl_bench.reports.columns import MIB, MISSING
-from petl_bench.reports.table import ReportTable
-from petl_bench.reports.terminal import print_table
+from petl_bench.reports.tables.columns import MIB, MISSING
+from petl_bench.reports.tables.table import ReportTable
+from petl_bench.reports.tables.terminal import print_table
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING
 from petl_bench.studies.study import Study
 

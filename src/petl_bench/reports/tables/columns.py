@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petl_bench.reports.sheets import Cell, Sheet
+from petl_bench.reports.statistics.sheets import Cell, Sheet
 
 MISSING = "-"
 MIB = 2**20

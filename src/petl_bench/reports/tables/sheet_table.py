@@ -1,40 +1,15 @@
-"""The comparison table: methods down, scores and costs across."""
+"""The table of one sheet: methods down, scores and costs across."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from petl_bench.reports.cells import counts, parameters, score_text, total
-from petl_bench.reports.columns import MISSING, SPEED, Column, measured_columns
-from petl_bench.reports.comparisons import Comparison, show_p
-from petl_bench.reports.groups import Group
-from petl_bench.reports.sheets import RATE_OPEN, Sheet, backbone_sheets
-from petl_bench.reports.standing import ColumnStanding, Standing, standing
-from petl_bench.reports.statistics import SIGNIFICANCE
+from petl_bench.reports.statistics.paired import SIGNIFICANCE
+from petl_bench.reports.statistics.sheets import RATE_OPEN, Sheet
+from petl_bench.reports.statistics.standing import ColumnStanding, Standing
+from petl_bench.reports.tables.cells import counts, parameters, score_text, total
+from petl_bench.reports.tables.columns import MISSING, SPEED, Column, measured_columns
+from petl_bench.reports.tables.table import ReportTable
 
 _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """Rows of text cells under a header, with notes that say what the columns mean.
-
-    Attributes:
-        bold: (row, column) of the cells to print in bold.
-        prose: Names of columns that hold sentences: aligned to the left, and wrapped where a line has an end.
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-    bold: frozenset[tuple[int, int]] = frozenset()
-    prose: tuple[str, ...] = ()
-
-
-def comparison_tables(groups: list[Group], statistic: str = "mean") -> list[ReportTable]:
-    """One table a backbone: a row a method, a column a task's primary metric, then the costs."""
-    return [sheet_table(sheet, standing(sheet, statistic), statistic) for sheet in backbone_sheets(groups)]
 
 
 def sheet_table(sheet: Sheet, stand: Standing, statistic: str = "mean") -> ReportTable:
@@ -70,27 +45,6 @@ def sheet_table(sheet: Sheet, stand: Standing, statistic: str = "mean") -> Repor
     )
     notes = [*_protocols(sheet), *_bold_notes(scored, statistic), *_notes(sheet, stand, measured, header)]
     return ReportTable(f"{sheet.title}: {_TITLES[statistic]}", header, rows, notes, bold)
-
-
-def comparison_table(comparisons: list[Comparison]) -> ReportTable:
-    """The comparisons of one sheet, and each of them in words."""
-    rows = []
-    for one in comparisons:
-        found = one.difference
-        if found is None or one.p is None:
-            rows.append([one.name, MISSING, MISSING, "0", MISSING, MISSING])
-            continue
-        interval = f"[{one.show(found.interval[0])}, {one.show(found.interval[1])}]" if found.interval else MISSING
-        difference = one.show(found.mean, sign=True)
-        rows.append([one.name, difference, interval, str(found.n), show_p(found.p), show_p(one.p)])
-    unit = "points" if comparisons[0].points else "score (errors negated)"
-    header = ["comparison", f"difference, {unit}", "95 % CI", "n", "p", "p after Holm"]
-    notes = [
-        *(one.words() for one in comparisons),
-        "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
-        "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
-    ]
-    return ReportTable(f"{comparisons[0].sheet}: comparisons", header, rows, notes)
 
 
 def _heading(sheet: Sheet, task: str) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from petl_bench.reports.groups import Group, Statistic
-from petl_bench.reports.panels import Panels, score_name
+from petl_bench.reports.plots.panels import Panels, score_name
+from petl_bench.reports.statistics.groups import Group
+from petl_bench.reports.statistics.summary import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from functools import cached_property
 from petl_bench.records.names import backbone_name
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, StudyFile
-from petl_bench.reports.groups import Group
-from petl_bench.reports.statistics import Statistic
-from petl_bench.reports.study_records import StudyRecords
+from petl_bench.reports.statistics.groups import Group
+from petl_bench.reports.statistics.study_records import StudyRecords
+from petl_bench.reports.statistics.summary import Statistic
 
 RATE_OPEN = "rate open"
 

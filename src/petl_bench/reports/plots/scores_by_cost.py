@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from petl_bench.reports.groups import Group
-from petl_bench.reports.panels import draw_legend, score_name, score_scale, series_style
-from petl_bench.reports.pareto import pareto_front
-from petl_bench.reports.picture import check_picture
+from petl_bench.reports.file_formats import check_picture
+from petl_bench.reports.plots.panels import draw_legend, score_name, score_scale, series_style
+from petl_bench.reports.plots.pareto import pareto_front
+from petl_bench.reports.statistics.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

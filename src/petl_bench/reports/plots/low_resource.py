@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from petl_bench.reports.groups import Group
-from petl_bench.reports.named import NamedGroup
-from petl_bench.reports.panels import Panels, score_name
+from petl_bench.reports.plots.panels import Panels, score_name
+from petl_bench.reports.statistics.groups import Group
+from petl_bench.reports.statistics.named_groups import NamedGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petl_bench.reports.columns import MIB
+from petl_bench.reports.tables.columns import MIB
 
 # Where a record has it, and the unit it is shown in.
 MEASURED: dict[str, tuple[tuple[str, ...], float]] = {

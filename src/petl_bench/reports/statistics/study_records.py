@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
-from petl_bench.reports.groups import is_comparable
+from petl_bench.reports.statistics.groups import is_comparable
 
 
 class StudyRecords:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from petl_bench.reports.table import ReportTable
+from petl_bench.reports.tables.table import ReportTable
 
 _WIDEST = 1000
 

@@ -7,11 +7,12 @@ import io
 import json
 from typing import Any
 
-from petl_bench.reports.comparisons import Comparison
-from petl_bench.reports.groups import Group
-from petl_bench.reports.sheets import Cell, Sheet
-from petl_bench.reports.standing import Standing
-from petl_bench.reports.statistics import Statistic, average_ranks
+from petl_bench.reports.statistics.comparisons import Comparison
+from petl_bench.reports.statistics.groups import Group
+from petl_bench.reports.statistics.paired import average_ranks
+from petl_bench.reports.statistics.sheets import Cell, Sheet
+from petl_bench.reports.statistics.standing import Standing
+from petl_bench.reports.statistics.summary import Statistic
 
 _COSTS = {
     "train_seconds": ("time", "train_seconds"),

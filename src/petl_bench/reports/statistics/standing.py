@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from petl_bench.reports.sheets import Sheet
-from petl_bench.reports.statistics import (
+from petl_bench.reports.statistics.paired import (
     SIGNIFICANCE,
     Block,
     PairedDifference,
-    Statistic,
     average_ranks,
     holm,
     paired_difference,
 )
+from petl_bench.reports.statistics.sheets import Sheet
+from petl_bench.reports.statistics.summary import Statistic
 
 STATISTICS = ("mean", "median")
 

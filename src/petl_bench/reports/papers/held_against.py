@@ -6,9 +6,9 @@ from typing import Any
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import StudyFile
-from petl_bench.reports.claims import claim_rows, claims_table
-from petl_bench.reports.published import published_rows, published_table
-from petl_bench.reports.table import ReportTable
+from petl_bench.reports.papers.claims import claim_rows, claims_table
+from petl_bench.reports.papers.published import published_rows, published_table
+from petl_bench.reports.tables.table import ReportTable
 
 
 def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTable]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from petl_bench.reports.table import ReportTable
+from petl_bench.reports.tables.table import ReportTable
 
 # A table with more columns is made as narrow as the page.
 _WIDE = 8

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.groups import Group, Statistic
-from petl_bench.reports.picture import check_picture
+from petl_bench.reports.file_formats import check_picture
+from petl_bench.reports.statistics.groups import Group
+from petl_bench.reports.statistics.summary import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, StudyFile
-from petl_bench.reports.groups import Group, group_records
+from petl_bench.reports.statistics.groups import Group, group_records
 
 
 @dataclass(frozen=True)

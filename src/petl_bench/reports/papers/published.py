@@ -7,10 +7,10 @@ from typing import Any
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PublishedRow, StudyFile
-from petl_bench.reports.columns import MISSING
-from petl_bench.reports.groups import Statistic
-from petl_bench.reports.study_records import StudyRecords, in_points, score_of
-from petl_bench.reports.table import ReportTable
+from petl_bench.reports.statistics.study_records import StudyRecords, in_points, score_of
+from petl_bench.reports.statistics.summary import Statistic
+from petl_bench.reports.tables.columns import MISSING
+from petl_bench.reports.tables.table import ReportTable
 
 NOT_RUN = "not run"
 ONE_RUN = "one run, no spread"

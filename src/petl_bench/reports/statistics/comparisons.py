@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.sheets import Sheet
-from petl_bench.reports.statistics import SIGNIFICANCE, PairedDifference, holm, paired_difference
+from petl_bench.reports.statistics.paired import SIGNIFICANCE, PairedDifference, holm, paired_difference
+from petl_bench.reports.statistics.sheets import Sheet
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from petl_bench.reports.columns import MISSING
-from petl_bench.reports.sheets import Cell, Sheet
-from petl_bench.reports.standing import central
+from petl_bench.reports.statistics.sheets import Cell, Sheet
+from petl_bench.reports.statistics.standing import central
+from petl_bench.reports.tables.columns import MISSING
 
 
 def score_text(sheet: Sheet, method: str, task: str, statistic: str) -> str:

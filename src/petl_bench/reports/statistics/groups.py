@@ -12,7 +12,7 @@ from typing import Any
 from petl_bench.records.names import backbone_name, method_label
 from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT
 from petl_bench.records.schema import Record
-from petl_bench.reports.statistics import Statistic
+from petl_bench.reports.statistics.summary import Statistic
 
 # They act through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")

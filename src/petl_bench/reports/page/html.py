@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from petl_bench.reports.picture import check_page
+from petl_bench.reports.file_formats import check_page
 
 STYLES = ("page.css", "charts.css")
 # In this order: each uses what stands in those before it.
@@ -61,7 +61,7 @@ def render_page(data: Mapping[str, Any]) -> str:
 
 
 def _shipped(name: str) -> str:
-    return files("petl_bench.reports").joinpath("page", name).read_text(encoding="utf-8")
+    return files("petl_bench.reports.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def _policy(script: str) -> str:

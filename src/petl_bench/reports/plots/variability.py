@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from petl_bench.reports.groups import Group
-from petl_bench.reports.panels import Panels
+from petl_bench.reports.plots.panels import Panels
+from petl_bench.reports.statistics.groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ from typing import Any
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
-from petl_bench.reports.groups import Statistic
-from petl_bench.reports.study_records import StudyRecords, in_points, is_error, score_of
-from petl_bench.reports.table import ReportTable
+from petl_bench.reports.statistics.study_records import StudyRecords, in_points, is_error, score_of
+from petl_bench.reports.statistics.summary import Statistic
+from petl_bench.reports.tables.table import ReportTable
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"

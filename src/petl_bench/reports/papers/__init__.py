@@ -1,0 +1,1 @@
+"""What studies are held against: papers' published rows and their claims."""

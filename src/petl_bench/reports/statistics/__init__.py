@@ -1,0 +1,1 @@
+"""What is compared: runs grouped over their seeds, and what can be said of the groups."""

@@ -1,0 +1,1 @@
+"""Tables of text cells, and the forms that they are written in."""
