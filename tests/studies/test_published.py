@@ -25,7 +25,8 @@ from petl_bench.records.schema import (
 )  # fmt: skip
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import Claim, PlannedCosts, PlannedRun, PublishedRow, StudyFile
-from petl_bench.reports.papers.claims import KINDS, check_claim, claim_rows, claims_table
+from petl_bench.reports.papers.claim_kinds import KINDS, check_claim
+from petl_bench.reports.papers.claims import claim_rows, claims_table
 from petl_bench.reports.papers.published import published_rows, published_table
 from petl_bench.reports.report import write_report
 from petl_bench.reports.tables.markup import to_latex, to_markdown

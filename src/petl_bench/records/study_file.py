@@ -58,7 +58,7 @@ class Claim:
     Attributes:
         claim: The sentence.
         source: Where it stands.
-        test: What `petl_bench.reports.papers.claims` is to compute; empty where nothing can be.
+        test: What `petl_bench.reports.papers.claim_kinds` is to compute; empty where nothing can be.
         untestable: Why it cannot be tested here; None where it can.
     """
 

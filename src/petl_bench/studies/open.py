@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import CONFIG_MODULE
 from petl_bench.errors import RequestError
-from petl_bench.reports.papers.claims import check_claim
+from petl_bench.reports.papers.claim_kinds import check_claim
 from petl_bench.studies.config import StudyConfig
 from petl_bench.studies.request import check_seeds
 
