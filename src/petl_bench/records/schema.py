@@ -6,12 +6,11 @@ Units are in the names. Fields are only ever added: records of an older version 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any
+
+from petl_bench.records.typed import build
 
 SCHEMA_VERSION = 1
 
@@ -254,14 +253,15 @@ class Record:
         """Reads what `to_dict` wrote; unknown fields (of a newer version) are left out.
 
         Raises:
-            ValueError: where a required field is missing or the version is newer than this program's.
+            ValueError: where a field is missing or of another type, which it names; where the version is newer than
+                this program's.
         """
         version = content.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
         try:
             record: Record = build(cls, content)
-        except (TypeError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
 
@@ -281,29 +281,4 @@ def finite(value: Any) -> Any:
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [finite(item) for item in value]
-    return value
-
-
-def build(cls: Any, content: dict[str, Any]) -> Any:
-    """Builds a dataclass from plain containers, nested dataclasses included."""
-    hints = _field_types(cls)
-    return cls(**{name: _convert(hints[name], value) for name, value in content.items() if name in hints})
-
-
-# Resolving the types takes longer than building the objects.
-@functools.cache
-def _field_types(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(hint, types.UnionType):
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value)
-    if typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
-        return [build(typing.get_args(hint)[0], item) for item in value]
     return value

@@ -14,7 +14,8 @@ from typing import Any
 
 from petl_bench.errors import RequestError
 from petl_bench.records.json_file import write_json
-from petl_bench.records.schema import build, finite
+from petl_bench.records.schema import finite
+from petl_bench.records.typed import build
 
 STUDY_FILE = "study.json"
 STUDY_VERSION = 1
@@ -153,8 +154,6 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
         if content.get("version", 0) > STUDY_VERSION:
             raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
         study: StudyFile = build(StudyFile, content)
-        if not all(isinstance(item, list) for item in (study.runs, study.methods, study.tasks, study.costs)):
-            raise ValueError("a list is missing")
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise RequestError(f"{file} cannot be read ({error}): delete it, `petl-bench study` writes it anew.") from error
     return study

@@ -1,0 +1,212 @@
+"""Files whose fields hold other types than the schema's: named, left out, and no report fails for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import (
+    Data,
+    Flops,
+    HistoryEntry,
+    Inference,
+    Layers,
+    LedgerAtPeak,
+    Record,
+    TrunkStates,
+)
+from petl_bench.records.store import RunFolder, find_records, read_record
+from petl_bench.records.study_file import read_study
+from petl_bench.reports.report import write_report
+from petl_bench.sync import sync
+from reports.generated import record as made
+from reports.generated import study
+
+RESULTS = sorted((Path(__file__).parents[2] / "results").glob("**/result.json"))
+
+
+def full_record() -> Record:
+    """A record in which every section is filled."""
+    record = made("lora", "mrpc", 0, 0.8)
+    record.layers = Layers(1, 6, 6, 6, [1.0, None], [2.0, None], 100)
+    record.trunk = TrunkStates(3, 1, False, "memory", 100, False)
+    record.memory.ledger.at_peak = LedgerAtPeak(1, 2, 3, 4, 5)
+    record.history = [HistoryEntry(1.0, 5, 0.7, {"accuracy": 0.5}, 0.1)]
+    record.flops = Flops(10, 5)
+    record.inference = Inference(32, 128, 1.5, 20.0, [1.0, 2.0], [1.0, 2.0], 3)
+    record.data = Data("glue", None, "abc", {"train": 100})
+    record.versions = {"torch": "2.8"}
+    record.hardware = {"num_processes": 1}
+    record.git = {"commit": "abc"}
+    record.resumed_at_updates = [5]
+    return record
+
+
+CONTENT = full_record().to_dict()
+
+
+def typed_fields(node, path=()):
+    """The path of every value that the schema gives a type."""
+    if path in (("config",), ("hardware",), ("git",)):
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if value is not None:
+            yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from typed_fields(value, (*path, key))
+
+
+def wrong(value):
+    """A value of another type."""
+    return {"here": 1} if not isinstance(value, dict) else [1]
+
+
+def changed(path, value) -> dict:
+    content = json.loads(json.dumps(CONTENT))
+    *parents, last = path
+    node = content
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    return content
+
+
+def name(path) -> str:
+    return re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
+
+
+def at(path):
+    node = CONTENT
+    for key in path:
+        node = node[key]
+    return node
+
+
+def test_the_full_record_is_full():
+    assert all(value is not None for key, value in CONTENT.items() if key != "error")
+    assert Record.from_dict(CONTENT) == full_record()
+
+
+@pytest.mark.parametrize("path", [path for path in typed_fields(CONTENT) if path != ("schema_version",)], ids=name)
+def test_every_field_of_another_type_is_named(path):
+    with pytest.raises(ValueError, match=rf"not a record: {re.escape(name(path))} is "):
+        Record.from_dict(changed(path, wrong(at(path))))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("scores", "high", "scores is 'high', not an object"),
+        ("history", 3, "history is 3, not a list"),
+        ("history", ["first"], "history[0] is 'first', not an object"),
+        ("config", [], "config is [], not an object"),
+        ("config", None, "config is null, not an object"),
+        ("status", 1, "status is 1, not text"),
+        ("status", None, "status is null, not text"),
+        ("run_key", 7, "run_key is 7, not text"),
+        ("params.trainable", "10", "params.trainable is '10', not a whole number"),
+        ("params.trainable", 1.5, "params.trainable is 1.5, not a whole number"),
+        ("params.trainable", True, "params.trainable is True, not a whole number"),
+        ("params.trainable", None, "params.trainable is null, not a whole number"),
+        ("protocol.higher_is_better", 1, "protocol.higher_is_better is 1, not true or false"),
+        ("scores.best.accuracy", "0.8", "scores.best.accuracy is '0.8', not a number"),
+        ("data.rows_per_split.train", "all", "data.rows_per_split.train is 'all', not a whole number"),
+        ("versions.torch", 2.8, "versions.torch is 2.8, not text"),
+        ("memory.ledger.at_peak", [1], "memory.ledger.at_peak is [1], not an object"),
+        ("resumed_at_updates", "5", "resumed_at_updates is '5', not a list"),
+        ("scores", {"best": {}, "last": {}}, "scores.best_epoch is missing"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_sentence(path, value, said):
+    with pytest.raises(ValueError, match=f"^not a record: {re.escape(said)}$"):
+        Record.from_dict(changed(path.split("."), value))
+
+
+def test_long_values_are_cut_short():
+    with pytest.raises(ValueError, match="not an object") as error:
+        Record.from_dict(changed(["scores"], "x" * 10_000))
+    assert len(str(error.value)) < 100
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("history.0.train_loss", None),  # stands for a loss that was not finite
+        ("history.0.epoch", 1),
+        ("scores.best.accuracy", 1),
+        ("protocol.attention_implementation", None),
+        ("layers.variability", [None, 1]),
+        ("git", None),
+        ("config.anything", [1, None, {"a": True}]),
+    ],
+)
+def test_what_the_schema_allows_is_read(path, value):
+    path = [int(key) if key.isdigit() else key for key in path.split(".")]
+    assert Record.from_dict(changed(path, value)).run_key == CONTENT["run_key"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A good record beside three that are none."""
+    RunFolder(tmp_path / "good").write(full_record())
+    for field, value in {"scores": "high", "history": 3, "config": []}.items():
+        (tmp_path / field).mkdir()
+        (tmp_path / field / "result.json").write_text(json.dumps(changed([field], value)))
+    return tmp_path
+
+
+def test_the_store_names_file_and_field(folder):
+    records, unreadable = find_records([folder])
+    assert records == [full_record()]
+    assert unreadable == [
+        f"{folder}/config/result.json cannot be read: not a record: config is [], not an object",
+        f"{folder}/history/result.json cannot be read: not a record: history is 3, not a list",
+        f"{folder}/scores/result.json cannot be read: not a record: scores is 'high', not an object",
+    ]
+
+
+@pytest.mark.parametrize("form", ["table", "md", "latex", "csv", "json"])
+def test_the_rest_is_reported(folder, form, capsys, caplog):
+    written = []
+    assert write_report([str(folder)], form, None, written.append) == 0
+    assert "lora" in (written[0] if written else capsys.readouterr().out)
+    assert len([line for line in caplog.messages if "result.json cannot be read" in line]) == 3
+
+
+def test_the_rest_is_mirrored(folder, caplog):
+    assert [done.folder for done in sync([folder], dry_run=True)] == [str(folder / "good")]
+    assert len([line for line in caplog.messages if "result.json cannot be read" in line]) == 3
+
+
+def test_such_a_run_is_made_again(folder):
+    assert RunFolder(folder / "scores").finished() is None
+    RunFolder(folder / "scores").write(full_record())
+    assert RunFolder(folder / "scores").finished() == full_record()
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.parent.name)
+def test_committed_records_keep_their_types(file):
+    assert read_record(file).to_dict()["config"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"runs": 3}, "runs is 3, not a list"),
+        ({"runs": [{"method": "a"}]}, r"runs[0].task is missing"),
+        ({"methods": ["a", 1]}, "methods[1] is 1, not text"),
+        ({"claims": "none"}, "claims is 'none', not a list"),
+        ({"published": [{"row": "a", "source": "b", "cells": {"t": 8}}]}, "published[0].cells.t is 8, not a list"),
+        ({"costs": None}, "costs is null, not a list"),
+    ],
+)
+def test_a_wrong_field_of_a_study_is_named(tmp_path, change, said):
+    study(["lora"], ["mrpc"], 1).write(tmp_path)
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(RequestError, match=re.escape(f"{file} cannot be read ({said})")):
+        read_study(tmp_path)
