@@ -105,6 +105,8 @@ def test_every_field_of_another_type_is_named(path):
         ("history", ["first"], "history[0] is 'first', not an object"),
         ("config", [], "config is [], not an object"),
         ("config", None, "config is null, not an object"),
+        ("config.task", "mrpc", "config.task is 'mrpc', not an object"),
+        ("config.train", None, "config.train is null, not an object"),
         ("status", 1, "status is 1, not text"),
         ("status", None, "status is null, not text"),
         ("run_key", 7, "run_key is 7, not text"),

@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.records.typed import build
+from petl_bench.records.typed import build, check
 
 SCHEMA_VERSION = 1
+# What tells runs apart; the config is kept as it was, so nothing else of it is typed here.
+CONFIG_SECTIONS = ("backbone", "method", "layers", "task", "train")
 
 
 @dataclass
@@ -261,6 +263,8 @@ class Record:
             raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
         try:
             record: Record = build(cls, content)
+            for name in CONFIG_SECTIONS:
+                check(dict, record.config.get(name, {}), f"config.{name}")
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record

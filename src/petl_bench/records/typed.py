@@ -32,7 +32,7 @@ def build(cls: Any, content: Any) -> Any:
 
 
 def _build(cls: Any, content: Any, path: str) -> Any:
-    _check(dict, content, path)
+    check(dict, content, path)
     hints, required = _fields(cls)
     prefix = f"{path}." if path else ""
     for name in required:
@@ -51,7 +51,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return None if value is None else _convert(inner, value, path)
     if kind not in _TYPES:
         return _build(kind, value, path)
-    _check(kind, value, path)
+    check(kind, value, path)
     if kind is list:
         return [_convert(inner, item, f"{path}[{number}]") for number, item in enumerate(value)]
     if kind is dict:
@@ -59,7 +59,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def _check(kind: Any, value: Any, path: str) -> None:
+def check(kind: Any, value: Any, path: str) -> None:
+    """Holds a value to one of JSON's types.
+
+    Raises:
+        ValueError: naming the field by its path, where the value is of another type.
+    """
     allowed, name = _TYPES[kind]
     if type(value) not in allowed:
         found = "null" if value is None else reprlib.repr(value)
