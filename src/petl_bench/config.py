@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -55,9 +56,14 @@ class RunConfig:
 
 def register_schemas() -> None:
     """Makes the schema of a run, and of every registered method, known to Hydra."""
+    _register(tuple(registry.all_methods().values()))
+
+
+@cache
+def _register(methods: tuple[registry.Method, ...]) -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig)
-    for method in registry.all_methods().values():
+    for method in methods:
         store.store(group="schema/method", name=method.name, node=method.config)
         if not method.ships_yaml:
             store.store(group="method", name=method.name, node=method.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -108,6 +109,8 @@ MATRIX = [
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
 
+# Composing a config takes longer than all that a test does with the model.
+@functools.cache
 def opened(architecture: str, *overrides: str):
     cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", *overrides])
     return cfg, open_backbone(cfg.backbone, cfg.layers)

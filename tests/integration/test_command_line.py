@@ -169,7 +169,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(signum, code, tmp_path):
-    words = ["run", *TINY, "train.epochs=5000", "train.evaluate_every=100"]
+    words = ["run", *TINY, "train.epochs=5000", "train.evaluate_every=10"]
     process = subprocess.Popen(
         [*PETL_BENCH, *words],
         cwd=tmp_path,

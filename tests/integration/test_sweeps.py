@@ -26,6 +26,7 @@ for number in range(24):
     run(load_config([
         "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2",
         f"method={method}", f"train.seed={number}", f"runs_dir={sys.argv[1]}", "train.cache_memory=32MiB",
+        "measure.inference=false",
     ]))
     print(resident(), flush=True)
 """
