@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ PACKAGES = ("petl-bench", "torch", "transformers", "peft", "accelerate", "datase
             "scikit-learn", "scipy")  # fmt: skip
 
 
+@cache
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that can change a result; None where one is missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
