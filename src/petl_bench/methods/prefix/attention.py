@@ -5,7 +5,6 @@ Prefixes have no position: they carry no rotary angle and no relative distance, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from petl_bench.backbones.kernel import MASKED_PAIRWISE, attention_kernel
+
 # The name under which attention modules with a prefix look up their attention function.
 IMPLEMENTATION = "petl_bench_prefix"
-# Kernels that take a mask for every pair of query and key, which a prefix widens.
-_MASKED_PAIRWISE = ("eager", "sdpa")
 
 # How an attention module gives the prefix its keys and values, each (heads, length, head width); None: none active.
 PrefixSource = Callable[[], tuple[torch.Tensor, torch.Tensor] | None]
@@ -63,13 +62,10 @@ def _widened(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
 def _kernel(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     plain_config: Any = module.plain_config
     name = plain_config._attn_implementation
-    if name not in _MASKED_PAIRWISE:
-        raise ValueError(f"prefix tuning needs attn_implementation {' or '.join(_MASKED_PAIRWISE)}, not {name!r}")
-    if name == "eager":
-        # Each architecture has its own, beside its attention module.
-        own: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
-        return own
-    return ALL_ATTENTION_FUNCTIONS[name]
+    # A prefix widens the mask.
+    if name not in MASKED_PAIRWISE:
+        raise ValueError(f"prefix tuning needs attn_implementation {' or '.join(MASKED_PAIRWISE)}, not {name!r}")
+    return attention_kernel(module, name)
 
 
 def disentangled_attention(

@@ -1,4 +1,4 @@
-"""The frozen layer where routed tokens attend to all tokens: queries of the few, keys and values of all."""
+"""A layer where some tokens attend to all tokens: queries of the few, keys and values of all."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.kernel import attention_kernel
+
+# The parts that are called, as the anatomy table names them; nothing else of the layer is.
+CALLED_ROLES = (
+    *("query", "key", "value", "attention_output", "attention_end"),
+    *("feed_forward_in", "feed_forward_out", "feed_forward_end"),
+)
 
 
 class AttendToAll:
     """Runs a layer whose norms follow the sums, part by part, as transformers has no call for it.
 
     Args:
-        layer: The frozen layer.
+        layer: The layer.
         anatomy: Where its parts are.
         config: The model's.
     """
@@ -23,22 +30,25 @@ class AttendToAll:
     def __init__(self, layer: nn.Module, anatomy: Anatomy, config: Any) -> None:
         self.layer, self.anatomy = layer, anatomy
         self.num_heads = config.num_attention_heads
-        names = ("attention_probs_dropout_prob", "attention_dropout")
-        self.attention_dropout = next(float(getattr(config, name)) for name in names if hasattr(config, name))
         self.activation = ACT2FN[getattr(config, anatomy.activation_key)]
 
     def __call__(self, selected: torch.Tensor, everything: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The layer's output for `selected`, shape (batch, k, d), given `everything`, shape (batch, tokens, d)."""
+        """The layer's output for `selected`, shape (batch, k, d), given `everything`, shape (batch, tokens, d).
+
+        The mask is of the model's own kind, shape (batch, 1, k or 1, tokens), or None.
+        """
         part = self._part
-        dropout = self.attention_dropout if self.layer.training else 0.0
-        context = nn.functional.scaled_dot_product_attention(
+        attention: Any = self.layer.get_submodule(self.anatomy.self_attention)
+        context, _ = attention_kernel(attention, attention.config._attn_implementation)(
+            attention,
             self._heads(part("query", selected)),
             self._heads(part("key", everything)),
             self._heads(part("value", everything)),
-            attn_mask=mask,
-            dropout_p=dropout,
+            mask,
+            dropout=attention.dropout.p if attention.training else 0.0,
+            scaling=attention.scaling,
         )
-        update = self._end("attention_output", "attention_end", context.transpose(1, 2).flatten(2))
+        update = self._end("attention_output", "attention_end", context.flatten(2))
         first, second = (self.layer.get_submodule(norm) for norm in self.anatomy.norms)
         attended = first(update + selected)
         hidden = self.activation(part("feed_forward_in", attended))
