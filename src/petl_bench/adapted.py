@@ -30,12 +30,13 @@ def build_adapted(
         device: "cpu", or "meta" for a model without memory.
 
     Raises:
-        RequestError: where the method does not fit, or leaves nothing to train.
+        RequestError: where the method does not fit, leaves nothing to train, or reads what `train.last_layer` leaves out.
     """
     import torch
     from accelerate.utils import set_seed
 
     from petl_bench.measure.params import count_backbone, count_parameters
+    from petl_bench.training.last_layer import narrow_last_layer
 
     method = get_method(cfg.method.name)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps)
@@ -47,6 +48,8 @@ def build_adapted(
     counts = count_parameters(model, num_backbone, backbone.anatomy.in_head)
     if counts.trainable == 0:
         raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")
+    if cfg.train.last_layer == "first_token":
+        narrow_last_layer(model, backbone.anatomy)
     if cfg.train.gradient_checkpointing:
         # The reentrant kind would not reach adapters below frozen embeddings.
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -72,7 +72,8 @@ def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) ->
 def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str] | None) -> str:
     """Equal for runs whose costs are, where their layers are told apart in the same way."""
     method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
-    train = [cfg.train.batch_size, cfg.train.accumulation, cfg.train.precision, cfg.train.gradient_checkpointing]
+    names = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "last_layer")
+    train = [getattr(cfg.train, name) for name in names]
     shape = [len(labels) if labels else 0, cfg.task.max_length]
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 

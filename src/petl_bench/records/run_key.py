@@ -33,8 +33,12 @@ _LOCATIONS = (
     *(("train", name) for name in WITHOUT_EFFECT),
 )
 
-# Settings that came later: off, they leave the keys of older records as they were.
-ADDED_LATER = (("train", "gradient_checkpointing"), ("train", "compile"))
+# Settings that came later, with the value that leaves the keys of older records as they were.
+ADDED_LATER: dict[tuple[str, ...], Any] = {
+    ("train", "gradient_checkpointing"): False,
+    ("train", "compile"): False,
+    ("train", "last_layer"): "all",
+}
 
 
 def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str:
@@ -54,11 +58,11 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
         for parent in parents:
             node = node.get(parent, {})
         node.pop(last, None)
-    for *parents, last in ADDED_LATER:
+    for (*parents, last), default in ADDED_LATER.items():
         node = identity
         for parent in parents:
             node = node.get(parent, {})
-        if not node.get(last):
+        if node.get(last, default) == default:
             node.pop(last, None)
     text = json.dumps([KEY_VERSION, identity, dict(content_hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]

@@ -15,6 +15,7 @@ CHOICES = {
     "selection": ("best", "last"),
     "batching": ("length_grouped", "shuffled"),
     "cache": ("auto", "memory", "disk", "off"),
+    "last_layer": ("all", "first_token"),
 }
 
 
@@ -38,6 +39,7 @@ class TrainConfig:
     device: str = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
+    last_layer: str = "all"
     cache: str = "auto"
     cache_memory: str = "2GiB"
     cache_disk: str = "20GiB"

@@ -17,12 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, is_within
-
-# Of the outputs, where the model is cut and where it is not; the sums are the same but for their order.
-_TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
-_LOW_PRECISION_TOLERANCE = {"rtol": 1e-1, "atol": 1e-1}
-# Added to what is trained while a model is tried: adapters that start at zero would hide what they read.
-_NOISE = 0.05
+from petl_bench.training.trial import agree, noisy, tried
 
 _log = logging.getLogger(__name__)
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -127,7 +122,7 @@ def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor]
         if cut is None:
             return None
         trunk = Trunk(model.eval(), anatomy, cut, autocast)
-        with _noisy(model):
+        with noisy(model):
             checked = _checked(trunk, inputs) if not parts.unknown else None
         if checked is None:
             _log.warning("the frozen layers cannot be computed apart for this model: they run with every update")
@@ -142,33 +137,17 @@ def _checked(trunk: Trunk, inputs: dict[str, torch.Tensor]) -> Cut | None:
         logits: torch.Tensor = trunk.model(**inputs).logits
     states = trunk.states(inputs)
     given = _logits_given(trunk, inputs, states)
-    if given is None or not _agree(given, logits):
+    if given is None or not agree(given, logits):
         return None
     (layer, state), *others = states.items()
-    if others or trunk.above or state.shape[1] == 1:
+    if others or trunk.above or inputs["input_ids"].shape[1] == 1:
         return trunk.cut
     elsewhere = state.clone()
     elsewhere[:, 1:] = torch.randn_like(elsewhere[:, 1:])
     changed = _logits_given(trunk, inputs, {layer: elsewhere})
     alone = _logits_given(trunk, first_tokens(inputs), {layer: state[:, :1]})
-    reads_first = changed is not None and torch.equal(changed, given) and alone is not None and _agree(alone, logits)
+    reads_first = changed is not None and torch.equal(changed, given) and agree(alone, logits)
     return replace(trunk.cut, first_token=reads_first)
-
-
-@contextmanager
-def _noisy(model: nn.Module) -> Iterator[None]:
-    """Within it all that is trained is a little off."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    values = [parameter.detach().clone() for parameter in trained]
-    try:
-        with torch.no_grad():
-            for parameter in trained:
-                parameter.add_(_NOISE * torch.randn_like(parameter))
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(trained, values, strict=True):
-                parameter.copy_(value)
 
 
 def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -205,19 +184,8 @@ def _logits_given(
     trunk: Trunk, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
 ) -> torch.Tensor | None:
     """The outputs on given states; None where the rest of the model cannot do with them."""
-    try:
-        with trunk.given(states), trunk.autocast(), torch.no_grad():
-            logits: torch.Tensor = trunk.model(**inputs).logits
-    except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
-        _log.debug("the model fails on given states", exc_info=error)
-        return None
-    return logits
-
-
-def _agree(first: torch.Tensor, second: torch.Tensor) -> bool:
-    tolerance = _TOLERANCE if first.dtype == torch.float32 == second.dtype else _LOW_PRECISION_TOLERANCE
-    same_shape = first.shape == second.shape
-    return same_shape and torch.allclose(first.float(), second.float(), **tolerance, equal_nan=True)
+    with trunk.given(states), trunk.autocast():
+        return tried(trunk.model, inputs)
 
 
 class _Parts:

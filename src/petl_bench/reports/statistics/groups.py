@@ -120,9 +120,9 @@ def _shown_settings(record: Record) -> dict[str, str]:
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
     parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
-    for *_, later in ADDED_LATER:
-        # Off, as in the records that do not know them.
-        if not parts.get(later):
+    for (*_, later), default in ADDED_LATER.items():
+        # As in the records that do not know them.
+        if parts.get(later, default) == default:
             parts.pop(later, None)
     parts |= {f"task.{key}": value for key, value in config["task"].items()}
     parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
