@@ -60,7 +60,7 @@ def test_it_is_right_or_refused_with_and_without_values(method, architecture, mo
     twin = without_memory(method, architecture)
     reason = REFUSED_ON.get(architecture) or REFUSED.get(method.split("_")[0])
     if reason is not None:
-        monkeypatch.setattr(last_layer, "_outputs_agree", lambda *_: pytest.fail("seen without a trial"))
+        monkeypatch.setattr(last_layer, "_agrees", lambda *_: pytest.fail("seen without a trial"))
         for one in (model, twin):
             with pytest.raises(RequestError, match=reason) as raised:
                 narrow_last_layer(one, backbone.anatomy)
@@ -112,7 +112,7 @@ def test_full_fine_tuning_has_the_same_gradients(architecture):
 
 @pytest.mark.parametrize(("method", "architecture"), [pair for pair in POSSIBLE if pair[1] == "bert"])
 def test_training_checkpointing_and_merging_go_on_as_before(method, architecture):
-    model, _ = narrowed(method, architecture)
+    model, backbone = narrowed(method, architecture)
     train(model)
     plain, _ = adapted(method, architecture)
     plain.load_state_dict(model.state_dict())
@@ -122,8 +122,13 @@ def test_training_checkpointing_and_merging_go_on_as_before(method, architecture
     torch.manual_seed(3)
     before = gradients(model, **batch())
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    layer = backbone.anatomy.get_layers(model.get_base_model())[-1]
+    handle = layer.get_submodule(backbone.anatomy.key).register_forward_hook(lambda *_: calls.append(1))
     torch.manual_seed(3)
     assert_close(gradients(model, **batch()), before)
+    assert len(calls) == 2, "computed again in the backward pass"
+    handle.remove()
     model.gradient_checkpointing_disable()
 
     model.eval()
@@ -195,6 +200,15 @@ def test_hooks_between_the_parts_are_not_passed_over():
     layer = backbone.anatomy.get_layers(model.get_base_model())[-1]
     layer.attention.register_forward_hook(lambda _module, _args, output: output)
     with pytest.raises(RequestError, match="a hook acts on its attention"):
+        narrow_last_layer(model, backbone.anatomy)
+
+
+def test_parts_that_mix_tokens_are_found_by_trying():
+    """Lily's router takes the mean over tokens, in the query's projection too; the outputs hardly show it."""
+    cfg, backbone = opened("bert", "method=peft", "method.type=LILY")
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
+    model = get_method("peft").load_adapt()(backbone.build_model(2), cfg.method, context)
+    with pytest.raises(RequestError, match="other tokens"):
         narrow_last_layer(model, backbone.anatomy)
 
 

@@ -5,6 +5,8 @@ Keys and values are those of all tokens; queries, attention's output, norms and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
         plain, narrowed = type(layer), _narrowed(type(layer), anatomy, classifier.config)
         if any(parameter.is_meta for parameter in model.parameters()):
             layer.__class__ = narrowed
-        elif not _outputs_agree(model, layer, narrowed):
+        elif not _agrees(model, anatomy, layer, narrowed):
             layer.__class__ = plain
             obstacle = "the outputs depend on its states of other tokens"
     if obstacle is not None:
@@ -63,13 +65,18 @@ def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str 
             return f"{str(config.peft_type).rpartition('.')[2]} brings tokens of its own"
     if not isinstance(encoder := classifier.get_submodule(anatomy.encoder), PreTrainedModel):
         return f"{type(encoder).__name__} around the encoder may read the states of all tokens"
-    called = [getattr(anatomy, role) for role in CALLED_ROLES] + list(anatomy.norms)
+    called = _called(anatomy)
     for name, module in layer.named_modules():
         hooked = name and (module._forward_hooks or module._forward_pre_hooks)
         if not is_within(name, called) and (hooked or not type(module).__module__.startswith(_PLAIN)):
             where = f"its {name}" if name else "the layer itself"
             return f"{'a hook' if hooked else type(module).__name__} acts on {where}"
     return None
+
+
+def _called(anatomy: Anatomy) -> list[str]:
+    """Paths of the layer's parts that run; each of them must work token by token."""
+    return [*(getattr(anatomy, role) for role in CALLED_ROLES), *anatomy.norms]
 
 
 def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.Module]:
@@ -85,8 +92,8 @@ def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.M
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def _outputs_agree(model: nn.Module, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
-    """Narrows the layer, and says whether the outputs stay, with padding and without."""
+def _agrees(model: nn.Module, anatomy: Anatomy, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
+    """Narrows the layer, and says whether its parts' outputs and the model's stay, with padding and without."""
     was_training, device = model.training, next(model.parameters()).device
     ids = torch.arange(_TRIED_ROWS * _TRIED_TOKENS, device=device).view(_TRIED_ROWS, _TRIED_TOKENS)
     # Small numbers stand for special tokens.
@@ -94,12 +101,31 @@ def _outputs_agree(model: nn.Module, layer: nn.Module, narrowed: type[nn.Module]
     mask = torch.ones_like(ids)
     mask[1:, _TRIED_TOKENS // 2 :] = 0
     few = [{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}]
+    paths = [path for path in _called(anatomy) if path not in (anatomy.key, anatomy.value)]
     model.eval()
     try:
-        with noisy(model):
-            plain = [tried(model, inputs) for inputs in few]
+        with noisy(model), torch.no_grad():
+            with _noted([layer.get_submodule(path) for path in paths]) as calls:
+                plain = [model(**inputs).logits for inputs in few]
+            alone = [(tried(lambda: part(x[:, :1])), output[:, :1]) for part, (x, output) in calls.items()]  # noqa: B023
             layer.__class__ = narrowed
-            found = [tried(model, inputs) for inputs in few]
+            found = [tried(lambda: model(**inputs).logits) for inputs in few]  # noqa: B023
     finally:
         model.train(was_training)
-    return all(agree(*pair) for pair in zip(plain, found, strict=True))
+    return all(agree(*pair) for pair in [*alone, *zip(found, plain, strict=True)])
+
+
+@contextmanager
+def _noted(parts: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Input and output of each part's last call, in the order of the calls."""
+    calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def note(part: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        calls[part] = (args[0], output)
+
+    handles = [part.register_forward_hook(note) for part in parts]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

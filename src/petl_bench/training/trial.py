@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,15 +34,13 @@ def noisy(model: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def tried(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """The outputs for a few rows; None where the model, as it is now, cannot do with them."""
+def tried(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+    """What it returns; None where the model, as it is now, cannot do it."""
     try:
-        with torch.no_grad():
-            logits: torch.Tensor = model(**inputs).logits
+        return call()
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
         _log.debug("the model fails while it is tried", exc_info=error)
         return None
-    return logits
 
 
 def agree(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:

@@ -184,8 +184,8 @@ def _logits_given(
     trunk: Trunk, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
 ) -> torch.Tensor | None:
     """The outputs on given states; None where the rest of the model cannot do with them."""
-    with trunk.given(states), trunk.autocast():
-        return tried(trunk.model, inputs)
+    with trunk.given(states), trunk.autocast(), torch.no_grad():
+        return tried(lambda: trunk.model(**inputs).logits)
 
 
 class _Parts:
