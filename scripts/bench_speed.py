@@ -74,6 +74,7 @@ def all_work(rows: int, few: int) -> list[Work]:
 
     lora = ("method=lora",)
     top = (*lora, "layers=top", "layers.k=2")
+    first = "train.last_layer=first_token"
     ours = {name: Side("petl_bench", (f"method={name}",)) for name in ("lora", "full", "flat", "head")}
     dynamic = {name: Side("Trainer", (f"method={name}",)) for name in ("lora", "full")}
     work = [
@@ -92,6 +93,10 @@ def all_work(rows: int, few: int) -> list[Work]:
              "total"),
         Work("top 2 layers, not cached there", (Side("petl_bench", top),), Side("petl_bench uncached", top),
              settings(256), few, EPOCHS[-1:], "total"),
+        Work("top 2 layers and the first token of the last, not cached there", (Side("petl_bench", (*top, first)),),
+             Side("petl_bench uncached", (*top, first)), settings(256), few, EPOCHS[-1:], "total"),
+        Work("lora, first token, at most 256 tokens", (Side("petl_bench", (*lora, first)),), ours["lora"],
+             settings(256), rows),
     ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def build_adapted(
         device: "cpu", or "meta" for a model without memory.
 
     Raises:
-        RequestError: where the method does not fit, leaves nothing to train, or reads what `train.last_layer` leaves out.
+        RequestError: where the method does not fit, leaves nothing to train, or reads what `train.last_layer` drops.
     """
     import torch
     from accelerate.utils import set_seed
