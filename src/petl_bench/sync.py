@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from petl_bench.errors import RequestError
 from petl_bench.identity import named
+from petl_bench.records.json_file import read_json
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_record_files
 from petl_bench.trackers.config import TrackerConfig
@@ -87,7 +87,7 @@ def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bo
     # Read under the lock: what another process has just mirrored is marked by then.
     with nullcontext() if dry_run else marker_lock(folder):
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             record = Record.from_dict(content)
         except (ValueError, AttributeError, OSError) as error:
             _log.warning("%s cannot be read: %s", file, error)

@@ -212,3 +212,37 @@ def test_a_wrong_field_of_a_study_is_named(tmp_path, change, said):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(RequestError, match=re.escape(f"{file} cannot be read ({said})")):
         read_study(tmp_path)
+
+
+BROKEN = {
+    "[" * 100_000: "it is nested too deeply",
+    f'{{"run_key": {"1" * 400}}}': "it holds a whole number of 400 digits",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=["nested", "long"])
+def test_what_cannot_be_computed_with_is_left_out(folder, text, caplog):
+    file = folder / "scores" / "result.json"
+    file.write_text(text)
+    assert write_report([str(folder)], "csv", None, lambda _: None) == 0
+    assert f"{file} cannot be read: {BROKEN[text]}" in caplog.messages
+    caplog.clear()
+    assert len(list(sync([folder], dry_run=True))) == 1
+    assert f"{file} cannot be read: {BROKEN[text]}" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        *BROKEN.items(),
+        ("[]", "it is [], not an object"),
+        ("null", "it is null, not an object"),
+        ('{"version": null}', "version is null, not a whole number"),
+        ('{"version": 99}', "its version 99 is newer than this program: upgrade petl-bench"),
+    ],
+    ids=["nested", "long", "list", "null", "no version", "newer"],
+)
+def test_a_file_that_is_no_study_is_told_in_words(tmp_path, text, said):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(RequestError, match=re.escape(f"{tmp_path / 'study.json'} cannot be read ({said})")):
+        read_study(tmp_path)

@@ -1,4 +1,4 @@
-"""Writes JSON files whole or not at all."""
+"""Reads JSON files, and writes them whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+# More than those of any float.
+_MOST_DIGITS = 300
+
+
+def read_json(file: Path) -> Any:
+    """Reads a file.
+
+    Raises:
+        OSError: where it cannot be opened.
+        ValueError: where it is no JSON, or more than can be computed with.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def write_json(file: Path, content: Any, indent: int = 2) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from petl_bench.errors import RequestError
-from petl_bench.records.json_file import write_json
+from petl_bench.records.json_file import read_json, write_json
 from petl_bench.records.schema import Record
 
 RECORD_FILE = "result.json"
@@ -98,7 +97,7 @@ def read_record(file: Path) -> Record:
         FileNotFoundError: where there is none.
         ValueError: where the file is no record.
     """
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return Record.from_dict(content)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
-from petl_bench.records.json_file import write_json
+from petl_bench.records.json_file import read_json, write_json
 from petl_bench.records.schema import finite
-from petl_bench.records.typed import build
+from petl_bench.records.typed import build, check
 
 STUDY_FILE = "study.json"
 STUDY_VERSION = 1
@@ -150,10 +150,12 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
+        check(dict, content, "")
+        check(int, content.get("version", 0), "version")
         if content.get("version", 0) > STUDY_VERSION:
             raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
         study: StudyFile = build(StudyFile, content)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise RequestError(f"{file} cannot be read ({error}): delete it, `petl-bench study` writes it anew.") from error
     return study

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
-from petl_bench.records.json_file import write_json
+from petl_bench.records.json_file import read_json, write_json
 from petl_bench.records.schema import build
 
 MARKER_FILE = "synced.json"
@@ -57,7 +57,7 @@ def record_hash(content: Mapping[str, Any]) -> str:
 def read_mirrors(folder: Path) -> list[Mirror]:
     """Where this run was mirrored; nowhere, where the file is missing or is none of ours."""
     try:
-        content = json.loads((folder / MARKER_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / MARKER_FILE)
         return [build(Mirror, item) for item in content["mirrors"]]
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
