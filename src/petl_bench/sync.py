@@ -89,7 +89,7 @@ def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bo
         try:
             content = read_json(file)
             record = Record.from_dict(content)
-        except (ValueError, AttributeError, OSError) as error:
+        except (ValueError, OSError) as error:
             _log.warning("%s cannot be read: %s", file, error)
             return None
         if record.status != "finished":

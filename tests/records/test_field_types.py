@@ -107,6 +107,15 @@ def test_every_field_of_another_type_is_named(path):
         ("config", None, "config is null, not an object"),
         ("config.task", "mrpc", "config.task is 'mrpc', not an object"),
         ("config.train", None, "config.train is null, not an object"),
+        ("config", {}, "config.backbone is missing"),
+        ("config.method", {}, "config.method.name is missing"),
+        ("config.method.type", 3, "config.method.type is 3, not text"),
+        ("config.task.name", None, "config.task.name is null, not text"),
+        ("config.backbone.path", 7, "config.backbone.path is 7, not text"),
+        ("config.train.seed", "one", "config.train.seed is 'one', not a whole number"),
+        ("config.tracker", "wandb", "config.tracker is 'wandb', not an object"),
+        ("hardware.num_processes", "two", "hardware.num_processes is 'two', not a whole number"),
+        ("hardware.processor", 7, "hardware.processor is 7, not text"),
         ("status", 1, "status is 1, not text"),
         ("status", None, "status is null, not text"),
         ("run_key", 7, "run_key is 7, not text"),
@@ -126,6 +135,20 @@ def test_every_field_of_another_type_is_named(path):
 def test_a_wrong_field_is_named_in_one_sentence(path, value, said):
     with pytest.raises(ValueError, match=f"^not a record: {re.escape(said)}$"):
         Record.from_dict(changed(path.split("."), value))
+
+
+def test_a_run_without_scores_needs_no_config():
+    assert Record.from_dict(changed(["scores"], None) | {"config": {}}).config == {}
+    with pytest.raises(ValueError, match=r"^not a record: config\.task is 3, not an object$"):
+        Record.from_dict(changed(["scores"], None) | {"config": {"task": 3}})
+
+
+@pytest.mark.parametrize("content", [[], None, "text"])
+def test_what_is_no_object_is_told(tmp_path, content, caplog):
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(RequestError, match="No finished run"):
+        list(sync([tmp_path]))
+    assert [line for line in caplog.messages if "not an object" in line]
 
 
 def test_long_values_are_cut_short():

@@ -10,11 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from petl_bench.records.open_parts import check_open_parts
 from petl_bench.records.typed import build, check
 
 SCHEMA_VERSION = 1
-# What tells runs apart; the config is kept as it was, so nothing else of it is typed here.
-CONFIG_SECTIONS = ("backbone", "method", "layers", "task", "train")
 
 
 @dataclass
@@ -258,13 +257,14 @@ class Record:
             ValueError: where a field is missing or of another type, which it names; where the version is newer than
                 this program's.
         """
+        check(dict, content, "")
         version = content.get("schema_version")
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
         try:
             record: Record = build(cls, content)
-            for name in CONFIG_SECTIONS:
-                check(dict, record.config.get(name, {}), f"config.{name}")
+            scored = None not in (record.protocol, record.scores)
+            check_open_parts(record.config, record.hardware, scored=scored)
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record

@@ -97,10 +97,7 @@ def read_record(file: Path) -> Record:
         FileNotFoundError: where there is none.
         ValueError: where the file is no record.
     """
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise ValueError("not a JSON object")
-    return Record.from_dict(content)
+    return Record.from_dict(read_json(file))
 
 
 def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]]:

@@ -22,16 +22,17 @@ _TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 
 
-def build(cls: Any, content: Any) -> Any:
+def build(cls: Any, content: Any, path: str = "") -> Any:
     """Builds a dataclass, nested ones included; unknown fields are left out.
+
+    Args:
+        cls: The dataclass.
+        content: An object of JSON.
+        path: Where the object stands, for messages.
 
     Raises:
         ValueError: naming the field, where one is missing or of another type.
     """
-    return _build(cls, content, "")
-
-
-def _build(cls: Any, content: Any, path: str) -> Any:
     check(dict, content, path)
     hints, required = _fields(cls)
     prefix = f"{path}." if path else ""
@@ -50,7 +51,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if kind is types.UnionType:
         return None if value is None else _convert(inner, value, path)
     if kind not in _TYPES:
-        return _build(kind, value, path)
+        return build(kind, value, path)
     check(kind, value, path)
     if kind is list:
         return [_convert(inner, item, f"{path}[{number}]") for number, item in enumerate(value)]
