@@ -207,6 +207,14 @@ def test_the_rest_is_mirrored(folder, caplog):
     assert len([line for line in caplog.messages if "result.json cannot be read" in line]) == 3
 
 
+def test_a_share_that_is_not_finite_is_left_out(folder):
+    path = ["params", "trainable_share_of_backbone_percent"]
+    (folder / "good" / "result.json").write_text(json.dumps(changed(path, None)))
+    written = []
+    assert write_report([str(folder)], "md", None, written.append) == 0
+    assert "lora" in written[0]
+
+
 def test_such_a_run_is_made_again(folder):
     assert RunFolder(folder / "scores").finished() is None
     RunFolder(folder / "scores").write(full_record())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from petl_bench.records.schema import Params
+from petl_bench.records.study_file import PlannedCosts
 from petl_bench.reports.statistics.sheets import Cell, Sheet
 from petl_bench.reports.statistics.standing import central
 from petl_bench.reports.tables.columns import MISSING
@@ -47,21 +49,21 @@ def parameters(cells: list[Cell]) -> list[str]:
     params = [cell.group.first.params for cell in cells if cell.group and cell.group.first.params]
     if params:
         most = max(params, key=lambda one: one.trainable)
-        return [
-            f"{most.trainable_method:,}",
-            f"{most.trainable_head:,}",
-            f"{most.trainable_share_of_backbone_percent:.3f}",
-        ]
+        return [f"{most.trainable_method:,}", f"{most.trainable_head:,}", _share(most)]
     planned = [cell.costs for cell in cells if cell.costs and cell.costs.trainable_method is not None]
     if not planned:
         return [MISSING] * 3
     costs = max(planned, key=lambda one: (one.trainable_method or 0) + (one.trainable_head or 0))
-    share = costs.trainable_share_of_backbone_percent
     return [
         f"{costs.trainable_method:,}",
         MISSING if costs.trainable_head is None else f"{costs.trainable_head:,}",
-        MISSING if share is None else f"{share:.3f}",
+        _share(costs),
     ]
+
+
+def _share(counted: Params | PlannedCosts) -> str:
+    share = counted.trainable_share_of_backbone_percent
+    return MISSING if share is None else f"{share:.3f}"
 
 
 def total(cells: list[Cell]) -> str:
