@@ -92,7 +92,7 @@ def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bo
         except (ValueError, OSError) as error:
             _log.warning("%s cannot be read: %s", file, error)
             return None
-        if record.status != "finished":
+        if record.status != "finished" or None in (record.protocol, record.scores):
             return None
         first = keys.setdefault(record.run_key, folder)
         if first != folder:

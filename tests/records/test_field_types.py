@@ -215,6 +215,25 @@ def test_a_share_that_is_not_finite_is_left_out(folder):
     assert "lora" in written[0]
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("history.0.scores", {}), ("protocol.metric", "other"), ("protocol.selection", "other"), ("history", None)],
+)
+def test_a_point_without_the_primary_metric_is_mirrored(tmp_path, path, value):
+    keys = [int(key) if key.isdigit() else key for key in path.split(".")]
+    content = changed(keys, value)
+    if value is None:
+        del content["history"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert [done.state for done in sync([tmp_path], tracker="tensorboard")] == ["synced"]
+
+
+def test_a_finished_record_without_scores_is_not_mirrored(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(changed(["protocol"], None)))
+    with pytest.raises(RequestError, match="No finished run"):
+        list(sync([tmp_path]))
+
+
 def test_such_a_run_is_made_again(folder):
     assert RunFolder(folder / "scores").finished() is None
     RunFolder(folder / "scores").write(full_record())

@@ -18,8 +18,8 @@ _NOT_RESULTS = ("config", "history", "versions", "hardware", "git", "error")
 def history_point(entry: HistoryEntry, protocol: Protocol) -> dict[str, float]:
     """One evaluation, by the names of a tracker's curves; what was not a finite number is left out."""
     scores = {f"{protocol.selection_split}/{name}": value for name, value in entry.scores.items()}
-    point = {"epoch": entry.epoch, "train/loss": entry.train_loss, **scores}
-    point[SELECTION_SCORE] = entry.scores[protocol.metric]
+    point: dict[str, float | None] = {"epoch": entry.epoch, "train/loss": entry.train_loss, **scores}
+    point[SELECTION_SCORE] = entry.scores.get(protocol.metric)
     return {name: value for name, value in point.items() if value is not None}
 
 
@@ -34,9 +34,9 @@ def headline(record: Mapping[str, Any]) -> dict[str, float]:
     if not protocol or not scores:
         return {}
     metric, selection = protocol["metric"], protocol["selection"]
-    selected = [entry["scores"].get(metric) for entry in record["history"]]
+    selected = [entry["scores"].get(metric) for entry in record.get("history", [])]
     known = [value for value in selected if value is not None]
-    found = {SCORE: scores[selection].get(metric)}
+    found = {SCORE: scores["best" if selection == "best" else "last"].get(metric)}
     if known:
         best = max(known) if protocol["higher_is_better"] else min(known)
         found[SELECTION_SCORE] = best if selection == "best" else known[-1]
