@@ -234,6 +234,13 @@ def test_a_finished_record_without_scores_is_not_mirrored(tmp_path):
         list(sync([tmp_path]))
 
 
+def test_a_folder_in_a_records_place_is_named(tmp_path):
+    file = tmp_path / "result.json"
+    file.mkdir()
+    with pytest.raises(RequestError, match=f"{re.escape(str(file))} cannot be read: Is a directory"):
+        RunFolder(tmp_path).finished()
+
+
 def test_such_a_run_is_made_again(folder):
     assert RunFolder(folder / "scores").finished() is None
     RunFolder(folder / "scores").write(full_record())

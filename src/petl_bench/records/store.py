@@ -43,6 +43,8 @@ class RunFolder:
             return None
         except NotADirectoryError as error:
             raise RequestError(f"runs_dir={self.path.parent} is no folder.") from error
+        except OSError as error:
+            raise RequestError(f"{self.path / RECORD_FILE} cannot be read: {error.strerror}.") from error
 
     def finished(self) -> Record | None:
         """The record of a finished run; None otherwise."""
