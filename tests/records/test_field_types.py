@@ -261,6 +261,8 @@ def test_committed_records_keep_their_types(file):
         ({"claims": "none"}, "claims is 'none', not a list"),
         ({"published": [{"row": "a", "source": "b", "cells": {"t": 8}}]}, "published[0].cells.t is 8, not a list"),
         ({"costs": None}, "costs is null, not a list"),
+        ({"published": [{"row": "a", "source": "b", "cells": {"t": []}}]}, "published[0].cells.t has no value"),
+        ({"published": [{"row": "a", "source": "b", "cells": {"t": [None]}}]}, "published[0].cells.t has no value"),
     ],
 )
 def test_a_wrong_field_of_a_study_is_named(tmp_path, change, said):

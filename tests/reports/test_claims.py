@@ -155,3 +155,9 @@ def test_a_wrong_claim_is_named(test, said):
 def test_a_claim_is_tested_or_untestable_not_both():
     with pytest.raises(RequestError, match="leave one out"):
         check_claim(Claim("It is so", "a paper", {"kind": "better"}, "why"), ["a"], ["t"])
+
+
+def test_a_ratio_over_no_tasks_is_not_run():
+    claim = Claim("a", "b", {"kind": "ratio", "quantity": "ledger_peak", "of": "a", "over": "b", "at_least": 1})
+    (row,) = claim_rows(study(claims=[claim], tasks=()), [])
+    assert row["verdict"] == "not run yet"

@@ -156,6 +156,10 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
         if content.get("version", 0) > STUDY_VERSION:
             raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
         study: StudyFile = build(StudyFile, content)
+        for number, row in enumerate(study.published):
+            for task, cell in row.cells.items():
+                if cell[:1] in ([], [None]):
+                    raise ValueError(f"published[{number}].cells.{task} has no value")
     except (ValueError, OSError) as error:
         raise RequestError(f"{file} cannot be read ({error}): delete it, `petl-bench study` writes it anew.") from error
     return study

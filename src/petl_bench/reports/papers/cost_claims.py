@@ -68,6 +68,8 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         if above is None or not below:
             return not_run(pairs, ours, f"{test['quantity']} was not measured for both on {task}")
         ratios[task] = above / below
+    if not ratios:
+        return not_run(pairs, ours)
     mean = statistics.geometric_mean(ratios.values())
     spread = f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f} over {len(ratios)} tasks)"
     words = (
