@@ -64,8 +64,8 @@ def run(cfg: RunConfig) -> Record:
 
         from petl_bench.measure.memory import PeakMemory
         from petl_bench.training.device import compile_layers, make_accelerator
-        from petl_bench.training.feeds import open_feeds
         from petl_bench.training.loop import num_training_steps
+        from petl_bench.training.open_feeds import open_feeds
 
         accelerator = make_accelerator(cfg.train)
         on_cuda = accelerator.device.type == "cuda"
