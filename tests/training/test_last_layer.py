@@ -171,6 +171,11 @@ def test_a_head_on_a_lower_layer_reads_that_layers_first_token(tiny):
     assert record.trunk.layers == 1
 
 
+def test_a_backbone_of_few_positions_is_tried_on_as_many(tiny):
+    few = ["backbone.architecture.max_position_embeddings=5", "task.max_length=5"]
+    assert run(tiny(FIRST, *SHORT, *few)).status == "finished"
+
+
 def test_compiled_layers_learn_the_same(tiny):
     plain = run(tiny(FIRST, *SHORT))
     with torch.compiler.set_stance("force_eager"):

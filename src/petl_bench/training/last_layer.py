@@ -95,11 +95,11 @@ def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.M
 def _agrees(model: nn.Module, anatomy: Anatomy, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
     """Narrows the layer, and says whether its parts' outputs and the model's stay, with padding and without."""
     was_training, device = model.training, next(model.parameters()).device
-    ids = torch.arange(_TRIED_ROWS * _TRIED_TOKENS, device=device).view(_TRIED_ROWS, _TRIED_TOKENS)
+    tokens = min(_TRIED_TOKENS, anatomy.max_length(model.config))
     # Small numbers stand for special tokens.
-    ids += _TRIED_TOKENS
+    ids = _TRIED_TOKENS + torch.arange(_TRIED_ROWS * tokens, device=device).view(_TRIED_ROWS, tokens)
     mask = torch.ones_like(ids)
-    mask[1:, _TRIED_TOKENS // 2 :] = 0
+    mask[1:, tokens // 2 :] = 0
     few = [{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}]
     paths = [path for path in _called(anatomy) if path not in (anatomy.key, anatomy.value)]
     model.eval()
