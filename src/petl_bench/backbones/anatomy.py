@@ -127,6 +127,11 @@ class Anatomy:
 PROJECTION_ROLES = ("query", "key", "value", "attention_output", "feed_forward_in", "feed_forward_out")
 
 
+def classifier_of(model: nn.Module) -> Any:
+    """The backbone with its head, whatever PEFT has wrapped around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
 def is_within(name: str, modules: Iterable[str]) -> bool:
     """Whether `name` is one of these modules or lies inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.anatomy import Anatomy, classifier_of
 from petl_bench.errors import RequestError
 from petl_bench.training.config import TrainConfig
 
@@ -55,6 +55,6 @@ def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:
         anatomy: Of its architecture.
         num_frozen: Layers of the trunk, which are computed once.
     """
-    classifier = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    classifier = classifier_of(model)
     for layer in anatomy.get_layers(classifier)[num_frozen:]:
         layer.compile(dynamic=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from petl_bench.backbones.anatomy import Anatomy, is_within
+from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 from petl_bench.backbones.attend import CALLED_ROLES, AttendToAll
 from petl_bench.errors import RequestError
 from petl_bench.training.trial import agree, noisy, tried
@@ -36,7 +36,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
     Raises:
         RequestError: where something reads, or may read, the last layer's states of other tokens.
     """
-    classifier: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    classifier = classifier_of(model)
     obstacle = _obstacle(model, classifier, anatomy)
     if obstacle is None:
         layer = anatomy.get_layers(classifier)[-1]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from petl_bench.backbones.anatomy import Anatomy, is_within
+from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 from petl_bench.training.trial import agree, noisy, tried
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class _Parts:
     """Encoder, embeddings and layers of a model, whatever an adapter has wrapped around them."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
-        classifier: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        classifier = classifier_of(model)
         outer = classifier.get_submodule(anatomy.encoder)
         self.encoder: PreTrainedModel = next(part for part in outer.modules() if isinstance(part, PreTrainedModel))
         below = [path.removeprefix(f"{anatomy.encoder}.") for path in anatomy.embeddings]
