@@ -15,8 +15,7 @@ import torch
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import get_method
+from petl_bench.methods.registry import AdaptContext, get_method
 
 VARIANTS = {
     "r=1": ["method.reduction=1"],

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
-from petl_bench.adapted import build_adapted
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig
-from petl_bench.runner import encode_task, run
+from petl_bench.model import build_adapted
+from petl_bench.run.evaluate import logits_to_predictions
+from petl_bench.run.run import encode_task, run
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import compute_metrics
 from petl_bench.training.loop import num_training_steps
 from petl_bench.training.optimizer import build_optimizer, build_schedule
-from petl_bench.training.predict import logits_to_predictions
 
 
 @dataclass(frozen=True)

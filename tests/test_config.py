@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
-from petl_bench.config import config_from_dict, load_config
+from petl_bench.config import CONFIG_ERRORS, config_from_dict, explain, load_config
 from petl_bench.errors import RequestError
-from petl_bench.hydra_errors import CONFIG_ERRORS, explain
 from petl_bench.records.run_key import run_key
 
 CONF = Path(__file__).parents[1] / "conf"

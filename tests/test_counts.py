@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from petl_bench.backbones.config import LayersConfig
+from petl_bench.backbones.layers import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
-from petl_bench.measure.params import count_backbone, count_parameters
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import get_method
+from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.model import count_backbone, count_parameters
 
 ENCODER = {
     "bert_base": 109_482_240,

@@ -7,13 +7,12 @@ import json
 import pytest
 
 from petl_bench.cli import _COMMANDS, main
-from petl_bench.costs import count_costs
-from petl_bench.errors import RequestError, RunError
-from petl_bench.identity import identify
+from petl_bench.errors import RequestError, RunError, parse_bytes
+from petl_bench.estimate.costs import count_costs
+from petl_bench.estimate.plan import plan
 from petl_bench.methods.registry import all_methods
-from petl_bench.plan import plan
-from petl_bench.runner import run
-from petl_bench.sizes import parse_bytes
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 
 TINY = ["backbone=tiny_bert", "task=demo", "train.batch_size=16"]
 SHORT = ["task.num_train_examples=32", "train.max_steps=1", "measure.ledger=true", "measure.inference=true"]
@@ -79,14 +78,14 @@ def test_what_cannot_be_planned_is_said(overrides, words):
 
 
 def test_what_cannot_be_counted_is_an_error_in_words_and_costs_no_other_row(monkeypatch):
-    monkeypatch.setattr("petl_bench.plan.sys.platform", "darwin")  # in this process
+    monkeypatch.setattr("petl_bench.estimate.plan.sys.platform", "darwin")  # in this process
 
     def broken(cfg, *_args):
         if cfg.method.name == "lora":
             raise ZeroDivisionError("no content")
         return count_costs(cfg, *_args)
 
-    monkeypatch.setattr("petl_bench.plan.count_costs", broken)
+    monkeypatch.setattr("petl_bench.estimate.plan.count_costs", broken)
     head, lora = plan([*TINY, "method=head,lora"])
     assert head.params is not None
     assert "ZeroDivisionError: no content" in lora.note
@@ -199,9 +198,9 @@ def test_a_measurement_that_fails_costs_no_run(tiny, monkeypatch, caplog):
     def broken(*_args, **_kwargs):
         raise ValueError("tensors without content")
 
-    monkeypatch.setattr("petl_bench.costs.count_costs", broken)
+    monkeypatch.setattr("petl_bench.estimate.costs.count_costs", broken)
     # What an earlier test counted.
-    monkeypatch.setattr("petl_bench.measuring._counted", {})
+    monkeypatch.setattr("petl_bench.run.describe._counted", {})
     monkeypatch.setattr("petl_bench.measure.speed.time_forward", broken)
     record = run(tiny(*SHORT))
     assert record.status == "finished"

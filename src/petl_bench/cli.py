@@ -1,4 +1,4 @@
-"""The door: names the sub-commands, turns errors into messages and exit codes.
+"""The command line: commands and their options, errors as messages and exit codes.
 
 Nothing heavy is imported here: `petl-bench --help` must answer at once.
 """
@@ -16,20 +16,171 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
-from petl_bench.logs import DEBUG_VARIABLE, debugging, setup_logging
-from petl_bench.parser import build_parser
-from petl_bench.processes import is_main_process
+from petl_bench.process import DEBUG_VARIABLE, debugging, is_main_process, setup_logging
+from petl_bench.reports.output_files import PLOT_KINDS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from petl_bench.records.schema import Record
 
+
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
+
+_EPILOG = """\
+exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
+Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
+
+  petl-bench run                                        the embedded default: LoRA on the demo task
+  petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
+  petl-bench run -m method=full,lora train.seed=0,1     every combination
+  petl-bench study demo                                 all methods on the demo task, resumed where it was cut off
+  petl-bench report runs                                compare what was run
+  petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
+"""
+
+_Commands = Any  # argparse has no public name for it
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` is the name of the one that was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="petl-bench",
+        description="Compare parameter-efficient transfer-learning methods on your encoder, your task, your memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"petl-bench {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("run", help="train and evaluate one method on one task; -m for every combination")
+    for add in (_add_report, _add_list, _add_predict, _add_plan, _add_study, _add_sync, _add_dashboard, _add_fetch):
+        add(commands)
+    return parser
+
+
+def _add_report(commands: _Commands) -> None:
+    report = commands.add_parser("report", help="tables and plots from finished runs")
+    report.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    report.add_argument("--format", choices=("table", "md", "latex", "csv", "json"), default="table")
+    report.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
+    report.add_argument("--plot", metavar="FILE", help="also draw a picture (.png, .pdf, .svg)")
+    report.add_argument(
+        "--statistic",
+        choices=("mean", "median"),
+        default="mean",
+        help="what cells show: mean ± sd, or median and range",
+    )
+    report.add_argument(
+        "--compare", metavar="METHOD", help="test every method against this one; default: against the best average"
+    )
+    report.add_argument(
+        "--plot-kind",
+        choices=PLOT_KINDS,
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
+        "variability of layers",
+    )
+    report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
+    report.set_defaults(command="report")
+
+
+def _add_list(commands: _Commands) -> None:
+    catalog = commands.add_parser(
+        "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are"
+    )
+    catalog.add_argument("kind", nargs="?", choices=_KINDS)
+    catalog.add_argument("--json", action="store_true", help="print JSON")
+    catalog.set_defaults(command="list")
+
+
+def _add_predict(commands: _Commands) -> None:
+    predict = commands.add_parser("predict", help="text in, labels and probabilities out, with a finished run's model")
+    predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    source = predict.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", metavar="TEXT", help="one text for each of the task's text columns")
+    source.add_argument(
+        "--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns"
+    )
+    source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
+    predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
+    predict.add_argument("--json", action="store_true", help="print JSON lines")
+    predict.set_defaults(command="predict")
+
+
+def _add_plan(commands: _Commands) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="what methods will cost: parameters, memory, operations; in seconds, without weights, rows or a GPU",
+        description="Counts parameters, the memory of one update by kind, and operations of every method, or of those "
+        "named with method=; takes the same settings as `petl-bench run`.",
+    )
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_large task=mnli method=all")
+    plan.add_argument("--budget", metavar="SIZE", help="e.g. 16GiB: say what fits, and the largest batch that does")
+    plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
+    plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
+    plan.set_defaults(command="plan")
+
+
+def _add_study(commands: _Commands) -> None:
+    study = commands.add_parser(
+        "study",
+        help="a grid of methods, tasks and seeds that survives whatever happens, held against papers",
+        description="Makes the runs of a study that are not finished; the same command goes on where it was cut off. "
+        "Settings are those of `petl-bench run` but for method=, task=, train.seed= and force=; and methods=, tasks= "
+        "(which of them to run now), seeds=, runs_dir=, "
+        "executor=local|slurm|ray with executor.workers= and more (conf/executor).",
+    )
+    study.add_argument("name", metavar="NAME", help="one of `petl-bench list studies`, or a file NAME.yaml")
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. methods=lora,full executor.workers=2")
+    study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
+    study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
+    study.add_argument("--retry", choices=("failed",), help="make failed runs again")
+    study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
+    study.set_defaults(command="study")
+
+
+def _add_sync(commands: _Commands) -> None:
+    sync = commands.add_parser(
+        "sync",
+        help="mirror finished runs to Weights & Biases or TensorBoard afterwards, each once",
+        description="Mirrors every finished record below DIR that is not mirrored as it stands; WANDB_MODE=offline "
+        "and W&B's other variables are honoured.",
+    )
+    sync.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    sync.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or the run's own")
+    sync.add_argument("--tracker", choices=("wandb", "tensorboard"), default="wandb")
+    sync.add_argument("--dry-run", action="store_true", help="only say what would be mirrored")
+    sync.add_argument("--json", action="store_true", help="print JSON lines, an object a run")
+    sync.set_defaults(command="sync")
+
+
+def _add_dashboard(commands: _Commands) -> None:
+    dashboard = commands.add_parser(
+        "dashboard",
+        help="a Weights & Biases workspace and report over mirrored runs",
+        description="Builds the workspace and the report and prints what they contain; --save puts them into W&B.",
+    )
+    dashboard.add_argument("study", nargs="?", metavar="DIR|STUDY", help="only one study's runs; default: the project")
+    dashboard.add_argument("--project", metavar="NAME", help="W&B project; default: WANDB_PROJECT, or petl_bench")
+    dashboard.add_argument("--entity", metavar="NAME", help="W&B user or team; default: WANDB_ENTITY, or your login's")
+    dashboard.add_argument("--save", action="store_true", help="write both to W&B (needs a login)")
+    dashboard.add_argument("--json", action="store_true", help="print both as W&B keeps them")
+    dashboard.set_defaults(command="dashboard")
+
+
+def _add_fetch(commands: _Commands) -> None:
+    fetch = commands.add_parser("fetch", help="download a task and a backbone, for machines without a network")
+    fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
+    fetch.set_defaults(command="fetch")
+
+
 _log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
+
 EXIT_REQUEST = 2
+
 # Options of plan and study whose value is the next word.
 _TAKE_A_VALUE = ("--retry", "--budget", "--plot")
 
@@ -95,8 +246,7 @@ def _run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
 
-    from petl_bench.config import CONFIG_MODULE, register_schemas
-    from petl_bench.hydra_errors import explained
+    from petl_bench.config import CONFIG_MODULE, explained, register_schemas
 
     register_schemas()
     if {"--help", "-h"} & set(words):
@@ -128,8 +278,7 @@ def _run_help(words: list[str]) -> str:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from petl_bench.config import CONFIG_MODULE
-    from petl_bench.hydra_errors import explained
+    from petl_bench.config import CONFIG_MODULE, explained
 
     overrides = [word for word in words if not word.startswith("-")]
     with explained(words), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
@@ -142,8 +291,8 @@ def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
     """One run of `petl-bench run`, and what is printed of it."""
     setup_logging()
     from petl_bench.config import from_hydra
-    from petl_bench.records.names import run_name
-    from petl_bench.runner import run
+    from petl_bench.records.run_key import run_name
+    from petl_bench.run.run import run
 
     config = from_hydra(cfg)
     record = run(config)
@@ -153,7 +302,7 @@ def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
 
 
 def _summary(record: Record) -> str:
-    from petl_bench.records.names import backbone_name
+    from petl_bench.records.run_key import backbone_name
 
     assert record.protocol
     assert record.params
@@ -187,7 +336,7 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    from petl_bench.predict import predict_file, predict_stdin, predict_texts, submit
+    from petl_bench.run.predict import predict_file, predict_stdin, predict_texts, submit
 
     if parsed.submit:
         for file in submit(parsed.run_dir, parsed.submit, parsed.data_root):
@@ -205,12 +354,12 @@ def _predict(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    from petl_bench.plan import plan
-    from petl_bench.reports.file_formats import check_picture
-    from petl_bench.reports.plots.ledgers import draw_ledgers
-    from petl_bench.reports.tables.cost_table import cost_table
-    from petl_bench.reports.tables.terminal import print_table
-    from petl_bench.sizes import parse_bytes
+    from petl_bench.errors import parse_bytes
+    from petl_bench.estimate.plan import plan
+    from petl_bench.reports.output_files import check_picture
+    from petl_bench.reports.plots.costs import draw_ledgers
+    from petl_bench.reports.render import print_table
+    from petl_bench.reports.tables import cost_table
 
     if parsed.plot:
         check_picture(Path(parsed.plot))
@@ -227,9 +376,9 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _study(parsed: argparse.Namespace) -> int:
+    from petl_bench.commands import tell_outcome, tell_plan
     from petl_bench.studies.request import parse_request
     from petl_bench.studies.study import count_costs, keep_costs, prepare, run_study
-    from petl_bench.studies.tell import tell_outcome, tell_plan
 
     study = prepare(parsed.name, parse_request(parsed.overrides))
     if parsed.dry_run or parsed.plan:
@@ -246,7 +395,7 @@ def _study(parsed: argparse.Namespace) -> int:
 def _sync(parsed: argparse.Namespace) -> int:
     import dataclasses
 
-    from petl_bench.sync import sync
+    from petl_bench.trackers.sync import sync
 
     for done in sync(parsed.folders, tracker=parsed.tracker, project=parsed.project, dry_run=parsed.dry_run):
         _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done.line)
@@ -254,15 +403,15 @@ def _sync(parsed: argparse.Namespace) -> int:
 
 
 def _dashboard(parsed: argparse.Namespace) -> int:
-    from petl_bench.dashboard import show_dashboard
+    from petl_bench.trackers.dashboard import show_dashboard
 
     show_dashboard(parsed.study, parsed.project, parsed.entity, save=parsed.save, as_json=parsed.json, write=_print)
     return 0
 
 
 def _fetch(parsed: argparse.Namespace) -> int:
-    from petl_bench.fetch import fetch
-    from petl_bench.hydra_errors import load_explained
+    from petl_bench.commands import fetch
+    from petl_bench.config import load_explained
 
     for line in fetch(load_explained(parsed.overrides)):
         _print(line)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from petl_bench.backbones.anatomy import ANATOMIES, PROJECTION_ROLES, anatomy_of
-from petl_bench.backbones.config import LayerPlan, LayersConfig, resolve_layers
+from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
 from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import find_source
-from petl_bench.capabilities import TINY_BACKBONES
+from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError
 

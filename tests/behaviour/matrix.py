@@ -10,10 +10,9 @@ import torch
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import Backbone, open_backbone
-from petl_bench.capabilities import TINY_BACKBONES
+from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import get_method
+from petl_bench.methods.registry import AdaptContext, get_method
 
 ARCHITECTURES = list(TINY_BACKBONES)
 # What one layer gains, as (role in the anatomy table, names inside that part).

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from behaviour.matrix import ARCHITECTURES, METHODS, adapted, opened
+from petl_bench.frozen.batch_source import TrunkFeed
+from petl_bench.frozen.features import compute_states
+from petl_bench.frozen.split import Trunk, find_cut
 from petl_bench.tasks.encode import EncodedRows
-from petl_bench.training.batching import collate
-from petl_bench.training.feed import Feed, TrunkFeed
-from petl_bench.training.trunk import Trunk, find_cut
-from petl_bench.training.trunk_states import compute_states
+from petl_bench.training.batches import Feed, collate
 
 TOP = ["layers=top", "layers.k=1"]
 ALL = "all"

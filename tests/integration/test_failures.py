@@ -8,9 +8,9 @@ import json
 import pytest
 
 from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, RunError
-from petl_bench.identity import identify
 from petl_bench.records.store import RunFolder
-from petl_bench.runner import run
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 from petl_bench.training.loop import Fitter
 
 
@@ -89,7 +89,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tiny, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
 
-    monkeypatch.setattr("petl_bench.runner.save_trained", full)
+    monkeypatch.setattr("petl_bench.run.run.save_trained", full)
     cfg = tiny("train.seed=1")
     with pytest.raises(RunError, match=r"disk is full .*runs_dir=DIR"):
         run(cfg)

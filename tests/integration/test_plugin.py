@@ -11,7 +11,7 @@ import pytest
 
 MODULE = """
 from dataclasses import dataclass
-from petl_bench.methods.config import MethodConfig
+from petl_bench.methods.registry import MethodConfig
 from petl_bench.methods.registry import Method
 
 

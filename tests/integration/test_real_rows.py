@@ -8,8 +8,8 @@ import pytest
 
 from petl_bench import cli
 from petl_bench.config import load_config
-from petl_bench.identity import identify
-from petl_bench.runner import run
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from petl_bench import measuring
-from petl_bench.runner import run
+from petl_bench.run import describe as measuring
+from petl_bench.run.run import run
 
 RUNS = """
 import sys
 from pathlib import Path
 from petl_bench.config import load_config
-from petl_bench.runner import run
+from petl_bench.run.run import run
 
 def resident():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from behaviour.matrix import LABELS, adapted, batch, logits, opened, plain_model, train
-from petl_bench.backbones.config import LayersConfig
+from petl_bench.backbones.layers import LayersConfig
 from petl_bench.backbones.load import open_backbone
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import get_method
+from petl_bench.methods.registry import AdaptContext, get_method
 
 
 def full(*layers: str, architecture: str = "roberta"):

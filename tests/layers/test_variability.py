@@ -8,9 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from petl_bench.backbones.config import LayersConfig, resolve_layers
-from petl_bench.layers.choose import choose_layers, extreme_plans, place, pooled_states
-from petl_bench.layers.variability import bins_of, variability
+from petl_bench.backbones.layers import LayersConfig, extreme_plans, place, resolve_layers
+from petl_bench.run.variability import bins_of, choose_layers, pooled_states, variability
 
 SQUARE = np.array([[0, 0], [2, 0], [1, 1], [1, -1]], dtype=float)
 
@@ -209,8 +208,8 @@ def test_a_class_without_an_example_is_a_clear_error(tmp_path):
 
 @pytest.mark.parametrize("method", ["layer_selection", "lora layers=variability", "flat layers=variability"])
 def test_a_run_prints_records_and_predicts_by_its_choice(method, tiny, caplog):
-    from petl_bench.predict import Predictor
-    from petl_bench.runner import run
+    from petl_bench.run.predict import Predictor
+    from petl_bench.run.run import run
     from petl_bench.tasks.rows import Rows
 
     cfg = tiny(*f"method={method}".split())

@@ -9,14 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from petl_bench.backbones.load import open_backbone
-from petl_bench.capabilities import TINY_BACKBONES
+from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
-from petl_bench.costs import _searched, count_costs, largest_batch, pass_sizes
 from petl_bench.errors import RequestError
-from petl_bench.measure.ledger import count_step
-from petl_bench.measure.twin import posed_as_cpu
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import all_methods, get_method
+from petl_bench.estimate.costs import _searched, count_costs, largest_batch, pass_sizes
+from petl_bench.estimate.memory import count_step, posed_as_cpu
+from petl_bench.methods.registry import AdaptContext, all_methods, get_method
 
 MIB = 2**20
 METHODS = [name for name in all_methods() if name != "layer_selection"]

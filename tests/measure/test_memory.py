@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petl_bench.description import describe_memory
-from petl_bench.measure.memory import PeakMemory
+from petl_bench.measure.device_memory import PeakMemory
+from petl_bench.run.describe import describe_memory
 
 GIB = 2**30
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from petl_bench.estimate.costs import safetensors_bytes
 from petl_bench.measure.speed import quartiles, time_forward
-from petl_bench.measure.stored import safetensors_bytes
 
 
 class Encoder(torch.nn.Module):

@@ -10,12 +10,11 @@ import torch
 from peft import PeftType, get_peft_model
 
 from petl_bench.backbones.load import open_backbone
-from petl_bench.capabilities import TINY_BACKBONES, probe_all
+from petl_bench.catalog import TINY_BACKBONES, probe_all
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.methods.bitfit.config import BitFitConfig
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.registry import Method, all_methods, get_method, register
+from petl_bench.methods.registry import AdaptContext, Method, all_methods, get_method, register
 
 # What each needs to be chosen; the behaviour suite holds what all must do.
 METHODS = {

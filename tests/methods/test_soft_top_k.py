@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petl_bench.methods.coda.soft_top_k import exact_soft_top_k, iterative_soft_top_k
+from petl_bench.methods.coda.routing import exact_soft_top_k, iterative_soft_top_k
 
 
 def full(*shape: int) -> torch.Tensor:

@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import (
-    Data,
-    Flops,
-    HistoryEntry,
-    Inference,
-    Layers,
-    LedgerAtPeak,
-    Record,
-    TrunkStates,
-)
+from petl_bench.records.schema import Data, Flops, HistoryEntry, Inference, Layers, LedgerAtPeak, Record, TrunkStates
 from petl_bench.records.store import RunFolder, find_records, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
-from petl_bench.sync import sync
+from petl_bench.trackers.sync import sync
 from reports.generated import record as made
 from reports.generated import study
 

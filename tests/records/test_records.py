@@ -10,18 +10,9 @@ import pytest
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.identity import identify
-from petl_bench.records.schema import (
-    SCHEMA_VERSION,
-    DeviceMemory,
-    HistoryEntry,
-    Ledger,
-    Memory,
-    Params,
-    Record,
-    Scores,
-)
+from petl_bench.records.schema import SCHEMA_VERSION, DeviceMemory, HistoryEntry, Ledger, Memory, Params, Record, Scores
 from petl_bench.records.store import RunFolder, find_records
+from petl_bench.run.identity import identify
 
 FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores",

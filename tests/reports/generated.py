@@ -8,11 +8,11 @@ from functools import cache
 from petl_bench.config import load_config
 from petl_bench.records.schema import HistoryEntry, Inference, Ledger, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.study_file import PlannedRun, StudyFile
-from petl_bench.reports.statistics.groups import group_records
-from petl_bench.reports.statistics.sheets import backbone_sheets
-from petl_bench.reports.statistics.standing import standing
-from petl_bench.reports.tables.sheet_table import sheet_table
-from petl_bench.reports.tables.table import ReportTable
+from petl_bench.reports.groups import group_records
+from petl_bench.reports.ranking import standing
+from petl_bench.reports.render import ReportTable
+from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.tables import sheet_table
 
 
 @cache

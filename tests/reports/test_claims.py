@@ -6,8 +6,7 @@ import pytest
 
 from petl_bench.errors import RequestError
 from petl_bench.records.study_file import Claim, PlannedCosts
-from petl_bench.reports.papers.claim_kinds import KINDS, check_claim
-from petl_bench.reports.papers.claims import claim_rows
+from petl_bench.reports.claims import KINDS, check_claim, claim_rows
 from reports.toy_study import MEASURED, key, record, study
 
 

@@ -7,13 +7,11 @@ import subprocess
 
 import pytest
 
-from petl_bench.reports.statistics.comparisons import compare
-from petl_bench.reports.statistics.groups import group_records
-from petl_bench.reports.statistics.sheets import backbone_sheets
-from petl_bench.reports.tables.comparison_table import comparison_table
-from petl_bench.reports.tables.markup import latex_text, to_latex, to_markdown
-from petl_bench.reports.tables.table import ReportTable
-from petl_bench.reports.tables.terminal import print_table
+from petl_bench.reports.groups import group_records
+from petl_bench.reports.ranking import compare
+from petl_bench.reports.render import ReportTable, latex_text, print_table, to_latex, to_markdown
+from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.tables import comparison_table
 from reports.generated import record, records, sheet_tables
 
 NASTY = r'100 % of a_b & #1 = {x} $y$ ~ ^ \macro | "q" <= [z] α λ Σ Ο ς ± − × ≥ é ﬁ ϛ ％ 中'  # noqa: RUF001

@@ -6,13 +6,10 @@ import pytest
 
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.file_formats import PLOT_KINDS
-from petl_bench.reports.plots.learning_curves import learning_curve
-from petl_bench.reports.plots.low_resource import rows_curves
-from petl_bench.reports.plots.variability import layer_variability
+from petl_bench.reports.groups import group_records, named_groups, panel_groups
+from petl_bench.reports.output_files import PLOT_KINDS
+from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.report import write_report
-from petl_bench.reports.statistics.groups import group_records
-from petl_bench.reports.statistics.named_groups import named_groups, panel_groups
 from reports.made_records import made_record, made_study, variability_record
 
 

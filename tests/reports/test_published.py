@@ -9,10 +9,10 @@ import pytest
 from petl_bench.config import load_config
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import Claim, PlannedCosts, PlannedRun, PublishedRow
-from petl_bench.reports.papers.claims import claims_table
-from petl_bench.reports.papers.published import published_rows, published_table
+from petl_bench.reports.claims import claims_table
+from petl_bench.reports.papers import published_rows, published_table
+from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
-from petl_bench.reports.tables.markup import to_latex, to_markdown
 from reports.toy_study import MEASURED, PAPER, key, record, study
 
 

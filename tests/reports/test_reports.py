@@ -13,14 +13,14 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.plots.scores_by_cost import draw_scores
+from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.groups import group_records
+from petl_bench.reports.plots.costs import draw_scores
+from petl_bench.reports.ranking import standing
+from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
-from petl_bench.reports.statistics.groups import group_records
-from petl_bench.reports.statistics.sheets import backbone_sheets
-from petl_bench.reports.statistics.standing import standing
-from petl_bench.reports.statistics.summary import Statistic
-from petl_bench.reports.tables.export import to_csv, to_json
-from petl_bench.reports.tables.markup import to_latex, to_markdown
+from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.significance import Statistic
 from reports.generated import sheet_tables
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.statistics.comparisons import compare
-from petl_bench.reports.statistics.groups import group_records
-from petl_bench.reports.statistics.sheets import backbone_sheets
-from petl_bench.reports.statistics.standing import standing
-from petl_bench.reports.tables.comparison_table import comparison_table
+from petl_bench.reports.groups import group_records
+from petl_bench.reports.ranking import compare, standing
+from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.tables import comparison_table
 from reports.generated import record, records, sheet_tables
 
 # Eight seeds: `second` differs from `best` now up, now down; `worst` is lower with every seed.

@@ -7,8 +7,15 @@ import math
 
 import pytest
 
-from petl_bench.reports.statistics.paired import average_ranks, holm, least_p, paired_difference, sign_flip_p
-from petl_bench.reports.statistics.summary import Statistic, bootstrap_interval
+from petl_bench.reports.significance import (
+    Statistic,
+    average_ranks,
+    bootstrap_interval,
+    holm,
+    least_p,
+    paired_difference,
+    sign_flip_p,
+)
 
 
 def test_median_and_range():

@@ -13,11 +13,11 @@ from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
-from petl_bench.reports.material import read_material
+from petl_bench.reports.load import read_material
+from petl_bench.reports.ranking import standing
 from petl_bench.reports.report import write_report
-from petl_bench.reports.statistics.sheets import study_sheet
-from petl_bench.reports.statistics.standing import standing
-from petl_bench.reports.tables.sheet_table import sheet_table
+from petl_bench.reports.results_table import study_sheet
+from petl_bench.reports.tables import sheet_table
 from reports.generated import record, records, study
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from petl_bench.records.schema import (
+from petl_bench.records.schema import (  # fmt: skip
     Inference,
     Layers,
     Ledger,
@@ -12,7 +12,7 @@ from petl_bench.records.schema import (
     Record,
     Scores,
     Time,
-)  # fmt: skip
+)
 from petl_bench.records.study_file import PlannedRun, PublishedRow, StudyFile
 
 

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from petl_bench.config import load_config
 from petl_bench.records.study_file import PublishedRow
-from petl_bench.reports.papers.claim_kinds import check_claim
-from petl_bench.studies.config import StudyConfig
+from petl_bench.reports.claims import check_claim
+from petl_bench.studies.definition import StudyConfig
 from petl_bench.studies.expand import cells
 
 ROOT = Path(__file__).parents[2]

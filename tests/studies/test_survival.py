@@ -135,7 +135,7 @@ def test_two_processes_share_the_work_and_none_is_done_twice(folder, undisturbed
     assert weights(folder / "shared") == undisturbed
     for log in (folder / "shared").glob("*/log.txt"):
         # A run begins once.
-        assert log.read_text().count("INFO petl_bench.runner: run ") == 1
+        assert log.read_text().count("INFO petl_bench.run.run: run ") == 1
     assert all("4 runs: 4 finished" in stdout for _, stdout, _ in outcomes)
 
 

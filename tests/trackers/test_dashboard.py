@@ -15,11 +15,10 @@ import yaml
 
 from petl_bench.cli import main
 from petl_bench.config import load_config
-from petl_bench.dashboard import spec_of
-from petl_bench.identity import identify
 from petl_bench.records.study_file import StudyFile
-from petl_bench.runner import run
-from petl_bench.trackers.panels import SECTIONS, Place
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
+from petl_bench.trackers.dashboard import SECTIONS, Place, spec_of
 from trackers.wandb_files import read_offline
 
 SWEEP = Path(__file__).parents[2] / "scripts" / "wandb_sweep.yaml"
@@ -45,8 +44,7 @@ def spec(monkeypatch):
     pytest.importorskip("wandb_workspaces", reason="the extra `dashboard` is not installed")
     import wandb
 
-    from petl_bench.trackers.report_spec import build_report
-    from petl_bench.trackers.workspace import build_workspace
+    from petl_bench.trackers.wandb_dashboard import build_report, build_workspace
 
     def asked(*_, **__):
         raise AssertionError("W&B was asked")

@@ -11,12 +11,12 @@ import pytest
 
 from petl_bench.cli import main
 from petl_bench.config import load_config
-from petl_bench.identity import identify
 from petl_bench.records.store import RECORD_FILE, read_record
 from petl_bench.records.study_file import StudyFile
-from petl_bench.runner import run
-from petl_bench.sync import sync
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 from petl_bench.trackers.marker import MARKER_FILE, read_mirrors, record_hash
+from petl_bench.trackers.sync import sync
 from trackers.wandb_files import read_offline
 
 _SETTINGS = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "train.batch_size=16"]
@@ -117,8 +117,8 @@ def test_each_project_has_its_own_mirror(runs, monkeypatch, capsys):
 def test_killed_before_it_was_marked_it_is_mirrored_again_and_once(runs):
     script = """
 import os, sys
-import petl_bench.trackers.wandb as tracker
-from petl_bench.sync import sync
+import petl_bench.trackers.wandb_tracker as tracker
+from petl_bench.trackers.sync import sync
 tracker.mark = lambda *_: os._exit(9)
 list(sync(sys.argv[1:]))
 """
@@ -136,7 +136,7 @@ list(sync(sys.argv[1:]))
 
 
 def test_two_processes_mirror_a_record_once(runs):
-    script = "import sys; from petl_bench.sync import sync; print(*(done.state for done in sync(sys.argv[1:])))"
+    script = "import sys\nfrom petl_bench.trackers.sync import sync\nprint(*(one.state for one in sync(sys.argv[1:])))"
     both = [spawn(script, runs), spawn(script, runs)]
     said = [process.communicate(timeout=240)[0].strip() for process in both]
     assert sorted(said) == ["already", "synced"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from petl_bench.tasks.encode import EncodedRows
-from petl_bench.training.batching import collate, epoch_batches, sorted_batches
+from petl_bench.training.batches import collate, epoch_batches, sorted_batches
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 
 from petl_bench.config import settled
 from petl_bench.errors import RequestError
-from petl_bench.identity import identify
-from petl_bench.runner import run
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import compile_layers, settled_precision
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from petl_bench.training.fast_dropout import fast_dropout
+from petl_bench.training.device import fast_dropout
 
 CPU = torch.device("cpu")
 

@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
-from petl_bench.costs import count_costs
 from petl_bench.errors import RequestError
-from petl_bench.identity import identify
+from petl_bench.estimate.costs import count_costs
+from petl_bench.estimate.plan import plan
+from petl_bench.frozen import cache as trunk_cache
 from petl_bench.methods.registry import all_methods
-from petl_bench.plan import plan
-from petl_bench.predict import Predictor
-from petl_bench.runner import run
+from petl_bench.run.identity import identify
+from petl_bench.run.predict import Predictor
+from petl_bench.run.run import run
 from petl_bench.tasks.rows import Rows
-from petl_bench.training import trunk_cache
 
 FIRST = "train.last_layer=first_token"
 TOP = ["layers=top", "layers.k=1"]

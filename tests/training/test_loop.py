@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petl_bench.description import describe_time
 from petl_bench.errors import DivergedError
-from petl_bench.runner import run
+from petl_bench.run.describe import describe_time
+from petl_bench.run.run import run
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
 from petl_bench.training.optimizer import build_optimizer, build_schedule
-from petl_bench.training.results import FitResult, WarmUp
+from petl_bench.training.state import FitResult, WarmUp
 
 
 def weights(cfg, record):
-    from petl_bench.identity import identify
+    from petl_bench.run.identity import identify
 
     return load_file(identify(cfg).folder / "adapter" / "adapter_model.safetensors")
 
@@ -104,7 +104,7 @@ def test_adalora_reallocates_its_ranks(tiny):
                   "+method.args.tinit=1", "+method.args.tfinal=1", "+method.args.deltaT=1")  # fmt: skip
     import json
 
-    from petl_bench.identity import identify
+    from petl_bench.run.identity import identify
 
     saved = json.loads((identify(config).folder / "adapter" / "adapter_config.json").read_text())
     assert saved["rank_pattern"], "the ranks were never reallocated"

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petl_bench.cache import cache_dir
-from petl_bench.identity import identify
-from petl_bench.runner import run
-from petl_bench.training import trunk_cache
-from petl_bench.training.state_file import StateFile, prune
+from petl_bench.frozen import cache as trunk_cache
+from petl_bench.frozen.cache import StateFile, prune
+from petl_bench.process import cache_dir
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 
 FROZEN = {
     "head": ["method=head"],
@@ -137,10 +137,10 @@ def test_checkpointing_keeps_the_trunk_and_the_losses(tiny):
 
 
 def test_what_a_method_does_to_frozen_layers_is_part_of_the_key(tiny):
-    from petl_bench.adapted import build_adapted
     from petl_bench.backbones.load import open_backbone
-    from petl_bench.training.trunk import Cut, Trunk
-    from petl_bench.training.trunk_cache import _digests
+    from petl_bench.frozen.cache import _digests
+    from petl_bench.frozen.split import Cut, Trunk
+    from petl_bench.model import build_adapted
 
     cfg = tiny("method=head")
     backbone = open_backbone(cfg.backbone, cfg.layers)

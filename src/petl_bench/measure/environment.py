@@ -1,14 +1,24 @@
-"""What produced a record: versions, hardware, commit."""
+"""What produced a record: versions, hardware, commit; and the settings of what is measured."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+
+@dataclass
+class MeasureConfig:
+    """What a run measures; conf/config.yaml says what each costs. It changes no score."""
+
+    ledger: bool = True
+    inference: bool = True
+
 
 PACKAGES = ("petl-bench", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "numpy",
             "scikit-learn", "scipy")  # fmt: skip

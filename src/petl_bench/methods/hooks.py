@@ -1,13 +1,15 @@
-"""What a method wants done around training: a call after each update, and state beside its parameters."""
+"""What a method does around training: a call after each update, extra state, merging at the end."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -65,3 +67,23 @@ class BesideParameters:
     def _set_ranks(self, ranks: dict[str, Any]) -> None:
         for name, pattern in ranks.items():
             self._model.peft_config[name].rank_pattern = pattern  # type: ignore[union-attr, index]
+
+
+_log = logging.getLogger(__name__)
+
+
+def merged(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The plain model with its adapter merged, and True; else the model, which computes the same as before, and False.
+
+    Args:
+        model: Changed in place.
+    """
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is None:
+        return model, False
+    try:
+        plain: nn.Module = merge()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        _log.debug("not merged: %s", error)
+        return model, False
+    return plain, True

@@ -1,22 +1,57 @@
-"""The methods there are. A method joins by calling `register` or through the entry-point group `petl_bench.methods`."""
+"""The methods there are, by name: from this package, and through the entry-point group `petl_bench.methods`."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from omegaconf import MISSING
+
+from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.layers import LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.methods.config import MethodConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from petl_bench.methods.context import AdaptContext
+
+@dataclass
+class MethodConfig:
+    """Base of every method's settings."""
+
+    name: str = MISSING
+    # train.learning_rate where the user gives none.
+    default_learning_rate: float = 1e-3
+    # train.head_learning_rate likewise; null: the head learns at the method's rate.
+    default_head_learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class AdaptContext:
+    """The model's anatomy, the layers to adapt, and the length of the training to come.
+
+    Attributes:
+        anatomy: Where layers, projections, norms and head of this architecture are.
+        plan: Which layers are adapted.
+        num_training_steps: Number of updates, for methods that schedule themselves by it.
+    """
+
+    anatomy: Anatomy
+    plan: LayerPlan
+    num_training_steps: int
+
+    @property
+    def layers_to_transform(self) -> list[int] | None:
+        """The adapted layers as PEFT counts them, from 0; None where the whole backbone is adapted."""
+        return None if self.plan.everything else [layer - 1 for layer in self.plan.adapted]
+
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 
@@ -101,3 +136,60 @@ def get_method(name: str) -> Method:
     if name not in methods:
         raise unknown_choice("method", name, methods)
     return methods[name]
+
+
+def register_tuner(name: str, config: type, model: type) -> None:
+    """Registers a tuner under the new `PeftType` NAME; a second call with the same name changes nothing.
+
+    Args:
+        name: Lower case; the prefix of its parameters is `name_`.
+        config: Subclass of `peft.PeftConfig`.
+        model: Subclass of `peft.tuners.tuners_utils.BaseTuner`.
+    """
+    from peft.utils import register_peft_method
+
+    if _add_peft_type(name.upper()):
+        register_peft_method(name=name, config_cls=config, model_cls=model)
+
+
+def _add_peft_type(name: str) -> bool:
+    """Adds a member to `PeftType`, as PEFT 0.21 refuses types outside the enum; False where it is there already."""
+    from peft import PeftType
+
+    if name in PeftType.__members__:
+        return False
+    member: Any = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType.__members__)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    # Python 3.12 and later look members up as class attributes; the enum's own __setattr__ refuses them.
+    type.__setattr__(PeftType, name, member)
+    return True
+
+
+def on_peft_import(_peft: ModuleType) -> None:
+    """Registers our tuners as soon as PEFT is imported, unless `methods.base` imports it, which does so at its end."""
+    if not _being_imported("petl_bench.methods.base"):
+        register_tuners()
+
+
+def register_tuners() -> None:
+    """Imports the module of every method that brings a PEFT tuner of its own; each registers itself.
+
+    A method whose own import is what brought PEFT in registers itself when that import is through.
+    """
+    for method in all_methods().values():
+        if method.tuner and not _being_imported(f"{method.tuner.rpartition('.')[0]}."):
+            importlib.import_module(method.tuner)
+
+
+def _being_imported(prefix: str) -> bool:
+    return any(
+        getattr(module.__spec__, "_initializing", False)
+        for name, module in list(sys.modules.items())
+        if name.startswith(prefix) and hasattr(module, "__spec__")
+    )

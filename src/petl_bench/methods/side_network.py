@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.tuner import AnatomyTuner, TunerLayer
+from petl_bench.methods.base import AnatomyTuner, TunerLayer
 
 POOLS = ("mean", "cls")
 

@@ -1,4 +1,4 @@
-"""The identity of a run: a content hash of the settings that can change its outcome."""
+"""The identity of a run: a content hash of the settings that can change its outcome; and how things are called."""
 
 from __future__ import annotations
 
@@ -6,14 +6,34 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+
+def backbone_name(backbone: Mapping[str, Any]) -> str:
+    """The backbone's name, or its folder's where `backbone.path` gives one."""
+    return Path(backbone["path"]).name if backbone.get("path") else str(backbone["name"])
+
+
+def run_name(config: Mapping[str, Any], key: str) -> str:
+    """The run's readable name, which is also its folder's."""
+    backbone, seed = backbone_name(config["backbone"]), config["train"]["seed"]
+    return f"{config['task']['name']}-{config['method']['name']}-{backbone}-s{seed}-{key}"
+
+
+def method_label(method: Mapping[str, Any]) -> str:
+    """The method's name; of PEFT's shelf, the type with it."""
+    return f"{method['name']}:{method['type'].lower()}" if "type" in method else str(method["name"])
+
 
 # 2: frozen layers below all that is trained run without dropout.
 KEY_VERSION = 2
+
 KEY_LENGTH = 12
 
 # Training settings that change no result: what is kept, and where the frozen layers' states are.
 WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
+
 # Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
 _LOCATIONS = (
     ("data_root",),

@@ -37,7 +37,7 @@ class Protocol:
 
 @dataclass
 class Params:
-    """Numbers of parameters; see `petl_bench.measure.params`."""
+    """Numbers of parameters; see `petl_bench.model`."""
 
     total: int
     backbone: int

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
-from petl_bench.records.json_file import read_json, write_json
 from petl_bench.records.schema import finite
+from petl_bench.records.store import read_json, write_json
 from petl_bench.records.typed import build, check
 
 STUDY_FILE = "study.json"
@@ -59,7 +59,7 @@ class Claim:
     Attributes:
         claim: The sentence.
         source: Where it stands.
-        test: What `petl_bench.reports.papers.claim_kinds` is to compute; empty where nothing can be.
+        test: What `petl_bench.reports.claims` is to compute; empty where nothing can be.
         untestable: Why it cannot be tested here; None where it can.
     """
 

@@ -1,25 +1,26 @@
-"""Compares the runs below some folders: table to stdout, plot and page to files."""
+"""Compares the runs below some folders: tables to stdout, plot and page to files."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.file_formats import PLOT_KINDS, check_page, check_picture
-from petl_bench.reports.files import write_files
-from petl_bench.reports.material import read_material
-from petl_bench.reports.papers.held_against import study_json, study_tables
-from petl_bench.reports.statistics.comparisons import Comparison, compare
-from petl_bench.reports.statistics.sheets import Sheet
-from petl_bench.reports.statistics.standing import Standing, standing
-from petl_bench.reports.tables.comparison_table import comparison_table
-from petl_bench.reports.tables.export import to_csv, to_json
-from petl_bench.reports.tables.markup import to_latex, to_markdown
-from petl_bench.reports.tables.sheet_table import sheet_table
-from petl_bench.reports.tables.table import ReportTable
-from petl_bench.reports.tables.terminal import print_table
+from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.groups import NamedGroup, named_groups, panel_groups
+from petl_bench.reports.load import Material, read_material
+from petl_bench.reports.output_files import PLOT_KINDS, check_page, check_picture
+from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page.html import write_page
+from petl_bench.reports.papers import study_json, study_tables
+from petl_bench.reports.plots.costs import draw_scores
+from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
+from petl_bench.reports.ranking import Comparison, Standing, compare, standing
+from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
+from petl_bench.reports.results_table import Sheet
+from petl_bench.reports.tables import comparison_table, sheet_table
 
 
 def write_report(
@@ -86,3 +87,42 @@ def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) ->
         return
     render = {"md": to_markdown, "latex": to_latex}[form]
     write("\n\n".join(render(table) for table in tables))
+
+
+_log = logging.getLogger(__name__)
+
+
+def write_files(material: Material, plot: str | None, plot_kind: str, page: str | None) -> None:
+    """Writes the picture and the page that were asked for; runs of a study go by its names.
+
+    Args:
+        material: What was found.
+        plot: Picture to draw.
+        plot_kind: What the picture shows, one of `PLOT_KINDS`.
+        page: HTML page to write.
+
+    Raises:
+        RequestError: where no run has what the picture shows.
+    """
+    studies = [study for study, _ in material.studies]
+    named = named_groups(material.records, studies)
+    if not named:
+        _log.warning("no plot and no page: no run of the study has finished")
+        return
+    if plot:
+        _draw(named, plot_kind, Path(plot))
+        _log.info("plot: %s", Path(plot).resolve())
+    if page:
+        held = study_json(material.studies)
+        data = page_data(named, material.found, studies, held["published"], held["claims"])
+        data["missing"] = [words for sheet in material.sheets for words in sheet.missing()]
+        write_page(data, Path(page))
+        _log.info("page: %s", Path(page).resolve())
+
+
+def _draw(named: list[NamedGroup], kind: str, file: Path) -> None:
+    if kind == "low_resource":
+        draw_low_resource(named, file)
+        return
+    draw = {"pareto": draw_scores, "curves": draw_learning_curves, "variability": draw_variability}[kind]
+    draw(panel_groups(named), file)

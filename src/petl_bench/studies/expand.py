@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.config import CONFIG_MODULE, RunConfig
+from petl_bench.config import CONFIG_MODULE, RunConfig, load_explained
 from petl_bench.errors import RequestError
-from petl_bench.hydra_errors import load_explained
-from petl_bench.identity import identify, local_files
-from petl_bench.processes import gpu_may_be_there
+from petl_bench.process import gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun, StudyFile
-from petl_bench.studies.config import StudyConfig
+from petl_bench.run.identity import identify, local_files
+from petl_bench.studies.definition import StudyConfig
 
 # Of a study's keys: a fingerprint of settings and program, and size and time of change of each local file.
 Basis = dict[str, Any]

@@ -14,9 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from petl_bench.errors import RequestError
-from petl_bench.records.json_file import write_json
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RECORD_FILE, RunFolder
+from petl_bench.records.store import RECORD_FILE, RunFolder, write_json
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 
 _PRIVATE = ".study"

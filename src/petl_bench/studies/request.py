@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from petl_bench.config import CONFIG_MODULE
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.config import ExecutorConfig, StudyConfig
+from petl_bench.studies.definition import ExecutorConfig, StudyConfig, check_seeds
 from petl_bench.studies.executors import EXECUTORS
 
 _OWN = re.compile(r"(methods|tasks|seeds|runs_dir|executor(?:\.[\w.]+)?)=(.*)", re.DOTALL)
@@ -107,12 +107,6 @@ def _seeds(value: str) -> list[int]:
         raise RequestError(f"seeds={value} must be whole numbers, separated by commas.") from error
     check_seeds(f"seeds={value}", seeds)
     return seeds
-
-
-def check_seeds(where: str, seeds: list[int]) -> None:
-    """Raises RequestError where seeds are none, come twice or are out of range."""
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise RequestError(f"{where} must name at least one seed, each once, in 0..{2**32 - 1}.")
 
 
 def _executor(name: str, words: list[str]) -> ExecutorConfig:

@@ -1,4 +1,4 @@
-"""A study, top to bottom: expand it, skip what is finished, make the rest, say what became of it."""
+"""A study, top to bottom: expand it, skip what is finished, make the rest."""
 
 from __future__ import annotations
 
@@ -10,17 +10,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
+from petl_bench.config import RunConfig, settled
 from petl_bench.errors import Interrupted, RequestError
+from petl_bench.estimate.costs import cost_key
+from petl_bench.estimate.plan import PlanRow, count_all
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
-from petl_bench.studies.config import StudyConfig
+from petl_bench.studies.definition import StudyConfig, open_study
 from petl_bench.studies.executors import start_workers
-from petl_bench.studies.expand import Basis, cells, compose, expand, still_true
+from petl_bench.studies.expand import Basis, Cell, cells, compose, expand, still_true
 from petl_bench.studies.folder import FINISHED, StudyFolder
-from petl_bench.studies.open import open_study
-from petl_bench.studies.predict_costs import predict_costs
 from petl_bench.studies.progress import Progress
 from petl_bench.studies.rates import choose_rates
 from petl_bench.studies.request import StudyRequest
+from petl_bench.tasks.load import find_labels
+
+
+def predict_costs(configs: list[tuple[Cell, RunConfig]]) -> list[PlannedCosts]:
+    """Parameters and peak memory of each method on each task; cells that cost the same are counted once."""
+    by_cell = {(cell.method, cell.task): settled(cfg) for cell, cfg in configs}
+    keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in by_cell.items()}
+    distinct = {keys[name]: cfg for name, cfg in by_cell.items()}
+    counted = dict(zip(distinct, count_all([(cfg, None) for cfg in distinct.values()]), strict=True))
+    return [_costs(*name, counted[keys[name]]) for name in by_cell]
+
+
+def _costs(method: str, task: str, row: PlanRow | Exception) -> PlannedCosts:
+    if not isinstance(row, PlanRow):
+        return PlannedCosts(method, task, note=str(row))
+    assert row.params
+    assert row.ledger
+    return PlannedCosts(
+        method=method,
+        task=task,
+        trainable_method=row.params.trainable_method,
+        trainable_head=row.params.trainable_head,
+        trainable_share_of_backbone_percent=row.params.trainable_share_of_backbone_percent,
+        peak_bytes=row.ledger.peak_bytes,
+        note=row.note,
+    )
+
 
 _PAUSE = 0.2
 

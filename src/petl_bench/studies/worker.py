@@ -77,8 +77,8 @@ def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
 def make(run: PlannedRun, folder: StudyFolder) -> None:
     """Makes one run; whatever goes wrong with it ends in its record, not in an error."""
     from petl_bench.config import load_config
-    from petl_bench.identity import identify
-    from petl_bench.runner import run as run_one
+    from petl_bench.run.identity import identify
+    from petl_bench.run.run import run as run_one
 
     try:
         cfg = load_config(run.overrides)
@@ -125,7 +125,7 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    from petl_bench.logs import setup_logging
+    from petl_bench.process import setup_logging
 
     _end_with_parent()
     setup_logging()

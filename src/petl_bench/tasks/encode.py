@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from petl_bench.cache import cache_dir
+from petl_bench.process import cache_dir
 from petl_bench.tasks.rows import Rows
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
-from petl_bench.records.json_file import read_json, write_json
 from petl_bench.records.schema import build
+from petl_bench.records.store import read_json, write_json
 
 MARKER_FILE = "synced.json"
 MARKER_VERSION = 1

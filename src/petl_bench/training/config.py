@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.sizes import parse_bytes
+from petl_bench.errors import RequestError, parse_bytes, unknown_choice
 
 CHOICES = {
     "schedule": ("linear", "cosine", "constant"),

@@ -16,13 +16,18 @@ from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
 from petl_bench.records.schema import HistoryEntry
-from petl_bench.training.batching import epoch_batches
+from petl_bench.training.batches import Feed, epoch_batches
 from petl_bench.training.config import TrainConfig
-from petl_bench.training.fast_dropout import fast_dropout
-from petl_bench.training.feed import Feed
-from petl_bench.training.results import FitResult, WarmUp
-from petl_bench.training.resume import MethodState, NoMethodState, put_state, take_state
-from petl_bench.training.trainable import trainable_state
+from petl_bench.training.device import fast_dropout
+from petl_bench.training.state import (
+    FitResult,
+    MethodState,
+    NoMethodState,
+    WarmUp,
+    put_state,
+    take_state,
+    trainable_state,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -7,11 +7,10 @@ import re
 from torch import nn
 
 from petl_bench.errors import RequestError
+from petl_bench.methods.base import with_adapter
 from petl_bench.methods.bitfit.config import BitFitConfig
 from petl_bench.methods.bitfit.model import modules_with_bias
-from petl_bench.methods.config import MethodConfig
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.wrap import with_adapter
+from petl_bench.methods.registry import AdaptContext, MethodConfig
 
 
 def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:

@@ -7,10 +7,10 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.bitfit.config import BitFitConfig
 from petl_bench.methods.bitfit.layer import BitFitLayer
-from petl_bench.methods.peft_types import register_tuner
-from petl_bench.methods.tuner import AnatomyTuner
+from petl_bench.methods.registry import register_tuner
 
 
 class BitFitModel(BaseTuner):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from petl_bench.methods.base import build_config, with_adapter
 from petl_bench.methods.coda import CodaMethodConfig
 from petl_bench.methods.coda.config import CodaConfig
-from petl_bench.methods.context import AdaptContext
-from petl_bench.methods.wrap import build_config, with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: CodaMethodConfig, context: AdaptContext) -> nn.Module:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from peft import PeftType
 from transformers.activations import ACT2FN
 
-from petl_bench.methods.tuner import LayerwiseConfig
+from petl_bench.methods.base import LayerwiseConfig
 
 ATTENTIONS = ("k2k", "k2all")
 ROUTERS = ("learned", "random", "first", "norm")

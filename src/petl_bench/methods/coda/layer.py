@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.backbones.attend import AttendToAll
+from petl_bench.backbones.attention import AttendToAll
+from petl_bench.methods.base import TunerLayer
 from petl_bench.methods.bottleneck import Bottleneck
-from petl_bench.methods.coda.gather import gather_arguments, gather_tokens, mask_for, real_tokens
-from petl_bench.methods.coda.routing import Routing, route
-from petl_bench.methods.tuner import TunerLayer
+from petl_bench.methods.coda.routing import Routing, gather_arguments, gather_tokens, mask_for, real_tokens, route
 
 # Scores of the `random` router are drawn for so many positions.
 _MOST_TOKENS = 8192

@@ -7,12 +7,11 @@ import re
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.capture import give_capture_back, take_capture
+from petl_bench.methods.base import AnatomyTuner, norm_modules, train_whole
 from petl_bench.methods.coda.config import CodaConfig
 from petl_bench.methods.coda.layer import CodaLayer
-from petl_bench.methods.norms import norm_modules, train_whole
-from petl_bench.methods.peft_types import register_tuner
-from petl_bench.methods.tuner import AnatomyTuner
+from petl_bench.methods.hidden_states import give_capture_back, take_capture
+from petl_bench.methods.registry import register_tuner
 
 
 class CodaModel(AnatomyTuner):

@@ -1,4 +1,9 @@
-"""Chooses the tokens of each example that pass a layer, and their weights."""
+"""Chooses the tokens of each example that pass a layer, their weights, and what the layer is called with.
+
+Soft top-k weights maximise `s.w + epsilon H(w)` subject to `sum(w) = k` and `0 <= w <= 1`, H the elementwise entropy
+(Qian et al., arXiv 2211.01267, equations 4-5 and appendix A.1; CoLT5's appendix C names it as the source of its router
+and CoDA's). The solution is `w_i = min(1, exp((s_i + a) / epsilon))` for one scalar a.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,150 @@ from typing import Any
 
 import torch
 
-from petl_bench.methods.coda.soft_top_k import exact_soft_top_k, iterative_soft_top_k
+# Stands for minus infinity: exp() of it is 0, and no gradient through it is NaN.
+_NEVER = -1e30
+
+
+def exact_soft_top_k(scores: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The solution in closed form, with one sort.
+
+    Where the j largest entries are capped at 1, `a / epsilon = ln(k - j) - logsumexp` of the rest; the right j is the
+    smallest that leaves the next entry at most 1.
+
+    Args:
+        scores: Float32, shape (batch, tokens).
+        k: Budget of each row, integers of shape (batch,), at most the row's candidates; 0 gives zeros.
+        mask: True for the candidates, shape (batch, tokens); the others get 0.
+        epsilon: Temperature; 0.03 is reported for CoDA on text.
+
+    Returns:
+        The weights, shape (batch, tokens).
+    """
+    z = (scores / epsilon).masked_fill(~mask, _NEVER)
+    with torch.no_grad():
+        cap = _first_uncapped(z, k)
+        capped = z > cap
+        rest = (k - capped.sum(dim=-1)).clamp(min=1).to(z.dtype)
+    offset = rest.log() - torch.logsumexp(z.masked_fill(capped, _NEVER), dim=-1)
+    weights = torch.exp((z + offset[:, None]).clamp(max=0.0))
+    return weights * (mask & (k > 0)[:, None])
+
+
+def _first_uncapped(z: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """The largest scaled score that is not capped, shape (batch, 1)."""
+    ordered = z.sort(dim=-1, descending=True).values
+    tail = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)
+    position = torch.arange(z.shape[-1], device=z.device)
+    budget = k[:, None] - position
+    fits = ordered + budget.clamp(min=1).to(z.dtype).log() - tail <= 0
+    # The last of the k is never above 1; rounding may say otherwise.
+    fits = (fits & (budget >= 1)) | (budget <= 1)
+    return ordered.gather(-1, fits.to(torch.uint8).argmax(dim=-1, keepdim=True))
+
+
+def iterative_soft_top_k(
+    scores: torch.Tensor,
+    k: torch.Tensor,
+    mask: torch.Tensor,
+    epsilon: float,
+    iterations: int = 20,
+    epsilon_start: float = 4.0,
+    epsilon_decay: float = 0.7,
+) -> torch.Tensor:
+    """Dual coordinate ascent from zero, as CoDA is reported to use it: 20 steps, the temperature falling to epsilon.
+
+    Unless the scores are close together it has not converged after them: the weights then sum to less than k.
+
+    Args:
+        scores: As in `exact_soft_top_k`, as are `k` and `mask`.
+        k: See there.
+        mask: See there.
+        epsilon: Final temperature.
+        iterations: Number of steps.
+        epsilon_start: Temperature of the first step; `epsilon` for a constant one.
+        epsilon_decay: Factor on the temperature from step to step.
+
+    Returns:
+        The weights, shape (batch, tokens).
+    """
+    scores = scores.masked_fill(~mask, _NEVER)
+    log_k = k.clamp(min=1).to(scores.dtype).log()[:, None]
+    b = torch.zeros_like(scores)
+    a = torch.zeros_like(log_k)
+    current = max(epsilon_start, epsilon)
+    for _ in range(iterations):
+        a = current * (log_k - torch.logsumexp((scores + b) / current, dim=-1, keepdim=True))
+        b = (-scores - a).clamp(max=0.0)
+        last, current = current, max(current * epsilon_decay, epsilon)
+    weights = torch.exp((scores + a + b) / last)
+    return weights * (mask & (k > 0)[:, None])
+
+
+def gather_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Rows `indices`, shape (batch, k), of x, shape (batch, tokens, d)."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def real_tokens(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Which tokens are not padding, shape (batch, tokens), read off a layer's pairwise mask.
+
+    Every token may attend to itself, also under a sliding window; padding may not be attended to.
+    """
+    batch, tokens = x.shape[:2]
+    if mask is None:
+        return torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
+    visible = _visible(mask)
+    own = visible[:, 0, 0] if visible.shape[2] == 1 else visible[:, 0].diagonal(dim1=-2, dim2=-1)
+    return own.expand(batch, tokens)
+
+
+def _visible(mask: torch.Tensor) -> torch.Tensor:
+    """True where a query may see a key; a float mask is added to the scores, so 0 stands for true."""
+    return mask == 0 if mask.is_floating_point() else mask.bool()
+
+
+def mask_for(
+    mask: torch.Tensor | None, indices: torch.Tensor, valid: torch.Tensor, to_all: bool
+) -> torch.Tensor | None:
+    """The mask among routed tokens, or from them to all tokens; of the layer's own kind.
+
+    Args:
+        mask: The layer's, shape (batch or 1, 1, tokens or 1, tokens), or None.
+        indices: Of the routed tokens, shape (batch, k).
+        valid: Which of them are in use, shape (batch, k).
+        to_all: Whether they attend to all tokens.
+    """
+    # Without padding every slot is in use.
+    if mask is None:
+        return None
+    chosen = mask.expand(len(indices), *mask.shape[1:])
+    if mask.shape[2] > 1:
+        chosen = chosen.gather(2, indices[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    if to_all:
+        return chosen
+    chosen = chosen.gather(3, indices[:, None, None, :].expand(-1, mask.shape[1], chosen.shape[2], -1))
+    return chosen.masked_fill(~valid[:, None, None, :], _hidden(mask.dtype))
+
+
+def _hidden(dtype: torch.dtype) -> float:
+    """What a mask of this kind holds where a key must not be seen."""
+    return torch.finfo(dtype).min if dtype.is_floating_point else 0
+
+
+def gather_arguments(arguments: dict[str, Any], indices: torch.Tensor, num_heads: int) -> dict[str, Any]:
+    """A layer's further arguments for its routed tokens: rotary angles, relative distances."""
+    gathered = dict(arguments)
+    if (angles := arguments.get("position_embeddings")) is not None:
+        gathered["position_embeddings"] = tuple(
+            gather_tokens(part.expand(len(indices), -1, -1), indices) for part in angles
+        )
+    if (distances := arguments.get("relative_pos")) is not None:
+        square = distances.expand(len(indices), -1, -1)
+        rows = square.gather(1, indices[:, :, None].expand(-1, -1, square.shape[2]))
+        both = rows.gather(2, indices[:, None, :].expand(-1, indices.shape[1], -1))
+        # The library drops a leading axis of 1 and expects one matrix for each example and head.
+        gathered["relative_pos"] = both.repeat_interleave(num_heads, dim=0)[None]
+    return gathered
 
 
 @dataclass(frozen=True)

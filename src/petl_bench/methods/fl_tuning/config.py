@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from peft import PeftType
 
-from petl_bench.methods.tuner import LayerwiseConfig
+from petl_bench.methods.base import LayerwiseConfig
 
 
 @dataclass

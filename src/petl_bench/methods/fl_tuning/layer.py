@@ -12,8 +12,8 @@ import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
+from petl_bench.methods.base import TunerLayer
 from petl_bench.methods.bottleneck import initialise
-from petl_bench.methods.tuner import TunerLayer
 
 
 class WidenedProjection(TunerLayer):

@@ -8,10 +8,10 @@ from typing import Any, cast
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.fl_tuning.config import FlTuningConfig
 from petl_bench.methods.fl_tuning.layer import WidenedIn, WidenedOut, WidenedProjection
-from petl_bench.methods.peft_types import register_tuner
-from petl_bench.methods.tuner import AnatomyTuner
+from petl_bench.methods.registry import register_tuner
 
 
 class FlTuningModel(AnatomyTuner):

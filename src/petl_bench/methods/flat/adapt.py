@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import build_config, whole_encoder, with_adapter
 from petl_bench.methods.flat import FlatMethodConfig
 from petl_bench.methods.flat.config import FlatConfig
-from petl_bench.methods.wrap import build_config, whole_encoder, with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: FlatMethodConfig, context: AdaptContext) -> nn.Module:

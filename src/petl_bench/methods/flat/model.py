@@ -6,7 +6,7 @@ from torch import nn
 
 from petl_bench.methods.flat.config import FlatConfig
 from petl_bench.methods.flat.network import FlatNetwork
-from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.registry import register_tuner
 from petl_bench.methods.side_network import SideTuner
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from petl_bench.methods.config import MethodConfig
-from petl_bench.methods.registry import Method, register
+from petl_bench.methods.registry import Method, MethodConfig, register
 
 
 @dataclass

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from petl_bench.backbones.anatomy import is_within
-from petl_bench.methods.config import MethodConfig
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.registry import AdaptContext, MethodConfig
 
 
 def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:

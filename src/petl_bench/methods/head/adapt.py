@@ -6,9 +6,9 @@ from peft import LoraConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import with_adapter
 from petl_bench.methods.head import HeadMethodConfig
-from petl_bench.methods.wrap import with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: HeadMethodConfig, context: AdaptContext) -> nn.Module:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import build_config, with_adapter
 from petl_bench.methods.houlsby import HoulsbyMethodConfig
 from petl_bench.methods.houlsby.config import HoulsbyConfig
-from petl_bench.methods.wrap import build_config, with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: HoulsbyMethodConfig, context: AdaptContext) -> nn.Module:

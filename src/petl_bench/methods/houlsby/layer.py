@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from petl_bench.methods.base import TunerLayer
 from petl_bench.methods.bottleneck import Bottleneck
-from petl_bench.methods.tuner import TunerLayer
 
 
 class SerialAdapter(TunerLayer):

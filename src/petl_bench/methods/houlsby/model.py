@@ -7,12 +7,10 @@ from typing import Any
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.houlsby.config import HoulsbyConfig
+from petl_bench.methods.base import AnatomyTuner, TunerLayer, norm_modules, train_whole
+from petl_bench.methods.houlsby.config import VARIANTS, HoulsbyConfig
 from petl_bench.methods.houlsby.layer import NormAdapter, ParallelEnd, ParallelStart, Relay, SerialAdapter
-from petl_bench.methods.houlsby.variants import VARIANTS
-from petl_bench.methods.norms import norm_modules, train_whole
-from petl_bench.methods.peft_types import register_tuner
-from petl_bench.methods.tuner import AnatomyTuner, TunerLayer
+from petl_bench.methods.registry import register_tuner
 
 
 class HoulsbyModel(AnatomyTuner):

@@ -7,9 +7,9 @@ from torch import nn
 
 from petl_bench.backbones.anatomy import PROJECTION_ROLES
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import with_adapter
 from petl_bench.methods.lora import LoraMethodConfig
-from petl_bench.methods.wrap import with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: LoraMethodConfig, context: AdaptContext) -> nn.Module:

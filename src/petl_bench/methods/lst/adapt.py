@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import build_config, whole_encoder, with_adapter
 from petl_bench.methods.lst import LstMethodConfig
 from petl_bench.methods.lst.config import LstConfig
-from petl_bench.methods.wrap import build_config, whole_encoder, with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: LstMethodConfig, context: AdaptContext) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 
 from petl_bench.methods.lst.config import LstConfig
 from petl_bench.methods.lst.network import LadderNetwork
-from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.registry import register_tuner
 from petl_bench.methods.side_network import SideTuner
 
 

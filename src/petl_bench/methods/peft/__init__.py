@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.methods.config import MethodConfig
-from petl_bench.methods.registry import Method, register
+from petl_bench.methods.registry import Method, MethodConfig, register
 
 
 @dataclass

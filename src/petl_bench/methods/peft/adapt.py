@@ -10,9 +10,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import with_adapter
 from petl_bench.methods.peft import PeftMethodConfig
-from petl_bench.methods.wrap import with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 # (IA)3 rescales keys, values and the feed-forward input; most other types take what LoRA takes.
 _IA3_ROLES = ("key", "value", "feed_forward_out")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from petl_bench.methods.context import AdaptContext
+from petl_bench.methods.base import build_config, with_adapter
 from petl_bench.methods.prefix import PrefixMethodConfig
 from petl_bench.methods.prefix.config import PrefixConfig
-from petl_bench.methods.wrap import build_config, with_adapter
+from petl_bench.methods.registry import AdaptContext
 
 
 def adapt(model: nn.Module, config: PrefixMethodConfig, context: AdaptContext) -> nn.Module:

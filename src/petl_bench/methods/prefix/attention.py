@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from petl_bench.backbones.kernel import MASKED_PAIRWISE, attention_kernel
+from petl_bench.backbones.attention import MASKED_PAIRWISE, attention_kernel
 
 # The name under which attention modules with a prefix look up their attention function.
 IMPLEMENTATION = "petl_bench_prefix"

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftType
 
-from petl_bench.methods.tuner import LayerwiseConfig
+from petl_bench.methods.base import LayerwiseConfig
 
 
 @dataclass

@@ -10,10 +10,10 @@ from peft import PeftConfig
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.peft_types import register_tuner
+from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.prefix.config import PrefixConfig
 from petl_bench.methods.prefix.layer import PrefixLayer
-from petl_bench.methods.tuner import AnatomyTuner
+from petl_bench.methods.registry import register_tuner
 
 
 class PrefixModel(AnatomyTuner):

@@ -10,14 +10,11 @@ from typing import Any
 
 from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
-from petl_bench.reports.page.columns import AXES, COLUMNS, MEASURED
-from petl_bench.reports.plots.learning_curves import learning_curve
-from petl_bench.reports.plots.low_resource import rows_curves
+from petl_bench.reports.fields import AXES, COLUMNS, MEASURED
+from petl_bench.reports.groups import Group, NamedGroup, task_order
+from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.plots.panels import score_scale
-from petl_bench.reports.plots.variability import layer_variability
-from petl_bench.reports.statistics.groups import Group
-from petl_bench.reports.statistics.named_groups import NamedGroup, task_order
-from petl_bench.reports.statistics.summary import Statistic
+from petl_bench.reports.significance import Statistic
 
 # More points than a plot has pixels for make the page large and show nothing more.
 _MOST_POINTS = 120

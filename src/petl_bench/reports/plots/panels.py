@@ -1,25 +1,44 @@
-"""What our pictures share: markers, the legend, and the grid of panels, one a task and backbone."""
+"""What our plots share: markers, the legend, the grid of panels, the Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.file_formats import check_picture
-from petl_bench.reports.statistics.groups import Group
-from petl_bench.reports.statistics.summary import Statistic
+from petl_bench.reports.groups import Group
+from petl_bench.reports.output_files import check_picture
+from petl_bench.reports.significance import Statistic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other is at least as good as in both and better in one, cheapest first.
+
+    Args:
+        points: (cost, score) each; less cost and more score are better.
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
+
+
 # Told apart by colour-blind readers; 7 colours and 8 markers, so that 56 methods differ in one or the other.
 _COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#4a4f57")
+
 _MARKERS = "os^DvP*X"
+
 _MOST_COLUMNS = 3
+
 _LEGEND_LINE = 0.21
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from petl_bench.errors import unknown_choice
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.config import ExecutorConfig
+from petl_bench.studies.definition import ExecutorConfig
 from petl_bench.studies.folder import StudyFolder
 
 EXECUTORS = ("local", "slurm", "ray")
@@ -43,11 +43,11 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
 
         return LocalWorkers(settings, folder, plan, runs)
     if settings.name == "slurm":
-        from petl_bench.studies.executors.slurm import SlurmWorkers
+        from petl_bench.studies.executors.clusters import SlurmWorkers
 
         return SlurmWorkers(settings, folder, plan, runs)
     if settings.name == "ray":
-        from petl_bench.studies.executors.ray import RayWorkers
+        from petl_bench.studies.executors.clusters import RayWorkers
 
         return RayWorkers(settings, folder, plan, runs)
     raise unknown_choice("executor", settings.name, EXECUTORS)

@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 from petl_bench.errors import RunError
-from petl_bench.processes import gpu_may_be_there
+from petl_bench.process import gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.config import ExecutorConfig
+from petl_bench.studies.definition import ExecutorConfig
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.worker import write_failure
 

@@ -1,0 +1,1 @@
+"""Frozen layers, computed once: split point, features, cache."""

@@ -1,0 +1,314 @@
+"""States on disk: memory-mapped, checked when they are opened, replaced as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from petl_bench.frozen.features import FlatStates, fill_states, state_offsets
+from petl_bench.frozen.split import Trunk
+from petl_bench.training.batches import TokenRows
+
+_CHUNK = 2**24
+
+# After so long nobody is still writing a file that is not part of an entry.
+_ABANDONED_SECONDS = 24 * 3600
+
+_log = logging.getLogger(__name__)
+
+
+class StateFile:
+    """One entry of the cache on disk: `<key>.states`, and `<key>.json`, which describes it and is written last.
+
+    Args:
+        folder: Of the cache.
+        key: Names the entry.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.key = key
+        self.data, self.description = folder / f"{key}.states", folder / f"{key}.json"
+        self.partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
+
+    def create(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in a new file; the space is taken at once, since a full disk would kill the process later."""
+        size = shape[0] * shape[1] * dtype.itemsize
+        with self.partial.open("wb") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:
+                stream.truncate(size)
+        return _mapped(self.partial, shape, dtype, writable=True)
+
+    def finish(self, tensor: torch.Tensor) -> None:
+        """Makes the entry valid, once its tensor is filled."""
+        content = {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "crc32": _crc(tensor),
+        }
+        self.partial.replace(self.data)
+        self.partial.write_text(json.dumps(content), encoding="utf-8")
+        self.partial.replace(self.description)
+
+    def read(self) -> torch.Tensor | None:
+        """The states; None where there are none, or broken ones."""
+        try:
+            content = json.loads(self.description.read_text(encoding="utf-8"))
+            shape, dtype = tuple(content["shape"]), getattr(torch, content["dtype"])
+            if self.data.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
+                raise ValueError("its size is wrong")
+            tensor = _mapped(self.data, shape, dtype, writable=False)
+            if _crc(tensor) != content["crc32"]:
+                raise ValueError("its checksum is wrong")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            _log.warning("the cached states in %s are broken and made anew (%s)", self.data, error)
+            self.remove()
+            return None
+        with suppress(OSError):
+            os.utime(self.description)
+        return tensor
+
+    def remove(self) -> None:
+        """Deletes the entry; processes that have it mapped keep it."""
+        for file in (self.description, self.data):
+            with suppress(OSError):
+                file.unlink()
+
+    def discard(self) -> None:
+        """Deletes what `create` began."""
+        with suppress(OSError):
+            self.partial.unlink()
+
+
+def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, *, writable: bool) -> torch.Tensor:
+    return torch.from_file(str(file), shared=writable, size=shape[0] * shape[1], dtype=dtype).view(shape)
+
+
+def _crc(tensor: torch.Tensor) -> int:
+    content = tensor.view(torch.uint8).flatten().numpy()
+    # Read in another shape or type, the same bytes are other states.
+    checksum = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    for start in range(0, len(content), _CHUNK):
+        checksum = zlib.crc32(content[start : start + _CHUNK].data, checksum)
+    return checksum
+
+
+def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
+    """Deletes the entries used longest ago until those that are left fit the budget, and what killed processes left.
+
+    Args:
+        folder: Of the cache.
+        budget: Bytes.
+        in_use: Keys of entries that stay.
+    """
+    entries = []
+    for description in folder.glob("*.json"):
+        entry = StateFile(folder, description.stem)
+        with suppress(OSError):  # another process deletes too
+            entries.append((description.stat().st_mtime, entry.data.stat().st_size, entry))
+    whole = {entry.data for _, _, entry in entries}
+    for file in (*folder.glob("*.partial"), *folder.glob("*.states")):
+        with suppress(OSError):
+            if file not in whole and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                file.unlink()
+    total = sum(size for _, size, _ in entries)
+    for _, size, entry in sorted(entries, key=lambda one: one[0]):
+        if total > budget and entry.key not in in_use:
+            entry.remove()
+            total -= size
+
+
+CACHE_VERSION = 1
+
+# Of the model's config: what says nothing of the states of a layer.
+_NOT_IN_KEY = (
+    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version"),
+    *("num_hidden_layers", "n_layers", "layer_types", "output_hidden_states", "output_attentions", "return_dict"),
+    "use_cache",
+)
+
+# Tokens that every trunk is asked for its states of; part of the key.
+_PROBE_TOKENS = 64
+
+_kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+
+class StateCache:
+    """The states of one trunk's rows, in memory or on disk.
+
+    Args:
+        trunk: Computes them.
+        device: Where the model is.
+        precision: The run's.
+    """
+
+    def __init__(self, trunk: Trunk, device: torch.device, precision: str) -> None:
+        self.trunk, self.device = trunk, device
+        self._digests = _digests(trunk, device, precision)
+        self._used: set[str] = set()
+
+    def in_memory(self, rows: TokenRows, budget: int) -> tuple[FlatStates, bool]:
+        """States of all rows in the process's memory, and whether they were there already.
+
+        Args:
+            rows: The rows.
+            budget: Bytes that stay for later runs of this process; the entries used longest ago make room.
+        """
+        keys = _Keys(self._digests, self.trunk, rows)
+        found = keys.find(_kept.get)
+        reused = found is not None
+        if found is None:
+            found = {}
+
+            def new(_layer: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+                _make_room(budget - shape[0] * shape[1] * dtype.itemsize)
+                return torch.empty(shape, dtype=dtype)
+
+            self._fill(rows, found, new)
+        for layer, tensor in found.items():
+            _kept[keys.of(layer)] = tensor
+            _kept.move_to_end(keys.of(layer))
+        _make_room(budget)
+        return self._flat(rows, found), reused
+
+    def on_disk(self, rows: TokenRows, folder: Path) -> tuple[FlatStates, bool]:
+        """States of all rows in memory-mapped files, and whether they were there already.
+
+        Several processes may ask at once: one computes, the others wait for it. Broken files are made anew.
+
+        Args:
+            rows: The rows.
+            folder: Of the cache.
+
+        Raises:
+            OSError: where the files cannot be written.
+        """
+        keys = _Keys(self._digests, self.trunk, rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{keys.of(self.trunk.cut.depth)}.lock"):
+            found = keys.find(lambda key: StateFile(folder, key).read())
+            reused = found is not None
+            if found is None:
+                found = {}
+                files = {layer: StateFile(folder, keys.of(layer)) for layer in self.trunk.cut.reads}
+                try:
+                    self._fill(rows, found, lambda layer, shape, dtype: files[layer].create(shape, dtype))
+                    for layer, file in files.items():
+                        file.finish(found[layer])
+                except BaseException:
+                    for file in files.values():
+                        file.discard()
+                    raise
+            self._used |= {keys.of(layer) for layer in found}
+        return self._flat(rows, found), reused
+
+    def keep_within(self, budget: int, folder: Path) -> None:
+        """Deletes files that nobody has used for longest until the folder fits the budget; this run's stay."""
+        prune(folder, budget, self._used)
+
+    def _fill(self, rows: TokenRows, found: dict[int, torch.Tensor], new: Any) -> None:
+        """Computes the states of all rows into tensors that `new` makes, given layer, shape and type."""
+        offsets = state_offsets(rows, first_token=self.trunk.cut.first_token)
+
+        def target(layer: int, like: torch.Tensor) -> torch.Tensor:
+            if layer not in found:
+                found[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
+            return found[layer]
+
+        fill_states(self.trunk, rows, np.arange(len(rows)), offsets, target, self.device)
+
+    def _flat(self, rows: TokenRows, found: dict[int, torch.Tensor]) -> FlatStates:
+        return FlatStates(found, state_offsets(rows, first_token=self.trunk.cut.first_token))
+
+
+def _make_room(budget: int) -> None:
+    while _kept and sum(tensor.nbytes for tensor in _kept.values()) > budget:
+        _kept.popitem(last=False)
+
+
+def _digests(trunk: Trunk, device: torch.device, precision: str) -> dict[int, str]:
+    """What each layer's states follow from beside the rows.
+
+    That is weights and settings up to the layer, and the states of some tokens: they tell of all else that may differ,
+    such as hooks of a method, the library's version or the processor's instructions.
+    """
+    settings = trunk.encoder.config
+    common = [
+        CACHE_VERSION,
+        {name: value for name, value in settings.to_dict().items() if name not in _NOT_IN_KEY},
+        settings._attn_implementation,
+        [precision, device.type, torch.__version__],
+    ]
+    digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())
+    kinds = getattr(settings, "layer_types", None) or []
+    probe = torch.arange(_PROBE_TOKENS, device=device)[None] % settings.vocab_size
+    states = trunk.all_states({"input_ids": probe[:, : settings.max_position_embeddings // 2]})
+    found = {}
+    for layer, modules in enumerate([trunk.foundation, *([layer] for layer in trunk.layers)]):
+        for module in modules:
+            _add_weights(digest, module)
+        _add_tensor(digest, states[layer])
+        found[layer] = hashlib.sha256(f"{digest.hexdigest()} {kinds[:layer]}".encode()).hexdigest()
+    return found
+
+
+class _Keys:
+    """Keys of the entries that a trunk and some rows make."""
+
+    def __init__(self, digests: dict[int, str], trunk: Trunk, rows: TokenRows) -> None:
+        self._digests, self._cut, self._offsets = digests, trunk.cut, rows.offsets
+        self._tokens = _tokens_digest(rows)
+
+    def of(self, layer: int, *, first_token: bool | None = None) -> str:
+        """The key of a layer's states."""
+        first_token = self._cut.first_token if first_token is None else first_token
+        key = hashlib.sha256(f"{self._digests[layer]} {self._tokens}".encode()).hexdigest()
+        return key + ("-first" if first_token else "")
+
+    def find(self, get: Callable[[str], torch.Tensor | None]) -> dict[int, torch.Tensor] | None:
+        """All states that are read, or None where one is missing; the first token's may come from all tokens'."""
+        found = {}
+        for layer in self._cut.reads:
+            tensor = get(self.of(layer))
+            if tensor is None and self._cut.first_token:
+                whole = get(self.of(layer, first_token=False))
+                tensor = None if whole is None else whole[torch.from_numpy(self._offsets[:-1])]
+            if tensor is None:
+                return None
+            found[layer] = tensor
+        return found
+
+
+def _tokens_digest(rows: TokenRows) -> str:
+    digest = hashlib.sha256()
+    for array in (rows.ids, rows.types, rows.offsets):
+        digest.update(b"-" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _add_weights(digest: Any, module: nn.Module) -> None:
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        _add_tensor(digest, tensor)
+
+
+def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

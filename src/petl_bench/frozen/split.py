@@ -1,0 +1,245 @@
+"""The trunk: the frozen layers below a model's lowest trainable parameter, whose states can be computed apart.
+
+The model itself says where it ends: autograd shows up to which layer no state depends on a trained parameter. So any
+method is cut rightly, those from elsewhere included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
+from petl_bench.backbones.equivalence import agree, noisy, tried
+
+_log = logging.getLogger(__name__)
+
+Autocast = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a model is cut.
+
+    Attributes:
+        depth: Layers 1..depth, and the embeddings, are the trunk.
+        reads: The states that the rest of the model reads, by layer; 0 is the embeddings' output.
+        in_tuples: Whether this architecture's layers return their state as the first of a tuple.
+        first_token: Whether the rest reads the first token's state alone.
+    """
+
+    depth: int
+    reads: tuple[int, ...]
+    in_tuples: bool
+    first_token: bool = False
+
+
+class Trunk:
+    """Computes the trunk's states, and lets the rest of the model run on given ones.
+
+    Args:
+        model: The adapted model, unwrapped.
+        anatomy: Of its architecture.
+        cut: Where it is cut.
+        autocast: The context of the run's precision.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, cut: Cut, autocast: Autocast) -> None:
+        parts = _Parts(model, anatomy)
+        self.model, self.cut, self.autocast = model, cut, autocast
+        self.encoder, self.embeddings, self.foundation = parts.encoder, parts.embeddings, parts.foundation
+        self.layers, self.above = parts.layers[: cut.depth], parts.layers[cut.depth :]
+
+    def states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What the rest of the model reads of these rows.
+
+        Args:
+            inputs: Of rows without padding; each tensor of shape (rows, tokens).
+
+        Returns:
+            By layer; each of shape (rows, tokens, d), or (rows, 1, d) where only the first token's is read.
+        """
+        found = self.all_states(inputs)
+        end = 1 if self.cut.first_token else None
+        return {layer: found[layer][:, :end] for layer in self.cut.reads}
+
+    def all_states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """States 0..depth of all tokens, without dropout and without a graph."""
+        found: dict[int, torch.Tensor] = {}
+        for module in (*self.embeddings, *self.layers):
+            if module.training:
+                module.eval()
+        with ExitStack() as stack:
+            stack.enter_context(_hooked(self.layers, found))
+            for layer in self.above:
+                stack.enter_context(_replaced(layer, self._pass_through()))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self.autocast())
+            self.encoder(**inputs)
+        return found
+
+    @contextmanager
+    def given(self, states: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Within it the model's forward pass takes these states and computes only what is above them."""
+        lowest = states[min(states)]
+        with ExitStack() as stack:
+            for module in self.embeddings:
+                stack.enter_context(_replaced(module, lambda *_args, **_kwargs: lowest))
+            for number, layer in enumerate(self.layers, start=1):
+                stack.enter_context(_replaced(layer, self._pass_through(states.get(number))))
+            yield
+
+    def _pass_through(self, state: torch.Tensor | None = None) -> Callable[..., Any]:
+        """A layer's forward pass that returns `state`, or else what it is given."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = state if state is not None else (args[0] if args else kwargs["hidden_states"])
+            return (output, None) if self.cut.in_tuples else output
+
+        return forward
+
+
+def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
+    """Tries the model on a few rows; None where no layer is frozen, or what is below cannot be given from outside.
+
+    Args:
+        model: The adapted model, unwrapped; left in the mode that it is in.
+        anatomy: Of its architecture.
+        inputs: A few rows without padding.
+        autocast: The context of the run's precision.
+    """
+    was_training = model.training
+    try:
+        # In training mode: adapters may merge into frozen weights in the other.
+        parts = _Parts(model, anatomy)
+        cut = _frozen_part(model.train(), parts, inputs, autocast)
+        if cut is None:
+            return None
+        trunk = Trunk(model.eval(), anatomy, cut, autocast)
+        with noisy(model):
+            checked = _checked(trunk, inputs) if not parts.unknown else None
+        if checked is None:
+            _log.warning("the frozen layers cannot be computed apart for this model: they run with every update")
+        return checked
+    finally:
+        model.train(was_training)
+
+
+def _checked(trunk: Trunk, inputs: dict[str, torch.Tensor]) -> Cut | None:
+    """The cut, where the rest of the model gives the same outputs on given states; and whether it reads one token."""
+    with trunk.autocast(), torch.no_grad():
+        logits: torch.Tensor = trunk.model(**inputs).logits
+    states = trunk.states(inputs)
+    given = _logits_given(trunk, inputs, states)
+    if given is None or not agree(given, logits):
+        return None
+    (layer, state), *others = states.items()
+    if others or trunk.above or inputs["input_ids"].shape[1] == 1:
+        return trunk.cut
+    elsewhere = state.clone()
+    elsewhere[:, 1:] = torch.randn_like(elsewhere[:, 1:])
+    changed = _logits_given(trunk, inputs, {layer: elsewhere})
+    alone = _logits_given(trunk, first_tokens(inputs), {layer: state[:, :1]})
+    reads_first = changed is not None and torch.equal(changed, given) and agree(alone, logits)
+    return replace(trunk.cut, first_token=reads_first)
+
+
+def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same rows cut to their first token, without a mask."""
+    return {name: tensor[:, :1] for name, tensor in inputs.items() if name != "attention_mask"}
+
+
+def _frozen_part(model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
+    """Where autograd's graph begins."""
+    found: dict[int, torch.Tensor] = {}
+    asked: dict[str, Any] = {}
+    kinds: set[type] = set()
+    handles = [
+        parts.encoder.register_forward_pre_hook(lambda _, _args, kwargs: asked.update(kwargs), with_kwargs=True),
+        parts.layers[0].register_forward_hook(lambda _, _args, output: kinds.add(type(output))),
+    ]
+    try:
+        with _hooked(parts.layers, found), autocast(), torch.enable_grad():
+            model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    depth = 0
+    while depth < len(parts.layers) and depth + 1 in found and not found[depth + 1].requires_grad:
+        depth += 1
+    if depth == 0:
+        return None
+    everything = asked.get("output_hidden_states") or parts.encoder.config.output_hidden_states
+    reads = tuple(range(depth + 1)) if everything else (depth,)
+    return Cut(depth, reads, in_tuples=kinds == {tuple})
+
+
+def _logits_given(
+    trunk: Trunk, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
+) -> torch.Tensor | None:
+    """The outputs on given states; None where the rest of the model cannot do with them."""
+    with trunk.given(states), trunk.autocast(), torch.no_grad():
+        return tried(lambda: trunk.model(**inputs).logits)
+
+
+class _Parts:
+    """Encoder, embeddings and layers of a model, whatever an adapter has wrapped around them."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+        classifier = classifier_of(model)
+        outer = classifier.get_submodule(anatomy.encoder)
+        self.encoder: PreTrainedModel = next(part for part in outer.modules() if isinstance(part, PreTrainedModel))
+        below = [path.removeprefix(f"{anatomy.encoder}.") for path in anatomy.embeddings]
+        present = {name: part for name, part in self.encoder.named_modules() if name in below}
+        self.foundation = list(present.values())
+        # What tokens become before the first layer; others (relative positions) come in within the layers.
+        self.embeddings = [part for name, part in present.items() if "." not in name]
+        self.layers = list(anatomy.get_layers(classifier))
+        # Parts that the anatomy table does not place (DeBERTa's convolution after the first layer): no cut is safe.
+        known = [path.removeprefix(f"{anatomy.encoder}.") for path in (anatomy.layers, *anatomy.above_layers)]
+        names = (name for name, _ in self.encoder.named_parameters())
+        self.unknown = any(not is_within(name, [*below, *known]) for name in names)
+
+
+@contextmanager
+def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Notes what goes into the first layer (as number 0) and what comes out of each."""
+
+    def note_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found[0] = args[0] if args else kwargs["hidden_states"]
+
+    def note_output(number: int) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            found[number] = output[0] if isinstance(output, tuple) else output
+
+        return note
+
+    handles = [layers[0].register_forward_pre_hook(note_input, with_kwargs=True)]
+    handles += [layer.register_forward_hook(note_output(number)) for number, layer in enumerate(layers, start=1)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Gives a module another forward pass, compiled or not; its hooks stay."""
+    own, compiled = module.__dict__.get("forward"), module._compiled_call_impl
+    module.forward, module._compiled_call_impl = forward, None
+    try:
+        yield
+    finally:
+        module._compiled_call_impl = compiled
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

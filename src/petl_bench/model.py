@@ -1,0 +1,188 @@
+"""The model that a run trains: built, counted, saved and loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from petl_bench.backbones.load import Backbone
+from petl_bench.config import RunConfig
+from petl_bench.errors import RequestError, RunError
+from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.records.schema import Params
+from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+# PEFT keeps a frozen copy of every module it trains whole.
+_FROZEN_COPY = ".original_module."
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; tied ones count once, PEFT's frozen copy of the head not at all.
+
+    Attributes:
+        total: The adapted model.
+        backbone: The encoder before it was adapted, its pooler included, the head not.
+        trainable: Trained in all.
+        trainable_method: Trained outside the head.
+        trainable_head: Trained in the head.
+    """
+
+    total: int
+    backbone: int
+    trainable: int
+    trainable_method: int
+    trainable_head: int
+
+    @property
+    def trainable_share_of_backbone_percent(self) -> float:
+        """Trained parameters, the head's included, in percent of the backbone's."""
+        return 100.0 * self.trainable / self.backbone
+
+
+def count_backbone(model: nn.Module, in_head: Callable[[str], bool]) -> int:
+    """Parameters of a plain model outside its head."""
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not in_head(name))
+
+
+def count_parameters(model: nn.Module, backbone: int, in_head: Callable[[str], bool]) -> ParameterCounts:
+    """Counts an adapted model's parameters.
+
+    Args:
+        model: The adapted model.
+        backbone: `count_backbone` of the plain model.
+        in_head: Whether a parameter of the *adapted* model belongs to the head.
+    """
+    kept = [(name, parameter) for name, parameter in model.named_parameters() if _FROZEN_COPY not in name]
+    trained = [(name, parameter.numel()) for name, parameter in kept if parameter.requires_grad]
+    head = sum(count for name, count in trained if in_head(name))
+    trainable = sum(count for _, count in trained)
+    return ParameterCounts(
+        total=sum(parameter.numel() for _, parameter in kept),
+        backbone=backbone,
+        trainable=trainable,
+        trainable_method=trainable - head,
+        trainable_head=head,
+    )
+
+
+def build_adapted(
+    cfg: RunConfig, backbone: Backbone, labels: list[str] | None, num_training_steps: int, device: str = "cpu"
+) -> tuple[nn.Module, Params]:
+    """Builds the backbone with its head, applies the method, counts parameters.
+
+    Args:
+        cfg: The run.
+        backbone: Opened with the run's layers.
+        labels: Names of the classes; None for regression.
+        num_training_steps: Updates to come.
+        device: "cpu", or "meta" for a model without memory.
+
+    Raises:
+        RequestError: where the method does not fit, leaves nothing to train, or reads what `train.last_layer` drops.
+    """
+    import torch
+    from accelerate.utils import set_seed
+
+    from petl_bench.backbones.last_layer import narrow_last_layer
+
+    method = get_method(cfg.method.name)
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps)
+    set_seed(cfg.train.seed)
+    model: nn.Module = backbone.build_model(len(labels) if labels else 1, labels, device)
+    num_backbone = count_backbone(model, backbone.anatomy.in_head)
+    with torch.device("meta") if device == "meta" else nullcontext():
+        model = method.load_adapt()(model, cfg.method, context)
+    counts = count_parameters(model, num_backbone, backbone.anatomy.in_head)
+    if counts.trainable == 0:
+        raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")
+    if cfg.train.last_layer == "first_token":
+        narrow_last_layer(model, backbone.anatomy)
+    if cfg.train.gradient_checkpointing:
+        # The reentrant kind would not reach adapters below frozen embeddings.
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        # It made the embeddings' output ask for a gradient, for the reentrant kind's sake.
+        model.disable_input_require_grads()  # type: ignore[operator]
+    share = counts.trainable_share_of_backbone_percent
+    return model, Params(**dataclasses.asdict(counts), trainable_share_of_backbone_percent=share)
+
+
+# PEFT keeps these as sets, whose order changes from process to process.
+_SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
+
+
+def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int:
+    """Writes `adapter/` in PEFT's format, or `model/` in transformers' where the method is no PEFT tuner.
+
+    Returns:
+        Bytes of the weights that were written.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        with folder.replace_folder(ADAPTER_FOLDER) as target:
+            # "auto" would ask the hub whether the vocabulary was enlarged.
+            model.save_pretrained(str(target), save_embedding_layers=False)
+            _sort_sets(target / "adapter_config.json")
+        return _weights_bytes(folder.path / ADAPTER_FOLDER)
+    with folder.replace_folder(MODEL_FOLDER) as target:
+        model.save_pretrained(target)  # type: ignore[operator]
+        backbone.load_tokenizer().save_pretrained(str(target))
+    return _weights_bytes(folder.path / MODEL_FOLDER)
+
+
+def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
+    """Loads what `save_trained` wrote.
+
+    Args:
+        folder: The run's folder.
+        model: The backbone with a fresh head, as it was before it was adapted.
+
+    Raises:
+        RequestError: where the run kept no weights.
+        RunError: where they are broken.
+    """
+    from safetensors import SafetensorError
+
+    adapter, whole = folder.path / ADAPTER_FOLDER, folder.path / MODEL_FOLDER
+    try:
+        if adapter.is_dir():
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(model, str(adapter))  # type: ignore[arg-type]
+        if whole.is_dir():
+            from transformers import AutoModelForSequenceClassification
+
+            return AutoModelForSequenceClassification.from_pretrained(whole, config=model.config, use_safetensors=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"The weights in {folder.path} cannot be read ({error}): repeat the run with --force."
+        ) from error
+    raise RequestError(
+        f"{folder.path} holds no weights: it was run with train.save_weights=false; repeat it with "
+        "`--force train.save_weights=true`."
+    )
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _sort_sets(file: Path) -> None:
+    """Same run, same bytes."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in _SET_FIELDS:
+        if isinstance(content.get(name), list):
+            content[name].sort()
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

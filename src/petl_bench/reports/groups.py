@@ -1,0 +1,247 @@
+"""Groups records that differ in seed alone, describes each group, and names it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT, backbone_name, method_label
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.reports.significance import Statistic
+
+# They act through settings of `train`, which are shown.
+_ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
+
+# Of the training settings: the seeds that a row is the mean of, and what changes no result.
+_NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records of one method (with its settings) on one task with one backbone, over seeds.
+
+    Attributes:
+        label: The method, and what tells it from its other variants in this report.
+    """
+
+    task: str
+    backbone: str
+    label: str
+    records: list[Record]
+
+    @property
+    def first(self) -> Record:
+        """One record, for what all share."""
+        return self.records[0]
+
+    @property
+    def metric(self) -> str:
+        """The primary metric."""
+        assert self.first.protocol
+        return self.first.protocol.metric
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the primary metric is shown in percent: all but errors are."""
+        assert self.first.protocol
+        return self.first.protocol.higher_is_better
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return sorted(record.protocol.seed for record in self.records if record.protocol)
+
+    def score(self, metric: str | None = None) -> Statistic | None:
+        """A metric of the selected weights over the seeds; the primary one where none is named."""
+        return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
+
+    def by_seed(self, metric: str | None = None) -> dict[int, float]:
+        """A metric of the selected weights by seed; where a seed was run twice, the mean."""
+        found: dict[int, list[float]] = {}
+        for record in self.records:
+            value = record.selected_scores.get(metric or self.metric)
+            if value is not None and math.isfinite(value) and record.protocol:
+                found.setdefault(record.protocol.seed, []).append(value)
+        return {seed: fmean(values) for seed, values in found.items()}
+
+    def metrics(self) -> list[str]:
+        """All metrics of the report split, the primary one first."""
+        assert self.first.scores
+        return sorted(self.first.scores.best, key=lambda name: name != self.metric)
+
+    def statistic(self, *path: str) -> Statistic | None:
+        """A number of the record by its path, e.g. `time`, `train_seconds`, over the seeds."""
+        return Statistic.of(_at(record, path) for record in self.records)
+
+
+def group_records(records: Iterable[Record]) -> list[Group]:
+    """Groups finished records; the same run found twice counts once.
+
+    Groups come in the order task, backbone, trainable parameters.
+    """
+    unique = {record.run_key: record for record in records if is_comparable(record)}
+    by_settings: dict[str, tuple[dict[str, str], list[Record]]] = {}
+    for record in unique.values():
+        settings = _shown_settings(record)
+        by_settings.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(record)
+    variants: dict[tuple[str, str, str], list[tuple[dict[str, str], list[Record]]]] = {}
+    for settings, same in by_settings.values():
+        config = same[0].config
+        place = config["task"]["name"], backbone_name(config["backbone"]), method_label(config["method"])
+        variants.setdefault(place, []).append((settings, same))
+    groups = []
+    for (task, backbone, method), several in variants.items():
+        differing = _differing([settings for settings, _ in several])
+        for settings, same in several:
+            label = " ".join([method, *(f"{key}={value}" for key, value in settings.items() if key in differing)])
+            groups.append(Group(task, backbone, label, sorted(same, key=_seed)))
+    assert len({(group.task, group.backbone, group.label) for group in groups}) == len(groups)
+    return sorted(groups, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
+
+
+def is_comparable(record: Record) -> bool:
+    """Whether a record has what a comparison needs."""
+    return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
+
+
+def _differing(variants: list[dict[str, str]]) -> set[str]:
+    """The settings in which the variants of a method differ, its PEFT type excepted, which its name has."""
+    keys = set().union(*variants) - {"type"}
+    return {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
+
+
+def _shown_settings(record: Record) -> dict[str, str]:
+    """Everything by which runs are told apart, the seed excepted, by short names, as text."""
+    config = record.config
+    parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
+    parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
+    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
+    for (*_, later), default in ADDED_LATER.items():
+        # As in the records that do not know them.
+        if parts.get(later, default) == default:
+            parts.pop(later, None)
+    parts |= {f"task.{key}": value for key, value in config["task"].items()}
+    parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
+    parts["rows"] = record.data.rows_per_split if record.data else None
+    parts["processes"] = record.hardware.get("num_processes", 1)
+    return {key: json.dumps(value) if isinstance(value, list | dict) else str(value) for key, value in parts.items()}
+
+
+def _seed(record: Record) -> int:
+    return record.protocol.seed if record.protocol else 0
+
+
+def _trained(group: Group) -> int:
+    return group.first.params.trainable if group.first.params else 0
+
+
+def _at(record: Record, path: tuple[str, ...]) -> float | None:
+    node: Any = record
+    for name in path:
+        node = getattr(node, name, None)
+    return node
+
+
+@dataclass(frozen=True)
+class NamedGroup:
+    """A group and its method's name.
+
+    Attributes:
+        group: Its label tells it from all others of its task and backbone.
+        method: Its name without the number of training rows, so that groups which differ in it alone share one.
+    """
+
+    group: Group
+    method: str
+
+    @property
+    def rows(self) -> int:
+        """The number of training rows."""
+        assert self.group.first.protocol
+        return self.group.first.protocol.num_train_examples
+
+    @property
+    def panel(self) -> tuple[str, str]:
+        """Task and backbone: scores are compared within one of these only."""
+        return self.group.task, self.group.backbone
+
+
+def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -> list[NamedGroup]:
+    """Groups finished records and names them, those of a study as it does."""
+    planned = {run.key: run for study in studies for run in study.runs}
+    names = _names_without_rows(records)
+    named = [_named(group, names.get(group.first.run_key, group.label), planned) for group in group_records(records)]
+    order = task_order(studies)
+    return sorted(_distinct(named), key=lambda item: order.get(item.group.task, -1))
+
+
+def task_order(studies: Sequence[StudyFile]) -> dict[str, int]:
+    """The place of each task that a study names."""
+    return {task: number for number, task in enumerate(task for study in studies for task in study.tasks)}
+
+
+def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:
+    """Groups to be compared within their task: each number of training rows is one of its own, the largest first."""
+    sizes: dict[tuple[str, str], set[int]] = {}
+    for item in named:
+        sizes.setdefault(item.panel, set()).add(item.rows)
+    ordered = sorted(named, key=lambda item: sum(size > item.rows for size in sizes[item.panel]))
+    return [
+        replace(
+            item.group,
+            label=item.method,
+            task=f"{item.group.task}, {item.rows:,} rows" if len(sizes[item.panel]) > 1 else item.group.task,
+        )
+        for item in ordered
+    ]
+
+
+def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
+    """Labels by run key where the records differ in the number of training rows."""
+    if len({record.protocol.num_train_examples for record in records if record.protocol}) < 2:
+        return {}
+    groups = group_records(map(_without_rows, records))
+    return {record.run_key: group.label for group in groups for record in group.records}
+
+
+def _without_rows(record: Record) -> Record:
+    """The record as if all had been trained on the same rows."""
+    task = {**record.config["task"], "num_train_examples": None}
+    return replace(record, config={**record.config, "task": task}, data=None)
+
+
+def _named(group: Group, method: str, planned: dict[str, PlannedRun]) -> NamedGroup:
+    runs = [planned[record.run_key] for record in group.records if record.run_key in planned]
+    names = {(run.method, run.task) for run in runs}
+    if len(names) != 1:
+        return NamedGroup(group, method)
+    ((method, task),) = names
+    return NamedGroup(replace(group, task=task), method)
+
+
+def _distinct(named: list[NamedGroup]) -> list[NamedGroup]:
+    alike = Counter((*item.panel, item.method, item.rows) for item in named)
+    named = [
+        replace(item, method=_told_apart(item)) if alike[(*item.panel, item.method, item.rows)] > 1 else item
+        for item in named
+    ]
+    sizes = Counter((*item.panel, item.method) for item in named)
+    return [
+        replace(item, group=replace(item.group, label=_label(item, several=sizes[(*item.panel, item.method)] > 1)))
+        for item in named
+    ]
+
+
+def _told_apart(item: NamedGroup) -> str:
+    label = item.group.label
+    return label if label.startswith(item.method) else f"{item.method} ({label})"
+
+
+def _label(item: NamedGroup, *, several: bool) -> str:
+    return f"{item.method}, {item.rows:,} rows" if several else item.method

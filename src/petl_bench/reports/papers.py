@@ -1,0 +1,163 @@
+"""Studies against papers: the rows of papers' tables beside the records of the same protocol, and their claims."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PublishedRow, StudyFile
+from petl_bench.reports.claims import claim_rows, claims_table
+from petl_bench.reports.fields import MISSING
+from petl_bench.reports.render import ReportTable
+from petl_bench.reports.results_table import StudyRecords, in_points, score_of
+from petl_bench.reports.significance import Statistic
+
+NOT_RUN = "not run"
+
+ONE_RUN = "one run, no spread"
+
+WITHIN = "within 2 sd"
+
+OUTSIDE = "outside 2 sd"
+
+
+def published_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
+    """One mapping a published value.
+
+    Values are in percent points, ours too. `verdict` is None where the two are not comparable; else it says whether the
+    published value lies within our mean ± 2 sd over seeds, which needs two runs at least.
+    """
+    ours = StudyRecords(study, records)
+    return [
+        _row(published, task, cell, ours) for published in study.published for task, cell in published.cells.items()
+    ]
+
+
+def _row(published: PublishedRow, task: str, cell: list[float], ours: StudyRecords) -> dict[str, Any]:
+    metric = published.metrics.get(task) or ours.primary_metric(task)
+    statistic = _ours(published.method, task, metric, ours)
+    mean, sd = (statistic.mean, statistic.sd) if statistic else (None, None)
+    return {
+        "row": published.row,
+        "source": published.source,
+        "task": task,
+        "metric": metric,
+        "value": cell[0],
+        "sd": cell[1] if len(cell) > 1 else None,
+        "ours_mean": mean,
+        "ours_sd": sd,
+        "n": statistic.n if statistic else 0,
+        "difference": None if mean is None else mean - cell[0],
+        "comparable": published.comparable,
+        "why": published.why,
+        "verdict": _verdict(cell[0], statistic) if published.comparable else None,
+        "method": published.method,
+        "statistic": published.statistic,
+        "split": published.split,
+        "params": published.params,
+        "ours_params": _params(published.method, task, ours),
+        "average": published.average,
+    }
+
+
+def _ours(method: str | None, task: str, metric: str | None, ours: StudyRecords) -> Statistic | None:
+    if method is None or metric is None:
+        return None
+    scores = [score_of(record, metric) for record in ours.by_seed(method, task).values()]
+    return Statistic.of(None if score is None else in_points(metric, score) for score in scores)
+
+
+def _verdict(value: float, statistic: Statistic | None) -> str:
+    if statistic is None:
+        return NOT_RUN
+    if statistic.sd is None:
+        return ONE_RUN
+    return WITHIN if abs(statistic.mean - value) <= 2 * statistic.sd else OUTSIDE
+
+
+def _params(method: str | None, task: str, ours: StudyRecords) -> dict[str, int | None] | None:
+    """Trained parameters by the records, else as planned."""
+    if method is None:
+        return None
+    for record in ours.by_seed(method, task).values():
+        assert record.params
+        return {"method": record.params.trainable_method, "head": record.params.trainable_head}
+    costs = ours.costs(method, task)
+    if costs is None or costs.trainable_method is None:
+        return None
+    return {"method": costs.trainable_method, "head": costs.trainable_head}
+
+
+def published_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
+    """The rows as a table, its sources and the study's deviations as notes; None where nothing is published."""
+    rows = published_rows(study, records)
+    if not rows:
+        return None
+    header = ["published row", "task", "metric", "published", "ours", "n", "difference", "params", "our params"]
+    header += ["comparable", "published value is"]
+    return ReportTable(f"{study.name}: published and reproduced", header, list(map(_cells, rows)), _notes(study))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["row"],
+        row["task"],
+        row["metric"] or "primary",
+        _spread(row["value"], row["sd"]),
+        MISSING if row["ours_mean"] is None else _spread(round(row["ours_mean"], 1), row["ours_sd"], digits=1),
+        str(row["n"]),
+        MISSING if row["difference"] is None else f"{row['difference']:+.1f}",
+        row["params"] or MISSING,
+        _count(row["ours_params"]),
+        "yes" if row["comparable"] else "no",
+        row["verdict"] or MISSING,
+    ]
+
+
+def _spread(value: float, sd: float | None, digits: int | None = None) -> str:
+    """As the paper prints it, unless digits are given."""
+    if digits is None:
+        return f"{float(value)}" if sd is None else f"{float(value)} ± {float(sd)}"
+    return f"{value:.{digits}f}" if sd is None else f"{value:.{digits}f} ± {sd:.{digits}f}"
+
+
+def _count(params: dict[str, int | None] | None) -> str:
+    if params is None:
+        return MISSING
+    return f"{params['method']:,}" + (f" + {params['head']:,}" if params["head"] is not None else "")
+
+
+def _notes(study: StudyFile) -> list[str]:
+    notes = [_origin(row) for row in study.published]
+    return [
+        *dict.fromkeys(notes),
+        "ours: mean ± sd over n seeds, in percent; our params: the method's + the head's",
+        f"published value is: `{WITHIN}` where it lies within our mean ± 2 sd; no verdict on rows that do not compare",
+        *(f"deviation: {deviation}" for deviation in study.deviations),
+    ]
+
+
+def _origin(row: PublishedRow) -> str:
+    parts = [row.source, row.statistic, row.split]
+    if row.average is not None:
+        parts.append(f"average in the paper {float(row.average)}")
+    reason = "comparable" if row.comparable else "not comparable"
+    return f"{row.row}: {', '.join(part for part in parts if part)}; {reason}" + (f": {row.why}" if row.why else "")
+
+
+def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTable]:
+    """Published rows and claims of each study, where it has them."""
+    tables = [make(study, records) for study, records in studies for make in (published_table, claims_table)]
+    return [table for table in tables if table is not None]
+
+
+def study_json(studies: list[tuple[StudyFile, list[Record]]]) -> dict[str, Any]:
+    """The same for JSON, each row with its study's name: nothing is rounded."""
+    return {
+        "published": [
+            {"study": study.name} | row for study, records in studies for row in published_rows(study, records)
+        ],
+        "claims": [{"study": study.name} | row for study, records in studies for row in claim_rows(study, records)],
+        "deviations": {study.name: study.deviations for study, _ in studies},
+    }

@@ -1,1 +1,0 @@
-"""What studies are held against: papers' published rows and their claims."""

@@ -1,0 +1,237 @@
+"""Which methods are best: columns and averages with their tests, and methods against one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from petl_bench.errors import RequestError
+from petl_bench.reports.results_table import Sheet
+from petl_bench.reports.significance import (
+    SIGNIFICANCE,
+    Block,
+    PairedDifference,
+    Statistic,
+    average_ranks,
+    holm,
+    paired_difference,
+)
+
+STATISTICS = ("mean", "median")
+
+
+@dataclass(frozen=True)
+class ColumnStanding:
+    """The methods of one column against its best.
+
+    Attributes:
+        bold: The best, and what a test does not tell from it; the best alone where no test could.
+        p: By method, of the paired test against the best, after Holm over the methods of the column.
+        pairs: How many pairs the comparisons had, without repetition, in order.
+        too_few: Whether so few pairs cannot tell any two methods apart.
+    """
+
+    bold: frozenset[str] = frozenset()
+    p: dict[str, float] = field(default_factory=dict)
+    pairs: tuple[int, ...] = ()
+    too_few: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Every column of a sheet.
+
+    Attributes:
+        tasks: By task.
+        averages: By method with a score on every task, the mean over tasks.
+        average: The column of averages.
+        ranks: By method with any score, the mean rank over `blocks` (task, seed) that all of these finished.
+    """
+
+    tasks: dict[str, ColumnStanding]
+    averages: dict[str, float]
+    average: ColumnStanding
+    ranks: dict[str, float]
+    blocks: int
+
+
+def central(statistic: Statistic, name: str) -> float:
+    """The mean or the median."""
+    return statistic.median if name == "median" else statistic.mean
+
+
+def standing(sheet: Sheet, statistic: str = "mean") -> Standing:
+    """Works out who is best where.
+
+    Args:
+        sheet: The methods and tasks.
+        statistic: `mean` or `median`: by which the best is the best. Tests are on mean differences of pairs.
+    """
+    scores = {method: found for method in sheet.methods if (found := sheet.scores(method))}
+    tasks = {task: _task_standing(sheet, task, scores, statistic) for task in sheet.tasks}
+    averages = _averages(sheet, statistic)
+    average = _column(averages, {method: scores[method] for method in averages})
+    ranks, blocks = average_ranks(scores)
+    return Standing(tasks, averages, average, ranks, blocks)
+
+
+def _task_standing(
+    sheet: Sheet, task: str, scores: Mapping[str, Mapping[tuple[str, int], float]], statistic: str
+) -> ColumnStanding:
+    sign = 1 if sheet.in_percent(task) else -1
+    centres, by_seed = {}, {}
+    for method in scores:
+        score = sheet.score(method, task)
+        if score is not None:
+            centres[method] = sign * central(score, statistic)
+            by_seed[method] = {block: value for block, value in scores[method].items() if block[0] == task}
+    return _column(centres, by_seed)
+
+
+def _averages(sheet: Sheet, statistic: str) -> dict[str, float]:
+    """Of tasks with different units there is no average."""
+    if len(sheet.tasks) < 2 or not sheet.all_in_percent:
+        return {}
+    averages = {}
+    for method in sheet.methods:
+        scores = [score for task in sheet.tasks if (score := sheet.score(method, task))]
+        if len(scores) == len(sheet.tasks):
+            averages[method] = fmean(central(score, statistic) for score in scores)
+    return averages
+
+
+def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, float]]) -> ColumnStanding:
+    """Tests every method of a column against its best; of one method there is nothing to say."""
+    if len(centres) < 2:
+        return ColumnStanding()
+    best = max(centres, key=lambda method: centres[method])
+    equal = {method for method in centres if centres[method] == centres[best]}
+    differences: dict[str, PairedDifference] = {}
+    for method in centres:
+        difference = None if method == best else paired_difference(scores[best], scores[method])
+        if difference is not None:
+            differences[method] = difference
+    adjusted = dict(zip(differences, holm([found.p for found in differences.values()]), strict=True))
+    too_few = min(holm([found.least_p for found in differences.values()]), default=1.0) >= SIGNIFICANCE
+    alike = set() if too_few else {method for method, p in adjusted.items() if p >= SIGNIFICANCE}
+    pairs = sorted({found.n for found in differences.values()})
+    return ColumnStanding(frozenset(equal | alike), adjusted, tuple(pairs), too_few)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method against the reference.
+
+    Attributes:
+        sheet: The title of the sheet that both are in.
+        points: Whether scores are percentages, so that differences are points.
+        difference: None where the two have no pair in common.
+        p: After Holm over all comparisons of the report.
+        least_p: The least that `p` could be with so many pairs.
+    """
+
+    sheet: str
+    method: str
+    reference: str
+    points: bool
+    difference: PairedDifference | None
+    p: float | None = None
+    least_p: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What is subtracted from what."""
+        return f"{self.method} − {self.reference}"
+
+    @property
+    def too_few(self) -> bool:
+        """Whether so few pairs cannot show any difference."""
+        return self.least_p is None or self.least_p >= SIGNIFICANCE
+
+    def show(self, difference: float, *, sign: bool = False) -> str:
+        """A difference, in points where scores are percentages."""
+        value, digits = (100 * difference, 1) if self.points else (difference, 4)
+        return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", "−")
+
+    def words(self) -> str:
+        """The comparison as a sentence."""
+        found = self.difference
+        if found is None or self.p is None or self.least_p is None:
+            return f"{self.name}: no (task, seed) that both finished"
+        size = f"{self.show(found.mean, sign=True)}{' points' if self.points else ''}"
+        if found.interval:
+            size += f" [{self.show(found.interval[0])}, {self.show(found.interval[1])}]"
+        return f"{self.name}: {size}, n = {found.n}: {self._verdict(found, self.p, self.least_p)}"
+
+    def _verdict(self, found: PairedDifference, p: float, least_p: float) -> str:
+        if self.too_few:
+            least = f"the least p that the test can give is {show_p(found.least_p)}, {show_p(least_p)} after Holm"
+            return f"n is too small to show anything ({least})"
+        if p >= SIGNIFICANCE:
+            return f"no difference shown (p = {show_p(p)} after Holm)"
+        return f"{self.method} is {'better' if found.mean > 0 else 'worse'} (p = {show_p(p)} after Holm)"
+
+
+def show_p(p: float) -> str:
+    """Two significant digits."""
+    return f"{p:.4f}".rstrip("0") if 0.0001 <= p < 0.01 else f"{p:.2g}"
+
+
+def compare(sheets: Sequence[Sheet], reference: str | None = None) -> list[Comparison]:
+    """Compares all methods of each sheet with one of its methods; Holm's correction is over all sheets.
+
+    Args:
+        sheets: Those of the report.
+        reference: The method to compare with; None: the best average of each sheet, where there is more than one
+            method, and more than one seed or a study.
+
+    Raises:
+        RequestError: where no sheet has the named method with a score.
+    """
+    labels = dict.fromkeys(group.label for sheet in sheets for group in sheet.groups())
+    if reference is not None and reference not in labels:
+        raise RequestError(
+            f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
+        )
+    found: list[Comparison] = []
+    for sheet in sheets:
+        against = _best(sheet) if reference is None else reference
+        if against in sheet.methods and sheet.groups_of(against):
+            found += _compare_with(sheet, against)
+    return _corrected(found)
+
+
+def _compare_with(sheet: Sheet, reference: str) -> list[Comparison]:
+    theirs = sheet.scores(reference)
+    others = [method for method in sheet.methods if method != reference and sheet.groups_of(method)]
+    return [
+        Comparison(
+            sheet.title, method, reference, sheet.all_in_percent, paired_difference(sheet.scores(method), theirs)
+        )
+        for method in others
+    ]
+
+
+def _best(sheet: Sheet) -> str | None:
+    """The best mean over tasks, of the methods that have the most tasks."""
+    scores = {method: sheet.scores(method) for method in sheet.methods if sheet.groups_of(method)}
+    seeds = {seed for blocks in scores.values() for _, seed in blocks}
+    if len(scores) < 2 or (len(seeds) < 2 and sheet.study is None):
+        return None
+    return max(scores, key=lambda method: _standing_of(scores[method]))
+
+
+def _standing_of(scores: dict[tuple[str, int], float]) -> tuple[int, float]:
+    tasks: dict[str, list[float]] = {}
+    for (task, _), score in scores.items():
+        tasks.setdefault(task, []).append(score)
+    return len(tasks), fmean(fmean(values) for values in tasks.values()) if tasks else float("-inf")
+
+
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+    """Fills in p values after Holm, and the least that they could be."""
+    tested = [one.difference for one in comparisons if one.difference is not None]
+    ps = iter(holm([difference.p for difference in tested]))
+    least = iter(holm([difference.least_p for difference in tested]))
+    return [one if one.difference is None else replace(one, p=next(ps), least_p=next(least)) for one in comparisons]

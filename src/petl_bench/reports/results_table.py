@@ -1,0 +1,236 @@
+"""What a table is about: methods, tasks, and a cell for each pair of them, whether it was run or not."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from petl_bench.records.run_key import backbone_name
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
+from petl_bench.reports.groups import Group, is_comparable
+from petl_bench.reports.significance import Statistic
+
+
+class StudyRecords:
+    """Looks records up by (method, task), through the run keys that the study planned.
+
+    Runs with rates that were tried and not taken count nowhere; where the rate of a cell is still open, none of its
+    runs counts yet.
+    """
+
+    def __init__(self, study: StudyFile, records: Iterable[Record]) -> None:
+        self.study = study
+        self._records: dict[str, Record] = {}
+        for record in records:
+            # A folder may hold a failed attempt beside the run that was made again.
+            if record.run_key not in self._records or is_comparable(record):
+                self._records[record.run_key] = record
+        self._planned: dict[tuple[str, str], list[PlannedRun]] = {}
+        for run in sorted(study.runs, key=lambda run: run.seed):
+            if run.chosen is not False:
+                self._planned.setdefault((run.method, run.task), []).append(run)
+        self._costs = {(cost.method, cost.task): cost for cost in study.costs}
+
+    def seeds(self, method: str, task: str) -> list[int]:
+        """The seeds that are wanted, in order."""
+        return sorted({run.seed for run in self._runs(method, task)})
+
+    def rate_open(self, method: str, task: str) -> bool:
+        """Whether several rates a seed are there: which of them is the method's has not been decided."""
+        return len(self._runs(method, task)) > len(self.seeds(method, task))
+
+    def there(self, method: str, task: str) -> list[Record]:
+        """All records of this cell, whatever became of the runs, in the order of their seeds."""
+        return [self._records[run.key] for run in self._runs(method, task) if run.key in self._records]
+
+    def by_seed(self, method: str, task: str) -> dict[int, Record]:
+        """The finished records of this cell, in the order of their seeds."""
+        if self.rate_open(method, task):
+            return {}
+        found = {run.seed: self._records.get(run.key) for run in self._runs(method, task)}
+        return {seed: record for seed, record in found.items() if record is not None and is_comparable(record)}
+
+    def num_missing(self, method: str, task: str) -> int:
+        """Planned runs that have not ended; those that failed have."""
+        runs = self._runs(method, task)
+        if self.rate_open(method, task):
+            return len(runs)
+        return sum(not self._ended(run) for run in runs) if runs else 1
+
+    def num_failed(self, method: str, task: str) -> int:
+        """Planned runs that ended otherwise than finished."""
+        runs = self._runs(method, task)
+        return sum(self._ended(run) and not is_comparable(self._records[run.key]) for run in runs)
+
+    def _runs(self, method: str, task: str) -> list[PlannedRun]:
+        return self._planned.get((method, task), [])
+
+    def _ended(self, run: PlannedRun) -> bool:
+        """An interrupted run goes on."""
+        return run.key in self._records and self._records[run.key].status != "interrupted"
+
+    def primary_metric(self, task: str) -> str | None:
+        """The task's primary metric, by any of the study's records."""
+        for method in self.study.methods:
+            for record in self.by_seed(method, task).values():
+                assert record.protocol
+                return record.protocol.metric
+        return None
+
+    def costs(self, method: str, task: str) -> PlannedCosts | None:
+        """What was planned for this cell."""
+        return self._costs.get((method, task))
+
+
+def score_of(record: Record, metric: str) -> float | None:
+    """The selected weights' score; of `a+b` the mean of both, None where one is missing."""
+    scores = [record.selected_scores.get(name) for name in metric.split("+")]
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if len(known) == len(scores) else None
+
+
+def is_error(metric: str) -> bool:
+    """Whether lower is better, and percent make no sense."""
+    return metric.endswith("_error")
+
+
+def in_points(metric: str, value: float) -> float:
+    """A score as papers print it: fractions and correlations times 100, errors as they are."""
+    return value if is_error(metric) else 100 * value
+
+
+RATE_OPEN = "rate open"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task.
+
+    Attributes:
+        group: The finished runs; None where there are none.
+        planned: Seeds that a study wants; None without a study.
+        unfinished: How the study's runs ended that did not finish, or what keeps them from being reported.
+        costs: What a study's plan counted.
+    """
+
+    group: Group | None = None
+    planned: int | None = None
+    unfinished: tuple[str, ...] = ()
+    costs: PlannedCosts | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The methods and tasks of one table; `cells` has every pair of them.
+
+    Attributes:
+        title: The backbone, or the study with its backbones.
+        study: The study's name; None without a study.
+        remarks: In what a study departs from what it is held against.
+    """
+
+    title: str
+    methods: list[str]
+    tasks: list[str]
+    cells: dict[tuple[str, str], Cell]
+    study: str | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[Group]:
+        """The groups with finished runs, method by method."""
+        found = (self.cells[method, task].group for method in self.methods for task in self.tasks)
+        return [group for group in found if group is not None]
+
+    def groups_of(self, method: str) -> dict[str, Group]:
+        """A method's groups by task."""
+        found = {task: self.cells[method, task].group for task in self.tasks}
+        return {task: group for task, group in found.items() if group is not None}
+
+    def metric(self, task: str) -> str | None:
+        """The primary metric of a task's column; None where nothing was run."""
+        first = self._firsts.get(task)
+        return first.metric if first else None
+
+    def in_percent(self, task: str) -> bool:
+        """Whether a task's column is shown in percent: all but errors are."""
+        first = self._firsts.get(task)
+        return first is None or first.in_percent
+
+    @property
+    def all_in_percent(self) -> bool:
+        """Whether scores of all tasks have one unit, so that they can be averaged."""
+        return all(map(self.in_percent, self.tasks))
+
+    def score(self, method: str, task: str) -> Statistic | None:
+        """The column's metric of one cell."""
+        group = self.cells[method, task].group
+        return group.score(self.metric(task)) if group else None
+
+    def scores(self, method: str) -> dict[tuple[str, int], float]:
+        """A method's scores by (task, seed), turned so that more is better: errors are negated."""
+        return {
+            (task, seed): score if self.in_percent(task) else -score
+            for task, group in self.groups_of(method).items()
+            for seed, score in group.by_seed(self.metric(task)).items()
+        }
+
+    def missing(self) -> list[str]:
+        """What a study wants and has not finished, in words."""
+        counts = {pair: len(cell.group.seeds) if cell.group else 0 for pair, cell in self.cells.items()}
+        return [
+            f"{method} on {task} ({counts[method, task]} of {cell.planned} seeds)"
+            for (method, task), cell in self.cells.items()
+            if cell.planned is not None and counts[method, task] < cell.planned
+        ]
+
+    @cached_property
+    def _firsts(self) -> dict[str, Group]:
+        return {group.task: group for group in reversed(self.groups())}
+
+
+def backbone_sheets(groups: list[Group]) -> list[Sheet]:
+    """One sheet a backbone, for runs that belong to no study; fewest trained parameters first."""
+    sheets = []
+    for backbone in dict.fromkeys(group.backbone for group in groups):
+        mine = [group for group in groups if group.backbone == backbone]
+        found = {(group.label, group.task): Cell(group) for group in mine}
+        sizes: dict[str, int] = {}
+        for group in mine:
+            assert group.first.params
+            sizes.setdefault(group.label, group.first.params.trainable)
+        methods = sorted(sizes, key=lambda label: (sizes[label], label))
+        tasks = list(dict.fromkeys(group.task for group in mine))
+        cells = {(method, task): found.get((method, task), Cell()) for method in methods for task in tasks}
+        sheets.append(Sheet(backbone, methods, tasks, cells))
+    return sheets
+
+
+def study_sheet(study: StudyFile, records: Iterable[Record]) -> Sheet:
+    """The sheet of a study: its methods and tasks in its order, by its names.
+
+    Records that are not the study's, or of learning rates that were not taken, have no place in it.
+    """
+    ours = StudyRecords(study, records)
+    cells = {(method, task): _cell(method, task, ours) for method in study.methods for task in study.tasks}
+    backbones = dict.fromkeys(cell.group.backbone for cell in cells.values() if cell.group)
+    title = f"{study.name} ({', '.join(backbones)})" if backbones else study.name
+    return Sheet(title, study.methods, study.tasks, cells, study.name, study.deviations)
+
+
+def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
+    seeds, costs = ours.seeds(method, task), ours.costs(method, task)
+    if ours.rate_open(method, task):
+        return Cell(planned=len(seeds), unfinished=(RATE_OPEN,), costs=costs)
+    finished = list(ours.by_seed(method, task).values())
+    ends = dict.fromkeys(record.status for record in ours.there(method, task) if record.status != "finished")
+    group = Group(task, backbone_name(finished[0].config["backbone"]), method, finished) if finished else None
+    return Cell(group, len(seeds), tuple(ends), costs)
+
+
+def reported_records(study: StudyFile, records: Iterable[Record]) -> list[Record]:
+    """The records that a study reports: its own, without learning rates that were not taken."""
+    reported = {run.key for run in study.runs if run.chosen is not False}
+    return [record for record in records if record.run_key in reported]

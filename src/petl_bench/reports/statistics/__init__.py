@@ -1,1 +1,0 @@
-"""What is compared: runs grouped over their seeds, and what can be said of the groups."""

@@ -1,1 +1,0 @@
-"""Tables of text cells, and the forms that they are written in."""

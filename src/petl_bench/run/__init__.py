@@ -1,0 +1,1 @@
+"""One run: read `run.py` first."""

@@ -1,0 +1,43 @@
+"""The identity of a run: its key, its name, its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
+from petl_bench.config import RunConfig, settled
+from petl_bench.records.run_key import run_key, run_name
+from petl_bench.tasks.read import split_files
+from petl_bench.trackers.tracker import RunIdentity, named
+
+
+def identify(cfg: RunConfig) -> RunIdentity:
+    """Names a run by its settings and by the content of the local files that it reads."""
+    config = settled(cfg).to_dict()
+    key = run_key(config, _content_hashes(cfg))
+    return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
+
+
+def local_files(cfg: RunConfig) -> dict[str, Path]:
+    """The local files whose content belongs to the run, by their part in it."""
+    task = cfg.task
+    found: dict[str, Path] = {}
+    if task.source == "files":
+        named = {"train": task.train_file, "validation": task.validation_file}
+        found |= {role: Path(file).expanduser() for role, file in named.items() if file}
+    if task.source == "hub" and cfg.data_root is not None:
+        wanted = [(task.subset or "", task.train_split), (task.subset or "", task.validation_split)]
+        wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
+        root = Path(cfg.data_root).expanduser()
+        found |= {
+            f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)
+        }
+    if cfg.backbone.path is not None:
+        folder = Path(cfg.backbone.path).expanduser()
+        found |= {file.name: file for pattern in HUB_PATTERNS for file in folder.glob(pattern)}
+    return found
+
+
+def _content_hashes(cfg: RunConfig) -> dict[str, str]:
+    """Hashes of local files, by their part in the run; a missing one is told of when it is read."""
+    return {name: file_sha256(file) for name, file in sorted(local_files(cfg).items()) if file.is_file()}

@@ -1,0 +1,199 @@
+"""Text in, labels and probabilities out, with the model of a finished run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from petl_bench.backbones.layers import settled_layers
+from petl_bench.backbones.load import open_backbone
+from petl_bench.config import RunConfig, config_from_dict
+from petl_bench.errors import RequestError
+from petl_bench.model import load_trained
+from petl_bench.records.store import RunFolder
+from petl_bench.tasks.config import ExtraSplit
+from petl_bench.tasks.encode import encode
+from petl_bench.tasks.load import find_labels, read_subset
+from petl_bench.tasks.read import read_table, split_files
+from petl_bench.tasks.rows import Rows, rows_from_table
+
+if TYPE_CHECKING:
+    from petl_bench.tasks.config import TaskConfig
+
+
+# What the GLUE server wants in place of label names.
+_SUBMITTED_AS_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")
+
+_STDIN_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one row: a label with all probabilities, or a value."""
+
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    value: float | None = None
+
+
+class Predictor:
+    """A finished run's model, ready for texts.
+
+    Args:
+        run_dir: The run's folder.
+
+    Raises:
+        RequestError: where it holds no finished run, or no weights.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        folder = RunFolder(Path(run_dir))
+        record = folder.finished()
+        if record is None:
+            raise RequestError(f"{run_dir} holds no finished run (result.json).")
+        import torch
+        from accelerate.utils import set_seed
+
+        from petl_bench.training.device import make_accelerator
+
+        self.config: RunConfig = config_from_dict(record.config)
+        self.task: TaskConfig = self.config.task
+        self.labels = find_labels(self.task)
+        # On whatever device is here: a run of a GPU machine must be usable on another.
+        precision = self.config.train.precision
+        if precision == "fp16" and not torch.cuda.is_available():
+            precision = "fp32"
+        self._accelerator = make_accelerator(dataclasses.replace(self.config.train, device="auto", precision=precision))
+        backbone = open_backbone(self.config.backbone, settled_layers(self.config.layers, record.layers))
+        self._tokenizer = backbone.load_tokenizer()
+        # A backbone with random weights is the one that was trained only under the same seed.
+        set_seed(self.config.train.seed)
+        plain = backbone.build_model(len(self.labels or [0]), self.labels)
+        self._model = load_trained(folder, plain).to(self._accelerator.device)
+
+    def predict(self, rows: Rows) -> list[Prediction]:
+        """Predictions in the rows' order."""
+        from petl_bench.run.evaluate import predict_logits
+        from petl_bench.training.batches import Feed
+
+        encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
+        feed = Feed(encoded, self._accelerator.device)
+        logits = predict_logits(self._model, feed, self.config.train.eval_batch_size, self._accelerator)
+        if self.labels is None:
+            return [Prediction(value=float(value)) for value in logits[:, 0]]
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = shifted / shifted.sum(axis=1, keepdims=True)
+        return [
+            Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, map(float, row), strict=True)))
+            for row in shares
+        ]
+
+
+def predict_texts(run_dir: str, texts: list[str], *, as_json: bool) -> Iterator[str]:
+    """Predicts one example, given one text for each text column."""
+    predictor = Predictor(run_dir)
+    yield from _lines(predictor, [texts], as_json=as_json, header=True)
+
+
+def predict_file(run_dir: str, file: str, *, as_json: bool) -> Iterator[str]:
+    """Predicts every row of a file; its labels, where it has any, are not looked at."""
+    predictor = Predictor(run_dir)
+    table = read_table(file, "--file").drop(columns=[predictor.task.label_column], errors="ignore")
+    rows = rows_from_table(table, predictor.task, predictor.labels, file)
+    yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=True)
+
+
+def predict_stdin(run_dir: str, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:
+    """Predicts one example a line; the texts of a pair are separated by a tab."""
+    predictor = Predictor(run_dir)
+    header, chunk = True, []
+    for line in stream:
+        chunk.append(line.rstrip("\n").split("\t") if len(predictor.task.text_columns) > 1 else [line.rstrip("\n")])
+        if len(chunk) == _STDIN_CHUNK:
+            yield from _lines(predictor, chunk, as_json=as_json, header=header)
+            header, chunk = False, []
+    if chunk:
+        yield from _lines(predictor, chunk, as_json=as_json, header=header)
+
+
+def _lines(predictor: Predictor, examples: list[list[str]], *, as_json: bool, header: bool) -> Iterator[str]:
+    columns = predictor.task.text_columns
+    for number, example in enumerate(examples):
+        if len(example) != len(columns):
+            raise RequestError(
+                f"example {number + 1} has {len(example)} texts, but task={predictor.task.name} takes {len(columns)}: "
+                f"{', '.join(columns)}."
+            )
+    texts = tuple([example[i] for example in examples] for i in range(len(columns)))
+    rows = Rows(texts, None, list(range(len(examples))))
+    yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=header)
+
+
+def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, header: bool) -> Iterator[str]:
+    if as_json:
+        for prediction in predictions:
+            yield json.dumps({name: value for name, value in asdict(prediction).items() if value is not None})
+        return
+    if header:
+        yield "\t".join(["label", *(f"p({label})" for label in predictor.labels)] if predictor.labels else ["value"])
+    for prediction in predictions:
+        if prediction.probabilities is None:
+            yield f"{prediction.value:.4f}"
+        else:
+            shares = (f"{share:.4f}" for share in prediction.probabilities.values())
+            yield "\t".join([str(prediction.label), *shares])
+
+
+def submit(run_dir: str, out_dir: str, data_root: str | None) -> Iterator[Path]:
+    """Writes the GLUE server's files for a run's task: `<NAME>.tsv` with `index` and `prediction`.
+
+    An MNLI run also predicts the mismatched rows and the diagnostics.
+
+    Raises:
+        RequestError: where the task is none of GLUE's, or test rows are missing.
+    """
+    predictor = Predictor(run_dir)
+    task = predictor.task
+    if task.submission is None or task.subset is None:
+        raise RequestError(f"task={task.name} has no submission format: --submit is for the GLUE tasks.")
+    root = data_root or predictor.config.data_root
+    main = ExtraSplit(subset=task.subset, split=task.test_split, submission=task.submission)
+    for part in (main, *task.also_submit.values()):
+        if root is not None and part is not main and not split_files(Path(root).expanduser(), part.subset, part.split):
+            continue
+        rows = read_subset(task, part.subset, part.split, predictor.labels, root)
+        file = Path(out_dir) / f"{part.submission}.tsv"
+        _write_submission(file, rows, predictor.predict(rows), predictor)
+        yield file
+
+
+def _write_submission(file: Path, rows: Rows, predictions: list[Prediction], predictor: Predictor) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+            writer.writerow(["index", "prediction"])
+            writer.writerows([index, _submitted(one, predictor)] for index, one in enumerate(predictions))
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _submitted(prediction: Prediction, predictor: Predictor) -> Any:
+    if prediction.value is not None:
+        # STS-B's scale.
+        return f"{min(max(prediction.value, 0.0), 5.0):.3f}"
+    assert predictor.labels
+    assert prediction.label is not None
+    if predictor.task.name in _SUBMITTED_AS_NUMBERS:
+        return predictor.labels.index(prediction.label)
+    return prediction.label

@@ -1,0 +1,191 @@
+"""Chooses the layers to adapt by hidden-state variability (Xie et al., Findings of EMNLP 2022, 3.1; their code)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from petl_bench.backbones.layers import LayersConfig, check_variability, place
+from petl_bench.backbones.load import Backbone, open_backbone
+from petl_bench.backbones.source import BackboneConfig
+from petl_bench.errors import RequestError, RunError
+from petl_bench.records.schema import Layers
+
+if TYPE_CHECKING:
+    from petl_bench.tasks.load import Task
+    from petl_bench.tasks.rows import Rows
+
+
+def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> float:
+    """The metric nu: spread within classes relative to the spread between them; low where a layer is specialised.
+
+    `nu = trace(Sw pinv(Sb)) / |Y|`, with the within-class covariance Sw averaged over classes, and Sb the covariance of
+    the class means around *their* mean: each class weighs the same whatever its size. Computed in float64 in the space
+    of the class means, at most |Y| - 1 dimensions, which gives the same number without the d x d matrices.
+
+    nu depends on the number of examples: compare layers at the same one.
+
+    Args:
+        states: One pooled state an example, shape (examples, d).
+        labels: Class indices, shape (examples,).
+        num_classes: How many classes there must be; None: those that occur.
+
+    Raises:
+        ValueError: where a class has no example, there are fewer than two, or a state is not finite. A class with one
+            example is allowed; it adds no spread of its own.
+
+    Returns:
+        nu; infinity where all classes have the same mean.
+    """
+    states = np.asarray(states, dtype=np.float64)
+    if not np.isfinite(states).all():
+        raise ValueError("a hidden state is not finite")
+    if not np.isfinite(labels).all():
+        raise ValueError("a label is not finite")
+    found, sizes = np.unique(labels, return_counts=True)
+    if num_classes is not None and set(found.tolist()) != set(range(num_classes)):
+        missing = sorted(set(range(num_classes)) - set(found.tolist()))
+        if missing:
+            raise ValueError(f"class {missing[0]} has no example among {len(labels)} rows")
+        raise ValueError(f"labels outside 0..{num_classes - 1}")
+    if len(found) < 2:
+        raise ValueError("at least two classes are needed")
+    if sizes.max() < 2:
+        raise ValueError("no class has two examples, so there is no spread within classes")
+    means = np.stack([states[labels == label].mean(axis=0) for label in found])
+    between = (means - means.mean(axis=0)) / np.sqrt(len(found))
+    _, singular, directions = np.linalg.svd(between, full_matrices=False)
+    kept = singular > singular.max() * max(between.shape) * np.finfo(np.float64).eps
+    # Means that differ by less than rounding are the same.
+    kept &= singular > np.abs(states).max() * max(between.shape) * np.finfo(np.float64).eps
+    if not kept.any():
+        return math.inf
+    scaled = directions[kept] / singular[kept, None]
+    spread = [
+        np.square((states[labels == label] - mean) @ scaled.T).sum(axis=1).mean()
+        for label, mean in zip(found, means, strict=True)
+    ]
+    return float(np.sum(spread) / len(found) ** 2)
+
+
+def bins_of(targets: np.ndarray, num_bins: int) -> np.ndarray:
+    """Classes of about equal size for regression targets: the bounds are their quantiles; empty bins are left out."""
+    bounds = np.unique(np.quantile(targets, np.linspace(0, 1, num_bins + 1)[1:-1], method="higher"))
+    # A bound at the lowest target would leave nothing below it, and many equal targets must not swallow the others.
+    bounds = bounds[bounds > targets.min()]
+    if not len(bounds):
+        bounds = np.unique(targets)[1:2]
+    return np.unique(np.searchsorted(bounds, targets, side="right"), return_inverse=True)[1]
+
+
+_log = logging.getLogger(__name__)
+
+# Draws the rows that are looked at, and the labels of the null line.
+_SEED = 0
+
+
+def choose_layers(
+    layers: LayersConfig, backbone: BackboneConfig, task: Task, batch_size: int, device: str
+) -> tuple[LayersConfig, Layers | None]:
+    """Returns a plan that needs no rows any more, and how it was found; other plans pass unchanged.
+
+    Args:
+        layers: As the user asks for them.
+        backbone: Whose states are looked at, before it is adapted.
+        task: Whose training rows are used.
+        batch_size: Rows a forward pass.
+        device: Where to run.
+
+    Raises:
+        RequestError: for settings out of range, or a class without an example.
+        RunError: where the backbone's states are not finite.
+    """
+    if layers.name != "variability":
+        return layers, None
+    check_variability(layers)
+    opened = open_backbone(backbone, LayersConfig())
+    rows, classes, num_classes = _labelled_rows(layers, task)
+    states = pooled_states(opened, rows, task.settings.max_length, batch_size, device)
+    shuffled = np.random.default_rng(_SEED).permutation(classes)
+    try:
+        measured = [variability(layer, classes, num_classes) for layer in states]
+        null_line = [variability(layer, shuffled, num_classes) for layer in states]
+    except ValueError as error:
+        if not np.isfinite(states).all():
+            raise RunError(f"layers=variability cannot be measured: {error}.") from error
+        raise RequestError(
+            f"layers=variability cannot be measured: {error}. Use more rows (layers.num_examples, "
+            "task.num_train_examples) or another layer plan."
+        ) from error
+    if not np.isfinite(measured).any():
+        raise RequestError(
+            "layers=variability: every layer gives all classes the same mean state; choose another plan."
+        )
+    chosen = place(layers, int(np.argmin(measured)) + 1, len(measured))
+    _report(measured, null_line, chosen, len(rows))
+    found = Layers(chosen.bottom, chosen.top, chosen.head, len(measured), measured, null_line, len(rows))  # type: ignore[arg-type]
+    return chosen, found
+
+
+def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
+    """The rows to look at, their classes, and how many classes there must be."""
+    rows = task.train
+    if layers.num_examples is not None and layers.num_examples < len(rows):
+        rows = rows.take(np.random.default_rng(_SEED).permutation(len(rows))[: layers.num_examples])
+    assert rows.labels is not None
+    if task.labels is None:
+        return rows, bins_of(rows.labels, layers.num_bins or 2), None
+    return rows, rows.labels, len(task.labels)
+
+
+def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: int, device: str) -> np.ndarray:
+    """Mean state of each row over its tokens, special ones and padding left out; pairs are encoded jointly.
+
+    Returns:
+        float32, shape (layers, rows, d); the embeddings are not among the layers.
+    """
+    import torch
+
+    anatomy, tokenizer = backbone.anatomy, backbone.load_tokenizer()
+    model: torch.nn.Module = backbone.build_model(2).eval()
+    model.to(device)
+    encoder: Any = model.get_submodule(anatomy.encoder)
+    # Where the norms come first, the encoder's last state alone is normed: so is each, as if the encoder ended there.
+    final_norm = model.get_submodule(anatomy.above_layers[0]) if anatomy.norm_first else torch.nn.Identity()
+    order = sorted(range(len(rows)), key=lambda index: -sum(len(column[index]) for column in rows.texts))
+    pooled: np.ndarray | None = None
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        columns = [[column[index] for index in indices] for column in rows.texts]
+        batch = tokenizer(
+            *columns,
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        ).to(device)
+        words = (1 - batch.pop("special_tokens_mask")) * batch["attention_mask"]
+        with torch.inference_mode():
+            *inner, last = encoder(**batch, output_hidden_states=True).hidden_states[1:]
+            states = [*map(final_norm, inner), last]
+        weights = words[..., None].float()
+        # A row without words keeps the mean of nothing: zero.
+        means = [(state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1) for state in states]
+        found = torch.stack(means).cpu().numpy()
+        if pooled is None:
+            pooled = np.empty((len(found), len(rows), found.shape[2]), dtype=np.float32)
+        pooled[:, indices] = found
+    assert pooled is not None
+    return pooled
+
+
+def _report(measured: list[float], null_line: list[float], chosen: LayersConfig, num_rows: int) -> None:
+    best = int(np.argmin(measured))
+    _log.info("variability by layer, over %d training rows (with shuffled labels):", num_rows)
+    for number, (value, null) in enumerate(zip(measured, null_line, strict=True)):
+        _log.info("  layer %2d  %.4g (%.4g)%s", number + 1, value, null, "  <- lowest" if number == best else "")
+    _log.info("layers %s..%s are adapted, the head reads layer %s", chosen.bottom, chosen.top, chosen.head)

@@ -1,0 +1,178 @@
+"""The definition of a study: its schema, and how one that ships or a file of the user's is read."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from petl_bench.config import CONFIG_MODULE
+from petl_bench.errors import RequestError
+from petl_bench.records.study_file import Claim, PublishedRow
+from petl_bench.reports.claims import check_claim
+
+
+@dataclass
+class CellConfig:
+    """Settings of one method on one task, both by the study's names; `tasks` and `methods` that are empty mean all."""
+
+    methods: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StudyConfig:
+    """A grid of methods, tasks and seeds. Settings are words as `petl-bench run` takes them.
+
+    Where several words set the same key, the later wins: `settings`, then the method's, the task's, those of `cells`,
+    and what stands on the command line.
+
+    Attributes:
+        settings: For every run.
+        methods: By the name that tables show; no word of its own means `method=<name>`.
+        tasks: By the name that tables show; no word of its own means `task=<name>`.
+        seeds: One run each.
+        cells: Settings per (method, task).
+        learning_rates: By method: rates of which the best on the selection split is taken, task by task.
+        rate_seeds: Seeds with which rates are compared; the other seeds run with the rate that was taken.
+        deviations: In what the study departs from the papers it is held against.
+        published: Rows of papers' tables.
+        claims: Sentences of papers, as tests over the records.
+    """
+
+    description: str = ""
+    settings: list[str] = field(default_factory=list)
+    methods: dict[str, list[str]] = field(default_factory=dict)
+    tasks: dict[str, list[str]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    cells: list[CellConfig] = field(default_factory=list)
+    learning_rates: dict[str, list[float]] = field(default_factory=dict)
+    rate_seeds: list[int] = field(default_factory=lambda: [0])
+    deviations: list[str] = field(default_factory=list)
+    published: list[PublishedRow] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass
+class ExecutorConfig:
+    """How a study's worker processes are started; conf/executor/*.yaml say what each setting means."""
+
+    name: str = "local"
+    workers: int | None = None
+    runs_per_gpu: int = 1
+    cluster: str = "slurm"
+    submitit: dict[str, Any] = field(default_factory=dict)
+    address: str | None = None
+
+
+_SUFFIX = ".yaml"
+
+
+def study_names() -> list[str]:
+    """The studies that ship."""
+    folder = files(CONFIG_MODULE).joinpath("study")
+    return sorted(item.name.removesuffix(_SUFFIX) for item in folder.iterdir() if item.name.endswith(_SUFFIX))
+
+
+def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
+    """Reads a study.
+
+    Returns:
+        Its name, and what it asks for.
+
+    Raises:
+        RequestError: where there is none, or it does not fit the schema.
+    """
+    if name_or_file.endswith((_SUFFIX, ".yml")):
+        path = Path(name_or_file).expanduser()
+        try:
+            return path.stem, _parse(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"The study {path} cannot be read: {error}.") from error
+    names = study_names()
+    if name_or_file not in names:
+        near = difflib.get_close_matches(name_or_file, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise RequestError(
+            f"There is no study {name_or_file}.{hint} Name a file (NAME.yaml) or one of: {', '.join(names)}."
+        )
+    text = files(CONFIG_MODULE).joinpath("study", name_or_file + _SUFFIX).read_text(encoding="utf-8")
+    return name_or_file, _parse(text, f"conf/study/{name_or_file}{_SUFFIX}")
+
+
+def _parse(text: str, where: str) -> StudyConfig:
+    try:
+        content = _forgiving(OmegaConf.to_container(OmegaConf.create(text)))
+        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), content))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        key = getattr(error, "full_key", None)
+        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {words}.") from error
+    assert isinstance(study, StudyConfig)
+    _check(study, where)
+    return study
+
+
+def _forgiving(content: Any) -> Any:
+    """The file's content with what is meant by a name without settings, and by whole numbers where others may stand."""
+    if not isinstance(content, dict):
+        raise ValueError("it holds no settings")
+    for kind in ("methods", "tasks"):
+        if isinstance(content.get(kind), dict):
+            content[kind] = {str(name): words or [] for name, words in content[kind].items()}
+    tables = [content.get("learning_rates"), *(_cells(row) for row in content.get("published") or [])]
+    for table in tables:
+        if isinstance(table, dict):
+            for name, numbers in table.items():
+                if isinstance(numbers, list):
+                    table[name] = [float(n) if type(n) is int else n for n in numbers]
+    return content
+
+
+def _cells(row: Any) -> Any:
+    return row.get("cells") if isinstance(row, dict) else None
+
+
+def _check(study: StudyConfig, where: str) -> None:
+    """Raises RequestError where names do not fit together."""
+    if not study.methods or not study.tasks or not study.seeds:
+        raise RequestError(f"{where} needs at least one of each: methods, tasks, seeds.")
+    check_seeds(f"{where}, seeds", study.seeds)
+    for name in (*study.methods, *study.tasks):
+        if not name.strip() or not name.isprintable():
+            raise RequestError(f"{where}: {name!r} is no name that a table can show.")
+    named = [("cells", "methods", name) for cell in study.cells for name in cell.methods]
+    named += [("cells", "tasks", name) for cell in study.cells for name in cell.tasks]
+    named += [("learning_rates", "methods", name) for name in study.learning_rates]
+    named += [("published", "methods", row.method) for row in study.published if row.method is not None]
+    named += [("published", "tasks", task) for row in study.published for task in row.cells]
+    for section, kind, name in named:
+        known = getattr(study, kind)
+        if name not in known:
+            raise RequestError(f"{where}, {section}: {name} is none of its {kind}: {', '.join(known)}.")
+    for claim in study.claims:
+        try:
+            check_claim(claim, study.methods, study.tasks)
+        except RequestError as error:
+            raise RequestError(f"{where}, claims: {error}") from error
+    for row in study.published:
+        if not all(row.cells.values()):
+            raise RequestError(f"{where}, published, {row.row}: a cell is empty; leave it out.")
+        if not row.comparable and not row.why:
+            raise RequestError(f"{where}, published, {row.row}: say why it is not comparable (why: ...).")
+
+
+def check_seeds(where: str, seeds: list[int]) -> None:
+    """Raises RequestError where seeds are none, come twice or are out of range."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise RequestError(f"{where} must name at least one seed, each once, in 0..{2**32 - 1}.")

@@ -1,0 +1,239 @@
+"""`petl-bench dashboard`: what the workspace and the report show, printed, and saved where that is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from petl_bench.errors import RequestError, RunError
+from petl_bench.records.study_file import read_study
+from petl_bench.trackers.tracker import SCORE, SELECTION_SCORE, TrackerConfig
+
+TRAINABLE = "params/trainable"
+
+LEDGER_PEAK = "memory/ledger/peak_bytes"
+
+TRAIN_SPEED = "time/train_examples_per_second"
+
+TRAIN_SECONDS = "time/train_seconds"
+
+INFERENCE_SPEED = "inference/examples_per_second"
+
+TRAIN_LOSS = "train/loss"
+
+LEARNING_RATE = "train.learning_rate"
+
+# W&B's names of what all runs have: the method, and the axis of the curves.
+METHOD = "JobType"
+
+STEP = "step"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dashboard stands and which runs it shows.
+
+    Attributes:
+        entity: Empty until it is saved.
+        study: None: every run of the project.
+    """
+
+    entity: str
+    project: str
+    study: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The dashboard's name."""
+        return f"petl-bench: {self.study or 'comparison of methods'}"
+
+
+@dataclass(frozen=True)
+class PanelPlan:
+    """One panel.
+
+    Attributes:
+        kind: `bars` of a method's mean with its spread, `scatter` (x, y), `curves`, `parallel` or `comparer`.
+        keys: Results, or for curves history; those of `parallel` begin with settings.
+        settings: Keys of the run's config.
+        log: Whether the x axis is logarithmic.
+    """
+
+    title: str
+    kind: str
+    results: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    log: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that it shows."""
+        return self.settings + self.results
+
+
+@dataclass(frozen=True)
+class SectionPlan:
+    """Panels under one title, and what to read in them."""
+
+    title: str
+    text: str
+    panels: tuple[PanelPlan, ...]
+
+
+SECTIONS = (
+    SectionPlan(
+        "Score by method",
+        "Primary metric on the report split, mean over runs; the spread is between seeds (and tasks, unless filtered).",
+        (PanelPlan("score", "bars", (SCORE,)), PanelPlan("score on the selection split", "bars", (SELECTION_SCORE,))),
+    ),
+    SectionPlan(
+        "Score against trainable parameters",
+        "Up and to the left is better. The parameters of the head are counted with them.",
+        (PanelPlan("score against trainable parameters", "scatter", (TRAINABLE, SCORE), log=True),),
+    ),
+    SectionPlan(
+        "Score against ledger memory",
+        "Peak of one update, counted storage by storage; comparable between machines.",
+        (
+            PanelPlan("score against peak memory of one update", "scatter", (LEDGER_PEAK, SCORE)),
+            PanelPlan("peak memory of one update", "bars", (LEDGER_PEAK,)),
+        ),
+    ),
+    SectionPlan(
+        "Training speed",
+        "Comparable between runs on one machine only.",
+        (
+            PanelPlan("rows trained on a second", "bars", (TRAIN_SPEED,)),
+            PanelPlan("seconds of training", "bars", (TRAIN_SECONDS,)),
+            PanelPlan("inference, rows a second", "bars", (INFERENCE_SPEED,)),
+        ),
+    ),
+    SectionPlan(
+        "Learning curves",
+        "By number of updates.",
+        (
+            PanelPlan("training loss", "curves", (TRAIN_LOSS,)),
+            PanelPlan("selection score", "curves", (SELECTION_SCORE,)),
+        ),
+    ),
+    SectionPlan(
+        "Settings and outcomes",
+        "One line a run.",
+        (
+            PanelPlan(
+                "learning rate, parameters, memory, speed, score",
+                "parallel",
+                (TRAINABLE, LEDGER_PEAK, TRAIN_SPEED, SCORE),
+                (LEARNING_RATE,),
+            ),
+        ),
+    ),
+    SectionPlan("Run comparer", "Settings and results in which runs differ.", (PanelPlan("runs", "comparer"),)),
+)
+
+
+def show_dashboard(
+    study: str | None,
+    project: str | None,
+    entity: str | None,
+    *,
+    save: bool,
+    as_json: bool,
+    write: Callable[[str], None],
+) -> None:
+    """Builds both, and prints them or where they were saved.
+
+    Args:
+        study: A study's folder or name; None: every run of the project.
+        project: W&B's; None: `WANDB_PROJECT`, else ours.
+        entity: W&B's; None: `WANDB_ENTITY`, else the login's.
+        save: Whether to write them to W&B.
+        as_json: Whether to print them as W&B keeps them.
+        write: Takes the text.
+
+    Raises:
+        RequestError: where the folder holds no study, or the package is missing.
+        RunError: where W&B cannot be reached.
+    """
+    try:
+        from petl_bench.trackers.wandb_dashboard import build_report, build_workspace
+    except ImportError as error:
+        raise RequestError("dashboard needs wandb-workspaces: `pip install 'petl-bench[dashboard]'`.") from error
+
+    place = Place(
+        entity=entity or os.environ.get("WANDB_ENTITY") or (_default_entity() if save else ""),
+        project=project or os.environ.get("WANDB_PROJECT") or TrackerConfig.project,
+        study=study_name(study),
+    )
+    workspace, report = build_workspace(place), build_report(place)
+    urls = {}
+    if save:
+        urls = {"workspace": _saved(workspace), "report": _saved(report)}
+    if as_json:
+        specs = {"workspace": spec_of(workspace), "report": spec_of(report)}
+        write(json.dumps(specs | ({"urls": urls} if urls else {}), indent=2))
+        return
+    write(describe(place))
+    for name, url in urls.items():
+        write(f"{name}: {url}")
+
+
+def study_name(study: str | None) -> str | None:
+    """The name of a study that is given by its folder or by its name.
+
+    Raises:
+        RequestError: where the folder holds no study.
+    """
+    if study is None or not (Path(study).is_dir() or os.sep in study):
+        return study
+    found = read_study(Path(study))
+    if found is None:
+        raise RequestError(f"{study} holds no study.json: give a study's folder or name, or leave it out for all runs.")
+    return found.name
+
+
+def spec_of(built: object) -> dict[str, object]:
+    """A workspace or report as W&B keeps it; what cannot be kept fails here."""
+    model = built._to_model()  # type: ignore[attr-defined]  # there is no other way to it
+    spec: dict[str, object] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+    return spec
+
+
+def describe(place: Place) -> str:
+    """Sections and panels with the keys that they show."""
+    runs = f"the runs of study {place.study}" if place.study else "every run"
+    lines = [f"workspace and report {place.title!r} over {runs} in project {place.project}"]
+    for section in SECTIONS:
+        lines.append(f"\n{section.title}")
+        lines += [f"  {panel.title} ({panel.kind}): {', '.join(panel.keys) or 'all'}" for panel in section.panels]
+    return "\n".join(lines)
+
+
+def _default_entity() -> str:
+    import wandb
+
+    try:
+        entity = wandb.Api().default_entity
+    except Exception as error:  # no login, no network: W&B raises whatever its client does
+        raise _unreachable(error) from error
+    if not entity:
+        raise RunError("W&B has no default entity for this login: give --entity NAME.")
+    return str(entity)
+
+
+def _saved(built: object) -> str:
+    try:
+        return str(built.save().url)  # type: ignore[attr-defined]
+    except Exception as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: Exception) -> RunError:
+    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RunError(
+        f"The dashboard could not be saved to Weights & Biases ({words}): log in with `wandb login`, and name a "
+        "project that holds runs with --project; without --save nothing is sent."
+    )

@@ -1,0 +1,124 @@
+"""Mirrors finished records afterwards, each exactly once, whether or not they were tracked while running."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import Record
+from petl_bench.records.store import find_record_files, read_json
+from petl_bench.trackers.marker import Mirror, marker_lock, read_mirrors, record_hash
+from petl_bench.trackers.tracker import TrackerConfig, history_point, named, open_tracker
+
+_WORDS = {"synced": "mirrored", "pending": "to mirror", "already": "mirrored already", "copy": "left out, a copy"}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of one record.
+
+    Attributes:
+        state: `synced`, `pending` (a dry run would have synced it), `already`, or `copy` of a record seen before.
+        mirror: Where it is mirrored; None where it is not.
+    """
+
+    folder: str
+    run_key: str
+    state: str
+    mirror: Mirror | None = None
+
+    @property
+    def line(self) -> str:
+        """For a terminal."""
+        files = self.mirror.files if self.mirror else None
+        hint = f"  (offline; to upload it: wandb sync {Path(self.folder) / files})" if files else ""
+        return f"{_WORDS[self.state]}: {self.folder}{hint}"
+
+
+def sync(
+    folders: Iterable[str | Path], *, tracker: str = "wandb", project: str | None = None, dry_run: bool = False
+) -> Iterator[Synced]:
+    """Mirrors every finished record below `folders` that is not mirrored as it stands.
+
+    Args:
+        folders: Searched for records.
+        tracker: `wandb` or `tensorboard`.
+        project: W&B's; None: `WANDB_PROJECT`, else where a record is already, else what it was run with.
+        dry_run: Whether only to say what would be done.
+
+    Yields:
+        What became of each finished record.
+
+    Raises:
+        RequestError: where a folder does not exist, holds no finished record, or W&B is disabled.
+        RunError: where W&B cannot be reached; the same command goes on.
+    """
+    if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled" and not dry_run:
+        raise RequestError("WANDB_MODE=disabled mirrors nothing: unset it, or set WANDB_MODE=offline.")
+    folders = list(folders)
+    wanted = Mirror(tracker, record="", project=_project(project), entity=os.environ.get("WANDB_ENTITY") or None)
+    keys: dict[str, Path] = {}
+    for file in find_record_files(folders):
+        done = _sync_file(file.resolve(), wanted, keys, dry_run=dry_run)
+        if done is not None:
+            yield done
+    if not keys:
+        raise RequestError(f"No finished run below {', '.join(map(str, folders))}: `petl-bench run` makes one.")
+
+
+def _project(project: str | None) -> str | None:
+    return project or os.environ.get("WANDB_PROJECT") or None
+
+
+def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bool) -> Synced | None:
+    folder = file.parent
+    # Read under the lock: what another process has just mirrored is marked by then.
+    with nullcontext() if dry_run else marker_lock(folder):
+        try:
+            content = read_json(file)
+            record = Record.from_dict(content)
+        except (ValueError, OSError) as error:
+            _log.warning("%s cannot be read: %s", file, error)
+            return None
+        if record.status != "finished" or None in (record.protocol, record.scores):
+            return None
+        first = keys.setdefault(record.run_key, folder)
+        if first != folder:
+            return Synced(str(folder), record.run_key, "copy")
+        found = _mirror_of(folder, wanted)
+        if found is not None and found.record == record_hash(content):
+            return Synced(str(folder), record.run_key, "already", found)
+        if dry_run:
+            return Synced(str(folder), record.run_key, "pending")
+        _mirror(record, content, folder, wanted, found)
+        return Synced(str(folder), record.run_key, "synced", _mirror_of(folder, wanted))
+
+
+def _mirror_of(folder: Path, wanted: Mirror) -> Mirror | None:
+    """Where the run is mirrored, if that is a place that was asked for."""
+    for mirror in reversed(read_mirrors(folder)):
+        asked = [(wanted.project, mirror.project), (wanted.entity, mirror.entity)]
+        # W&B tells an entity only online.
+        if mirror.tracker == wanted.tracker and all(None in pair or pair[0] == pair[1] for pair in asked):
+            return mirror
+    return None
+
+
+def _mirror(record: Record, content: dict[str, Any], folder: Path, wanted: Mirror, found: Mirror | None) -> None:
+    """Sends one record; the tracker marks it once nothing is left to send."""
+    settings = TrackerConfig(wanted.tracker)
+    ran_with = (record.config.get("tracker") or {}).get("project")
+    settings.project = wanted.project or (found and found.project) or ran_with or settings.project
+    tracker = open_tracker(settings, named(record.config, record.run_key, folder), live=False)
+    assert record.protocol
+    for entry in record.history:
+        tracker.log(entry.step, history_point(entry, record.protocol))
+    tracker.finish(content)

@@ -1,0 +1,154 @@
+"""Which rows share a batch, and how a batch becomes tensors and reaches the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+MEGABATCH = 50
+
+
+class TokenRows(Protocol):
+    """Token ids of many rows without padding; `petl_bench.tasks.encode.EncodedRows` is one."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Token ids of all rows, shape (tokens,)."""
+
+    @property
+    def types(self) -> np.ndarray | None:
+        """Segment ids likewise; None where the model has none."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Row i is `ids[offsets[i]:offsets[i + 1]]`."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """One a row; None where there are none."""
+
+    @property
+    def pad_id(self) -> int:
+        """The id that padding uses."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+
+    def __len__(self) -> int: ...
+
+
+def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch, as row indices; every row once, the same for the same seed and epoch.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows a batch; the last one may hold fewer.
+        batching: `shuffled`, or `length_grouped`: rows are shuffled into megabatches of 50 batches, sorted by length
+            within each, and the batches shuffled again.
+        seed: The run's seed.
+        epoch: Counted from 0.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if batching == "shuffled":
+        return _chunks(order, batch_size)
+    batches: list[np.ndarray] = []
+    for megabatch in _chunks(order, batch_size * MEGABATCH):
+        batches += _chunks(megabatch[np.argsort(-lengths[megabatch], kind="stable")], batch_size)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches for evaluation: longest rows first, so that little is padded and a lack of memory shows at once."""
+    return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
+
+
+def _chunks(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+@dataclass
+class Batch:
+    """Tensors of one batch.
+
+    Attributes:
+        inputs: `input_ids`, perhaps `attention_mask` (only where there is padding) and `token_type_ids`, each of shape
+            (rows, longest).
+        labels: Shape (rows,); None where there are none.
+        num_tokens: Tokens that are not padding.
+        num_padded_tokens: Tokens with padding.
+        states: What a frozen trunk gave for these rows, by layer (0: the embeddings), each of shape (rows, longest, d);
+            None where the model computes everything itself.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor | None
+    num_tokens: int
+    num_padded_tokens: int
+    states: dict[int, torch.Tensor] | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; copies to a CUDA device do not wait for it."""
+        if device.type == "cpu":
+            return self
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            inputs={name: moved(tensor) for name, tensor in self.inputs.items()},
+            labels=None if self.labels is None else moved(self.labels),
+            states=None if self.states is None else {layer: moved(state) for layer, state in self.states.items()},
+        )
+
+
+def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
+    """Pads these rows to the longest of them; without padding there is no mask."""
+    lengths = rows.lengths[indices]
+    shape = (len(indices), int(lengths.max()))
+    input_ids = np.full(shape, rows.pad_id, dtype=np.int64)
+    mask = np.arange(shape[1])[None, :] < lengths[:, None]
+    token_positions = [np.arange(rows.offsets[i], rows.offsets[i + 1]) for i in indices]
+    flat = np.concatenate(token_positions)
+    input_ids[mask] = rows.ids[flat]
+    inputs = {"input_ids": torch.from_numpy(input_ids)}
+    if not mask.all():
+        inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+    if rows.types is not None:
+        types = np.zeros(shape, dtype=np.int64)
+        types[mask] = rows.types[flat]
+        inputs["token_type_ids"] = torch.from_numpy(types)
+    labels = None if rows.labels is None else torch.from_numpy(_label_dtype(rows.labels[indices]))
+    return Batch(inputs, labels, int(lengths.sum()), mask.size)
+
+
+def _label_dtype(labels: np.ndarray) -> np.ndarray:
+    return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
+
+
+class Feed:
+    """Feeds a model the tokens of rows.
+
+    Args:
+        rows: The rows.
+        device: Where the model is.
+    """
+
+    def __init__(self, rows: TokenRows, device: torch.device) -> None:
+        self.rows, self.device = rows, device
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """These rows, where the model is."""
+        return collate(self.rows, indices).to(self.device)
+
+    def forward(self, model: nn.Module, batch: Batch, labels: torch.Tensor | None = None) -> Any:
+        """The model's outputs for a batch; with labels, its loss too."""
+        return model(**batch.inputs) if labels is None else model(**batch.inputs, labels=labels)
