@@ -46,7 +46,7 @@ def train_by_petl_bench(cfg: RunConfig) -> Timing:
     assert record.scores
     assert record.protocol
     examples = cfg.train.epochs * record.protocol.num_train_examples
-    train_seconds = record.time.train_seconds + (record.time.trunk_seconds or 0.0)
+    train_seconds = record.time.train_seconds + (record.time.features_seconds or 0.0)
     return Timing(total, train_seconds, examples, record.scores.last[cfg.task.metric])
 
 

@@ -54,6 +54,6 @@ def test_the_page_on_records_names_every_field():
     text = (ROOT / "docs" / "records.md").read_text()
     missing = [name for name in Record.__dataclass_fields__ if f"`{name}" not in text and name != "schema_version"]
     assert [name for name in missing if name not in ("config", "flops", "inference")] == []
-    assert "trunk_seconds" in text
+    assert "features_seconds" in text
     assert all(f"{name}" in text or name == "eval_seconds" for name in ("padding_share", "train_seconds"))
     assert "train_tokens_per_second" in Time.__dataclass_fields__

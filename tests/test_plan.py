@@ -27,10 +27,10 @@ def test_every_method_has_a_row(rows):
     assert list(rows) == list(all_methods())
     for method, row in rows.items():
         assert row.params.trainable > 0
-        assert row.ledger.peak_bytes >= row.ledger.weights_bytes
+        assert row.estimate.peak_bytes >= row.estimate.weights_bytes
         assert row.flops.train_step_flops > row.flops.inference_flops > 0 or method == "head"
-        assert row.peak_reduction == rows["full"].ledger.peak_bytes / row.ledger.peak_bytes
-        assert row.fits == (row.ledger.peak_bytes <= 10**6) == (row.largest_batch_size >= 16)
+        assert row.peak_reduction == rows["full"].estimate.peak_bytes / row.estimate.peak_bytes
+        assert row.fits == (row.estimate.peak_bytes <= 10**6) == (row.largest_batch_size >= 16)
     assert "rows choose the layers" in rows["layer_selection"].note
     assert rows["full"].note is None
 
@@ -45,7 +45,7 @@ def test_one_row_for_one_method_and_its_settings():
 
 def test_a_recipe_brings_its_method():
     (row,) = plan(["recipe=lora_roberta_base", "task=mrpc", "backbone=tiny_roberta", "task.max_length=16"])
-    assert (row.method, row.ledger.batch_size) == ("lora", 16)
+    assert (row.method, row.estimate.batch_size) == ("lora", 16)
     assert row.peak_reduction > 1
 
 
@@ -125,7 +125,7 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
     lora, head = json.loads(capsys.readouterr().out)
     assert (lora["method"], lora["backbone"], lora["task"]) == ("lora", "tiny_bert", "demo")
     assert lora["params"]["trainable_head"] == head["params"]["trainable_head"] == 66
-    assert lora["memory"]["ledger"]["peak_bytes"] > head["memory"]["ledger"]["peak_bytes"]
+    assert lora["memory"]["estimate"]["peak_bytes"] > head["memory"]["estimate"]["peak_bytes"]
     assert lora["flops"]["train_step_flops"] > head["flops"]["train_step_flops"]
     assert {"fits", "largest_batch_size"} <= lora.keys()
     assert main(["plan", *TINY, "method=lora,head", "--plot", str(tmp_path / "deep" / "x.png")]) == 0
@@ -158,7 +158,7 @@ def test_a_run_records_what_the_plan_said(tiny, overrides):
     (row,) = plan([*TINY, *overrides])
     record = run(tiny(*TINY, *SHORT, *overrides))
     assert record.params == row.params
-    assert record.memory.ledger == row.ledger
+    assert record.memory.estimate == row.estimate
     assert record.flops == row.flops
 
 
@@ -180,7 +180,7 @@ def test_measuring_changes_no_score_and_can_be_left_out(tiny):
     assert identify(off).key == with_it.run_key
     off.force = True
     without = run(off)
-    assert (without.memory.ledger, without.flops, without.inference) == (None, None, None)
+    assert (without.memory.estimate, without.flops, without.inference) == (None, None, None)
     assert without.scores == with_it.scores
     assert [entry.train_loss for entry in without.history] == [entry.train_loss for entry in with_it.history]
 
@@ -190,7 +190,7 @@ def test_checkpointing_is_a_run_of_its_own_with_the_same_scores(tiny):
     assert identify(plain).key != identify(checkpointed).key
     first, second = run(plain), run(checkpointed)
     assert first.history[0].train_loss == pytest.approx(second.history[0].train_loss, rel=1e-6)
-    assert second.memory.ledger.activations_bytes < first.memory.ledger.activations_bytes
+    assert second.memory.estimate.activations_bytes < first.memory.estimate.activations_bytes
     assert second.flops.train_step_flops > first.flops.train_step_flops
 
 
@@ -204,6 +204,6 @@ def test_a_measurement_that_fails_costs_no_run(tiny, monkeypatch, caplog):
     monkeypatch.setattr("petl_bench.measure.speed.time_forward", broken)
     record = run(tiny(*SHORT))
     assert record.status == "finished"
-    assert (record.memory.ledger, record.flops, record.inference) == (None, None, None)
+    assert (record.memory.estimate, record.flops, record.inference) == (None, None, None)
     assert "measure.ledger=false" in caplog.text
     assert "measure.inference=false" in caplog.text

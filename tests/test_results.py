@@ -30,7 +30,7 @@ def test_every_run_of_a_committed_study_is_there(folder):
         assert None not in dataclasses.astuple(record.protocol), run
         assert record.protocol.seed == run.seed
         assert not Path(record.config["data_root"]).is_absolute()
-        assert record.memory.ledger
+        assert record.memory.estimate
         assert record.versions["torch"]
 
 

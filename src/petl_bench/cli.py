@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RequestError, RunError) as error:
         if debugging():
             raise
-        _tell(error)
+        _print_error(error)
         return EXIT_REQUEST if isinstance(error, RequestError) else EXIT_FAILED
     except BrokenPipeError:
         # The reader (`| head`) has left; nothing more may be written.
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debugging():
             raise
         words = (str(error).strip().splitlines() or [""])[0]
-        _tell(RunError(f"{type(error).__name__}: {words} ({DEBUG_VARIABLE}=1 shows where)."))
+        _print_error(RunError(f"{type(error).__name__}: {words} ({DEBUG_VARIABLE}=1 shows where)."))
         return EXIT_FAILED
     except (Interrupted, KeyboardInterrupt) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
@@ -263,7 +263,7 @@ def _run(arguments: list[str]) -> int:
             if debugging() or os.getpid() != this_process:
                 raise
             failures.append(error)
-            _tell(error)
+            _print_error(error)
 
     sys.argv = ["petl-bench run", *words]
     with explained(words):
@@ -357,7 +357,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from petl_bench.errors import parse_bytes
     from petl_bench.estimate.plan import plan
     from petl_bench.reports.output_files import check_picture
-    from petl_bench.reports.plots.costs import draw_ledgers
+    from petl_bench.reports.plots.costs import draw_memory
     from petl_bench.reports.render import print_table
     from petl_bench.reports.tables import cost_table
 
@@ -370,13 +370,13 @@ def _plan(parsed: argparse.Namespace) -> int:
     else:
         print_table(cost_table(rows))
     if parsed.plot:
-        draw_ledgers(rows, Path(parsed.plot))
+        draw_memory(rows, Path(parsed.plot))
         _log.info("plot: %s", Path(parsed.plot).resolve())
     return 0
 
 
 def _study(parsed: argparse.Namespace) -> int:
-    from petl_bench.commands import tell_outcome, tell_plan
+    from petl_bench.commands import print_outcome, print_plan
     from petl_bench.studies.request import parse_request
     from petl_bench.studies.study import count_costs, keep_costs, prepare, run_study
 
@@ -385,10 +385,10 @@ def _study(parsed: argparse.Namespace) -> int:
         costs = count_costs(study)
         if parsed.plan:
             keep_costs(study, costs)
-        tell_plan(study, costs, _print, as_json=parsed.json)
+        print_plan(study, costs, _print, as_json=parsed.json)
         return 0
     unfinished = run_study(study, retry_failed=parsed.retry == "failed")
-    tell_outcome(study, _print, as_json=parsed.json)
+    print_outcome(study, _print, as_json=parsed.json)
     return EXIT_FAILED if unfinished else 0
 
 
@@ -418,7 +418,7 @@ def _fetch(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
 
 

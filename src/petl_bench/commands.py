@@ -35,7 +35,7 @@ def fetch(cfg: RunConfig) -> Iterator[str]:
 _ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, *FAILURES)
 
 
-def tell_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool) -> None:
+def print_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool) -> None:
     """Prints every method on every task: what is finished, what would run, what it is predicted to take."""
     if as_json:
         by_cell = {(cost.method, cost.task): asdict(cost) for cost in costs}
@@ -79,7 +79,7 @@ def _count(number: int | None) -> str:
     return MISSING if number is None else f"{number:,}"
 
 
-def tell_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) -> None:
+def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) -> None:
     """Prints how many runs there are of each kind, and each one that failed with its reason."""
     found = study.statuses()
     if as_json:

@@ -113,13 +113,13 @@ def check(cfg: RunConfig) -> None:
         raise unknown_choice("backbone.attention", cfg.backbone.attention, ATTENTION)
 
 
-def settled(cfg: RunConfig) -> RunConfig:
+def resolved(cfg: RunConfig) -> RunConfig:
     """The run with what `auto` means on this machine in its place."""
     if cfg.train.precision == "auto" and not gpu_may_be_there():
         return replace(cfg, train=replace(cfg.train, precision="fp32"))
-    from petl_bench.training.device import settled_precision
+    from petl_bench.training.device import resolved_precision
 
-    return replace(cfg, train=replace(cfg.train, precision=settled_precision(cfg.train)))
+    return replace(cfg, train=replace(cfg.train, precision=resolved_precision(cfg.train)))
 
 
 def load_config(overrides: list[str] | None = None) -> RunConfig:

@@ -33,7 +33,7 @@ def setup_logging() -> None:
     """Sends our log to stderr and keeps the libraries' chatter out."""
     logger = logging.getLogger("petl_bench")
     if not logger.handlers:
-        handler = _BesideProgressBars()
+        handler = _AboveProgressBars()
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.addHandler(handler)
@@ -50,7 +50,7 @@ def setup_logging() -> None:
         warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch|datasets|evaluate)(\.|$)")
 
 
-class _BesideProgressBars(logging.Handler):
+class _AboveProgressBars(logging.Handler):
     """Writes to stderr above whatever progress bar is there."""
 
     def emit(self, record: logging.LogRecord) -> None:

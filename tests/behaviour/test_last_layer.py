@@ -9,7 +9,7 @@ import torch
 
 from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, adapted, batch, logits, opened, train
 from petl_bench.backbones import last_layer
-from petl_bench.backbones.equivalence import noisy
+from petl_bench.backbones.equivalence import perturbed
 from petl_bench.backbones.last_layer import narrow_last_layer
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, get_method
@@ -56,31 +56,31 @@ def assert_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize(("method", "architecture"), MATRIX)
 def test_it_is_right_or_refused_with_and_without_values(method, architecture, monkeypatch):
     model, backbone = adapted(method, architecture)
-    twin = without_memory(method, architecture)
+    meta_model = without_memory(method, architecture)
     reason = REFUSED_ON.get(architecture) or REFUSED.get(method.split("_")[0])
     if reason is not None:
         monkeypatch.setattr(last_layer, "_agrees", lambda *_: pytest.fail("seen without a trial"))
-        for one in (model, twin):
+        for one in (model, meta_model):
             with pytest.raises(RequestError, match=reason) as raised:
                 narrow_last_layer(one, backbone.anatomy)
             assert "train.last_layer=all" in str(raised.value)
         return
     torch.manual_seed(2)
-    with noisy(model):
+    with perturbed(model):
         plain = [(logits(model, **inputs), gradients(model, **inputs)) for inputs in (batch(), batch(padded=False))]
         names = list(model.state_dict())
         narrow_last_layer(model, backbone.anatomy)
-        narrow_last_layer(twin, backbone.anatomy)
+        narrow_last_layer(meta_model, backbone.anatomy)
         for inputs, (outputs, expected) in zip((batch(), batch(padded=False)), plain, strict=True):
             torch.testing.assert_close(logits(model, **inputs), outputs, rtol=1e-5, atol=1e-6)
             assert_close(gradients(model, **inputs), expected)
     assert list(model.state_dict()) == names
-    for one in (model, twin):
+    for one in (model, meta_model):
         classifier = one.get_base_model()
         assert "forward" in vars(type(backbone.anatomy.get_layers(classifier)[-1]))
     shapes = []
     backbone.anatomy.get_layers(classifier)[-1].register_forward_hook(lambda *parts: shapes.append(parts[2].shape))
-    twin(input_ids=torch.zeros(3, 7, dtype=torch.int64, device="meta"))
+    meta_model(input_ids=torch.zeros(3, 7, dtype=torch.int64, device="meta"))
     assert shapes == [(3, 1, backbone.config.hidden_size)]
 
 
@@ -89,7 +89,7 @@ def test_trying_alone_is_as_strict(method, architecture, monkeypatch):
     monkeypatch.setattr(last_layer, "_obstacle", lambda *_: None)
     model, backbone = adapted(method, architecture)
     torch.manual_seed(2)
-    with noisy(model):
+    with perturbed(model):
         plain, expected = logits(model), gradients(model, **batch())
         try:
             narrow_last_layer(model, backbone.anatomy)

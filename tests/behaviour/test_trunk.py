@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from behaviour.matrix import ARCHITECTURES, METHODS, adapted, opened
-from petl_bench.frozen.batch_source import TrunkFeed
-from petl_bench.frozen.features import compute_states
-from petl_bench.frozen.split import Trunk, find_cut
+from petl_bench.frozen.batch_source import FeatureBatchSource
+from petl_bench.frozen.features import compute_features
+from petl_bench.frozen.split import FrozenLayers, find_split
 from petl_bench.tasks.encode import EncodedRows
-from petl_bench.training.batches import Feed, collate
+from petl_bench.training.batches import BatchSource, collate
 
 TOP = ["layers=top", "layers.k=1"]
 ALL = "all"
@@ -42,22 +42,25 @@ def cut_of(name, architecture):
     method, overrides, _ = CUTS[name]
     model, backbone = adapted(method, architecture, *overrides)
     inputs = collate(rows(), np.array([0, 2])).inputs
-    return model, backbone, find_cut(model, backbone.anatomy, inputs, nullcontext)
+    return model, backbone, find_split(model, backbone.anatomy, inputs, nullcontext)
 
 
 @pytest.mark.parametrize(("name", "architecture"), MATRIX)
 def test_the_rest_on_given_states_is_the_whole_model(name, architecture):
-    model, backbone, cut = cut_of(name, architecture)
+    model, backbone, split = cut_of(name, architecture)
     num_layers = backbone.plan.num_layers
-    assert cut is not None
-    assert cut.depth == (num_layers - 1 if name.endswith("_top") else num_layers)
-    assert cut.reads == (tuple(range(num_layers + 1)) if CUTS[name][2] == ALL else (cut.depth,))
-    trunk = Trunk(model, backbone.anatomy, cut, nullcontext)
+    assert split is not None
+    assert split.depth == (num_layers - 1 if name.endswith("_top") else num_layers)
+    assert split.reads == (tuple(range(num_layers + 1)) if CUTS[name][2] == ALL else (split.depth,))
+    frozen = FrozenLayers(model, backbone.anatomy, split, nullcontext)
     all_rows, device = rows(), torch.device("cpu")
-    cached = compute_states(trunk, all_rows, np.arange(len(all_rows)), device)
+    cached = compute_features(frozen, all_rows, np.arange(len(all_rows)), device)
     indices = np.array([5, 0, 3, 4])
     with torch.no_grad():
-        plain, once, each = Feed(all_rows, device), *(TrunkFeed(all_rows, device, trunk, c) for c in (cached, None))
+        plain, once, each = (
+            BatchSource(all_rows, device),
+            *(FeatureBatchSource(all_rows, device, frozen, c) for c in (cached, None)),
+        )
         whole = plain.forward(model, plain.batch(indices)).logits
         from_cache = once.forward(model, once.batch(indices)).logits
         computed = each.forward(model, each.batch(indices)).logits
@@ -71,8 +74,8 @@ def test_the_rest_on_given_states_is_the_whole_model(name, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_only_what_reads_one_token_is_given_one(architecture):
     # ModernBERT's head takes the mean over tokens, unless its config says otherwise.
-    _, backbone, cut = cut_of("head", architecture)
-    assert cut.first_token == (getattr(backbone.config, "classifier_pooling", "cls") == "cls")
+    _, backbone, split = cut_of("head", architecture)
+    assert split.first_token == (getattr(backbone.config, "classifier_pooling", "cls") == "cls")
     assert not cut_of("flat", architecture)[2].first_token
     assert not cut_of("lora_top", architecture)[2].first_token
 
@@ -80,7 +83,7 @@ def test_only_what_reads_one_token_is_given_one(architecture):
 @pytest.mark.parametrize("method", ["lora", "bitfit", "houlsby", "prefix", "fl_tuning", "coda", "ia3"])
 def test_no_trunk_where_the_lowest_layer_is_adapted(method):
     model, backbone = adapted(method, "bert")
-    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
 
 
 def test_no_trunk_where_trained_prompts_stand_before_the_first_layer():
@@ -91,7 +94,7 @@ def test_no_trunk_where_trained_prompts_stand_before_the_first_layer():
     config = PromptTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=3)
     model = get_peft_model(backbone.build_model(2), config)
     inputs = collate(rows(), np.array([0, 2])).inputs | {"attention_mask": torch.ones(2, 9, dtype=torch.long)}
-    assert find_cut(model, backbone.anatomy, inputs, nullcontext) is None
+    assert find_split(model, backbone.anatomy, inputs, nullcontext) is None
 
 
 def test_a_model_that_reads_its_layers_otherwise_is_not_cut(caplog):
@@ -102,7 +105,7 @@ def test_a_model_that_reads_its_layers_otherwise_is_not_cut(caplog):
     classifier.register_forward_pre_hook(lambda *_: seen.clear())
     classifier.bert.encoder.layer[0].intermediate.register_forward_hook(lambda *_: seen.append(1.0))
     classifier.classifier.register_forward_hook(lambda _module, _args, output: output + sum(seen))
-    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
     assert "cannot be computed apart" in caplog.text
 
 
@@ -122,16 +125,16 @@ def test_what_starts_at_zero_is_seen_all_the_same():
     inputs = collate(rows(), np.array([0, 2])).inputs
     ladder, backbone = adapted("head", "bert")
     zero_start(ladder, backbone, lambda states: states[1][:, 0, :1])
-    assert find_cut(ladder, backbone.anatomy, inputs, nullcontext) is None
+    assert find_split(ladder, backbone.anatomy, inputs, nullcontext) is None
     factor = ladder.get_base_model().factor
     assert factor.item() == 0.0, "trying a model must not change it"
 
     for read in (lambda states: states[4][:, :, :1].mean(dim=1), lambda states: states[4][:, 1, :1]):
         model, backbone = adapted("head", "bert")
         zero_start(model, backbone, read)
-        cut = find_cut(model, backbone.anatomy, inputs, nullcontext)
-        assert cut is not None
-        assert not cut.first_token, "it reads the other tokens too"
+        split = find_split(model, backbone.anatomy, inputs, nullcontext)
+        assert split is not None
+        assert not split.first_token, "it reads the other tokens too"
 
 
 def test_adapters_that_merge_in_evaluation_mode_are_trained():
@@ -142,24 +145,24 @@ def test_adapters_that_merge_in_evaluation_mode_are_trained():
     query.register_forward_hook(
         lambda module, _args, output: output * (module.scale if module.training else module.scale.item())
     )
-    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
 
 
 def test_parts_that_the_anatomy_does_not_place_prevent_a_cut(caplog):
     # DeBERTa's convolution stands beside the first layer.
     convolution = ["+backbone.architecture.conv_kernel_size=3", "+backbone.architecture.conv_act=gelu"]
     model, backbone = adapted("head", "deberta-v2", *convolution)
-    assert find_cut(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
+    assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
     assert "cannot be computed apart" in caplog.text
 
 
 def test_the_trunk_runs_without_dropout_while_the_rest_trains():
-    model, backbone, cut = cut_of("lora_top", "bert")
-    trunk = Trunk(model, backbone.anatomy, cut, nullcontext)
-    feed = TrunkFeed(rows(), torch.device("cpu"), trunk, None)
+    model, backbone, split = cut_of("lora_top", "bert")
+    frozen = FrozenLayers(model, backbone.anatomy, split, nullcontext)
+    source = FeatureBatchSource(rows(), torch.device("cpu"), frozen, None)
     model.train()
-    first, second = (feed.batch(np.array([0, 1])).states[cut.depth] for _ in range(2))
+    first, second = (source.batch(np.array([0, 1])).states[split.depth] for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
     assert model.training
-    assert all(module.training for module in trunk.above)
+    assert all(module.training for module in frozen.above)

@@ -13,7 +13,7 @@ from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import _searched, count_costs, largest_batch, pass_sizes
-from petl_bench.estimate.memory import count_step, posed_as_cpu
+from petl_bench.estimate.memory import as_fake_cpu, count_step
 from petl_bench.methods.registry import AdaptContext, all_methods, get_method
 
 MIB = 2**20
@@ -64,8 +64,8 @@ def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architect
         real = counted(adapted("cpu", *overrides), autocast=autocast)
     except RequestError as error:
         pytest.skip(str(error))
-    twin = adapted("meta", *overrides)
-    assert numbers(counted(twin, posed_as_cpu(twin), autocast=autocast)) == numbers(real)
+    meta_model = adapted("meta", *overrides)
+    assert numbers(counted(meta_model, as_fake_cpu(meta_model), autocast=autocast)) == numbers(real)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architect
 )
 def test_so_do_accumulation_autocast_and_the_types_of_peft(method, options):
     overrides = ("backbone=tiny_bert", *method.split())
-    twin = adapted("meta", *overrides)
+    meta_model = adapted("meta", *overrides)
     real = counted(adapted("cpu", *overrides), **options)
-    assert numbers(counted(twin, posed_as_cpu(twin), **options)) == numbers(real)
+    assert numbers(counted(meta_model, as_fake_cpu(meta_model), **options)) == numbers(real)
 
 
 def test_a_method_that_looks_at_weights_is_counted_with_random_ones():
     found = costs("backbone=tiny_bert", "method=peft", "method.type=BOFT")
     real = counted(adapted("cpu", "backbone=tiny_bert", "method=peft", "method.type=BOFT"), rows=(32,), length=128)
-    assert found.ledger.peak_bytes == real.peak
+    assert found.estimate.peak_bytes == real.peak
 
 
 def test_the_known_peaks_of_bert_base():
     """BERT-base, fp32, 32 x 128, AdamW (shared/design/stack.md, B7)."""
     methods = ("full", "lora", "head", "flat")
-    peaks = {name: costs("backbone=bert_base", f"method={name}").ledger.peak_bytes for name in methods}
+    peaks = {name: costs("backbone=bert_base", f"method={name}").estimate.peak_bytes for name in methods}
     assert peaks["full"] / MIB == pytest.approx(4793, abs=1)
     assert peaks["lora"] / MIB == pytest.approx(3089, abs=1)
     assert peaks["head"] / MIB == pytest.approx(562, abs=1)
@@ -117,25 +117,25 @@ def test_the_known_peaks_of_bert_base():
 )
 def test_saved_activations_of_bert_base(overrides, mib):
     """Bytes saved for backward at 4 x 128 (stack.md, B7, found there with saved_tensors_hooks)."""
-    ledger = costs("backbone=bert_base", "train.batch_size=4", *overrides).ledger
-    assert ledger.activations_bytes / MIB == pytest.approx(mib, abs=2)
+    estimate = costs("backbone=bert_base", "train.batch_size=4", *overrides).estimate
+    assert estimate.activations_bytes / MIB == pytest.approx(mib, abs=2)
 
 
 def test_each_kind_is_what_its_name_says():
     found = costs("backbone=bert_base", "method=houlsby")
-    ledger, params = found.ledger, found.params
+    estimate, params = found.estimate, found.params
     trained = sum(1 for p in adapted("meta", "backbone=bert_base", "method=houlsby").parameters() if p.requires_grad)
-    assert ledger.gradients_bytes == 4 * params.trainable
+    assert estimate.gradients_bytes == 4 * params.trainable
     # Two moments, and a step count for each tensor.
-    assert ledger.optimizer_bytes == 8 * params.trainable + 4 * trained
+    assert estimate.optimizer_bytes == 8 * params.trainable + 4 * trained
     # Beside the parameters: position and segment ids, and PEFT's frozen copies of the head and of 25 norms.
     copies = 4 * (params.trainable_head + 25 * 2 * 768)
-    assert ledger.weights_bytes == 4 * params.total + 2 * 8 * 512 + copies
-    at_peak = vars(ledger.at_peak)
-    assert sum(at_peak.values()) == ledger.peak_bytes
-    assert at_peak["weights_bytes"] == ledger.weights_bytes
-    assert at_peak["temporaries_bytes"] == ledger.temporaries_bytes
-    assert (ledger.batch_size, ledger.sequence_length, ledger.device) == (32, 128, "cpu")
+    assert estimate.weights_bytes == 4 * params.total + 2 * 8 * 512 + copies
+    at_peak = vars(estimate.at_peak)
+    assert sum(at_peak.values()) == estimate.peak_bytes
+    assert at_peak["weights_bytes"] == estimate.weights_bytes
+    assert at_peak["temporaries_bytes"] == estimate.temporaries_bytes
+    assert (estimate.batch_size, estimate.sequence_length, estimate.device) == (32, 128, "cpu")
 
 
 def test_activations_are_what_autograd_saves():
@@ -172,9 +172,9 @@ def test_tied_weights_count_once():
             out = self.second(self.first(x)).sum()
             return type("Output", (), {"loss": out})
 
-    for posed in (False, True):
+    for fakes in (False, True):
         model = Tied()
-        mode = posed_as_cpu(model) if posed else nullcontext()
+        mode = as_fake_cpu(model) if fakes else nullcontext()
         with mode:
             batches = [{"x": torch.zeros(2, 8), "labels": torch.zeros(2)}]
             count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
@@ -183,8 +183,8 @@ def test_tied_weights_count_once():
 
 
 def test_accumulation_takes_less_and_holds_gradients_meanwhile():
-    whole = costs("backbone=tiny_bert", "method=full").ledger
-    split = costs("backbone=tiny_bert", "method=full", "train.accumulation=4").ledger
+    whole = costs("backbone=tiny_bert", "method=full").estimate
+    split = costs("backbone=tiny_bert", "method=full", "train.accumulation=4").estimate
     assert split.activations_bytes < 0.3 * whole.activations_bytes
     assert split.at_peak.gradients_bytes == split.gradients_bytes == whole.gradients_bytes
     assert (split.batch_size, split.accumulation) == (32, 4)
@@ -192,12 +192,14 @@ def test_accumulation_takes_less_and_holds_gradients_meanwhile():
 
 def test_the_attention_kernel_is_named():
     kernels = {
-        attention: costs("backbone=tiny_bert", "method=full", f"backbone.attention={attention}").ledger.attention_kernel
+        attention: costs(
+            "backbone=tiny_bert", "method=full", f"backbone.attention={attention}"
+        ).estimate.attention_kernel
         for attention in ("eager", "sdpa")
     }
     # Dropout within attention leaves the CPU no fused kernel.
     assert kernels == {"eager": "eager", "sdpa": "math"}
-    assert costs("backbone=tiny_modernbert", "method=full").ledger.attention_kernel == "flash (cpu)"
+    assert costs("backbone=tiny_modernbert", "method=full").estimate.attention_kernel == "flash (cpu)"
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "coda", "flat"])
@@ -230,7 +232,7 @@ def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
     assert pass_sizes(2, 4) == [1, 1]
     overrides = ("backbone=tiny_bert", "method=full")
     found = costs(*overrides, "train.batch_size=5", "train.accumulation=2")
-    assert found.ledger.peak_bytes == counted(adapted("cpu", *overrides), rows=(3, 2), length=128).peak
+    assert found.estimate.peak_bytes == counted(adapted("cpu", *overrides), rows=(3, 2), length=128).peak
     sizes = [costs(*overrides, f"train.batch_size={rows}").flops.train_step_flops for rows in (3, 2)]
     assert found.flops.train_step_flops == sum(sizes)
 
@@ -246,20 +248,20 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     cfg = load_config(overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     first = count_costs(cfg, backbone, cfg.task.labels)
-    budget = 3 * first.ledger.peak_bytes + 12345
+    budget = 3 * first.estimate.peak_bytes + 12345
     largest = largest_batch(cfg, backbone, cfg.task.labels, first, budget)
     assert largest > cfg.train.batch_size
-    assert costs(*overrides, f"train.batch_size={largest}").ledger.peak_bytes <= budget
+    assert costs(*overrides, f"train.batch_size={largest}").estimate.peak_bytes <= budget
     larger = largest + cfg.train.accumulation
-    assert costs(*overrides, f"train.batch_size={larger}").ledger.peak_bytes > budget
-    assert largest_batch(cfg, backbone, cfg.task.labels, first, first.ledger.weights_bytes) == 0
+    assert costs(*overrides, f"train.batch_size={larger}").estimate.peak_bytes > budget
+    assert largest_batch(cfg, backbone, cfg.task.labels, first, first.estimate.weights_bytes) == 0
 
 
 def test_one_row_is_counted_by_itself():
     cfg = load_config(["task=mrpc", "backbone=tiny_bert", "method=flat", "train.batch_size=8"])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     first = count_costs(cfg, backbone, cfg.task.labels)
-    peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").ledger.peak_bytes
+    peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").estimate.peak_bytes
     assert [largest_batch(cfg, backbone, cfg.task.labels, first, peak + more) for more in (-1, 0)] == [0, 1]
 
 

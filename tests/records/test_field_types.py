@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import Data, Flops, HistoryEntry, Inference, Layers, LedgerAtPeak, Record, TrunkStates
+from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, find_records, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
@@ -24,8 +24,8 @@ def full_record() -> Record:
     """A record in which every section is filled."""
     record = made("lora", "mrpc", 0, 0.8)
     record.layers = Layers(1, 6, 6, 6, [1.0, None], [2.0, None], 100)
-    record.trunk = TrunkStates(3, 1, False, "memory", 100, False)
-    record.memory.ledger.at_peak = LedgerAtPeak(1, 2, 3, 4, 5)
+    record.frozen = FrozenFeatures(3, 1, False, "memory", 100, False)
+    record.memory.estimate.at_peak = MemoryAtPeak(1, 2, 3, 4, 5)
     record.history = [HistoryEntry(1.0, 5, 0.7, {"accuracy": 0.5}, 0.1)]
     record.flops = Flops(10, 5)
     record.inference = Inference(32, 128, 1.5, 20.0, [1.0, 2.0], [1.0, 2.0], 3)
@@ -118,7 +118,7 @@ def test_every_field_of_another_type_is_named(path):
         ("scores.best.accuracy", "0.8", "scores.best.accuracy is '0.8', not a number"),
         ("data.rows_per_split.train", "all", "data.rows_per_split.train is 'all', not a whole number"),
         ("versions.torch", 2.8, "versions.torch is 2.8, not text"),
-        ("memory.ledger.at_peak", [1], "memory.ledger.at_peak is [1], not an object"),
+        ("memory.estimate.at_peak", [1], "memory.estimate.at_peak is [1], not an object"),
         ("resumed_at_updates", "5", "resumed_at_updates is '5', not a list"),
         ("scores", {"best": {}, "last": {}}, "scores.best_epoch is missing"),
     ],

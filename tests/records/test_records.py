@@ -10,12 +10,21 @@ import pytest
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import SCHEMA_VERSION, DeviceMemory, HistoryEntry, Ledger, Memory, Params, Record, Scores
+from petl_bench.records.schema import (
+    SCHEMA_VERSION,
+    DeviceMemory,
+    HistoryEntry,
+    Memory,
+    MemoryEstimate,
+    Params,
+    Record,
+    Scores,
+)
 from petl_bench.records.store import RunFolder, find_records
 from petl_bench.run.identity import identify
 
 FIELDS = {  # the schema, version 1: fields are only ever added
-    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "trunk", "params", "scores",
+    "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "frozen", "params", "scores",
     "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
     "resumed_at_updates",
 }  # fmt: skip
@@ -29,7 +38,9 @@ def record(**changes) -> Record:
         scores=Scores({"accuracy": 0.5}, {"accuracy": 0.25}, 1.0),
         history=[HistoryEntry(1.0, 5, 0.7, {"accuracy": 0.5}, 0.1)],
         memory=Memory(
-            ledger=Ledger(1, 2, 3, 4, 5, 6, 7, 8), device=DeviceMemory(1, 2, 3, 4, 0), process_peak_rss_bytes=9
+            estimate=MemoryEstimate(1, 2, 3, 4, 5, 6, 7, 8),
+            device=DeviceMemory(1, 2, 3, 4, 0),
+            process_peak_rss_bytes=9,
         ),
     )
     return dataclasses.replace(filled, **changes)
@@ -37,7 +48,7 @@ def record(**changes) -> Record:
 
 def test_the_schema_has_its_fields():
     assert set(record().to_dict()) == FIELDS
-    assert record().to_dict()["schema_version"] == SCHEMA_VERSION == 1
+    assert record().to_dict()["schema_version"] == SCHEMA_VERSION == 2
 
 
 def test_a_record_reads_back_equal():
@@ -46,7 +57,7 @@ def test_a_record_reads_back_equal():
 
 def test_what_was_not_measured_is_null():
     content = record(memory=Memory()).to_dict()
-    assert content["memory"] == {"ledger": None, "device": None, "process_peak_rss_bytes": None}
+    assert content["memory"] == {"estimate": None, "device": None, "process_peak_rss_bytes": None}
     assert content["flops"] is content["inference"] is None
 
 

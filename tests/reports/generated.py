@@ -6,13 +6,23 @@ import copy
 from functools import cache
 
 from petl_bench.config import load_config
-from petl_bench.records.schema import HistoryEntry, Inference, Ledger, Memory, Params, Protocol, Record, Scores, Time
+from petl_bench.records.schema import (
+    HistoryEntry,
+    Inference,
+    Memory,
+    MemoryEstimate,
+    Params,
+    Protocol,
+    Record,
+    Scores,
+    Time,
+)
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.ranking import standing
+from petl_bench.reports.ranking import rank_methods
 from petl_bench.reports.render import ReportTable
-from petl_bench.reports.results_table import backbone_sheets
-from petl_bench.reports.tables import sheet_table
+from petl_bench.reports.results_table import backbone_results
+from petl_bench.reports.tables import scores_table
 
 
 @cache
@@ -55,7 +65,7 @@ def record(
         else None,
         history=[HistoryEntry(float(epoch), epoch, 0.5, {metric: score}, 1.0) for epoch in range(10)],
         time=Time(10.0, 1.0, None, speed, 800.0, 0.02),
-        memory=Memory(ledger=Ledger(32, 128, 1, 1, 1, 1, 1, 5 * 2**20), process_peak_rss_bytes=500 * 2**20),
+        memory=Memory(estimate=MemoryEstimate(32, 128, 1, 1, 1, 1, 1, 5 * 2**20), process_peak_rss_bytes=500 * 2**20),
         inference=Inference(32, 128, 1.5, speed),
     )
 
@@ -84,4 +94,7 @@ def study(methods: list[str], tasks: list[str], seeds: int, **fields) -> StudyFi
 
 def sheet_tables(made: list[Record], statistic: str = "mean") -> list[ReportTable]:
     """The tables of runs that belong to no study, one a backbone."""
-    return [sheet_table(sheet, standing(sheet, statistic), statistic) for sheet in backbone_sheets(group_records(made))]
+    return [
+        scores_table(results, rank_methods(results, statistic), statistic)
+        for results in backbone_results(group_records(made))
+    ]

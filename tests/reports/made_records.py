@@ -13,8 +13,8 @@ from petl_bench.records.schema import (
     HistoryEntry,
     Inference,
     Layers,
-    Ledger,
     Memory,
+    MemoryEstimate,
     Params,
     Protocol,
     Record,
@@ -59,7 +59,7 @@ def made_record(method: str, task: str, seed: int, rows: int = 3000, variant: fl
     ]
     record.time = Time(60 + 90 * share**0.3 + seed, 5.0, None, 210 - 90 * share**0.3, 3000.0, 0.02)
     peak = int((180 + 330 * share**0.35) * 2**20)
-    record.memory = Memory(Ledger(32, 128, peak, 0, 0, 0, 0, peak), process_peak_rss_bytes=peak * 3)
+    record.memory = Memory(MemoryEstimate(32, 128, peak, 0, 0, 0, 0, peak), process_peak_rss_bytes=peak * 3)
     record.flops = Flops(int(4e10 * (1 + share)), int(2e10))
     slow = {"houlsby": 1.15, "prefix": 1.1, "coda": 0.8}.get(method, 1.0)
     record.inference = Inference(32, 128, 9.0 * slow, 240 / slow)

@@ -62,7 +62,7 @@ def test_rows_hold_the_statistics_by_hand():
     assert (row["score"], row["sd"], row["median"]) == pytest.approx((53.0, 3.605551, 52.0))
     # Of the 27 resamples, the lowest and the highest have 1/27 each, which is more than 2.5 %.
     assert (row["low"], row["high"]) == pytest.approx((50.0, 57.0))
-    assert row["ledger"] == pytest.approx(records[0].memory.ledger.peak_bytes / 2**20)
+    assert row["estimate"] == pytest.approx(records[0].memory.estimate.peak_bytes / 2**20)
     assert row["device"] is None
     step, epoch, mean, _, n = row["history"][-1]
     assert (step, epoch, n) == (276, 3.0, 3)
@@ -77,14 +77,14 @@ def test_numbers_of_rows_share_the_name_of_their_method():
 
 
 def test_a_study_names_its_runs_and_leaves_out_what_it_did_not_take(tmp_path):
-    taken, tried, foreign = (
+    taken, output_or_none, foreign = (
         made_record("lora", "cola", seed, variant=rate) for seed, rate in ((0, 1e-3), (0, 1), (7, 1e-3))
     )
-    for number, record in enumerate((taken, tried, foreign)):
+    for number, record in enumerate((taken, output_or_none, foreign)):
         RunFolder(tmp_path / str(number)).write(record)
     runs = [
         PlannedRun("LoRA of the paper", "CoLA", 0, taken.run_key, "0", []),
-        PlannedRun("LoRA of the paper", "CoLA", 0, tried.run_key, "1", [], chosen=False),
+        PlannedRun("LoRA of the paper", "CoLA", 0, output_or_none.run_key, "1", [], chosen=False),
     ]
     study = StudyFile("a study", "What it asks.", ["LoRA of the paper"], ["CoLA"], [0], runs, deviations=["Smaller."])
     study.write(tmp_path)
@@ -272,10 +272,10 @@ def test_another_cost_draws_other_points(opened):
 
     places = "return [...document.querySelectorAll('#scores .pt')].map((node) => node.getAttribute('transform'))"
     before = opened.execute_script(places)
-    Select(opened.find_element("id", "axis")).select_by_value("ledger")
+    Select(opened.find_element("id", "axis")).select_by_value("estimate")
     drawn(opened)
     assert opened.execute_script(places) != before
-    assert "ledger" in texts(opened, "#scores .axis-name")[0]
+    assert "estimate" in texts(opened, "#scores .axis-name")[0]
 
 
 def test_the_theme_changes_colours(opened):

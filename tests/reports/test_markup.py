@@ -10,7 +10,7 @@ import pytest
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.ranking import compare
 from petl_bench.reports.render import ReportTable, latex_text, print_table, to_latex, to_markdown
-from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import comparison_table
 from reports.generated import record, records, sheet_tables
 
@@ -22,7 +22,7 @@ def tables():
     scores = {f"m_{k}": {"mrpc": [0.8 + k / 100, 0.81, 0.79], "rte": [0.7, 0.71, 0.7 + k / 90]} for k in range(3)}
     made = [*records(scores), record(r"\alpha_{50%}", "a & b", 0, 0.5)]
     nasty = ReportTable(NASTY, [NASTY, "[b]"], [["[first]", NASTY], ["*", NASTY]], [NASTY], frozenset({(0, 1)}))
-    comparisons = compare(backbone_sheets(group_records(made)))
+    comparisons = compare(backbone_results(group_records(made)))
     return [*sheet_tables(made), comparison_table(comparisons), *sheet_tables(made, "median"), nasty]
 
 

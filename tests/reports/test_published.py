@@ -58,16 +58,16 @@ def test_published_rows_before_the_runs():
 
 
 def test_rates_that_were_not_taken_do_not_count():
-    tried = study(published=[PAPER], seeds=(0,))
-    tried.runs = [
+    output_or_none = study(published=[PAPER], seeds=(0,))
+    output_or_none.runs = [
         PlannedRun("a", "t", 0, key("a", "t", 0, rate), "folder", [], learning_rate=rate, chosen=chosen)
         for rate, chosen in ((0.1, False), (0.2, True))
     ]
     found = [record(key("a", "t", 0, 0.1), 0.1), record(key("a", "t", 0, 0.2), 0.9)]
-    assert published_rows(tried, found)[0]["ours_mean"] == pytest.approx(90.0)
-    for run in tried.runs:
+    assert published_rows(output_or_none, found)[0]["ours_mean"] == pytest.approx(90.0)
+    for run in output_or_none.runs:
         run.chosen = None
-    assert published_rows(tried, found)[0]["ours_mean"] is None
+    assert published_rows(output_or_none, found)[0]["ours_mean"] is None
 
 
 def test_the_tables_show_deviations_and_sources():

@@ -6,8 +6,8 @@ import pytest
 
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.ranking import compare, standing
-from petl_bench.reports.results_table import backbone_sheets
+from petl_bench.reports.ranking import compare, rank_methods
+from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import comparison_table
 from reports.generated import record, records, sheet_tables
 
@@ -18,12 +18,12 @@ WORST = [0.80, 0.82, 0.81, 0.82, 0.80, 0.81, 0.82, 0.83]
 
 
 def sheet_of(made):
-    (sheet,) = backbone_sheets(group_records(made))
-    return sheet
+    (results,) = backbone_results(group_records(made))
+    return results
 
 
 def column(made, task="mrpc", statistic="mean"):
-    return standing(sheet_of(made), statistic).tasks[task]
+    return rank_methods(sheet_of(made), statistic).tasks[task]
 
 
 def test_what_cannot_be_told_from_the_best_is_bold_too():
@@ -72,7 +72,7 @@ def test_of_errors_the_lowest_is_best():
     made = [record("low", "stsb", 0, 0.2, error_metric=True), record("high", "stsb", 0, 0.4, error_metric=True)]
     assert column(made, "stsb").bold == {"low"}
     made += [record("low", "mrpc", 0, 0.7), record("high", "mrpc", 0, 0.7)]
-    found = standing(sheet_of(made))
+    found = rank_methods(sheet_of(made))
     # Percentages and errors have no mean, but ranks: (1 + 1.5) / 2 and (2 + 1.5) / 2.
     assert found.averages == {}
     assert found.ranks == {"low": 1.25, "high": 1.75}
@@ -84,7 +84,7 @@ def test_a_column_shows_one_metric():
     made[1].scores.best["accuracy"] = 0.9
     found = sheet_of(made)
     assert [found.scores(method) for method in "abc"] == [{("stsb", 0): score} for score in (0.8, 0.9, 0.7)]
-    assert standing(found).tasks["stsb"].bold == {"b"}
+    assert rank_methods(found).tasks["stsb"].bold == {"b"}
     del made[1].scores.best["accuracy"]
     (table,) = sheet_tables(made)
     assert [row[table.header.index("stsb acc")] for row in table.rows] == ["80.0", "-", "70.0"]
@@ -171,7 +171,7 @@ def test_the_correction_is_over_all_comparisons_of_the_report():
         one.config["backbone"]["name"] = "another"
         one.run_key += "another"
         made.append(one)
-    found = compare(backbone_sheets(group_records(made)), "a")
+    found = compare(backbone_results(group_records(made)), "a")
     assert [one.p for one in found] == [2 * 2 / 2**8] * 2
 
 
@@ -195,6 +195,6 @@ def test_methods_without_a_pair_in_common_are_told():
 
 
 def test_an_unknown_reference_is_told_with_what_there_is():
-    sheets = [sheet_of(records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}}))]
+    all_results = [sheet_of(records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}}))]
     with pytest.raises(RequestError, match="--compare c: no finished run of it here; there are a, b"):
-        compare(sheets, "c")
+        compare(all_results, "c")

@@ -13,18 +13,18 @@ from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
-from petl_bench.reports.load import read_material
-from petl_bench.reports.ranking import standing
+from petl_bench.reports.load import read_report_input
+from petl_bench.reports.ranking import rank_methods
 from petl_bench.reports.report import write_report
-from petl_bench.reports.results_table import study_sheet
-from petl_bench.reports.tables import sheet_table
+from petl_bench.reports.results_table import study_results
+from petl_bench.reports.tables import scores_table
 from reports.generated import record, records, study
 
 
 def shown(a_study, made, statistic="mean"):
     """The table's rows by method, each by column."""
-    sheet = study_sheet(a_study, made)
-    table = sheet_table(sheet, standing(sheet, statistic), statistic)
+    results = study_results(a_study, made)
+    table = scores_table(results, rank_methods(results, statistic), statistic)
     return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}, table
 
 
@@ -98,14 +98,14 @@ def test_before_the_first_run_the_table_shows_what_was_planned():
     lora = rows["LORA"]
     # The costliest task's, as of measured costs.
     assert (lora["method params"], lora["head params"], lora["% of backbone"]) == ("1,234", "20", "0.750")
-    assert (lora["ledger MiB"], lora["MRPC"], lora["seeds"]) == ("4", "-", "0/2")
-    assert rows["FULL"]["method params"] == rows["FULL"]["ledger MiB"] == "-"
+    assert (lora["estimated MiB"], lora["MRPC"], lora["seeds"]) == ("4", "-", "0/2")
+    assert rows["FULL"]["method params"] == rows["FULL"]["estimated MiB"] == "-"
     assert "counted by plan, not run: parameters and ledger of LORA" in table.notes
     assert "FULL: could not be counted" in table.notes
     assert "deviation: fewer rows" in table.notes
     made = [record("lora", "mrpc", 0, 0.8)]
     rows, table = shown(study(["lora"], ["mrpc", "rte"], 2, costs=costs), made)
-    assert (rows["LORA"]["method params"], rows["LORA"]["ledger MiB"]) == ("5", "5")
+    assert (rows["LORA"]["method params"], rows["LORA"]["estimated MiB"]) == ("5", "5")
     assert not any("counted by plan" in note for note in table.notes)
 
 
@@ -118,8 +118,10 @@ def logged(caplog):
 
 def test_records_of_others_are_left_out_and_told(tmp_path, logged):
     made = [*records(COMPLETE), record("head", "mrpc", 0, 0.5), record("head", "mrpc", 1, 0, status="diverged")]
-    (sheet,) = read_material([str(write(tmp_path, made, study(["lora", "full"], ["mrpc", "rte"], 2)))]).sheets
-    assert {group.label for group in sheet.groups()} == {"LORA", "FULL"}
+    (results,) = read_report_input(
+        [str(write(tmp_path, made, study(["lora", "full"], ["mrpc", "rte"], 2)))]
+    ).all_results
+    assert {group.label for group in results.groups()} == {"LORA", "FULL"}
     assert any("not the study's" in message and message.endswith(": 2") for message in logged.messages)
     assert not any("diverged" in message for message in logged.messages)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from petl_bench.records.schema import (  # fmt: skip
     Inference,
     Layers,
-    Ledger,
     Memory,
+    MemoryEstimate,
     Params,
     Protocol,
     Record,
@@ -34,7 +34,7 @@ def record(
         params=Params(10_000 + trained, 10_000, trained, trained - 10, 10, trained / 100),
         scores=Scores({metric: score, "f1": score - 0.1}, {metric: 0.0}, epoch),
         time=Time(1.0, 1.0, None, 2 * speed, 100.0, 0.0),
-        memory=Memory(ledger=Ledger(1, 1, 0, 0, 0, 0, 0, peak)),
+        memory=Memory(estimate=MemoryEstimate(1, 1, 0, 0, 0, 0, 0, peak)),
         inference=Inference(32, 8, 1.0, speed),
     )  # fmt: skip
 

@@ -119,8 +119,11 @@ def reports() -> dict[str, Any]:
                 found[f"{study} {kind}"] = [numbers(row) for row in rows]
         table = list(csv.reader(io.StringIO(command("report", folder, "--format", "csv"))))
         found[f"{study} csv"] = [sorted(filter(None, row)) for row in table[1:]]
-        lines = [line for line in command("report", folder, "--format", "md").splitlines() if line.startswith("|")]
-        found[f"{study} md"] = [sorted(cell.strip() for cell in line.split("|")) for line in lines if "---" not in line]
+        lines = command("report", folder, "--format", "md").splitlines()
+        # A header stands above its rule of dashes.
+        header = {number for number, line in enumerate(lines[1:]) if line.startswith("| ---")}
+        rows = [line for number, line in enumerate(lines) if line.startswith("|") and number not in header]
+        found[f"{study} md"] = [sorted(cell.strip() for cell in row.split("|")) for row in rows if "| ---" not in row]
     return found
 
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petl_bench.config import settled
+from petl_bench.config import resolved
 from petl_bench.errors import RequestError
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 from petl_bench.training.config import TrainConfig
-from petl_bench.training.device import compile_layers, settled_precision
+from petl_bench.training.device import compile_layers, resolved_precision
 
 
 def test_auto_is_fp32_without_a_gpu_and_bf16_on_one_that_has_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert settled_precision(TrainConfig()) == "fp32"
+    assert resolved_precision(TrainConfig()) == "fp32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for has_it, precision in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
-        assert settled_precision(TrainConfig()) == precision
-    assert settled_precision(TrainConfig(device="cpu")) == "fp32"
-    assert settled_precision(TrainConfig(precision="fp16")) == "fp16"
+        assert resolved_precision(TrainConfig()) == precision
+    assert resolved_precision(TrainConfig(device="cpu")) == "fp32"
+    assert resolved_precision(TrainConfig(precision="fp16")) == "fp16"
 
 
 def test_a_run_is_known_by_what_auto_came_to(tiny):
     assert identify(tiny()).key == identify(tiny("train.precision=fp32")).key
     assert identify(tiny()).config["train"]["precision"] == "fp32"
-    assert settled(tiny("train.precision=bf16")).train.precision == "bf16"
+    assert resolved(tiny("train.precision=bf16")).train.precision == "bf16"
 
 
 def test_only_layers_above_the_trunk_are_compiled_and_results_agree(tiny):

@@ -68,7 +68,7 @@ def test_cached_or_not_to_the_bit(overrides, tiny, tmp_path):
         outcome(tiny(*overrides, FIRST, "train.epochs=2", f"train.cache={cache}", f"runs_dir={tmp_path / cache}"))
         for cache in ("off", "memory", "disk")
     ]
-    assert found[0][0].trunk.first_token_only == (overrides == ["method=head"])
+    assert found[0][0].frozen.first_token_only == (overrides == ["method=head"])
     for other in found[1:]:
         assert_same_bits(found[0], other)
     losses = [loss for loss, _ in found[0][1]]
@@ -77,12 +77,12 @@ def test_cached_or_not_to_the_bit(overrides, tiny, tmp_path):
 
 def test_states_of_the_whole_layer_and_of_its_first_token_are_told_apart(tiny):
     cached = ["method=head", "train.cache=disk", "train.epochs=2"]
-    assert not run(tiny(*cached)).trunk.reused
-    assert not run(tiny(*cached, FIRST)).trunk.reused
+    assert not run(tiny(*cached)).frozen.reused
+    assert not run(tiny(*cached, FIRST)).frozen.reused
     # Below the last layer nothing differs.
     lower = [*TOP, "train.cache=disk", "train.epochs=2"]
-    assert not run(tiny(*lower)).trunk.reused
-    assert run(tiny(*lower, FIRST)).trunk.reused
+    assert not run(tiny(*lower)).frozen.reused
+    assert run(tiny(*lower, FIRST)).frozen.reused
 
 
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeypatch):
@@ -122,14 +122,14 @@ def test_a_run_records_what_the_plan_said_which_is_less(tiny, overrides):
     (row,) = plan([*TINY, *overrides, FIRST])
     (whole,) = plan([*TINY, *overrides])
     record = run(tiny(*TINY, *SHORT, *overrides, FIRST, "measure.ledger=true", "measure.inference=true"))
-    assert (record.params, record.memory.ledger, record.flops) == (row.params, row.ledger, row.flops)
+    assert (record.params, record.memory.estimate, record.flops) == (row.params, row.estimate, row.flops)
     assert row.params == whole.params
     assert row.flops.train_step_flops < whole.flops.train_step_flops
     assert row.flops.inference_flops < whole.flops.inference_flops
     # A frozen layer keeps nothing, nor does one that is computed again.
     keeps_less = overrides not in (["method=head"], ["method=houlsby", "train.gradient_checkpointing=true"])
-    assert (row.ledger.activations_bytes < whole.ledger.activations_bytes) == keeps_less
-    assert row.ledger.peak_bytes <= whole.ledger.peak_bytes
+    assert (row.estimate.activations_bytes < whole.estimate.activations_bytes) == keeps_less
+    assert row.estimate.peak_bytes <= whole.estimate.peak_bytes
     assert record.inference.latency_ms_median > 0
 
 
@@ -142,13 +142,15 @@ def test_the_ledger_counts_a_layer_less_of_bert_base():
     share = first.flops.train_step_flops / whole.flops.train_step_flops
     # Of a layer's products all but those of keys and values: ten of twelve parts, and attention.
     assert share == pytest.approx(1 - 10 / 12 / 12, abs=0.01)
-    assert first.ledger.activations_bytes / whole.ledger.activations_bytes == pytest.approx(1 - 10 / 12 / 12, abs=0.01)
+    assert first.estimate.activations_bytes / whole.estimate.activations_bytes == pytest.approx(
+        1 - 10 / 12 / 12, abs=0.01
+    )
 
 
 def test_plan_and_run_refuse_the_same_methods(tiny):
     rows = {row.method: row for row in plan([*TINY, "method=all", FIRST])}
     assert rows.keys() == all_methods().keys()
-    refused = {name for name, row in rows.items() if row.ledger is None}
+    refused = {name for name, row in rows.items() if row.estimate is None}
     assert refused - {"layer_selection"} == {"coda", "flat", "lst", "prefix"}
     for name in refused - {"layer_selection"}:
         assert "train.last_layer=all" in rows[name].note
@@ -168,7 +170,7 @@ def test_the_plain_model_predicts_what_was_learnt(tiny):
 def test_a_head_on_a_lower_layer_reads_that_layers_first_token(tiny):
     record = run(tiny(FIRST, "layers=window", "layers.bottom=2", "layers.top=2", "layers.head=3"))
     assert record.layers.head == 3
-    assert record.trunk.layers == 1
+    assert record.frozen.layers == 1
 
 
 def test_a_backbone_of_few_positions_is_tried_on_as_many(tiny):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from petl_bench.frozen import cache as trunk_cache
-from petl_bench.frozen.cache import StateFile, prune
+from petl_bench.frozen.cache import FeatureFile, prune
 from petl_bench.process import cache_dir
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
@@ -42,7 +42,7 @@ def outcome(cfg):
 
 
 def entries():
-    return sorted((cache_dir() / "trunk").glob("*.states"))
+    return sorted((cache_dir() / "frozen").glob("*.states"))
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -53,7 +53,7 @@ def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path):
         if number == 3:
             trunk_cache._kept.clear()
         found[number] = outcome(cfg)
-    assert [found[number][0].trunk.reused for number in range(5)] == [False, False, True, False, True]
+    assert [found[number][0].frozen.reused for number in range(5)] == [False, False, True, False, True]
     assert len({found[number][0].run_key for number in range(5)}) == 1, "where states are kept is no part of a run"
     for number in range(1, 5):
         assert found[number][1] == found[0][1]
@@ -67,14 +67,14 @@ def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path):
 def test_seeds_rates_and_other_methods_share_what_is_cached(tiny):
     disk = ["train.cache=disk", "train.epochs=2"]
     first = run(tiny("method=flat", *disk))
-    assert not first.trunk.reused
-    assert first.trunk.states == first.trunk.layers + 1
+    assert not first.frozen.reused
+    assert first.frozen.states == first.frozen.layers + 1
     written = entries()
     for other in (["method=flat", "train.seed=1"], ["method=flat", "train.learning_rate=1e-2"], ["method=lst"],
                   ["method=head"], ["layers=top", "layers.k=1"]):  # fmt: skip
         # A random backbone's weights follow the seed: with them, the states.
         expected = "train.seed=1" not in other
-        assert run(tiny(*other, *disk)).trunk.reused is expected, other
+        assert run(tiny(*other, *disk)).frozen.reused is expected, other
     assert set(written) < set(entries())
 
 
@@ -82,7 +82,7 @@ def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
     disk = ["train.cache=disk", "train.epochs=2", "method=head"]
     run(tiny(*disk))
     for other in ("task.num_train_examples=63", "train.seed=3", "train.precision=bf16", "task.max_length=8"):
-        assert not run(tiny(*disk, other)).trunk.reused, other
+        assert not run(tiny(*disk, other)).frozen.reused, other
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
@@ -104,34 +104,34 @@ def test_broken_entries_are_found_and_made_anew(damage, tiny, tmp_path, caplog):
             description.unlink()
     again = tiny(*options, f"runs_dir={tmp_path / 'again'}")
     record, losses_again, _ = outcome(again)
-    assert not record.trunk.reused
+    assert not record.frozen.reused
     assert losses == losses_again
     assert ("are broken and made anew" in caplog.text) == (damage != "lost")
-    assert run(tiny(*options, f"runs_dir={tmp_path / 'third'}")).trunk.reused
+    assert run(tiny(*options, f"runs_dir={tmp_path / 'third'}")).frozen.reused
 
 
 def test_auto_keeps_small_states_in_memory_and_large_ones_on_disk(tiny):
     frozen = ["method=flat", "train.epochs=2"]
-    assert run(tiny(*frozen)).trunk.cache == "memory"
-    assert run(tiny(*frozen, "train.cache_memory=1KiB", "train.seed=1")).trunk.cache == "disk"
+    assert run(tiny(*frozen)).frozen.cache == "memory"
+    assert run(tiny(*frozen, "train.cache_memory=1KiB", "train.seed=1")).frozen.cache == "disk"
     nowhere = ["train.cache_memory=1KiB", "train.cache_disk=1KiB"]
-    assert run(tiny(*frozen, *nowhere, "train.seed=2")).trunk.cache == "off"
+    assert run(tiny(*frozen, *nowhere, "train.seed=2")).frozen.cache == "off"
     # Rows that are seen once are not worth it.
-    assert run(tiny("method=flat", "train.seed=3")).trunk.cache == "off"
+    assert run(tiny("method=flat", "train.seed=3")).frozen.cache == "off"
 
 
 def test_auto_counts_what_would_be_computed_twice(tiny):
     once = ["method=flat", "train.batch_size=16"]
     # A last batch that is not full makes no second epoch.
-    assert run(tiny(*once, "task.num_train_examples=65")).trunk.cache == "off"
+    assert run(tiny(*once, "task.num_train_examples=65")).frozen.cache == "off"
     often = ["train.max_steps=8", "train.batch_size=4", "train.evaluate_every=1", "train.seed=1"]
-    assert run(tiny("method=flat", *often)).trunk.cache == "memory"
+    assert run(tiny("method=flat", *often)).frozen.cache == "memory"
 
 
 def test_checkpointing_keeps_the_trunk_and_the_losses(tiny):
     top = ["layers=top", "layers.k=1", "train.epochs=2"]
     plain, checkpointed = (run(tiny(*top, f"train.gradient_checkpointing={word}")) for word in ("false", "true"))
-    assert checkpointed.trunk.layers == plain.trunk.layers == 3
+    assert checkpointed.frozen.layers == plain.frozen.layers == 3
     for first, second in zip(plain.history, checkpointed.history, strict=True):
         assert first.train_loss == pytest.approx(second.train_loss, rel=1e-5)
 
@@ -139,23 +139,23 @@ def test_checkpointing_keeps_the_trunk_and_the_losses(tiny):
 def test_what_a_method_does_to_frozen_layers_is_part_of_the_key(tiny):
     from petl_bench.backbones.load import open_backbone
     from petl_bench.frozen.cache import _digests
-    from petl_bench.frozen.split import Cut, Trunk
+    from petl_bench.frozen.split import FrozenLayers, SplitPoint
     from petl_bench.model import build_adapted
 
     cfg = tiny("method=head")
     backbone = open_backbone(cfg.backbone, cfg.layers)
     model, _ = build_adapted(cfg, backbone, ["a", "b"], 1)
-    trunk = Trunk(model, backbone.anatomy, Cut(4, (4,), in_tuples=False), torch.no_grad)
-    before = _digests(trunk, torch.device("cpu"), "fp32")
-    assert _digests(trunk, torch.device("cpu"), "fp32") == before
-    trunk.layers[2].register_forward_hook(lambda _module, _args, output: output * 2)
-    after = _digests(trunk, torch.device("cpu"), "fp32")
+    frozen = FrozenLayers(model, backbone.anatomy, SplitPoint(4, (4,), in_tuples=False), torch.no_grad)
+    before = _digests(frozen, torch.device("cpu"), "fp32")
+    assert _digests(frozen, torch.device("cpu"), "fp32") == before
+    frozen.layers[2].register_forward_hook(lambda _module, _args, output: output * 2)
+    after = _digests(frozen, torch.device("cpu"), "fp32")
     assert [after[layer] == before[layer] for layer in range(5)] == [True, True, True, False, False]
 
 
 def test_splits_of_one_run_do_not_push_each_other_out(tiny, tmp_path):
     options = ["method=flat", "train.cache=disk", "train.epochs=2", "train.cache_disk=1KiB"]
-    assert [run(tiny(*options, f"runs_dir={tmp_path / str(n)}")).trunk.reused for n in range(2)] == [False, True]
+    assert [run(tiny(*options, f"runs_dir={tmp_path / str(n)}")).frozen.reused for n in range(2)] == [False, True]
 
 
 def test_what_killed_processes_left_is_cleared_away(tmp_path):
@@ -171,7 +171,7 @@ def test_what_killed_processes_left_is_cleared_away(tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("shape", [8, 4]), ("dtype", "int32")])
 def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
-    entry = StateFile(tmp_path, "key")
+    entry = FeatureFile(tmp_path, "key")
     entry.finish(entry.create((4, 8), torch.float32).fill_(1.0))
     entry.description.write_text(json.dumps(json.loads(entry.description.read_text()) | {name: value}))
     assert entry.read() is None
@@ -180,21 +180,21 @@ def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
 def test_memory_keeps_to_its_budget(tiny):
     for seed in range(4):
         record = run(tiny("method=flat", "train.epochs=2", f"train.seed={seed}", "train.cache_memory=16MiB"))
-        assert record.trunk.cache == "memory"
+        assert record.frozen.cache == "memory"
         assert sum(tensor.nbytes for tensor in trunk_cache._kept.values()) <= 2**24
-    assert record.trunk.bytes > 2**22, "four runs must be too much for the budget"
+    assert record.frozen.bytes > 2**22, "four runs must be too much for the budget"
 
 
 def test_the_entries_used_longest_ago_make_room(tmp_path):
     keys = ["a", "b", "c"]
     for age, key in enumerate(keys):
-        entry = StateFile(tmp_path, key)
+        entry = FeatureFile(tmp_path, key)
         tensor = entry.create((4, 8), torch.float32)
         tensor.fill_(age)
         entry.finish(tensor)
         os.utime(entry.description, (age, age))
     prune(tmp_path, 2 * 4 * 8 * 4, in_use={"a"})
-    assert [StateFile(tmp_path, key).read() is not None for key in keys] == [True, False, True]
+    assert [FeatureFile(tmp_path, key).read() is not None for key in keys] == [True, False, True]
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_written_costs_time_not_the_run(tiny, monkeypatc
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "file"))
     record = run(cfg)
     assert record.status == "finished"
-    assert record.trunk.cache == "off"
+    assert record.frozen.cache == "off"
     assert "computed with every batch" in caplog.text
 
 
@@ -212,7 +212,7 @@ def _run_in_process(overrides, queue):
     from petl_bench.config import load_config
 
     record = run(load_config(overrides))
-    queue.put((record.trunk.reused, [entry.train_loss for entry in record.history]))
+    queue.put((record.frozen.reused, [entry.train_loss for entry in record.history]))
 
 
 def test_processes_that_start_together_compute_once_and_agree(tmp_path):
@@ -236,7 +236,7 @@ def test_processes_that_start_together_compute_once_and_agree(tmp_path):
 
 
 def test_bf16_states_survive_the_disk(tmp_path):
-    entry = StateFile(tmp_path, "key")
+    entry = FeatureFile(tmp_path, "key")
     tensor = entry.create((3, 5), torch.bfloat16)
     tensor.copy_(torch.from_numpy(np.arange(15, dtype=np.float32).reshape(3, 5)))
     entry.finish(tensor)

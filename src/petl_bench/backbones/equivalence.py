@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def noisy(model: nn.Module) -> Iterator[None]:
+def perturbed(model: nn.Module) -> Iterator[None]:
     """Within it all that is trained is a little off."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [parameter.detach().clone() for parameter in trained]
@@ -36,7 +36,7 @@ def noisy(model: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def tried(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+def output_or_none(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
     """What it returns; None where the model, as it is now, cannot do it."""
     try:
         return call()
@@ -45,7 +45,7 @@ def tried(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
         return None
 
 
-def agree(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+def outputs_match(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
     """Whether two outputs are there, and the same but for the order of sums."""
     if first is None or second is None:
         return False

@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 from petl_bench.backbones.attention import CALLED_ROLES, AttendToAll
-from petl_bench.backbones.equivalence import agree, noisy, tried
+from petl_bench.backbones.equivalence import output_or_none, outputs_match, perturbed
 from petl_bench.errors import RequestError
 
 # Modules that do nothing of their own beside what is done here.
 _PLAIN = ("torch.", "transformers.")
 
-_TRIED_ROWS, _TRIED_TOKENS = 3, 8
+_PROBE_ROWS, _PROBE_TOKENS = 3, 8
 
 
 def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
@@ -44,7 +44,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
         plain, narrowed = type(layer), _narrowed(type(layer), anatomy, classifier.config)
         if any(parameter.is_meta for parameter in model.parameters()):
             layer.__class__ = narrowed
-        elif not _agrees(model, anatomy, layer, narrowed):
+        elif not _narrowing_matches(model, anatomy, layer, narrowed):
             layer.__class__ = plain
             obstacle = "the outputs depend on its states of other tokens"
     if obstacle is not None:
@@ -93,27 +93,27 @@ def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.M
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
-def _agrees(model: nn.Module, anatomy: Anatomy, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
+def _narrowing_matches(model: nn.Module, anatomy: Anatomy, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
     """Narrows the layer, and says whether its parts' outputs and the model's stay, with padding and without."""
     was_training, device = model.training, next(model.parameters()).device
-    tokens = min(_TRIED_TOKENS, anatomy.max_length(model.config))
+    tokens = min(_PROBE_TOKENS, anatomy.max_length(model.config))
     # Small numbers stand for special tokens.
-    ids = _TRIED_TOKENS + torch.arange(_TRIED_ROWS * tokens, device=device).view(_TRIED_ROWS, tokens)
+    ids = _PROBE_TOKENS + torch.arange(_PROBE_ROWS * tokens, device=device).view(_PROBE_ROWS, tokens)
     mask = torch.ones_like(ids)
     mask[1:, tokens // 2 :] = 0
     few = [{"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}]
     paths = [path for path in _called(anatomy) if path not in (anatomy.key, anatomy.value)]
     model.eval()
     try:
-        with noisy(model), torch.no_grad():
+        with perturbed(model), torch.no_grad():
             with _noted([layer.get_submodule(path) for path in paths]) as calls:
                 plain = [model(**inputs).logits for inputs in few]
-            alone = [(tried(lambda: part(x[:, :1])), output[:, :1]) for part, (x, output) in calls.items()]  # noqa: B023
+            alone = [(output_or_none(lambda: part(x[:, :1])), output[:, :1]) for part, (x, output) in calls.items()]  # noqa: B023
             layer.__class__ = narrowed
-            found = [tried(lambda: model(**inputs).logits) for inputs in few]  # noqa: B023
+            found = [output_or_none(lambda: model(**inputs).logits) for inputs in few]  # noqa: B023
     finally:
         model.train(was_training)
-    return all(agree(*pair) for pair in [*alone, *zip(found, plain, strict=True)])
+    return all(outputs_match(*pair) for pair in [*alone, *zip(found, plain, strict=True)])
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
     return [place(layers, best, num_layers) for best in sorted(choices)]
 
 
-def settled_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
+def resolved_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
     """The plan of a finished run, without looking at rows again."""
     if record is None or layers.name != "variability":
         return layers

@@ -17,7 +17,7 @@ from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.methods.hooks import merged
 from petl_bench.model import build_adapted
-from petl_bench.records.schema import Flops, Ledger, LedgerAtPeak, Params
+from petl_bench.records.schema import Flops, MemoryAtPeak, MemoryEstimate, Params
 
 if TYPE_CHECKING:
     from petl_bench.estimate.memory import StepCount
@@ -70,9 +70,9 @@ class Costs:
     """
 
     params: Params
-    ledger: Ledger
+    estimate: MemoryEstimate
     flops: Flops
-    course: tuple[int, ...]
+    timeline: tuple[int, ...]
 
 
 def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> Costs:
@@ -93,14 +93,14 @@ def count_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) ->
     counted = sizes[:2] + [size for size in sizes[2:] if size != sizes[1]][:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        twin = _Twin(cfg, backbone, labels)
-        stored_bytes = twin.stored_bytes()
-        count = twin.count(counted)
-        inference, is_merged = twin.inference_flops(cfg.train.batch_size)
-    params = dataclasses.replace(twin.params, stored_bytes=stored_bytes)
+        meta_model = _MetaModel(cfg, backbone, labels)
+        stored_bytes = meta_model.stored_bytes()
+        count = meta_model.count(counted)
+        inference, is_merged = meta_model.inference_flops(cfg.train.batch_size)
+    params = dataclasses.replace(meta_model.params, stored_bytes=stored_bytes)
     flops_of = dict(zip(counted, count.flops, strict=True))
     flops = Flops(sum(flops_of[size] for size in sizes), inference, is_merged)
-    return Costs(params, _ledger(count, cfg), flops, count.course)
+    return Costs(params, _memory_estimate(count, cfg), flops, count.timeline)
 
 
 def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str] | None) -> str:
@@ -118,13 +118,13 @@ def pass_sizes(rows: int, accumulation: int) -> list[int]:
     return [rows // passes + (number < rows % passes) for number in range(passes)]
 
 
-class _Twin:
+class _MetaModel:
     """A run's model without memory. Every method uses it within the mode that makes it look like one on the CPU."""
 
     def __init__(self, cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> None:
         import torch
 
-        from petl_bench.estimate.memory import posed_as_cpu
+        from petl_bench.estimate.memory import as_fake_cpu
 
         self.cfg, self.backbone, self.labels = cfg, backbone, labels
         try:
@@ -133,7 +133,7 @@ class _Twin:
             # The method looks at the weights' content: random ones serve.
             random = dataclasses.replace(backbone, source=None)
             self.model, self.params = build_adapted(cfg, random, labels, _SOME_STEPS)
-        self.mode = posed_as_cpu(self.model)
+        self.mode = as_fake_cpu(self.model)
         self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
 
     def count(self, sizes: Sequence[int]) -> StepCount:
@@ -189,8 +189,8 @@ class _Twin:
             return safetensors_bytes(self.model.state_dict())
 
 
-def _ledger(count: StepCount, cfg: RunConfig) -> Ledger:
-    return Ledger(
+def _memory_estimate(count: StepCount, cfg: RunConfig) -> MemoryEstimate:
+    return MemoryEstimate(
         batch_size=cfg.train.batch_size,
         sequence_length=cfg.task.max_length,
         weights_bytes=count.weights,
@@ -201,7 +201,7 @@ def _ledger(count: StepCount, cfg: RunConfig) -> Ledger:
         peak_bytes=count.peak,
         accumulation=cfg.train.accumulation,
         peak_phase=count.peak_phase,
-        at_peak=LedgerAtPeak(**{f"{kind}_bytes": size for kind, size in count.at_peak.items()}),
+        at_peak=MemoryAtPeak(**{f"{kind}_bytes": size for kind, size in count.at_peak.items()}),
         device="cpu",
         attention_kernel=count.kernel,
     )
@@ -215,18 +215,18 @@ def largest_batch(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, 
     """
     accumulation = cfg.train.accumulation
     sizes = pass_sizes(cfg.train.batch_size, accumulation)
-    twin = _Twin(cfg, backbone, labels)
+    meta_model = _MetaModel(cfg, backbone, labels)
     passes = min(accumulation, 2)
     # One row alone takes other paths through the kernels than several do.
     rows = max(2, sizes[0])
-    small = costs.course if sizes[-1] == rows and len(sizes) <= 2 else twin.count([rows] * passes).course
-    large = twin.count([2 * rows] * passes).course
+    small = costs.timeline if sizes[-1] == rows and len(sizes) <= 2 else meta_model.count([rows] * passes).timeline
+    large = meta_model.count([2 * rows] * passes).timeline
     if len(small) == len(large):
         fitting = _extrapolated(small, large, rows, budget)
     else:
-        fitting = _searched(lambda rows: twin.count([rows] * passes).peak <= budget)
+        fitting = _searched(lambda rows: meta_model.count([rows] * passes).peak <= budget)
     if fitting < 2:
-        fitting = int(twin.count([1] * passes).peak <= budget)
+        fitting = int(meta_model.count([1] * passes).peak <= budget)
     return fitting * accumulation
 
 

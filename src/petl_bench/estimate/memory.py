@@ -1,7 +1,7 @@
 """Memory of one update by kind, and its operations, counted storage by storage.
 
 The update is one in its steady state: optimizer states are there already. It is counted on real CPU and CUDA tensors,
-and, where `posed_as_cpu` has prepared the model, on tensors without memory: the bytes are the same.
+and, where `as_fake_cpu` has prepared the model, on tensors without memory: the bytes are the same.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _SCALAR = torch.ops.aten._local_scalar_dense.default
 _LAYER_NORM = torch.ops.aten.native_layer_norm.default
 
 
-class PoseAsCpu(FakeTensorMode):
+class FakeCpuMode(FakeTensorMode):
     """The mode within which a posed model, and whatever meets it, is used."""
 
     @classmethod
@@ -118,7 +118,7 @@ class PoseAsCpu(FakeTensorMode):
         return result
 
 
-def posed_as_cpu(model: nn.Module) -> PoseAsCpu:
+def as_fake_cpu(model: nn.Module) -> FakeCpuMode:
     """Turns a model on the meta device into one whose tensors still have no memory but say they are on the CPU.
 
     Autocast, the choice of an attention kernel and dropout go by the device; on the meta device they would differ from
@@ -127,23 +127,23 @@ def posed_as_cpu(model: nn.Module) -> PoseAsCpu:
     Args:
         model: Changed in place.
     """
-    mode = PoseAsCpu(allow_non_fake_inputs=True)
+    mode = FakeCpuMode(allow_non_fake_inputs=True)
     # The originals are kept until the end: their ids must not be given to others.
-    posed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def pose(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in posed:
+    def faked(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in fakes:
             fake: torch.Tensor = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
             if isinstance(tensor, nn.Parameter):
                 fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
-            posed[id(tensor)] = (fake, tensor)
-        return posed[id(tensor)][0]
+            fakes[id(tensor)] = (fake, tensor)
+        return fakes[id(tensor)][0]
 
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    tensors[name] = pose(tensor)  # type: ignore[assignment]
+                    tensors[name] = faked(tensor)  # type: ignore[assignment]
     return mode
 
 
@@ -184,7 +184,7 @@ class StepCount:
     peak_phase: str
     kernel: str
     flops: tuple[int, ...]
-    course: tuple[int, ...]
+    timeline: tuple[int, ...]
 
 
 def count_step(
@@ -274,8 +274,8 @@ def _account(log: StorageLog, kinds: dict[str, set[int]], passes: list[_Pass], s
     for number, change in log.events:
         sizes.setdefault(number, change)
     totals = {kind: sum(sizes[number] for number in numbers) for kind, numbers in kinds.items()}
-    course = tuple(accumulate(change for _, change in log.events))
-    moment = max(range(start, len(course)), key=course.__getitem__)
+    timeline = tuple(accumulate(change for _, change in log.events))
+    moment = max(range(start, len(timeline)), key=timeline.__getitem__)
     kind_of = {number: "activations" for one in passes for number in one.activations}
     # Gradients and states outlive the pass that they were made in.
     kind_of |= {number: kind for kind, numbers in reversed(kinds.items()) for number in numbers}
@@ -286,11 +286,11 @@ def _account(log: StorageLog, kinds: dict[str, set[int]], passes: list[_Pass], s
         **totals,
         activations=max(sum(sizes[number] for number in one.activations) for one in passes),
         at_peak=at_peak,
-        peak=course[moment],
+        peak=timeline[moment],
         peak_phase=_phase(moment, passes),
         kernel=kernel,
         flops=tuple(one.flops for one in passes),
-        course=course[start:],
+        timeline=timeline[start:],
     )
 
 

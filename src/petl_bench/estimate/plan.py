@@ -12,12 +12,12 @@ from typing import Any
 
 from petl_bench.backbones.layers import LayersConfig, extreme_plans
 from petl_bench.backbones.load import open_backbone
-from petl_bench.config import RunConfig, load_explained, settled
+from petl_bench.config import RunConfig, load_explained, resolved
 from petl_bench.errors import RequestError, RunError
 from petl_bench.estimate.costs import count_costs, largest_batch
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.run_key import backbone_name, method_label
-from petl_bench.records.schema import Flops, Layers, Ledger, Params
+from petl_bench.records.schema import Flops, Layers, MemoryEstimate, Params
 from petl_bench.tasks.load import find_labels
 
 ALL = "all"
@@ -46,7 +46,7 @@ class PlanRow:
     precision: str
     layers: Layers | None = None
     params: Params | None = None
-    ledger: Ledger | None = None
+    estimate: MemoryEstimate | None = None
     flops: Flops | None = None
     peak_reduction: float | None = None
     fits: bool | None = None
@@ -54,9 +54,9 @@ class PlanRow:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as the record has it: `ledger` within `memory`; what a budget tells only where there is one."""
+        """The row as the record has it: `estimate` within `memory`; what a budget tells only where there is one."""
         row = asdict(self)
-        row["memory"] = {"ledger": row.pop("ledger")}
+        row["memory"] = {"estimate": row.pop("estimate")}
         if self.fits is None:
             del row["fits"], row["largest_batch_size"]
         return row
@@ -83,7 +83,7 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
     further = [] if asked_for else [_full_fine_tuning(composed[0])]
     counted = count_all([*((cfg, budget) for cfg in composed), *((cfg, None) for cfg in further)])
     full = counted[-1] if further else counted[composed.index(asked_for[0])]
-    peak = full.ledger.peak_bytes if isinstance(full, PlanRow) and full.ledger else None
+    peak = full.estimate.peak_bytes if isinstance(full, PlanRow) and full.estimate else None
     rows = iter(counted)
     found = {method: next(rows) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
     failures = [row for row in found.values() if not isinstance(row, PlanRow)]
@@ -115,7 +115,7 @@ def split_methods(overrides: list[str]) -> dict[str, list[str]]:
 
 def _compose(overrides: list[str]) -> RunConfig | RequestError:
     try:
-        return settled(load_explained(overrides))
+        return resolved(load_explained(overrides))
     except RequestError as error:
         return error
 
@@ -129,8 +129,8 @@ def _finish(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig,
     if not isinstance(row, PlanRow):
         backbone = backbone_name(cfg.to_dict()["backbone"])
         return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, note=str(row))
-    assert row.ledger
-    return replace(row, peak_reduction=None if full_peak is None else full_peak / row.ledger.peak_bytes)
+    assert row.estimate
+    return replace(row, peak_reduction=None if full_peak is None else full_peak / row.estimate.peak_bytes)
 
 
 def count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
@@ -167,7 +167,7 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
         backbone = open_backbone(candidate.backbone, candidate.layers, weights=False)
         backbone.check_length(candidate.task.max_length)
         counted.append((count_costs(candidate, backbone, labels), candidate, backbone))
-    costs, cfg, backbone = max(counted, key=lambda found: found[0].ledger.peak_bytes)
+    costs, cfg, backbone = max(counted, key=lambda found: found[0].estimate.peak_bytes)
     chosen = backbone.plan
     row = PlanRow(
         method=cfg.method.name,
@@ -177,11 +177,11 @@ def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
         precision=cfg.train.precision,
         layers=Layers(chosen.bottom, chosen.top, chosen.head, num_layers),
         params=costs.params,
-        ledger=costs.ledger,
+        estimate=costs.estimate,
         flops=costs.flops,
         note=_CHOSEN_BY_ROWS if len(counted) > 1 else None,
     )
     if budget is None:
         return row
     largest = largest_batch(cfg, backbone, labels, costs, budget)
-    return replace(row, fits=costs.ledger.peak_bytes <= budget, largest_batch_size=largest)
+    return replace(row, fits=costs.estimate.peak_bytes <= budget, largest_batch_size=largest)

@@ -16,12 +16,12 @@ from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.errors import parse_bytes
-from petl_bench.frozen.cache import StateCache
-from petl_bench.frozen.features import FlatStates, compute_states, state_offsets
-from petl_bench.frozen.split import Trunk, find_cut, first_tokens
+from petl_bench.frozen.cache import FeatureCache
+from petl_bench.frozen.features import PackedFeatures, compute_features, feature_offsets
+from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
 from petl_bench.process import cache_dir
-from petl_bench.records.schema import TrunkStates
-from petl_bench.training.batches import Batch, Feed, TokenRows, collate
+from petl_bench.records.schema import FrozenFeatures
+from petl_bench.training.batches import Batch, BatchSource, TokenRows, collate
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.loop import num_training_steps, steps_per_epoch
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class TrunkFeed(Feed):
+class FeatureBatchSource(BatchSource):
     """Feeds a model the states of its trunk: it computes what is above them.
 
     Args:
@@ -39,46 +39,48 @@ class TrunkFeed(Feed):
         cached: The states of all rows; None: each batch's are computed when it comes.
     """
 
-    def __init__(self, rows: TokenRows, device: torch.device, trunk: Trunk, cached: FlatStates | None) -> None:
+    def __init__(
+        self, rows: TokenRows, device: torch.device, frozen: FrozenLayers, cached: PackedFeatures | None
+    ) -> None:
         super().__init__(rows, device)
-        self.trunk, self.cached = trunk, cached
+        self.frozen, self.cached = frozen, cached
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """See `Feed.batch`."""
+        """See `BatchSource.batch`."""
         batch = collate(self.rows, indices)
-        if self.trunk.cut.first_token:
+        if self.frozen.split.first_token:
             batch.inputs, batch.num_padded_tokens = first_tokens(batch.inputs), batch.num_tokens
         if self.cached is not None:
             batch.states = self.cached.padded(indices)
         else:
-            computed = compute_states(self.trunk, self.rows, indices, self.device)
+            computed = compute_features(self.frozen, self.rows, indices, self.device)
             batch.states = computed.padded(np.arange(len(indices)))
         return batch.to(self.device)
 
     def forward(self, model: nn.Module, batch: Batch, labels: torch.Tensor | None = None) -> Any:
-        """See `Feed.forward`."""
+        """See `BatchSource.forward`."""
         assert batch.states is not None
-        with self.trunk.given(batch.states):
+        with self.frozen.given(batch.states):
             return super().forward(model, batch, labels)
 
 
-_FOLDER = "trunk"
+_FOLDER = "frozen"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Feeds:
+class BatchSources:
     """Feeds by split, and what the record says of the trunk; None where there is none."""
 
-    by_split: dict[str, Feed]
-    trunk: TrunkStates | None = None
+    by_split: dict[str, BatchSource]
+    frozen: FrozenFeatures | None = None
     seconds: float | None = None
 
 
-def open_feeds(
+def open_batch_sources(
     model: nn.Module, anatomy: Anatomy, splits: Mapping[str, TokenRows], train: TrainConfig, accelerator: Accelerator
-) -> Feeds:
+) -> BatchSources:
     """Feeds for a model that is about to be trained; where layers are frozen, their states are computed now.
 
     Args:
@@ -90,34 +92,36 @@ def open_feeds(
     """
     device = accelerator.device
     rows = splits["train"]
-    cut = find_cut(model, anatomy, collate(rows, _one_length(rows)).to(device).inputs, accelerator.autocast)
-    if cut is None:
-        return Feeds({name: Feed(rows, device) for name, rows in splits.items()})
-    trunk = Trunk(model, anatomy, cut, accelerator.autocast)
+    split = find_split(model, anatomy, collate(rows, _one_length(rows)).to(device).inputs, accelerator.autocast)
+    if split is None:
+        return BatchSources({name: BatchSource(rows, device) for name, rows in splits.items()})
+    frozen = FrozenLayers(model, anatomy, split, accelerator.autocast)
     started = time.perf_counter()
-    cache = _Cache(trunk, splits, train, device)
+    cache = _Cache(frozen, splits, train, device)
     states = cache.states()
-    feeds: dict[str, Feed] = {
-        name: TrunkFeed(rows, device, trunk, states.get(id(rows))) for name, rows in splits.items()
+    sources: dict[str, BatchSource] = {
+        name: FeatureBatchSource(rows, device, frozen, states.get(id(rows))) for name, rows in splits.items()
     }
-    described = TrunkStates(
-        layers=cut.depth,
-        states=len(cut.reads),
-        first_token_only=cut.first_token,
+    described = FrozenFeatures(
+        layers=split.depth,
+        states=len(split.reads),
+        first_token_only=split.first_token,
         cache=cache.place,
         bytes=sum(tensor.nbytes for flat in states.values() for tensor in flat.tensors.values()),
         reused=cache.reused,
     )
     seconds = time.perf_counter() - started
-    _tell(described, seconds)
-    return Feeds(feeds, described, seconds)
+    _log_features(described, seconds)
+    return BatchSources(sources, described, seconds)
 
 
 class _Cache:
     """Where the states of all splits are kept: `memory`, `disk` or `off`."""
 
-    def __init__(self, trunk: Trunk, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device) -> None:
-        self.trunk, self.train, self.device = trunk, train, device
+    def __init__(
+        self, frozen: FrozenLayers, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device
+    ) -> None:
+        self.frozen, self.train, self.device = frozen, train, device
         self.rows = {id(rows): rows for rows in splits.values()}
         self.memory = parse_bytes("train.cache_memory", train.cache_memory)
         self.disk = parse_bytes("train.cache_disk", train.cache_disk)
@@ -125,11 +129,11 @@ class _Cache:
         self.place = self._choose(splits)
         self.reused = False
 
-    def states(self) -> dict[int, FlatStates]:
+    def states(self) -> dict[int, PackedFeatures]:
         """States by the rows' identity; empty where nothing is kept."""
         if self.place == "off":
             return {}
-        cache, folder = StateCache(self.trunk, self.device, self.train.precision), cache_dir() / _FOLDER
+        cache, folder = FeatureCache(self.frozen, self.device, self.train.precision), cache_dir() / _FOLDER
         try:
             if self.place == "memory":
                 found = {key: cache.in_memory(rows, self.memory) for key, rows in self.rows.items()}
@@ -147,8 +151,8 @@ class _Cache:
         return {key: states for key, (states, _) in found.items()}
 
     def _bytes(self, rows: TokenRows) -> int:
-        tokens = int(state_offsets(rows, first_token=self.trunk.cut.first_token)[-1])
-        return tokens * self.trunk.encoder.config.hidden_size * torch.float32.itemsize * len(self.trunk.cut.reads)
+        tokens = int(feature_offsets(rows, first_token=self.frozen.split.first_token)[-1])
+        return tokens * self.frozen.encoder.config.hidden_size * torch.float32.itemsize * len(self.frozen.split.reads)
 
     def _choose(self, splits: Mapping[str, TokenRows]) -> str:
         if self.train.cache != "auto":
@@ -188,9 +192,9 @@ def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
     return np.flatnonzero(rows.lengths == middle)[:most]
 
 
-def _tell(trunk: TrunkStates, seconds: float) -> None:
-    place = {"off": "computed with every batch", "memory": "kept in memory", "disk": "kept on disk"}[trunk.cache]
-    what = "the first token's state" if trunk.first_token_only else f"{trunk.states} states a token"
-    found = "found" if trunk.reused else f"in {seconds:.1f} s"
-    size = "" if trunk.cache == "off" else f" ({trunk.bytes / 2**20:,.0f} MiB, {found})"
-    _log.info("layers 1..%d are frozen and run without dropout: %s, %s%s", trunk.layers, what, place, size)
+def _log_features(frozen: FrozenFeatures, seconds: float) -> None:
+    place = {"off": "computed with every batch", "memory": "kept in memory", "disk": "kept on disk"}[frozen.cache]
+    what = "the first token's state" if frozen.first_token_only else f"{frozen.states} states a token"
+    found = "found" if frozen.reused else f"in {seconds:.1f} s"
+    size = "" if frozen.cache == "off" else f" ({frozen.bytes / 2**20:,.0f} MiB, {found})"
+    _log.info("layers 1..%d are frozen and run without dropout: %s, %s%s", frozen.layers, what, place, size)

@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from petl_bench.frozen.features import FlatStates, fill_states, state_offsets
-from petl_bench.frozen.split import Trunk
+from petl_bench.frozen.features import PackedFeatures, feature_offsets, fill_features
+from petl_bench.frozen.split import FrozenLayers
 from petl_bench.training.batches import TokenRows
 
 _CHUNK = 2**24
@@ -32,7 +32,7 @@ _ABANDONED_SECONDS = 24 * 3600
 _log = logging.getLogger(__name__)
 
 
-class StateFile:
+class FeatureFile:
     """One entry of the cache on disk: `<key>.states`, and `<key>.json`, which describes it and is written last.
 
     Args:
@@ -121,7 +121,7 @@ def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
     """
     entries = []
     for description in folder.glob("*.json"):
-        entry = StateFile(folder, description.stem)
+        entry = FeatureFile(folder, description.stem)
         with suppress(OSError):  # another process deletes too
             entries.append((description.stat().st_mtime, entry.data.stat().st_size, entry))
     whole = {entry.data for _, _, entry in entries}
@@ -151,7 +151,7 @@ _PROBE_TOKENS = 64
 _kept: OrderedDict[str, torch.Tensor] = OrderedDict()
 
 
-class StateCache:
+class FeatureCache:
     """The states of one trunk's rows, in memory or on disk.
 
     Args:
@@ -160,19 +160,19 @@ class StateCache:
         precision: The run's.
     """
 
-    def __init__(self, trunk: Trunk, device: torch.device, precision: str) -> None:
-        self.trunk, self.device = trunk, device
-        self._digests = _digests(trunk, device, precision)
+    def __init__(self, frozen: FrozenLayers, device: torch.device, precision: str) -> None:
+        self.frozen, self.device = frozen, device
+        self._digests = _digests(frozen, device, precision)
         self._used: set[str] = set()
 
-    def in_memory(self, rows: TokenRows, budget: int) -> tuple[FlatStates, bool]:
+    def in_memory(self, rows: TokenRows, budget: int) -> tuple[PackedFeatures, bool]:
         """States of all rows in the process's memory, and whether they were there already.
 
         Args:
             rows: The rows.
             budget: Bytes that stay for later runs of this process; the entries used longest ago make room.
         """
-        keys = _Keys(self._digests, self.trunk, rows)
+        keys = _Keys(self._digests, self.frozen, rows)
         found = keys.find(_kept.get)
         reused = found is not None
         if found is None:
@@ -189,7 +189,7 @@ class StateCache:
         _make_room(budget)
         return self._flat(rows, found), reused
 
-    def on_disk(self, rows: TokenRows, folder: Path) -> tuple[FlatStates, bool]:
+    def on_disk(self, rows: TokenRows, folder: Path) -> tuple[PackedFeatures, bool]:
         """States of all rows in memory-mapped files, and whether they were there already.
 
         Several processes may ask at once: one computes, the others wait for it. Broken files are made anew.
@@ -201,14 +201,14 @@ class StateCache:
         Raises:
             OSError: where the files cannot be written.
         """
-        keys = _Keys(self._digests, self.trunk, rows)
+        keys = _Keys(self._digests, self.frozen, rows)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{keys.of(self.trunk.cut.depth)}.lock"):
-            found = keys.find(lambda key: StateFile(folder, key).read())
+        with FileLock(folder / f"{keys.of(self.frozen.split.depth)}.lock"):
+            found = keys.find(lambda key: FeatureFile(folder, key).read())
             reused = found is not None
             if found is None:
                 found = {}
-                files = {layer: StateFile(folder, keys.of(layer)) for layer in self.trunk.cut.reads}
+                files = {layer: FeatureFile(folder, keys.of(layer)) for layer in self.frozen.split.reads}
                 try:
                     self._fill(rows, found, lambda layer, shape, dtype: files[layer].create(shape, dtype))
                     for layer, file in files.items():
@@ -226,17 +226,17 @@ class StateCache:
 
     def _fill(self, rows: TokenRows, found: dict[int, torch.Tensor], new: Any) -> None:
         """Computes the states of all rows into tensors that `new` makes, given layer, shape and type."""
-        offsets = state_offsets(rows, first_token=self.trunk.cut.first_token)
+        offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
 
         def target(layer: int, like: torch.Tensor) -> torch.Tensor:
             if layer not in found:
                 found[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
             return found[layer]
 
-        fill_states(self.trunk, rows, np.arange(len(rows)), offsets, target, self.device)
+        fill_features(self.frozen, rows, np.arange(len(rows)), offsets, target, self.device)
 
-    def _flat(self, rows: TokenRows, found: dict[int, torch.Tensor]) -> FlatStates:
-        return FlatStates(found, state_offsets(rows, first_token=self.trunk.cut.first_token))
+    def _flat(self, rows: TokenRows, found: dict[int, torch.Tensor]) -> PackedFeatures:
+        return PackedFeatures(found, feature_offsets(rows, first_token=self.frozen.split.first_token))
 
 
 def _make_room(budget: int) -> None:
@@ -244,13 +244,13 @@ def _make_room(budget: int) -> None:
         _kept.popitem(last=False)
 
 
-def _digests(trunk: Trunk, device: torch.device, precision: str) -> dict[int, str]:
+def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict[int, str]:
     """What each layer's states follow from beside the rows.
 
     That is weights and settings up to the layer, and the states of some tokens: they tell of all else that may differ,
     such as hooks of a method, the library's version or the processor's instructions.
     """
-    settings = trunk.encoder.config
+    settings = frozen.encoder.config
     common = [
         CACHE_VERSION,
         {name: value for name, value in settings.to_dict().items() if name not in _NOT_IN_KEY},
@@ -260,9 +260,9 @@ def _digests(trunk: Trunk, device: torch.device, precision: str) -> dict[int, st
     digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())
     kinds = getattr(settings, "layer_types", None) or []
     probe = torch.arange(_PROBE_TOKENS, device=device)[None] % settings.vocab_size
-    states = trunk.all_states({"input_ids": probe[:, : settings.max_position_embeddings // 2]})
+    states = frozen.all_states({"input_ids": probe[:, : settings.max_position_embeddings // 2]})
     found = {}
-    for layer, modules in enumerate([trunk.foundation, *([layer] for layer in trunk.layers)]):
+    for layer, modules in enumerate([frozen.foundation, *([layer] for layer in frozen.layers)]):
         for module in modules:
             _add_weights(digest, module)
         _add_tensor(digest, states[layer])
@@ -273,22 +273,22 @@ def _digests(trunk: Trunk, device: torch.device, precision: str) -> dict[int, st
 class _Keys:
     """Keys of the entries that a trunk and some rows make."""
 
-    def __init__(self, digests: dict[int, str], trunk: Trunk, rows: TokenRows) -> None:
-        self._digests, self._cut, self._offsets = digests, trunk.cut, rows.offsets
+    def __init__(self, digests: dict[int, str], frozen: FrozenLayers, rows: TokenRows) -> None:
+        self._digests, self._split, self._offsets = digests, frozen.split, rows.offsets
         self._tokens = _tokens_digest(rows)
 
     def of(self, layer: int, *, first_token: bool | None = None) -> str:
         """The key of a layer's states."""
-        first_token = self._cut.first_token if first_token is None else first_token
+        first_token = self._split.first_token if first_token is None else first_token
         key = hashlib.sha256(f"{self._digests[layer]} {self._tokens}".encode()).hexdigest()
         return key + ("-first" if first_token else "")
 
     def find(self, get: Callable[[str], torch.Tensor | None]) -> dict[int, torch.Tensor] | None:
         """All states that are read, or None where one is missing; the first token's may come from all tokens'."""
         found = {}
-        for layer in self._cut.reads:
+        for layer in self._split.reads:
             tensor = get(self.of(layer))
-            if tensor is None and self._cut.first_token:
+            if tensor is None and self._split.first_token:
                 whole = get(self.of(layer, first_token=False))
                 tensor = None if whole is None else whole[torch.from_numpy(self._offsets[:-1])]
             if tensor is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from petl_bench.frozen.split import Trunk
+from petl_bench.frozen.split import FrozenLayers
 from petl_bench.training.batches import TokenRows, collate
 
 # Tokens a pass: enough for the cores to be busy, few enough for the caches.
@@ -19,7 +19,7 @@ _FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class FlatStates:
+class PackedFeatures:
     """States of rows, one row after the other.
 
     Attributes:
@@ -47,26 +47,28 @@ def _padded(flat: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torc
     return batch
 
 
-def state_offsets(rows: TokenRows, *, first_token: bool) -> np.ndarray:
+def feature_offsets(rows: TokenRows, *, first_token: bool) -> np.ndarray:
     """Where each row's states begin, and where the last one's end."""
     return np.arange(len(rows) + 1) if first_token else rows.offsets
 
 
-def compute_states(trunk: Trunk, rows: TokenRows, indices: np.ndarray, device: torch.device) -> FlatStates:
+def compute_features(
+    frozen: FrozenLayers, rows: TokenRows, indices: np.ndarray, device: torch.device
+) -> PackedFeatures:
     """States of these rows, in this order, where the model is."""
-    lengths = np.ones(len(indices), dtype=np.int64) if trunk.cut.first_token else rows.lengths[indices]
+    lengths = np.ones(len(indices), dtype=np.int64) if frozen.split.first_token else rows.lengths[indices]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tensors: dict[int, torch.Tensor] = {}
 
     def new(layer: int, like: torch.Tensor) -> torch.Tensor:
         return tensors.setdefault(layer, like.new_empty((int(offsets[-1]), like.shape[-1])))
 
-    fill_states(trunk, rows, indices, offsets, new, device)
-    return FlatStates(tensors, offsets)
+    fill_features(frozen, rows, indices, offsets, new, device)
+    return PackedFeatures(tensors, offsets)
 
 
-def fill_states(
-    trunk: Trunk,
+def fill_features(
+    frozen: FrozenLayers,
     rows: TokenRows,
     indices: np.ndarray,
     offsets: np.ndarray,
@@ -79,7 +81,7 @@ def fill_states(
     with it (on the CPU in fp32: to the bit), so a cache changes no result.
 
     Args:
-        trunk: Computes them.
+        frozen: Computes them.
         rows: All rows.
         indices: Those wanted.
         offsets: Row `indices[i]` goes to `offsets[i]:offsets[i + 1]`.
@@ -90,7 +92,7 @@ def fill_states(
         group = indices[positions]
         short = len(group) * int(rows.lengths[group[0]]) < _FEWEST_TOKENS
         needed = np.resize(group, -(-_FEWEST_TOKENS // int(rows.lengths[group[0]]))) if short else group
-        states = trunk.states(collate(rows, needed).to(device).inputs)
+        states = frozen.states(collate(rows, needed).to(device).inputs)
         for layer, state in states.items():
             flat = target(layer, state)
             for position, values in zip(positions.tolist(), state, strict=False):

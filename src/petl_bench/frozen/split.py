@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
-from petl_bench.backbones.equivalence import agree, noisy, tried
+from petl_bench.backbones.equivalence import output_or_none, outputs_match, perturbed
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Cut:
+class SplitPoint:
     """Where a model is cut.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cut:
     first_token: bool = False
 
 
-class Trunk:
+class FrozenLayers:
     """Computes the trunk's states, and lets the rest of the model run on given ones.
 
     Args:
@@ -51,11 +51,11 @@ class Trunk:
         autocast: The context of the run's precision.
     """
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, cut: Cut, autocast: Autocast) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, split: SplitPoint, autocast: Autocast) -> None:
         parts = _Parts(model, anatomy)
-        self.model, self.cut, self.autocast = model, cut, autocast
+        self.model, self.split, self.autocast = model, split, autocast
         self.encoder, self.embeddings, self.foundation = parts.encoder, parts.embeddings, parts.foundation
-        self.layers, self.above = parts.layers[: cut.depth], parts.layers[cut.depth :]
+        self.layers, self.above = parts.layers[: split.depth], parts.layers[split.depth :]
 
     def states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
         """What the rest of the model reads of these rows.
@@ -67,8 +67,8 @@ class Trunk:
             By layer; each of shape (rows, tokens, d), or (rows, 1, d) where only the first token's is read.
         """
         found = self.all_states(inputs)
-        end = 1 if self.cut.first_token else None
-        return {layer: found[layer][:, :end] for layer in self.cut.reads}
+        end = 1 if self.split.first_token else None
+        return {layer: found[layer][:, :end] for layer in self.split.reads}
 
     def all_states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
         """States 0..depth of all tokens, without dropout and without a graph."""
@@ -101,12 +101,14 @@ class Trunk:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = state if state is not None else (args[0] if args else kwargs["hidden_states"])
-            return (output, None) if self.cut.in_tuples else output
+            return (output, None) if self.split.in_tuples else output
 
         return forward
 
 
-def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
+def find_split(
+    model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor], autocast: Autocast
+) -> SplitPoint | None:
     """Tries the model on a few rows; None where no layer is frozen, or what is below cannot be given from outside.
 
     Args:
@@ -119,12 +121,12 @@ def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor]
     try:
         # In training mode: adapters may merge into frozen weights in the other.
         parts = _Parts(model, anatomy)
-        cut = _frozen_part(model.train(), parts, inputs, autocast)
-        if cut is None:
+        split = _frozen_part(model.train(), parts, inputs, autocast)
+        if split is None:
             return None
-        trunk = Trunk(model.eval(), anatomy, cut, autocast)
-        with noisy(model):
-            checked = _checked(trunk, inputs) if not parts.unknown else None
+        frozen = FrozenLayers(model.eval(), anatomy, split, autocast)
+        with perturbed(model):
+            checked = _checked(frozen, inputs) if not parts.unknown else None
         if checked is None:
             _log.warning("the frozen layers cannot be computed apart for this model: they run with every update")
         return checked
@@ -132,23 +134,23 @@ def find_cut(model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor]
         model.train(was_training)
 
 
-def _checked(trunk: Trunk, inputs: dict[str, torch.Tensor]) -> Cut | None:
+def _checked(frozen: FrozenLayers, inputs: dict[str, torch.Tensor]) -> SplitPoint | None:
     """The cut, where the rest of the model gives the same outputs on given states; and whether it reads one token."""
-    with trunk.autocast(), torch.no_grad():
-        logits: torch.Tensor = trunk.model(**inputs).logits
-    states = trunk.states(inputs)
-    given = _logits_given(trunk, inputs, states)
-    if given is None or not agree(given, logits):
+    with frozen.autocast(), torch.no_grad():
+        logits: torch.Tensor = frozen.model(**inputs).logits
+    states = frozen.states(inputs)
+    given = _logits_given(frozen, inputs, states)
+    if given is None or not outputs_match(given, logits):
         return None
     (layer, state), *others = states.items()
-    if others or trunk.above or inputs["input_ids"].shape[1] == 1:
-        return trunk.cut
+    if others or frozen.above or inputs["input_ids"].shape[1] == 1:
+        return frozen.split
     elsewhere = state.clone()
     elsewhere[:, 1:] = torch.randn_like(elsewhere[:, 1:])
-    changed = _logits_given(trunk, inputs, {layer: elsewhere})
-    alone = _logits_given(trunk, first_tokens(inputs), {layer: state[:, :1]})
-    reads_first = changed is not None and torch.equal(changed, given) and agree(alone, logits)
-    return replace(trunk.cut, first_token=reads_first)
+    changed = _logits_given(frozen, inputs, {layer: elsewhere})
+    alone = _logits_given(frozen, first_tokens(inputs), {layer: state[:, :1]})
+    reads_first = changed is not None and torch.equal(changed, given) and outputs_match(alone, logits)
+    return replace(frozen.split, first_token=reads_first)
 
 
 def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -156,7 +158,9 @@ def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor[:, :1] for name, tensor in inputs.items() if name != "attention_mask"}
 
 
-def _frozen_part(model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast) -> Cut | None:
+def _frozen_part(
+    model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast
+) -> SplitPoint | None:
     """Where autograd's graph begins."""
     found: dict[int, torch.Tensor] = {}
     asked: dict[str, Any] = {}
@@ -178,15 +182,15 @@ def _frozen_part(model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor
         return None
     everything = asked.get("output_hidden_states") or parts.encoder.config.output_hidden_states
     reads = tuple(range(depth + 1)) if everything else (depth,)
-    return Cut(depth, reads, in_tuples=kinds == {tuple})
+    return SplitPoint(depth, reads, in_tuples=kinds == {tuple})
 
 
 def _logits_given(
-    trunk: Trunk, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
+    frozen: FrozenLayers, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
 ) -> torch.Tensor | None:
     """The outputs on given states; None where the rest of the model cannot do with them."""
-    with trunk.given(states), trunk.autocast(), torch.no_grad():
-        return tried(lambda: trunk.model(**inputs).logits)
+    with frozen.given(states), frozen.autocast(), torch.no_grad():
+        return output_or_none(lambda: frozen.model(**inputs).logits)
 
 
 class _Parts:

@@ -19,7 +19,7 @@ def after_update_hook(model: nn.Module) -> Callable[[int], None] | None:
     return getattr(getattr(model, "base_model", None), "update_and_allocate", None)
 
 
-class BesideParameters:
+class ExtraState:
     """State of a method beside its parameters: AdaLoRA's ranks, which PEFT keeps in the config, and its scores.
 
     Args:
@@ -30,12 +30,12 @@ class BesideParameters:
         self._model = model
         self._best: dict[str, Any] = {}
 
-    def note_best(self) -> None:
+    def save_best(self) -> None:
         """Remembers what belongs to the weights of now."""
         self._best = self._ranks()
 
     def restore_best(self) -> None:
-        """Puts back what `note_best` remembered last."""
+        """Puts back what `save_best` remembered last."""
         self._set_ranks(self._best)
 
     def take(self) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from petl_bench.records.migrate import SCHEMA_VERSION, migrated
 from petl_bench.records.open_parts import check_open_parts
 from petl_bench.records.typed import build, check
-
-SCHEMA_VERSION = 1
 
 
 @dataclass
@@ -74,7 +73,7 @@ class Time:
 
     train_seconds: float
     eval_seconds: float
-    trunk_seconds: float | None
+    features_seconds: float | None
     train_examples_per_second: float
     train_tokens_per_second: float
     padding_share: float
@@ -84,7 +83,7 @@ class Time:
 
 
 @dataclass
-class LedgerAtPeak:
+class MemoryAtPeak:
     """What each kind of memory held when a training step's memory was highest; they sum to the peak."""
 
     weights_bytes: int
@@ -95,7 +94,7 @@ class LedgerAtPeak:
 
 
 @dataclass
-class Ledger:
+class MemoryEstimate:
     """Memory of one training step by kind, each kind at its own most; docs/measuring.md defines them.
 
     `temporaries_bytes` is what was there at the peak beside the other kinds.
@@ -113,7 +112,7 @@ class Ledger:
     accumulation: int = 1
     # forward, backward or optimizer
     peak_phase: str | None = None
-    at_peak: LedgerAtPeak | None = None
+    at_peak: MemoryAtPeak | None = None
     # Whose kernels were counted, and which of them did the attention.
     device: str | None = None
     attention_kernel: str | None = None
@@ -143,7 +142,7 @@ class DeviceMemory:
 class Memory:
     """Memory: the ledger's account, the device's peaks, the process's peak."""
 
-    ledger: Ledger | None = None
+    estimate: MemoryEstimate | None = None
     device: DeviceMemory | None = None
     process_peak_rss_bytes: int | None = None
 
@@ -175,7 +174,7 @@ class Inference:
 
 
 @dataclass
-class TrunkStates:
+class FrozenFeatures:
     """The frozen layers below all that is trained, and their states, which every epoch reads.
 
     `layers` counts them, from the embeddings up; `states` is how many a token has; `reused`: they were there before the
@@ -230,7 +229,7 @@ class Record:
     error: str | None = None
     protocol: Protocol | None = None
     layers: Layers | None = None
-    trunk: TrunkStates | None = None
+    frozen: FrozenFeatures | None = None
     params: Params | None = None
     scores: Scores | None = None
     history: list[HistoryEntry] = field(default_factory=list)
@@ -258,9 +257,7 @@ class Record:
                 this program's.
         """
         check(dict, content, "")
-        version = content.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise ValueError(f"schema_version {version} is not one of 1..{SCHEMA_VERSION}: upgrade petl-bench")
+        content = migrated(content)
         try:
             record: Record = build(cls, content)
             scored = None not in (record.protocol, record.scores)

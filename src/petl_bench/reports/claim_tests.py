@@ -116,7 +116,7 @@ def _in_words(method: str, other: str, differences: dict[str, list[float]], ours
 
 # Where the record has a quantity, and the planned costs where they know it.
 QUANTITIES: dict[str, tuple[str, ...]] = {
-    "ledger_peak": ("memory", "ledger", "peak_bytes"),
+    "ledger_peak": ("memory", "estimate", "peak_bytes"),
     "device_peak": ("memory", "device", "train_peak_allocated_bytes"),
     "inference_throughput": ("inference", "examples_per_second"),
     "train_throughput": ("time", "train_examples_per_second"),

@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from petl_bench.reports.groups import Group
-from petl_bench.reports.ranking import Comparison, Standing
-from petl_bench.reports.results_table import Cell, Sheet
+from petl_bench.reports.ranking import Comparison, Ranking
+from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
 
 _COSTS = {
@@ -19,7 +19,7 @@ _COSTS = {
     "padding_share": ("time", "padding_share"),
     "process_peak_rss_bytes": ("memory", "process_peak_rss_bytes"),
     "train_peak_allocated_bytes": ("memory", "device", "train_peak_allocated_bytes"),
-    "ledger_peak_bytes": ("memory", "ledger", "peak_bytes"),
+    "estimated_peak_bytes": ("memory", "estimate", "peak_bytes"),
     "train_step_flops": ("flops", "train_step_flops"),
     "inference_flops": ("flops", "inference_flops"),
     "inference_latency_ms": ("inference", "latency_ms_median"),
@@ -27,9 +27,9 @@ _COSTS = {
 }
 
 
-def to_csv(standings: list[tuple[Sheet, Standing]]) -> str:
+def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
     """One line a method and task: the primary metric's statistics, the means of the other metrics, the costs."""
-    rows = [row for sheet, stand in standings for row in _flat_rows(sheet, stand)]
+    rows = [row for results, ranking in rankings for row in _flat_rows(results, ranking)]
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(names), lineterminator="\n")
@@ -38,9 +38,9 @@ def to_csv(standings: list[tuple[Sheet, Standing]]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _flat_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
+def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     rows = []
-    for row in _cell_rows(sheet, stand):
+    for row in _cell_rows(results, ranking):
         scores = row.pop("scores")
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
@@ -51,37 +51,39 @@ def _flat_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
     return rows
 
 
-def to_json(standings: list[tuple[Sheet, Standing]], comparisons: list[Comparison], of_studies: dict[str, Any]) -> str:
+def to_json(
+    rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], of_studies: dict[str, Any]
+) -> str:
     """All groups with all metrics, the methods' averages and ranks, the comparisons, what studies are held against."""
     content = {
-        "groups": [row for sheet, stand in standings for row in _cell_rows(sheet, stand)],
-        "methods": [row for sheet, stand in standings for row in _method_rows(sheet, stand)],
+        "groups": [row for results, ranking in rankings for row in _cell_rows(results, ranking)],
+        "methods": [row for results, ranking in rankings for row in _method_rows(results, ranking)],
         "comparisons": [_comparison_row(one) for one in comparisons],
     }
     return json.dumps(content | of_studies, indent=2)
 
 
-def _cell_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
+def _cell_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     rows = []
-    for task in sheet.tasks:
-        ranks = _ranks(sheet, task)
-        for method in sheet.methods:
-            cell = sheet.cells[method, task]
-            if cell.group is None and sheet.study is None:
+    for task in results.tasks:
+        ranks = _ranks(results, task)
+        for method in results.methods:
+            cell = results.cells[method, task]
+            if cell.group is None and results.study is None:
                 continue
             rows.append(
                 {
-                    "study": sheet.study,
+                    "study": results.study,
                     "task": task,
                     "backbone": cell.group.backbone if cell.group else None,
                     "method": method,
                     "planned": cell.planned,
                     "unfinished": list(cell.unfinished),
-                    "metric": sheet.metric(task),
-                    "higher_is_better": sheet.in_percent(task),
+                    "metric": results.metric(task),
+                    "higher_is_better": results.in_percent(task),
                     "rank": ranks.get(method),
-                    "p_against_best": stand.tasks[task].p.get(method),
-                    "bold": method in stand.tasks[task].bold,
+                    "p_against_best": ranking.tasks[task].p.get(method),
+                    "bold": method in ranking.tasks[task].bold,
                     "scores": _scores(cell.group),
                     **_params(cell),
                     **_costs(cell.group),
@@ -90,10 +92,10 @@ def _cell_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
     return rows
 
 
-def _ranks(sheet: Sheet, task: str) -> dict[str, float]:
+def _ranks(results: ResultsTable, task: str) -> dict[str, float]:
     """Ranks of the methods' means on one task."""
-    sign = 1 if sheet.in_percent(task) else -1
-    means = {method: score.mean for method in sheet.methods if (score := sheet.score(method, task))}
+    sign = 1 if results.in_percent(task) else -1
+    means = {method: score.mean for method in results.methods if (score := results.score(method, task))}
     return average_ranks({method: {task: sign * mean} for method, mean in means.items()})[0]
 
 
@@ -135,7 +137,7 @@ def _params(cell: Cell) -> dict[str, Any]:
         "params_trainable_head": head,
         "params_trainable_share_of_backbone_percent": known.trainable_share_of_backbone_percent if known else None,
         "stored_bytes": params.stored_bytes if params else None,
-        "planned_ledger_peak_bytes": costs.peak_bytes if costs else None,
+        "planned_peak_bytes": costs.peak_bytes if costs else None,
     }
 
 
@@ -149,18 +151,18 @@ def _costs(group: Group | None) -> dict[str, Any]:
     return shared | {f"{name}_mean": one.mean if one else None for name, one in found.items()}
 
 
-def _method_rows(sheet: Sheet, stand: Standing) -> list[dict[str, Any]]:
+def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {
-            "sheet": sheet.title,
-            "study": sheet.study,
+            "sheet": results.title,
+            "study": results.study,
             "method": method,
-            "average": stand.averages.get(method),
-            "average_p_against_best": stand.average.p.get(method),
-            "average_rank": stand.ranks.get(method),
-            "rank_blocks": stand.blocks,
+            "average": ranking.averages.get(method),
+            "average_p_against_best": ranking.average.p.get(method),
+            "average_rank": ranking.ranks.get(method),
+            "rank_blocks": ranking.blocks,
         }
-        for method in sheet.methods
+        for method in results.methods
     ]
 
 
@@ -168,7 +170,7 @@ def _comparison_row(one: Comparison) -> dict[str, Any]:
     found = one.difference
     interval = found.interval if found else None
     return {
-        "sheet": one.sheet,
+        "sheet": one.results,
         "method": one.method,
         "reference": one.reference,
         "n": found.n if found else 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from petl_bench.reports.results_table import Cell, Sheet
+from petl_bench.reports.results_table import Cell, ResultsTable
 
 MISSING = "-"
 
@@ -53,8 +53,8 @@ class Column:
 
 _COLUMNS = (
     Column(
-        "trunk s",
-        ("time", "trunk_seconds"),
+        "features s",
+        ("time", "features_seconds"),
         1,
         1,
         "computing the states of frozen layers before training, or finding them; not in train s",
@@ -67,8 +67,8 @@ _COLUMNS = (
         "most bytes that the CUDA allocator held while training, the first updates left out",
     ),
     Column(
-        "ledger MiB",
-        ("memory", "ledger", "peak_bytes"),
+        "estimated MiB",
+        ("memory", "estimate", "peak_bytes"),
         MIB,
         0,
         "peak of one update of full-length rows, counted storage by storage",
@@ -116,9 +116,9 @@ SPEED = Column(
 )
 
 
-def measured_columns(sheet: Sheet) -> list[Column]:
+def measured_columns(results: ResultsTable) -> list[Column]:
     """The columns of what was measured in these runs; the process's memory only where nothing better was."""
-    cells = list(sheet.cells.values())
+    cells = list(results.cells.values())
     there = [column for column in _COLUMNS if column.is_known(cells)]
     memory = any(column.path[0] == "memory" for column in there)
     return [*there, _PROCESS] if not memory and _PROCESS.is_known(cells) else there
@@ -128,7 +128,7 @@ def measured_columns(sheet: Sheet) -> list[Column]:
 MEASURED: dict[str, tuple[tuple[str, ...], float]] = {
     "train_s": (("time", "train_seconds"), 1),
     "train_eps": (("time", "train_examples_per_second"), 1),
-    "ledger": (("memory", "ledger", "peak_bytes"), MIB),
+    "estimate": (("memory", "estimate", "peak_bytes"), MIB),
     "device": (("memory", "device", "train_peak_allocated_bytes"), MIB),
     "process": (("memory", "process_peak_rss_bytes"), MIB),
     "gflop": (("flops", "train_step_flops"), 1e9),
@@ -185,7 +185,7 @@ COLUMNS = (
     PageColumn("train_s", "train s", "time of the updates, evaluation excluded, mean over seeds", digits=1),
     PageColumn("train_eps", "train ex/s", "rows trained on a second, the first updates left out"),
     PageColumn(
-        "ledger", "ledger MiB", "peak of one update of full-length rows, counted storage by storage", always=False
+        "estimate", "estimated MiB", "peak of one update of full-length rows, counted storage by storage", always=False
     ),
     PageColumn("device", "device MiB", "most bytes that the CUDA allocator held while training", always=False),
     PageColumn("gflop", "step GFLOP", "matrix products and attention of one update", digits=1, always=False),
@@ -198,7 +198,7 @@ COLUMNS = (
 
 AXES = (
     PageAxis("params", "trained parameters, head included", log=True),
-    PageAxis("ledger", "peak memory of an update by the ledger, MiB"),
+    PageAxis("estimate", "peak memory of an update estimated, MiB"),
     PageAxis("device", "peak device memory, MiB"),
     PageAxis("process", "peak resident memory of the process, MiB"),
     PageAxis("train_s", "training time, s"),

@@ -228,7 +228,7 @@ def _named(group: Group, method: str, planned: dict[str, PlannedRun]) -> NamedGr
 def _distinct(named: list[NamedGroup]) -> list[NamedGroup]:
     alike = Counter((*item.panel, item.method, item.rows) for item in named)
     named = [
-        replace(item, method=_told_apart(item)) if alike[(*item.panel, item.method, item.rows)] > 1 else item
+        replace(item, method=_distinct_name(item)) if alike[(*item.panel, item.method, item.rows)] > 1 else item
         for item in named
     ]
     sizes = Counter((*item.panel, item.method) for item in named)
@@ -238,7 +238,7 @@ def _distinct(named: list[NamedGroup]) -> list[NamedGroup]:
     ]
 
 
-def _told_apart(item: NamedGroup) -> str:
+def _distinct_name(item: NamedGroup) -> str:
     label = item.group.label
     return label if label.startswith(item.method) else f"{item.method} ({label})"
 

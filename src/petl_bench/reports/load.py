@@ -11,13 +11,13 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.results_table import Sheet, backbone_sheets, reported_records, study_sheet
+from petl_bench.reports.results_table import ResultsTable, backbone_results, reported_records, study_results
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportInput:
     """What a report is made from.
 
     Attributes:
@@ -27,7 +27,7 @@ class Material:
         found: All records, those among them that are left out.
     """
 
-    sheets: list[Sheet]
+    all_results: list[ResultsTable]
     studies: list[tuple[StudyFile, list[Record]]]
     others: list[Record]
     found: list[Record]
@@ -38,7 +38,7 @@ class Material:
         return [record for _, own in self.studies for record in own] + self.others
 
 
-def read_material(folders: list[str]) -> Material:
+def read_report_input(folders: list[str]) -> ReportInput:
     """Reads every study and every record at or below these folders; tells what is left out.
 
     Raises:
@@ -59,10 +59,10 @@ def read_material(folders: list[str]) -> Material:
     groups = group_records(others)
     if not groups and not studies:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
-    sheets = [study_sheet(study, own) for study, own in studies] + backbone_sheets(groups)
-    material = Material(sheets, studies, others, list(located.values()))
-    _tell_unfinished(material.records)
-    return material
+    all_results = [study_results(study, own) for study, own in studies] + backbone_results(groups)
+    report_input = ReportInput(all_results, studies, others, list(located.values()))
+    _warn_unfinished(report_input.records)
+    return report_input
 
 
 def _own(study: StudyFile, records: list[Record]) -> list[Record]:
@@ -76,7 +76,7 @@ def _own(study: StudyFile, records: list[Record]) -> list[Record]:
     return own
 
 
-def _tell_unfinished(records: list[Record]) -> None:
+def _warn_unfinished(records: list[Record]) -> None:
     """Names the runs that ended otherwise: a comparison must not hide them."""
     for record in records:
         if record.status != "finished":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from petl_bench.errors import RequestError
-from petl_bench.reports.results_table import Sheet
+from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.significance import (
     SIGNIFICANCE,
     Block,
@@ -22,7 +22,7 @@ STATISTICS = ("mean", "median")
 
 
 @dataclass(frozen=True)
-class ColumnStanding:
+class ColumnRanking:
     """The methods of one column against its best.
 
     Attributes:
@@ -39,7 +39,7 @@ class ColumnStanding:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranking:
     """Every column of a sheet.
 
     Attributes:
@@ -49,9 +49,9 @@ class Standing:
         ranks: By method with any score, the mean rank over `blocks` (task, seed) that all of these finished.
     """
 
-    tasks: dict[str, ColumnStanding]
+    tasks: dict[str, ColumnRanking]
     averages: dict[str, float]
-    average: ColumnStanding
+    average: ColumnRanking
     ranks: dict[str, float]
     blocks: int
 
@@ -61,50 +61,50 @@ def central(statistic: Statistic, name: str) -> float:
     return statistic.median if name == "median" else statistic.mean
 
 
-def standing(sheet: Sheet, statistic: str = "mean") -> Standing:
+def rank_methods(results: ResultsTable, statistic: str = "mean") -> Ranking:
     """Works out who is best where.
 
     Args:
-        sheet: The methods and tasks.
+        results: The methods and tasks.
         statistic: `mean` or `median`: by which the best is the best. Tests are on mean differences of pairs.
     """
-    scores = {method: found for method in sheet.methods if (found := sheet.scores(method))}
-    tasks = {task: _task_standing(sheet, task, scores, statistic) for task in sheet.tasks}
-    averages = _averages(sheet, statistic)
+    scores = {method: found for method in results.methods if (found := results.scores(method))}
+    tasks = {task: _task_ranking(results, task, scores, statistic) for task in results.tasks}
+    averages = _averages(results, statistic)
     average = _column(averages, {method: scores[method] for method in averages})
     ranks, blocks = average_ranks(scores)
-    return Standing(tasks, averages, average, ranks, blocks)
+    return Ranking(tasks, averages, average, ranks, blocks)
 
 
-def _task_standing(
-    sheet: Sheet, task: str, scores: Mapping[str, Mapping[tuple[str, int], float]], statistic: str
-) -> ColumnStanding:
-    sign = 1 if sheet.in_percent(task) else -1
+def _task_ranking(
+    results: ResultsTable, task: str, scores: Mapping[str, Mapping[tuple[str, int], float]], statistic: str
+) -> ColumnRanking:
+    sign = 1 if results.in_percent(task) else -1
     centres, by_seed = {}, {}
     for method in scores:
-        score = sheet.score(method, task)
+        score = results.score(method, task)
         if score is not None:
             centres[method] = sign * central(score, statistic)
             by_seed[method] = {block: value for block, value in scores[method].items() if block[0] == task}
     return _column(centres, by_seed)
 
 
-def _averages(sheet: Sheet, statistic: str) -> dict[str, float]:
+def _averages(results: ResultsTable, statistic: str) -> dict[str, float]:
     """Of tasks with different units there is no average."""
-    if len(sheet.tasks) < 2 or not sheet.all_in_percent:
+    if len(results.tasks) < 2 or not results.all_in_percent:
         return {}
     averages = {}
-    for method in sheet.methods:
-        scores = [score for task in sheet.tasks if (score := sheet.score(method, task))]
-        if len(scores) == len(sheet.tasks):
+    for method in results.methods:
+        scores = [score for task in results.tasks if (score := results.score(method, task))]
+        if len(scores) == len(results.tasks):
             averages[method] = fmean(central(score, statistic) for score in scores)
     return averages
 
 
-def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, float]]) -> ColumnStanding:
+def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, float]]) -> ColumnRanking:
     """Tests every method of a column against its best; of one method there is nothing to say."""
     if len(centres) < 2:
-        return ColumnStanding()
+        return ColumnRanking()
     best = max(centres, key=lambda method: centres[method])
     equal = {method for method in centres if centres[method] == centres[best]}
     differences: dict[str, PairedDifference] = {}
@@ -116,7 +116,7 @@ def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, fl
     too_few = min(holm([found.least_p for found in differences.values()]), default=1.0) >= SIGNIFICANCE
     alike = set() if too_few else {method for method, p in adjusted.items() if p >= SIGNIFICANCE}
     pairs = sorted({found.n for found in differences.values()})
-    return ColumnStanding(frozenset(equal | alike), adjusted, tuple(pairs), too_few)
+    return ColumnRanking(frozenset(equal | alike), adjusted, tuple(pairs), too_few)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Comparison:
         least_p: The least that `p` could be with so many pairs.
     """
 
-    sheet: str
+    results: str
     method: str
     reference: str
     points: bool
@@ -178,51 +178,51 @@ def show_p(p: float) -> str:
     return f"{p:.4f}".rstrip("0") if 0.0001 <= p < 0.01 else f"{p:.2g}"
 
 
-def compare(sheets: Sequence[Sheet], reference: str | None = None) -> list[Comparison]:
+def compare(all_results: Sequence[ResultsTable], reference: str | None = None) -> list[Comparison]:
     """Compares all methods of each sheet with one of its methods; Holm's correction is over all sheets.
 
     Args:
-        sheets: Those of the report.
+        all_results: Those of the report.
         reference: The method to compare with; None: the best average of each sheet, where there is more than one
             method, and more than one seed or a study.
 
     Raises:
         RequestError: where no sheet has the named method with a score.
     """
-    labels = dict.fromkeys(group.label for sheet in sheets for group in sheet.groups())
+    labels = dict.fromkeys(group.label for results in all_results for group in results.groups())
     if reference is not None and reference not in labels:
         raise RequestError(
             f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
         )
     found: list[Comparison] = []
-    for sheet in sheets:
-        against = _best(sheet) if reference is None else reference
-        if against in sheet.methods and sheet.groups_of(against):
-            found += _compare_with(sheet, against)
+    for results in all_results:
+        against = _best(results) if reference is None else reference
+        if against in results.methods and results.groups_of(against):
+            found += _compare_with(results, against)
     return _corrected(found)
 
 
-def _compare_with(sheet: Sheet, reference: str) -> list[Comparison]:
-    theirs = sheet.scores(reference)
-    others = [method for method in sheet.methods if method != reference and sheet.groups_of(method)]
+def _compare_with(results: ResultsTable, reference: str) -> list[Comparison]:
+    theirs = results.scores(reference)
+    others = [method for method in results.methods if method != reference and results.groups_of(method)]
     return [
         Comparison(
-            sheet.title, method, reference, sheet.all_in_percent, paired_difference(sheet.scores(method), theirs)
+            results.title, method, reference, results.all_in_percent, paired_difference(results.scores(method), theirs)
         )
         for method in others
     ]
 
 
-def _best(sheet: Sheet) -> str | None:
+def _best(results: ResultsTable) -> str | None:
     """The best mean over tasks, of the methods that have the most tasks."""
-    scores = {method: sheet.scores(method) for method in sheet.methods if sheet.groups_of(method)}
+    scores = {method: results.scores(method) for method in results.methods if results.groups_of(method)}
     seeds = {seed for blocks in scores.values() for _, seed in blocks}
-    if len(scores) < 2 or (len(seeds) < 2 and sheet.study is None):
+    if len(scores) < 2 or (len(seeds) < 2 and results.study is None):
         return None
-    return max(scores, key=lambda method: _standing_of(scores[method]))
+    return max(scores, key=lambda method: _tasks_and_mean(scores[method]))
 
 
-def _standing_of(scores: dict[tuple[str, int], float]) -> tuple[int, float]:
+def _tasks_and_mean(scores: dict[tuple[str, int], float]) -> tuple[int, float]:
     tasks: dict[str, list[float]] = {}
     for (task, _), score in scores.items():
         tasks.setdefault(task, []).append(score)

@@ -10,17 +10,17 @@ from pathlib import Path
 from petl_bench.errors import RequestError
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, named_groups, panel_groups
-from petl_bench.reports.load import Material, read_material
+from petl_bench.reports.load import ReportInput, read_report_input
 from petl_bench.reports.output_files import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.page.data import page_data
 from petl_bench.reports.page.html import write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
-from petl_bench.reports.ranking import Comparison, Standing, compare, standing
+from petl_bench.reports.ranking import Comparison, Ranking, compare, rank_methods
 from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
-from petl_bench.reports.results_table import Sheet
-from petl_bench.reports.tables import comparison_table, sheet_table
+from petl_bench.reports.results_table import ResultsTable
+from petl_bench.reports.tables import comparison_table, scores_table
 
 
 def write_report(
@@ -58,26 +58,26 @@ def write_report(
         check_picture(Path(plot))
     if page:
         check_page(Path(page))
-    material = read_material(folders)
-    standings = [(sheet, standing(sheet, statistic)) for sheet in material.sheets]
-    comparisons = compare(material.sheets, reference)
+    report_input = read_report_input(folders)
+    rankings = [(results, rank_methods(results, statistic)) for results in report_input.all_results]
+    comparisons = compare(report_input.all_results, reference)
     if form == "csv":
-        write(to_csv(standings))
+        write(to_csv(rankings))
     elif form == "json":
-        write(to_json(standings, comparisons, study_json(material.studies)))
+        write(to_json(rankings, comparisons, study_json(report_input.studies)))
     else:
-        tables = _tables(standings, comparisons, statistic) + study_tables(material.studies)
+        tables = _tables(rankings, comparisons, statistic) + study_tables(report_input.studies)
         _show(tables, form, write)
     if plot or page:
-        write_files(material, plot, plot_kind or PLOT_KINDS[0], page)
+        write_files(report_input, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
 
 
 def _tables(
-    standings: list[tuple[Sheet, Standing]], comparisons: list[Comparison], statistic: str
+    rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], statistic: str
 ) -> list[ReportTable]:
-    tables = [sheet_table(sheet, stand, statistic) for sheet, stand in standings]
-    return tables + [comparison_table(list(same)) for _, same in groupby(comparisons, key=lambda one: one.sheet)]
+    tables = [scores_table(results, ranking, statistic) for results, ranking in rankings]
+    return tables + [comparison_table(list(same)) for _, same in groupby(comparisons, key=lambda one: one.results)]
 
 
 def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) -> None:
@@ -92,11 +92,11 @@ def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) ->
 _log = logging.getLogger(__name__)
 
 
-def write_files(material: Material, plot: str | None, plot_kind: str, page: str | None) -> None:
+def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, page: str | None) -> None:
     """Writes the picture and the page that were asked for; runs of a study go by its names.
 
     Args:
-        material: What was found.
+        report_input: What was found.
         plot: Picture to draw.
         plot_kind: What the picture shows, one of `PLOT_KINDS`.
         page: HTML page to write.
@@ -104,8 +104,8 @@ def write_files(material: Material, plot: str | None, plot_kind: str, page: str 
     Raises:
         RequestError: where no run has what the picture shows.
     """
-    studies = [study for study, _ in material.studies]
-    named = named_groups(material.records, studies)
+    studies = [study for study, _ in report_input.studies]
+    named = named_groups(report_input.records, studies)
     if not named:
         _log.warning("no plot and no page: no run of the study has finished")
         return
@@ -113,9 +113,9 @@ def write_files(material: Material, plot: str | None, plot_kind: str, page: str 
         _draw(named, plot_kind, Path(plot))
         _log.info("plot: %s", Path(plot).resolve())
     if page:
-        held = study_json(material.studies)
-        data = page_data(named, material.found, studies, held["published"], held["claims"])
-        data["missing"] = [words for sheet in material.sheets for words in sheet.missing()]
+        held = study_json(report_input.studies)
+        data = page_data(named, report_input.found, studies, held["published"], held["claims"])
+        data["missing"] = [words for results in report_input.all_results for words in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
 

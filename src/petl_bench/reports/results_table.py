@@ -123,7 +123,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ResultsTable:
     """The methods and tasks of one table; `cells` has every pair of them.
 
     Attributes:
@@ -191,9 +191,9 @@ class Sheet:
         return {group.task: group for group in reversed(self.groups())}
 
 
-def backbone_sheets(groups: list[Group]) -> list[Sheet]:
+def backbone_results(groups: list[Group]) -> list[ResultsTable]:
     """One sheet a backbone, for runs that belong to no study; fewest trained parameters first."""
-    sheets = []
+    all_results = []
     for backbone in dict.fromkeys(group.backbone for group in groups):
         mine = [group for group in groups if group.backbone == backbone]
         found = {(group.label, group.task): Cell(group) for group in mine}
@@ -204,11 +204,11 @@ def backbone_sheets(groups: list[Group]) -> list[Sheet]:
         methods = sorted(sizes, key=lambda label: (sizes[label], label))
         tasks = list(dict.fromkeys(group.task for group in mine))
         cells = {(method, task): found.get((method, task), Cell()) for method in methods for task in tasks}
-        sheets.append(Sheet(backbone, methods, tasks, cells))
-    return sheets
+        all_results.append(ResultsTable(backbone, methods, tasks, cells))
+    return all_results
 
 
-def study_sheet(study: StudyFile, records: Iterable[Record]) -> Sheet:
+def study_results(study: StudyFile, records: Iterable[Record]) -> ResultsTable:
     """The sheet of a study: its methods and tasks in its order, by its names.
 
     Records that are not the study's, or of learning rates that were not taken, have no place in it.
@@ -217,7 +217,7 @@ def study_sheet(study: StudyFile, records: Iterable[Record]) -> Sheet:
     cells = {(method, task): _cell(method, task, ours) for method in study.methods for task in study.tasks}
     backbones = dict.fromkeys(cell.group.backbone for cell in cells.values() if cell.group)
     title = f"{study.name} ({', '.join(backbones)})" if backbones else study.name
-    return Sheet(title, study.methods, study.tasks, cells, study.name, study.deviations)
+    return ResultsTable(title, study.methods, study.tasks, cells, study.name, study.deviations)
 
 
 def _cell(method: str, task: str, ours: StudyRecords) -> Cell:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from petl_bench.records.schema import LedgerAtPeak, Params
+from petl_bench.records.schema import MemoryAtPeak, Params
 from petl_bench.records.study_file import PlannedCosts
 from petl_bench.reports.fields import MIB, MISSING, SPEED, Column, measured_columns
-from petl_bench.reports.ranking import ColumnStanding, Comparison, Standing, central, show_p
+from petl_bench.reports.ranking import ColumnRanking, Comparison, Ranking, central, show_p
 from petl_bench.reports.render import ReportTable
-from petl_bench.reports.results_table import RATE_OPEN, Cell, Sheet
+from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
 from petl_bench.reports.significance import SIGNIFICANCE
 
 
-def score_text(sheet: Sheet, method: str, task: str, statistic: str) -> str:
+def score_text(results: ResultsTable, method: str, task: str, statistic: str) -> str:
     """One score, in percent unless it is an error; how runs ended where none finished."""
-    cell, score = sheet.cells[method, task], sheet.score(method, task)
+    cell, score = results.cells[method, task], results.score(method, task)
     if score is None:
         return ", ".join(cell.unfinished) or MISSING
-    scale, digits = (100, 1) if sheet.in_percent(task) else (1, 4)
+    scale, digits = (100, 1) if results.in_percent(task) else (1, 4)
 
     def show(value: float) -> str:
         return f"{scale * value:.{digits}f}"
@@ -81,51 +81,53 @@ def total(cells: list[Cell]) -> str:
 _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
 
 
-def sheet_table(sheet: Sheet, stand: Standing, statistic: str = "mean") -> ReportTable:
+def scores_table(results: ResultsTable, ranking: Ranking, statistic: str = "mean") -> ReportTable:
     """The table of one sheet. Scores are in percent; costs are those of the costliest task.
 
     Args:
-        sheet: The methods and tasks.
-        stand: How the methods stand by the same statistic.
+        results: The methods and tasks.
+        ranking: How the methods stand by the same statistic.
         statistic: `mean` or `median`.
     """
-    measured = [SPEED, *measured_columns(sheet)]
-    scored: dict[str, ColumnStanding] = {_heading(sheet, task): stand.tasks[task] for task in sheet.tasks}
+    measured = [SPEED, *measured_columns(results)]
+    scored: dict[str, ColumnRanking] = {_heading(results, task): ranking.tasks[task] for task in results.tasks}
     header = ["method", "seeds", "method params", "head params", "% of backbone", *scored]
-    if stand.averages:
+    if ranking.averages:
         header.append("avg")
-        scored["avg"] = stand.average
-    if ranked := len(stand.ranks) > 1 and stand.blocks > 1:
+        scored["avg"] = ranking.average
+    if ranked := len(ranking.ranks) > 1 and ranking.blocks > 1:
         header.append("avg rank")
     header += ["train s", *(column.name for column in measured)]
     rows = []
-    for method in sheet.methods:
-        cells = [sheet.cells[method, task] for task in sheet.tasks]
+    for method in results.methods:
+        cells = [results.cells[method, task] for task in results.tasks]
         row = [method, counts(cells), *parameters(cells)]
-        row += [score_text(sheet, method, task, statistic) for task in sheet.tasks]
-        row += [f"{100 * stand.averages[method]:.1f}" if method in stand.averages else MISSING] * bool(stand.averages)
-        row += [f"{stand.ranks[method]:.2f}" if method in stand.ranks else MISSING] * ranked
+        row += [score_text(results, method, task, statistic) for task in results.tasks]
+        row += [f"{100 * ranking.averages[method]:.1f}" if method in ranking.averages else MISSING] * bool(
+            ranking.averages
+        )
+        row += [f"{ranking.ranks[method]:.2f}" if method in ranking.ranks else MISSING] * ranked
         rows.append([*row, total(cells), *(column.cell(cells) for column in measured)])
     bold = frozenset(
         (number, header.index(name))
         for name, column in scored.items()
-        for number, method in enumerate(sheet.methods)
+        for number, method in enumerate(results.methods)
         if method in column.bold
     )
-    notes = [*_protocols(sheet), *_bold_notes(scored, statistic), *_notes(sheet, stand, measured, header)]
-    return ReportTable(f"{sheet.title}: {_TITLES[statistic]}", header, rows, notes, bold)
+    notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, measured, header)]
+    return ReportTable(f"{results.title}: {_TITLES[statistic]}", header, rows, notes, bold)
 
 
-def _heading(sheet: Sheet, task: str) -> str:
-    metric = sheet.metric(task)
+def _heading(results: ResultsTable, task: str) -> str:
+    metric = results.metric(task)
     short = {"accuracy": "acc", "matthews_correlation": "mcc"}
     return task if metric is None else f"{task} {short.get(metric, metric)}"
 
 
-def _protocols(sheet: Sheet) -> list[str]:
+def _protocols(results: ResultsTable) -> list[str]:
     lines = []
-    for task in sheet.tasks:
-        for group in sheet.groups():
+    for task in results.tasks:
+        for group in results.groups():
             protocol = group.first.protocol
             if group.task != task or protocol is None:
                 continue
@@ -137,7 +139,7 @@ def _protocols(sheet: Sheet) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _bold_notes(scored: dict[str, ColumnStanding], statistic: str) -> list[str]:
+def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
     """What bold means, where anything is bold."""
     notes = []
     if any(column.bold and not column.too_few for column in scored.values()):
@@ -159,35 +161,35 @@ def _bold_notes(scored: dict[str, ColumnStanding], statistic: str) -> list[str]:
     return notes
 
 
-def _notes(sheet: Sheet, stand: Standing, measured: list[Column], header: list[str]) -> list[str]:
+def _notes(results: ResultsTable, ranking: Ranking, measured: list[Column], header: list[str]) -> list[str]:
     notes = ["scores in percent, errors (lower is better) as they are"]
     if "avg" in header:
         notes.append("avg: mean over the tasks, in percent, of methods that have all of them")
     if "avg rank" in header:
         notes.append(
-            f"avg rank: 1 is best; mean over the {stand.blocks} (task, seed) that every method with a score finished"
+            f"avg rank: 1 is best; mean over the {ranking.blocks} (task, seed) that every method with a score finished"
         )
     notes += [
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
         "train s: evaluation excluded, summed over the tasks that the method has run",
         *(f"{column.name}: {column.note}" for column in measured),
     ]
-    if len(sheet.tasks) > 1:
+    if len(results.tasks) > 1:
         notes.append("parameters, memory, operations and speed: of the costliest task")
-    notes += _plan_notes(sheet)
-    cells = sheet.cells.values()
+    notes += _plan_notes(results)
+    cells = results.cells.values()
     if any(cell.planned is not None and cell.group and len(cell.group.seeds) < cell.planned for cell in cells):
         notes.append("(2/3): 2 of 3 seeds finished")
     if any(RATE_OPEN in cell.unfinished for cell in cells):
         notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been taken")
-    return notes + [f"deviation: {remark}" for remark in sheet.remarks]
+    return notes + [f"deviation: {remark}" for remark in results.remarks]
 
 
-def _plan_notes(sheet: Sheet) -> list[str]:
+def _plan_notes(results: ResultsTable) -> list[str]:
     """Of methods that have not run: whose costs are the plan's, and what the plan said of the others."""
     counted, notes = [], []
-    for method in sheet.methods:
-        cells = [sheet.cells[method, task] for task in sheet.tasks]
+    for method in results.methods:
+        cells = [results.cells[method, task] for task in results.tasks]
         costs = [cell.costs for cell in cells if cell.costs]
         if any(cell.group for cell in cells):
             continue
@@ -215,10 +217,10 @@ def comparison_table(comparisons: list[Comparison]) -> ReportTable:
         "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
         "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
     ]
-    return ReportTable(f"{comparisons[0].sheet}: comparisons", header, rows, notes)
+    return ReportTable(f"{comparisons[0].results}: comparisons", header, rows, notes)
 
 
-KINDS = [field.name.removesuffix("_bytes") for field in fields(LedgerAtPeak)]
+KINDS = [field.name.removesuffix("_bytes") for field in fields(MemoryAtPeak)]
 
 
 def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
@@ -228,22 +230,22 @@ def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
         rows: As `petl-bench plan --json` prints them.
     """
     counted = [row for row in rows if row["params"]]
-    ledger = counted[0]["memory"]["ledger"]
+    estimate = counted[0]["memory"]["estimate"]
     with_budget = "fits" in counted[0]
     header = ["method", "layers", "method params", "head params", "% of backbone"]
     header += [f"{kind} MiB" for kind in KINDS]
     header += ["peak MiB", "x below full", "step GFLOP", "inference GFLOP"]
     header += ["fits", "largest batch"] if with_budget else []
     title = (
-        f"{counted[0]['backbone']}, {counted[0]['task']}: one update of {ledger['batch_size']} rows x "
-        f"{ledger['sequence_length']} tokens, {counted[0]['precision']}, AdamW"
+        f"{counted[0]['backbone']}, {counted[0]['task']}: one update of {estimate['batch_size']} rows x "
+        f"{estimate['sequence_length']} tokens, {counted[0]['precision']}, AdamW"
     )
     cells = [_cost_cells(row, with_budget) for row in counted]
-    return ReportTable(title, header, cells, _cost_notes(rows, ledger))
+    return ReportTable(title, header, cells, _cost_notes(rows, estimate))
 
 
 def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
-    params, ledger, flops, layers = row["params"], row["memory"]["ledger"], row["flops"], row["layers"]
+    params, estimate, flops, layers = row["params"], row["memory"]["estimate"], row["flops"], row["layers"]
     reduction = row["peak_reduction"]
     cells = [
         row["label"],
@@ -251,8 +253,8 @@ def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
         f"{params['trainable_method']:,}",
         f"{params['trainable_head']:,}",
         f"{params['trainable_share_of_backbone_percent']:.3f}",
-        *(f"{ledger[f'{kind}_bytes'] / MIB:,.1f}" for kind in KINDS),
-        f"{ledger['peak_bytes'] / MIB:,.1f}",
+        *(f"{estimate[f'{kind}_bytes'] / MIB:,.1f}" for kind in KINDS),
+        f"{estimate['peak_bytes'] / MIB:,.1f}",
         MISSING if reduction is None else f"{reduction:.2f}",
         f"{flops['train_step_flops'] / 1e9:,.1f}",
         f"{flops['inference_flops'] / 1e9:,.1f}",
@@ -262,12 +264,12 @@ def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
     return cells
 
 
-def _cost_notes(rows: list[dict[str, Any]], ledger: dict[str, Any]) -> list[str]:
-    kernels = {row["memory"]["ledger"]["attention_kernel"] for row in rows if row["params"]}
-    split = f", in {ledger['accumulation']} passes" if ledger["accumulation"] > 1 else ""
+def _cost_notes(rows: list[dict[str, Any]], estimate: dict[str, Any]) -> list[str]:
+    kernels = {row["memory"]["estimate"]["attention_kernel"] for row in rows if row["params"]}
+    split = f", in {estimate['accumulation']} passes" if estimate["accumulation"] > 1 else ""
     notes = [
         f"the update: optimizer states are there, no row is padded{split}; counted storage by storage as torch's "
-        f"{ledger['device']} kernels allocate (attention: {', '.join(sorted(kernels))})",
+        f"{estimate['device']} kernels allocate (attention: {', '.join(sorted(kernels))})",
         "each kind at its own most, temporaries at the peak; the kinds need not be at their most when the peak is",
         "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
         "GFLOP: matrix products and fused attention, a multiply-add as two; inference: the same rows, merged if it can",

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.methods.hooks import merged
-from petl_bench.records.schema import Data, DeviceMemory, Flops, Inference, Layers, Ledger, Memory, Protocol, Time
+from petl_bench.records.schema import (
+    Data,
+    DeviceMemory,
+    Flops,
+    Inference,
+    Layers,
+    Memory,
+    MemoryEstimate,
+    Protocol,
+    Time,
+)
 from petl_bench.tasks.load import Task
 
 if TYPE_CHECKING:
@@ -61,7 +71,7 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator:
     )
 
 
-def describe_time(result: FitResult, trunk_seconds: float | None, accelerator: Accelerator) -> Time:
+def describe_time(result: FitResult, features_seconds: float | None, accelerator: Accelerator) -> Time:
     """Throughput over all processes; the seconds are this process's."""
     import torch
 
@@ -79,7 +89,7 @@ def describe_time(result: FitResult, trunk_seconds: float | None, accelerator: A
     return Time(
         train_seconds=result.train_seconds,
         eval_seconds=result.eval_seconds,
-        trunk_seconds=trunk_seconds,
+        features_seconds=features_seconds,
         train_examples_per_second=(result.num_examples - warm.num_examples) / seconds,
         train_tokens_per_second=timed_tokens / seconds,
         padding_share=1.0 - tokens / padded,
@@ -88,7 +98,7 @@ def describe_time(result: FitResult, trunk_seconds: float | None, accelerator: A
     )
 
 
-def describe_memory(memory: PeakMemory, ledger: Ledger | None) -> Memory:
+def describe_memory(memory: PeakMemory, estimate: MemoryEstimate | None) -> Memory:
     """Peaks by phase: of the process always, of the device where there is one."""
     load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
     first = memory.phases.get("first_updates", train)
@@ -106,7 +116,7 @@ def describe_memory(memory: PeakMemory, ledger: Ledger | None) -> Memory:
             alloc_retries=memory.alloc_retries,
             held_before_bytes=memory.device_held_before_bytes,
         )
-    return Memory(ledger=ledger, device=device, process_peak_rss_bytes=memory.process_peak_rss_bytes)
+    return Memory(estimate=estimate, device=device, process_peak_rss_bytes=memory.process_peak_rss_bytes)
 
 
 # Of the training's time, for the repeats of the inference measurement.
@@ -129,12 +139,12 @@ def predict_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) 
         _log.warning("the ledger could not be counted: %s (measure.ledger=false leaves it out)", _first_line(error))
         _log.debug("the ledger could not be counted", exc_info=error)
         return None, None
-    ledger = costs.ledger
+    estimate = costs.estimate
     _log.info(
-        "one update of %d rows x %d tokens: %.0f MiB by the ledger",
-        *(ledger.batch_size, ledger.sequence_length, ledger.peak_bytes / 2**20),
+        "one update of %d rows x %d tokens: %.0f MiB estimated",
+        *(estimate.batch_size, estimate.sequence_length, estimate.peak_bytes / 2**20),
     )
-    return Memory(ledger=ledger), costs.flops
+    return Memory(estimate=estimate), costs.flops
 
 
 def time_inference(

@@ -13,14 +13,16 @@ from petl_bench.errors import DivergedError
 from petl_bench.records.schema import Scores
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
-from petl_bench.training.batches import Feed, sorted_batches
+from petl_bench.training.batches import BatchSource, sorted_batches
 from petl_bench.training.state import FitResult, load_trainable_state, trainable_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def predict_logits(model: torch.nn.Module, feed: Feed, batch_size: int, accelerator: Accelerator) -> np.ndarray:
+def predict_logits(
+    model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
+) -> np.ndarray:
     """The model's outputs for every row, in the rows' order.
 
     Batches are shared out over the processes; every process returns all rows.
@@ -31,21 +33,21 @@ def predict_logits(model: torch.nn.Module, feed: Feed, batch_size: int, accelera
     Raises:
         DivergedError: where an output is not finite.
     """
-    batches = sorted_batches(feed.rows.lengths, batch_size)
+    batches = sorted_batches(source.rows.lengths, batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
     model.eval()
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
-            outputs = feed.forward(model, feed.batch(indices))
+            outputs = source.forward(model, source.batch(indices))
             found.append((indices, outputs.logits.float().cpu().numpy()))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         found = gather_object(found)
-    logits = np.empty((len(feed.rows), found[0][1].shape[1]), dtype=np.float32)
+    logits = np.empty((len(source.rows), found[0][1].shape[1]), dtype=np.float32)
     for indices, values in found:
         logits[indices] = values
     if not np.isfinite(logits).all():
@@ -72,9 +74,9 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, feeds: dict[str, Feed], batch_size: int, accelerator: Accelerator
+        self, model: nn.Module, task: Task, sources: dict[str, BatchSource], batch_size: int, accelerator: Accelerator
     ) -> None:
-        self.model, self.task, self.feeds = model, task, feeds
+        self.model, self.task, self.sources = model, task, sources
         self.batch_size, self.accelerator = batch_size, accelerator
 
     def selection_scores(self) -> dict[str, float]:
@@ -104,9 +106,9 @@ class Evaluator:
         return scores
 
     def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
-        feed = self.feeds[split]
-        assert feed.rows.labels is not None
+        source = self.sources[split]
+        assert source.rows.labels is not None
         # Unwrapped: processes may have unequal numbers of batches, and DDP's forward waits for all of them.
         plain = self.accelerator.unwrap_model(self.model)
-        logits = predict_logits(plain, feed, self.batch_size, self.accelerator)
-        return compute_metrics(metrics, logits_to_predictions(logits), feed.rows.labels)
+        logits = predict_logits(plain, source, self.batch_size, self.accelerator)
+        return compute_metrics(metrics, logits_to_predictions(logits), source.rows.labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
-from petl_bench.config import RunConfig, settled
+from petl_bench.config import RunConfig, resolved
 from petl_bench.records.run_key import run_key, run_name
 from petl_bench.tasks.read import split_files
 from petl_bench.trackers.tracker import RunIdentity, named
@@ -13,7 +13,7 @@ from petl_bench.trackers.tracker import RunIdentity, named
 
 def identify(cfg: RunConfig) -> RunIdentity:
     """Names a run by its settings and by the content of the local files that it reads."""
-    config = settled(cfg).to_dict()
+    config = resolved(cfg).to_dict()
     key = run_key(config, _content_hashes(cfg))
     return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
 

@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger("petl_bench")
 _log = logging.getLogger(__name__)
 
 
-class Recording:
+class RunLifecycle:
     """A context in which a run happens. Leaving it writes the record, then finishes the tracker.
 
     Of several processes only the first writes. A request that cannot work is no run: it leaves no record.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from petl_bench.backbones.layers import settled_layers
+from petl_bench.backbones.layers import resolved_layers
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError
@@ -72,7 +72,7 @@ class Predictor:
         if precision == "fp16" and not torch.cuda.is_available():
             precision = "fp32"
         self._accelerator = make_accelerator(dataclasses.replace(self.config.train, device="auto", precision=precision))
-        backbone = open_backbone(self.config.backbone, settled_layers(self.config.layers, record.layers))
+        backbone = open_backbone(self.config.backbone, resolved_layers(self.config.layers, record.layers))
         self._tokenizer = backbone.load_tokenizer()
         # A backbone with random weights is the one that was trained only under the same seed.
         set_seed(self.config.train.seed)
@@ -82,11 +82,11 @@ class Predictor:
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
         from petl_bench.run.evaluate import predict_logits
-        from petl_bench.training.batches import Feed
+        from petl_bench.training.batches import BatchSource
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
-        feed = Feed(encoded, self._accelerator.device)
-        logits = predict_logits(self._model, feed, self.config.train.eval_batch_size, self._accelerator)
+        source = BatchSource(encoded, self._accelerator.device)
+        logits = predict_logits(self._model, source, self.config.train.eval_batch_size, self._accelerator)
         if self.labels is None:
             return [Prediction(value=float(value)) for value in logits[:, 0]]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from petl_bench.backbones.load import Backbone, open_backbone
-from petl_bench.config import RunConfig, settled
+from petl_bench.config import RunConfig, resolved
 from petl_bench.measure.environment import git, hardware, versions
-from petl_bench.methods.hooks import BesideParameters, after_update_hook
+from petl_bench.methods.hooks import ExtraState, after_update_hook
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.records.schema import HistoryEntry, Params, Record
 from petl_bench.records.store import RunFolder
@@ -24,7 +24,7 @@ from petl_bench.run.describe import (
 )
 from petl_bench.run.evaluate import Evaluator
 from petl_bench.run.identity import identify
-from petl_bench.run.lifecycle import Recording
+from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
@@ -58,18 +58,18 @@ def run(cfg: RunConfig) -> Record:
         RunError: where the run failed; its record says how.
         Interrupted: on Ctrl-C or SIGTERM; its record says so.
     """
-    cfg = settled(cfg)
+    cfg = resolved(cfg)
     identity = identify(cfg)
     folder = RunFolder(identity.folder)
     if not cfg.force and (done := folder.finished()) is not None:
         _log.info("finished already: %s", identity.folder)
         return done
     record = Record(run_key=identity.key, config=identity.config)
-    with Recording(record, folder) as recording, freed_memory_kept():
+    with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
         _log.info("run %s", identity.folder)
         from accelerate.utils import set_seed
 
-        from petl_bench.frozen.batch_source import open_feeds
+        from petl_bench.frozen.batch_source import open_batch_sources
         from petl_bench.measure.device_memory import PeakMemory
         from petl_bench.training.device import compile_layers, make_accelerator
         from petl_bench.training.loop import num_training_steps
@@ -93,28 +93,28 @@ def run(cfg: RunConfig) -> Record:
             encoded = encode_task(task, backbone)
             num_steps = num_training_steps(len(encoded["train"]), cfg.train)
             model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
-            _tell_params(record.params)
+            _log_params(record.params)
             model = accelerator.prepare_model(model)
-        if recording.is_main and cfg.measure.ledger:
+        if lifecycle.is_main and cfg.measure.ledger:
             # Before training: a run that ends for want of memory has it too.
             record.memory, record.flops = predict_costs(cfg, backbone, task.labels)
         record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model, accelerator)
-        if recording.is_main:
-            recording.tracker = open_tracker(cfg.tracker, identity)
-        with memory.phase("trunk"):
+        if lifecycle.is_main:
+            lifecycle.tracker = open_tracker(cfg.tracker, identity)
+        with memory.phase("frozen"):
             plain = accelerator.unwrap_model(model)
-            feeds = open_feeds(plain, backbone.anatomy, encoded, cfg.train, accelerator)
-            record.trunk = feeds.trunk
+            sources = open_batch_sources(plain, backbone.anatomy, encoded, cfg.train, accelerator)
+            record.frozen = sources.frozen
         if cfg.train.compile:
-            compile_layers(plain, backbone.anatomy, record.trunk.layers if record.trunk else 0)
-        evaluator = Evaluator(model, task, feeds.by_split, cfg.train.eval_batch_size, accelerator)
-        result = _train(cfg, task, backbone, evaluator, memory, recording)
+            compile_layers(plain, backbone.anatomy, record.frozen.layers if record.frozen else 0)
+        evaluator = Evaluator(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+        result = _train(cfg, task, backbone, evaluator, memory, lifecycle)
         with memory.phase("eval"):
             record.scores = evaluator.final_scores(result, cfg.train.selection)
         memory.log()
-        record.time = describe_time(result, feeds.seconds, accelerator)
-        record.memory = describe_memory(memory, record.memory.ledger if record.memory else None)
-        if recording.is_main:
+        record.time = describe_time(result, sources.seconds, accelerator)
+        record.memory = describe_memory(memory, record.memory.estimate if record.memory else None)
+        if lifecycle.is_main:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             if cfg.train.save_weights:
                 record.params.stored_bytes = save_trained(folder, trained, backbone)
@@ -146,24 +146,24 @@ def _train(
     backbone: Backbone,
     evaluator: Evaluator,
     memory: PeakMemory,
-    recording: Recording,
+    lifecycle: RunLifecycle,
 ) -> FitResult:
     from accelerate.utils import set_seed
 
     from petl_bench.training.loop import Fitter, num_training_steps
     from petl_bench.training.optimizer import build_optimizer, build_schedule
 
-    record, tracker = recording.record, recording.tracker
-    model, accelerator, feed = evaluator.model, evaluator.accelerator, evaluator.feeds["train"]
+    record, tracker = lifecycle.record, lifecycle.tracker
+    model, accelerator, source = evaluator.model, evaluator.accelerator, evaluator.sources["train"]
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
-    schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(feed.rows), cfg.train))
+    schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
 
     def selection_scores() -> dict[str, float]:
         with memory.phase("eval"):
             return evaluator.selection_scores()
 
     plain = accelerator.unwrap_model(model)
-    beside = BesideParameters(plain)
+    extra_state = ExtraState(plain)
 
     def keep(*evaluations: HistoryEntry) -> None:
         for one in evaluations:
@@ -173,7 +173,7 @@ def _train(
 
     def on_evaluation(evaluation: HistoryEntry, is_best: bool) -> None:
         if is_best:
-            beside.note_best()
+            extra_state.save_best()
         keep(evaluation)
         described = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
         _log.info("epoch %.2f: train loss %.4f, %s", evaluation.epoch, evaluation.train_loss, described)
@@ -185,7 +185,7 @@ def _train(
             model,
             accelerator.prepare_optimizer(optimizer),
             schedule,
-            feed,
+            source,
             cfg.train,
             accelerator,
             selection_scores,
@@ -195,30 +195,30 @@ def _train(
             after_update=after_update_hook(plain),
             on_warm=lambda: memory.book("first_updates"),
             on_resume=lambda history: keep(*history),
-            checkpoints=_open_checkpoints(cfg, recording, accelerator),
-            method_state=beside,
+            checkpoints=_open_checkpoints(cfg, lifecycle, accelerator),
+            method_state=extra_state,
         ).fit()
     record.resumed_at_updates = result.resumed_at
     if cfg.train.selection == "best":
-        beside.restore_best()
+        extra_state.restore_best()
     return result
 
 
-def _open_checkpoints(cfg: RunConfig, recording: Recording, accelerator: Accelerator) -> Checkpoints | None:
+def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Accelerator) -> Checkpoints | None:
     """Of one process; several would each need generators of their own."""
     from petl_bench.training.checkpoint import Checkpoints
 
     if accelerator.num_processes > 1:
         return None
-    record = recording.record
+    record = lifecycle.record
     made_by = {"versions": record.versions, "git": record.git, "device": accelerator.device.type}
-    checkpoints = Checkpoints(recording.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
+    checkpoints = Checkpoints(lifecycle.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
     if cfg.force:
         checkpoints.remove()
     return checkpoints
 
 
-def _tell_params(params: Params) -> None:
+def _log_params(params: Params) -> None:
     _log.info(
         "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
         *(f"{count:,}" for count in (params.trainable, params.trainable_head)),

@@ -61,14 +61,14 @@ def expand(name: str, study: StudyConfig, words: list[str], folder: Path) -> tup
         inputs |= {str(file): _stamp(file) for file in local_files(cfg).values()}
         for seed in study.seeds:
             identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
-            tried = cell.learning_rate is not None
+            output_or_none = cell.learning_rate is not None
             runs.append(
                 PlannedRun(
                     *(cell.method, cell.task, seed, identity.key, identity.folder.name),
                     overrides=[*cell.words, f"train.seed={seed}"],
                     learning_rate=cell.learning_rate,
-                    is_trial=tried and seed in trials,
-                    chosen=None if tried else True,
+                    is_trial=output_or_none and seed in trials,
+                    chosen=None if output_or_none else True,
                 )
             )
     _check_distinct(runs)

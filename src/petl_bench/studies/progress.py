@@ -35,7 +35,7 @@ class Progress:
 
     def __init__(self, runs: list[PlannedRun], folder: StudyFolder) -> None:
         self._runs, self._folder = runs, folder
-        self._told = {run.key for run in runs if folder.ended(run)}
+        self._logged = {run.key for run in runs if folder.ended(run)}
         self._drawn = 0.0
         self._live: Live | None = None
 
@@ -65,8 +65,8 @@ class Progress:
             self._live.update(self._table(wanted, statuses, counts), refresh=True)
             return
         for run in wanted:
-            if self._folder.ended(run) and run.key not in self._told:
-                self._told.add(run.key)
+            if self._folder.ended(run) and run.key not in self._logged:
+                self._logged.add(run.key)
                 _log.info("%s (%s)", self._line(run), self._summary(wanted, statuses, counts))
 
     def _line(self, run: PlannedRun) -> str:
@@ -123,7 +123,7 @@ class Progress:
 def _seconds(record: Record) -> float | None:
     if record.time is None:
         return None
-    return record.time.train_seconds + record.time.eval_seconds + (record.time.trunk_seconds or 0.0)
+    return record.time.train_seconds + record.time.eval_seconds + (record.time.features_seconds or 0.0)
 
 
 def _duration(seconds: float) -> str:

@@ -43,7 +43,7 @@ def history_point(entry: HistoryEntry, protocol: RunProtocol) -> dict[str, float
 
 
 def results(record: Mapping[str, Any]) -> dict[str, float]:
-    """The record's numbers by path (`memory/ledger/peak_bytes`), and its two scores by one name for every task."""
+    """The record's numbers by path (`memory/estimate/peak_bytes`), and its two scores by one name for every task."""
     return headline(record) | flat_numbers({name: item for name, item in record.items() if name not in _NOT_RESULTS})
 
 

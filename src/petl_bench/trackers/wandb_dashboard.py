@@ -8,7 +8,16 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from petl_bench.trackers.dashboard import LEDGER_PEAK, METHOD, SECTIONS, STEP, TRAINABLE, PanelPlan, Place, SectionPlan
+from petl_bench.trackers.dashboard import (
+    ESTIMATED_PEAK,
+    METHOD,
+    SECTIONS,
+    STEP,
+    TRAINABLE,
+    PanelPlan,
+    Place,
+    SectionPlan,
+)
 from petl_bench.trackers.tracker import SCORE
 
 # Of the grid's 24 columns and its rows.
@@ -68,7 +77,7 @@ def build_workspace(place: Place) -> ws.Workspace:
         runset_settings=ws.RunsetSettings(
             filters=[ws.Config("study") == place.study] if place.study else [],
             groupby=[ws.Metric(METHOD)],
-            pinned_columns=[f"summary:{key}" for key in (SCORE, TRAINABLE, LEDGER_PEAK)],
+            pinned_columns=[f"summary:{key}" for key in (SCORE, TRAINABLE, ESTIMATED_PEAK)],
         ),
     )
 

@@ -134,7 +134,7 @@ def _label_dtype(labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
 
 
-class Feed:
+class BatchSource:
     """Feeds a model the tokens of rows.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def settled_precision(train: TrainConfig) -> str:
+def resolved_precision(train: TrainConfig) -> str:
     """The precision that `train.precision=auto` means on this machine: bf16 on a GPU that has it, else fp32."""
     if train.precision != "auto":
         return train.precision
@@ -46,7 +46,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
-    precision = settled_precision(train)
+    precision = resolved_precision(train)
     return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
 from petl_bench.records.schema import HistoryEntry
-from petl_bench.training.batches import Feed, epoch_batches
+from petl_bench.training.batches import BatchSource, epoch_batches
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import fast_dropout
 from petl_bench.training.state import (
@@ -71,7 +71,7 @@ class Fitter:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: Any,
-        feed: Feed,
+        source: BatchSource,
         train: TrainConfig,
         accelerator: Accelerator,
         evaluate: Callable[[], dict[str, float]],
@@ -86,14 +86,14 @@ class Fitter:
         method_state: MethodState | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.feed, self.train, self.accelerator = feed, train, accelerator
+        self.source, self.train, self.accelerator = source, train, accelerator
         self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
         self.on_warm, self.on_resume = on_warm, on_resume
         self.checkpoints, self.method_state = checkpoints, method_state or NoMethodState()
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.steps_per_epoch = steps_per_epoch(len(feed.rows), train)
-        self.total_steps = num_training_steps(len(feed.rows), train)
+        self.steps_per_epoch = steps_per_epoch(len(source.rows), train)
+        self.total_steps = num_training_steps(len(source.rows), train)
         self.result = FitResult()
         # Since the last evaluation; looked at up to `_checked`.
         self.losses: list[torch.Tensor] = []
@@ -166,7 +166,7 @@ class Fitter:
         for step in range(done, self.total_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if position == 0 or step == done:
-                batches = epoch_batches(self.feed.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
+                batches = epoch_batches(self.source.rows.lengths, train.batch_size, train.batching, train.seed, epoch)
             yield batches[position]
 
     def _update(self, indices: np.ndarray) -> None:
@@ -191,9 +191,9 @@ class Fitter:
         world = self.accelerator.num_processes
         mine = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
-        batch = self.feed.batch(mine if len(mine) else indices[:1])
+        batch = self.source.batch(mine if len(mine) else indices[:1])
         with self.accelerator.autocast():
-            loss = self.feed.forward(self.model, batch, batch.labels).loss
+            loss = self.source.forward(self.model, batch, batch.labels).loss
         share = loss * (len(mine) / batch_rows)
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MEMORY = (
     (("memory", "device", "train_peak_allocated_bytes"), "peak device memory, MiB"),
-    (("memory", "ledger", "peak_bytes"), "peak memory of an update by the ledger, MiB"),
+    (("memory", "estimate", "peak_bytes"), "peak memory of an update estimated, MiB"),
     (("memory", "process_peak_rss_bytes"), "peak resident memory of the process, MiB"),
 )
 
@@ -130,7 +130,7 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: _Cost, *, h
     axes.plot(xs, ys, drawstyle="steps-post", color="0.5", linewidth=1, linestyle="--", zorder=0)
 
 
-def draw_ledgers(rows: list[dict[str, Any]], file: Path) -> None:
+def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
     """Writes a picture of the peak by kind, a bar a method.
 
     Raises:
@@ -147,7 +147,7 @@ def draw_ledgers(rows: list[dict[str, Any]], file: Path) -> None:
     left = [0.0] * len(counted)
     names = [row["label"] for row in counted]
     for number, kind in enumerate(KINDS):
-        sizes = [row["memory"]["ledger"]["at_peak"][f"{kind}_bytes"] / 2**30 for row in counted]
+        sizes = [row["memory"]["estimate"]["at_peak"][f"{kind}_bytes"] / 2**30 for row in counted]
         axes.barh(names, sizes, left=left, label=kind, color=f"C{number}")
         left = [start + size for start, size in zip(left, sizes, strict=True)]
     for position, (row, end) in enumerate(zip(counted, left, strict=True)):
@@ -165,5 +165,5 @@ def draw_ledgers(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def _peak(row: dict[str, Any]) -> int:
-    peak: int = row["memory"]["ledger"]["peak_bytes"]
+    peak: int = row["memory"]["estimate"]["peak_bytes"]
     return peak

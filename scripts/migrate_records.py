@@ -1,0 +1,31 @@
+"""Rewrites records of older schemas in the present one, below the folders that are named.
+
+python scripts/migrate_records.py results
+
+Reports read older records as they are; this is for records that are committed or shared. Nothing but names changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from petl_bench.records.migrate import migrated
+from petl_bench.records.store import find_record_files, read_json, write_json
+
+
+def main() -> None:
+    """Migrates every record below the folders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders of runs, searched for records")
+    changed = 0
+    for file in find_record_files(parser.parse_args().folders):
+        content = read_json(file)
+        new = migrated(content)
+        if new is not content:
+            write_json(file, new)
+            changed += 1
+    print(f"{changed} records rewritten")
+
+
+if __name__ == "__main__":
+    main()
