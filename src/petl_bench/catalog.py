@@ -1,4 +1,4 @@
-"""What there is: methods, backbones, tasks, layer plans, trackers, recipes, studies; what works with what."""
+"""What `petl-bench list` shows: methods, backbones, tasks, layer plans, trackers, recipes, studies, capabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from petl_bench.config import CONFIG_MODULE, load_config
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, all_methods, get_method
 
-# One random backbone an architecture, by its option's name.
+Row = dict[str, Any]
+
+# A random backbone of each architecture, by the name of its option.
 TINY_BACKBONES = {
     "bert": "tiny_bert",
     "roberta": "tiny_roberta",
@@ -30,66 +32,15 @@ TINY_BACKBONES = {
     "modernbert": "tiny_modernbert",
 }
 
-# Settings under which a method can do less, or other things, than under its defaults.
+# Settings under which a method has other capabilities than under its defaults.
 VARIANTS = {
     "coda": ("method.attention=k2all",),
     "houlsby": ("method.variant=pfeiffer", "method.variant=parallel"),
 }
 
 
-@dataclass(frozen=True)
-class Capability:
-    """What one method can do on one architecture; each is None where it can, else the reason why not."""
-
-    method: str
-    architecture: str
-    adapts: str | None
-    merges: str | None
-
-
-def probe_all() -> list[Capability]:
-    """Tries every method, plugins and notable variants included, on every architecture of the anatomy table."""
-    requests = []
-    for name in all_methods():
-        requests += [[f"method={name}"], *([f"method={name}", variant] for variant in VARIANTS.get(name, ()))]
-    return [probe(request, architecture) for request in requests for architecture in TINY_BACKBONES]
-
-
-def probe(request: list[str], architecture: str) -> Capability:
-    """Tries one method.
-
-    Args:
-        request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
-        architecture: A `model_type` of the anatomy table.
-    """
-    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", "layers=all", *request])
-    backbone = open_backbone(cfg.backbone, cfg.layers)
-    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
-    label = " ".join(word.removeprefix("method=").removeprefix("method.") for word in request)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = get_method(cfg.method.name).load_adapt()(backbone.build_model(2), cfg.method, context)
-        except RequestError as error:
-            return Capability(label, architecture, str(error), "it does not adapt")
-        return Capability(label, architecture, None, _merging_refused(model))
-
-
-def _merging_refused(model: Any) -> str | None:
-    if not hasattr(model, "peft_config"):
-        return None
-    try:
-        model.merge_and_unload()
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        return str(error) or f"PEFT does not merge it ({type(error).__name__})"
-    return None
-
-
-Row = dict[str, Any]
-
-
 def print_catalog(kind: str | None, *, as_json: bool) -> None:
-    """Prints one kind of things, or all, as tables or as one JSON object."""
+    """Prints one kind of entries, or all kinds, as tables or as JSON."""
     kinds = [kind] if kind else list(_KINDS)
     rows = {name: (_KINDS | _PROBED)[name]() for name in kinds}
     if as_json:
@@ -115,7 +66,7 @@ def list_methods() -> list[Row]:
 
 
 def list_backbones() -> list[Row]:
-    """Every shipped backbone, with its dimensions and where its weights come from."""
+    """Every shipped backbone, with its size and the source of its weights."""
     rows = []
     for name, option in _options("backbone"):
         shape = option.get("architecture", {})
@@ -135,7 +86,7 @@ def list_backbones() -> list[Row]:
 
 
 def list_tasks() -> list[Row]:
-    """Every shipped task, with what it asks and how it is scored."""
+    """Every shipped task, with its kind and its metrics."""
     return [
         {
             "task": name,
@@ -163,19 +114,6 @@ def list_studies() -> list[Row]:
     ]
 
 
-def list_capabilities() -> list[Row]:
-    """Which architectures every method adapts, and whether it merges; probed, not typed in."""
-    rows: dict[str, Row] = {}
-    for found in probe_all():
-        row = rows.setdefault(found.method, {"method": found.method} | dict.fromkeys(TINY_BACKBONES))
-        row[found.architecture] = "no" if found.adapts else "yes" if found.merges else "yes, merges"
-        reasons = row.setdefault("why not", [])
-        reason = found.adapts or found.merges
-        if reason and reason not in reasons:
-            reasons.append(reason)
-    return [row | {"why not": "; ".join(row["why not"])} for row in rows.values()]
-
-
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         folder = files(CONFIG_MODULE).joinpath(group)
@@ -183,8 +121,8 @@ def _described(group: str) -> Callable[[], list[Row]]:
         for name, _ in _options(group):
             lines = folder.joinpath(f"{name}.yaml").read_text().splitlines()
             header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
-            words = [line for line in header if not line.startswith("petl-bench ")]
-            found.append({group: name, "command": header[0], "about": " ".join(words)})
+            about = [line for line in header if not line.startswith("petl-bench ")]
+            found.append({group: name, "command": header[0], "about": " ".join(about)})
         return found
 
     return rows
@@ -199,6 +137,67 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
         assert isinstance(content, dict)
         found.append((name, {str(key): value for key, value in content.items()}))
     return found
+
+
+@dataclass(frozen=True)
+class Capability:
+    """Whether a method adapts an architecture, and whether it merges: None if it does, else the reason why not."""
+
+    method: str
+    architecture: str
+    adapts: str | None
+    merges: str | None
+
+
+def probe_all() -> list[Capability]:
+    """Tries every method, plugins and notable variants included, on every architecture of the anatomy table."""
+    requests = []
+    for name in all_methods():
+        requests += [[f"method={name}"], *([f"method={name}", variant] for variant in VARIANTS.get(name, ()))]
+    return [probe(request, architecture) for request in requests for architecture in TINY_BACKBONES]
+
+
+def probe(request: list[str], architecture: str) -> Capability:
+    """Tries one method on a tiny random model.
+
+    Args:
+        request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
+        architecture: A `model_type` of the anatomy table.
+    """
+    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", "layers=all", *request])
+    backbone = open_backbone(cfg.backbone, cfg.layers)
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
+    label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = get_method(cfg.method.name).load_adapt()(backbone.build_model(2), cfg.method, context)
+        except RequestError as error:
+            return Capability(label, architecture, str(error), "it does not adapt")
+        return Capability(label, architecture, None, _merging_refused(model))
+
+
+def _merging_refused(model: Any) -> str | None:
+    if not hasattr(model, "peft_config"):
+        return None
+    try:
+        model.merge_and_unload()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        return str(error) or f"PEFT does not merge it ({type(error).__name__})"
+    return None
+
+
+def list_capabilities() -> list[Row]:
+    """Which architectures each method adapts, and whether it merges: found out by trying, not written down."""
+    rows: dict[str, Row] = {}
+    for found in probe_all():
+        row = rows.setdefault(found.method, {"method": found.method} | dict.fromkeys(TINY_BACKBONES))
+        row[found.architecture] = "no" if found.adapts else "yes" if found.merges else "yes, merges"
+        reasons = row.setdefault("why not", [])
+        reason = found.adapts or found.merges
+        if reason and reason not in reasons:
+            reasons.append(reason)
+    return [row | {"why not": "; ".join(row["why not"])} for row in rows.values()]
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {

@@ -1,98 +1,232 @@
-"""What the commands of `petl-bench` do once their options are parsed."""
+"""What each command of `petl-bench` does once its options are parsed: calls the package in charge, prints the result.
+
+Imports are inside the functions, so that a command loads what it needs and no more.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from petl_bench.backbones.source import find_source
-from petl_bench.config import RunConfig
-from petl_bench.records.study_file import PlannedCosts
-from petl_bench.reports.fields import MIB, MISSING
-from petl_bench.reports.render import ReportTable, print_table
-from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING
-from petl_bench.studies.study import Study
-from petl_bench.tasks.load import load_task
+from petl_bench.errors import RequestError, RunError
+from petl_bench.process import debugging, is_main_process, print_error, setup_logging
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from petl_bench.records.schema import Record
+
+_log = logging.getLogger(__name__)
 
 
-def fetch(cfg: RunConfig) -> Iterator[str]:
-    """Fetches what `cfg` needs; gives a line for each thing that is there now.
+def run(arguments: list[str]) -> int:
+    """Hands the overrides to Hydra, which composes the config and calls back once a run.
 
-    Raises:
-        RunError: where the hub cannot be reached.
-        RequestError: where the settings name something that does not exist.
+    Args:
+        arguments: What follows `petl-bench run`.
+
+    Returns:
+        The exit code.
     """
-    if cfg.backbone.weights == "random":
-        yield f"backbone {cfg.backbone.name}: random weights, nothing to fetch"
+    as_json = "--json" in arguments
+    overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
+    # Hydra would print its own errors and exit with 1; with this it raises them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    import hydra
+
+    from petl_bench.config import CONFIG_MODULE, explained, register_schemas, run_help
+
+    register_schemas()
+    if {"--help", "-h"} & set(overrides):
+        _print(run_help(overrides))
+        return 0
+    failures: list[RequestError | RunError] = []
+    this_process = os.getpid()
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            _one_run(cfg, as_json=as_json)
+        except (RequestError, RunError) as error:
+            # Hydra would add text of its own; other processes (launchers) have no way but to raise.
+            if debugging() or os.getpid() != this_process:
+                raise
+            failures.append(error)
+            print_error(error)
+
+    sys.argv = ["petl-bench run", *overrides]
+    with explained(overrides):
+        hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
+    # Of a sweep, a run that failed says more than a request that was wrong.
+    return min((error.exit_code for error in failures), default=0)
+
+
+def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
+    """Makes one run, and prints its folder with its scores or its record."""
+    setup_logging()
+    from petl_bench.config import from_hydra
+    from petl_bench.records.run_key import run_name
+    from petl_bench.run.run import run as run_one
+
+    config = from_hydra(cfg)
+    record = run_one(config)
+    if is_main_process():
+        folder = Path(config.runs_dir).expanduser() / run_name(record.config, record.run_key)
+        _print(json.dumps(record.to_dict()) if as_json else f"{_summary(record)}\n  {folder}")
+
+
+def _summary(record: Record) -> str:
+    from petl_bench.records.run_key import backbone_name
+
+    assert record.protocol
+    assert record.params
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in record.selected_scores.items())
+    return (
+        f"{record.protocol.task}  {record.config['method']['name']}  {backbone_name(record.config['backbone'])}  "
+        f"seed {record.protocol.seed}:  {scores}  ({record.params.trainable:,} parameters trained)"
+    )
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from petl_bench.reports.report import write_report
+
+    return write_report(
+        parsed.folders,
+        parsed.format,
+        parsed.plot,
+        _print,
+        statistic=parsed.statistic,
+        reference=parsed.compare,
+        plot_kind=parsed.plot_kind,
+        page=parsed.html,
+    )
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    from petl_bench.catalog import print_catalog
+
+    print_catalog(parsed.kind, as_json=parsed.json)
+    return 0
+
+
+def _predict(parsed: argparse.Namespace) -> int:
+    from petl_bench.run.predict import predict_file, predict_stdin, predict_texts, submit
+
+    if parsed.submit:
+        for file in submit(parsed.run_dir, parsed.submit, parsed.data_root):
+            _print(str(file))
+        return 0
+    if parsed.file:
+        lines = predict_file(parsed.run_dir, parsed.file, as_json=parsed.json)
+    elif parsed.text:
+        lines = predict_texts(parsed.run_dir, parsed.text, as_json=parsed.json)
     else:
-        yield f"backbone {cfg.backbone.name}: {find_source(cfg.backbone).folder}"
-    rows = load_task(cfg.task, cfg.data_root).rows_per_split()
-    yield f"task {cfg.task.name}: " + ", ".join(f"{count:,} {split} rows" for split, count in rows.items())
+        lines = predict_stdin(parsed.run_dir, sys.stdin, as_json=parsed.json)
+    for line in lines:
+        _print(line)
+    return 0
 
 
-_ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, *FAILURES)
+def _plan(parsed: argparse.Namespace) -> int:
+    from petl_bench.errors import parse_bytes
+    from petl_bench.estimate.plan import plan
+    from petl_bench.reports.output_files import check_picture
+    from petl_bench.reports.plots.costs import draw_memory
+    from petl_bench.reports.render import print_table
+    from petl_bench.reports.tables import cost_table
+
+    if parsed.plot:
+        check_picture(Path(parsed.plot))
+    budget = None if parsed.budget is None else parse_bytes("--budget", parsed.budget)
+    rows = [row.to_dict() for row in plan(parsed.overrides, budget)]
+    if parsed.json:
+        _print(json.dumps(rows, indent=2))
+    else:
+        print_table(cost_table(rows))
+    if parsed.plot:
+        draw_memory(rows, Path(parsed.plot))
+        _log.info("plot: %s", Path(parsed.plot).resolve())
+    return 0
 
 
-def print_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints every method on every task: what is finished, what would run, what it is predicted to take."""
-    if as_json:
-        by_cell = {(cost.method, cost.task): asdict(cost) for cost in costs}
-        rows = [
-            asdict(run) | {"status": status, "costs": by_cell.get((run.method, run.task))}
-            for run, status in study.statuses()
-        ]
-        write(json.dumps(rows, indent=2))
-        return
-    print_table(_plan_table(study, costs))
+def _study(parsed: argparse.Namespace) -> int:
+    from petl_bench.studies.request import parse_request
+    from petl_bench.studies.study import count_costs, keep_costs, prepare, run_study
+    from petl_bench.studies.summary import print_outcome, print_plan
+
+    name, overrides = _name_and_overrides(parsed.name_and_overrides)
+    study = prepare(name, parse_request(overrides))
+    if parsed.dry_run or parsed.plan:
+        costs = count_costs(study)
+        if parsed.plan:
+            keep_costs(study, costs)
+        print_plan(study, costs, _print, as_json=parsed.json)
+        return 0
+    unfinished = run_study(study, retry_failed=parsed.retry == "failed")
+    print_outcome(study, _print, as_json=parsed.json)
+    return RunError.exit_code if unfinished else 0
 
 
-def _plan_table(study: Study, costs: list[PlannedCosts]) -> ReportTable:
-    by_cell = {(cost.method, cost.task): cost for cost in costs}
-    statuses: dict[tuple[str, str, float | None], list[str]] = {}
-    for run, status in study.statuses():
-        statuses.setdefault((run.method, run.task, run.learning_rate), []).append(status)
-    with_rates = any(rate is not None for _, _, rate in statuses)
-    rows = []
-    for (method, task, rate), found in statuses.items():
-        finished = found.count(FINISHED)
-        failed = sum(status in FAILURES for status in found)
-        cost = by_cell.get((method, task)) or PlannedCosts(method, task)
-        rows.append(
-            [
-                f"{method} on {task}",
-                *([MISSING if rate is None else f"{rate:g}"] if with_rates else []),
-                *(str(count) if count else MISSING for count in (len(found) - finished - failed, finished, failed)),
-                _count(cost.trainable_method),
-                _count(cost.trainable_head),
-                MISSING if cost.peak_bytes is None else f"{cost.peak_bytes / MIB:,.0f}",
-            ]
+def _name_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
+    """Tells a study's name from the overrides, in whatever order they are given."""
+    names = [one for one in arguments if "=" not in one and not one.startswith("~")]
+    if len(names) != 1:
+        given = f"{len(names)} are given ({', '.join(names)})" if names else "none is given"
+        raise RequestError(
+            f"petl-bench study takes the name of one study and settings as key=value, but {given}: "
+            "`petl-bench list studies` shows the names."
         )
-    header = ["run", *(["rate"] if with_rates else []), "to run", "finished", "failed", "method params", "head params"]
-    notes = sorted({f"{cost.method} on {cost.task}: {cost.note}" for cost in costs if cost.note})
-    title = f"{study.file.name}: {len(study.runs)} runs in {study.folder.path}"
-    return ReportTable(title, [*header, "predicted MiB"], rows, notes)
+    return names[0], [one for one in arguments if one != names[0]]
 
 
-def _count(number: int | None) -> str:
-    return MISSING if number is None else f"{number:,}"
+def _sync(parsed: argparse.Namespace) -> int:
+    from petl_bench.trackers.sync import sync
+
+    for done in sync(parsed.folders, tracker=parsed.tracker, project=parsed.project, dry_run=parsed.dry_run):
+        _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done.line)
+    return 0
 
 
-def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints how many runs there are of each kind, and each one that failed with its reason."""
-    found = study.statuses()
-    if as_json:
-        write(json.dumps([asdict(run) | {"status": status} for run, status in found], indent=2))
-        return
-    counts = Counter(status for _, status in found)
-    words = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in _ORDER if counts[status])
-    write(f"{study.file.name}: {len(found)} runs: {words}")
-    for run, status in found:
-        if status in FAILURES:
-            record = study.folder.record(run)
-            reason = record.error if record is not None else None
-            write(f"  {status.replace('_', ' ')}: {run.method} on {run.task}, seed {run.seed}: {reason}")
-    if any(status in FAILURES for _, status in found):
-        write("  `--retry failed` makes these again")
-    write(f"  petl-bench report {study.folder.path}")
+def _dashboard(parsed: argparse.Namespace) -> int:
+    from petl_bench.trackers.dashboard import show_dashboard
+
+    show_dashboard(parsed.study, parsed.project, parsed.entity, save=parsed.save, as_json=parsed.json, write=_print)
+    return 0
+
+
+def _fetch(parsed: argparse.Namespace) -> int:
+    """Downloads a backbone and a task once, so that machines without a network can use them from the local cache."""
+    from petl_bench.backbones.source import find_source
+    from petl_bench.config import load_config
+    from petl_bench.tasks.load import load_task
+
+    cfg = load_config(parsed.overrides)
+    if cfg.backbone.weights == "random":
+        _print(f"backbone {cfg.backbone.name}: random weights, nothing to fetch")
+    else:
+        _print(f"backbone {cfg.backbone.name}: {find_source(cfg.backbone).folder}")
+    rows = load_task(cfg.task, cfg.data_root).rows_per_split()
+    _print(f"task {cfg.task.name}: " + ", ".join(f"{count:,} {split} rows" for split, count in rows.items()))
+    return 0
+
+
+def _print(text: Any) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "report": _report,
+    "list": _list,
+    "predict": _predict,
+    "plan": _plan,
+    "study": _study,
+    "sync": _sync,
+    "dashboard": _dashboard,
+    "fetch": _fetch,
+}

@@ -1,14 +1,17 @@
-"""The schema of a whole run, composed by Hydra; no Hydra object goes further than this module."""
+"""The configuration of a run: its schema, how Hydra composes it, and what is wrong with overrides, in one sentence.
+
+Hydra stops here: what leaves this module are dataclasses.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -28,16 +31,18 @@ from petl_bench.tasks.config import TaskConfig, check_task
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-
 CONFIG_MODULE = "petl_bench.conf"
+CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
+
+_HELP = "`petl-bench run --help` shows all groups and settings."
+_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
+# Mappings whose keys the user chooses.
+_FREE_MAPPINGS = ("method.args", "backbone.architecture")
 
 
 @dataclass
 class RecipeConfig:
-    """Where settings come from that a paper gives by task; they act through `method`, `task` and `train`."""
+    """A paper's settings by task. They take effect through `method`, `task` and `train`."""
 
     name: str | None = None
     source: str | None = None
@@ -46,7 +51,7 @@ class RecipeConfig:
 
 @dataclass
 class RunConfig:
-    """Everything that one run is made from."""
+    """All settings of one run."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -81,10 +86,10 @@ def _register(methods: tuple[registry.Method, ...]) -> None:
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
-    """Turns a composed config into the dataclass, and checks it.
+    """Turns a config that Hydra composed into the dataclass, and checks it.
 
     Raises:
-        RequestError: where a setting is missing or contradicts another.
+        RequestError: If a setting is missing, out of its range, or contradicts another.
     """
     if cfg.recipe.name is not None and cfg.task.name not in cfg.recipe.tasks:
         raise unknown_choice(
@@ -95,14 +100,18 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise RequestError(f"{missing[0]} must be given: add {missing[0]}=... to the command.")
     run = OmegaConf.to_object(cfg)
     assert isinstance(run, RunConfig)
-    # The table has done its work: what it gave stands in the other settings.
+    # Its values are in the other settings by now.
     run.recipe.tasks = {}
     check(run)
     return run
 
 
 def check(cfg: RunConfig) -> None:
-    """Raises RequestError where settings are outside their range or contradict each other."""
+    """Checks the settings.
+
+    Raises:
+        RequestError: If one is out of its range, or contradicts another.
+    """
     check_task(cfg.task)
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
@@ -114,7 +123,7 @@ def check(cfg: RunConfig) -> None:
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
-    """The run with what `auto` means on this machine in its place."""
+    """The same config with `auto` replaced by what it means on this machine."""
     if cfg.train.precision == "auto" and not gpu_may_be_there():
         return replace(cfg, train=replace(cfg.train, precision="fp32"))
     from petl_bench.training.device import resolved_precision
@@ -123,21 +132,25 @@ def resolved(cfg: RunConfig) -> RunConfig:
 
 
 def load_config(overrides: list[str] | None = None) -> RunConfig:
-    """Composes a run's config as the command line would, for scripts and tests.
+    """Composes a run's config as the command line does.
 
     Args:
         overrides: Hydra overrides, e.g. `["task=mrpc", "method.r=16"]`.
+
+    Raises:
+        RequestError: If the overrides do not compose, or the settings do not fit together.
     """
+    overrides = overrides or []
     register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return from_hydra(compose("config", overrides=overrides or []))
+    with explained(overrides), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return from_hydra(compose("config", overrides=overrides))
 
 
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
-    """Reads the config that a record keeps.
+    """Reads the config that a record holds.
 
     Raises:
-        RequestError: where its method is not there, or it holds settings that this version does not know.
+        RequestError: If its method is not installed, or it holds settings that this version does not know.
     """
     method = registry.get_method(str(content["method"]["name"]))
     schema = OmegaConf.structured(RunConfig)
@@ -150,21 +163,30 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
     return run
 
 
-_HELP = "`petl-bench run --help` shows all groups and settings."
+def run_help(overrides: list[str]) -> str:
+    """The text of `run --help`, as Hydra prints it but in a fraction of the time: Hydra also looks up all groups."""
+    overrides = [one for one in overrides if not one.startswith("-")]
+    with explained(overrides), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        settings = compose("config", overrides=overrides)
+        template = compose("config", overrides=overrides, return_hydra_config=True).hydra.help.template
+    return str(template).replace("$CONFIG", OmegaConf.to_yaml(settings)).rstrip()
 
-_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 
-_FREE_MAPPINGS = ("method.args", "backbone.architecture")
-
-CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
+@contextmanager
+def explained(overrides: list[str]) -> Iterator[None]:
+    """Within it, errors of Hydra and OmegaConf become a request error that says what is wrong with the overrides."""
+    try:
+        yield
+    except CONFIG_ERRORS as error:
+        raise explain(error, _known_settings(overrides)) from error
 
 
 def explain(error: Exception, known_settings: Iterable[str] = ()) -> RequestError:
-    """Turns Hydra's and OmegaConf's errors into a request error that names the key and the way out.
+    """Turns an error of Hydra or OmegaConf into a request error that names the key and the way out.
 
     Args:
         error: What Hydra raised.
-        known_settings: Keys that exist, for suggestions.
+        known_settings: Dotted keys that exist, for suggestions.
     """
     text = str(error)
     if isinstance(error, MissingConfigException):
@@ -180,7 +202,7 @@ def explain(error: Exception, known_settings: Iterable[str] = ()) -> RequestErro
 
 
 def setting_names(config: DictConfig) -> list[str]:
-    """Every key of a config, dotted."""
+    """The dotted keys of all settings of a config."""
     names: list[str] = []
     for key in map(str, config):
         node = OmegaConf.select(config, key, throw_on_missing=False)
@@ -212,28 +234,9 @@ def _cause(error: BaseException) -> str:
     return str(cause).strip().splitlines()[0].rstrip(".")
 
 
-@contextmanager
-def explained(overrides: list[str]) -> Iterator[None]:
-    """Says in one sentence what is wrong with the overrides, where they do not compose."""
-    try:
-        yield
-    except CONFIG_ERRORS as error:
-        raise explain(error, _known_settings(overrides)) from error
-
-
-def load_explained(overrides: list[str]) -> RunConfig:
-    """Composes a run's config as `load_config` does.
-
-    Raises:
-        RequestError: where the overrides do not compose.
-    """
-    with explained(overrides):
-        return load_config(overrides)
-
-
 def _known_settings(overrides: list[str]) -> list[str]:
-    """Keys of the config with the groups that were asked for, for suggestions; none where they do not compose."""
-    options = [word for word in overrides if word.partition("=")[0] in _GROUPS and "," not in word]
+    """Keys of the config with the groups that the overrides choose, for suggestions; none if these do not compose."""
+    options = [one for one in overrides if one.partition("=")[0] in _GROUPS and "," not in one]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 
 
 class RequestError(Exception):
-    """The request was wrong (exit code 2): an option, a file or a combination that cannot work."""
+    """The request was wrong: an option, a file or a combination that cannot work."""
+
+    exit_code = 2
 
 
 class RunError(Exception):
-    """The run failed (exit code 1); `status` is what its record says."""
+    """The run failed; `status` is what its record says."""
 
+    exit_code = 1
     status = "failed"
 
 
@@ -38,31 +41,37 @@ class Interrupted(BaseException):
 
 
 def unknown_choice(key: str, value: object, allowed: Iterable[str]) -> RequestError:
-    """Returns the error for a value outside a closed set, with the nearest name suggested."""
+    """The error for a value outside a closed set, which suggests the nearest name of the set."""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return RequestError(f"{key}={value} is not known.{hint} Allowed: {', '.join(names)}.")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 _UNITS = {"": 1, "B": 1}
-
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)}
-
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 
 
 def parse_bytes(key: str, text: str) -> int:
-    """Bytes of a size such as `16GiB`, `800 MB` or `1.5GiB`.
+    """Reads a size such as `16GiB`, `800 MB` or `1.5GiB`.
 
     Args:
-        key: What the size is given for; errors name it.
+        key: The option or setting that gives the size; error messages name it.
         text: The size.
 
+    Returns:
+        The size in bytes.
+
     Raises:
-        RequestError: where it is none.
+        RequestError: If the text is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
-        raise RequestError(f"{key}={text} is no size: give a number with its unit, e.g. 16GiB or 800MiB.")
+        raise RequestError(f"{key}={text} is not a size: give a number with its unit, e.g. 16GiB or 800MiB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,4 +1,4 @@
-"""This process: its rank, its cache folder, whether a GPU may be there, where its log goes."""
+"""This process: its rank, whether a GPU may be there, where its cache is and where its messages go."""
 
 from __future__ import annotations
 
@@ -7,39 +7,48 @@ import os
 import sys
 from pathlib import Path
 
+DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
+
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes: the only one, or the first that torchrun started."""
+    """Whether this process prints and writes: it is the only one, or the first that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def gpu_may_be_there() -> bool:
-    """False where the system has no GPU driver, which is found out without importing torch."""
+    """False if the system has no GPU driver. This is found out without importing torch."""
     if sys.platform != "linux":
         return True
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
 def cache_dir() -> Path:
-    """PETL_BENCH_CACHE, else petl_bench in XDG_CACHE_HOME or ~/.cache."""
+    """The cache folder: PETL_BENCH_CACHE, else `petl_bench` in XDG_CACHE_HOME or in ~/.cache."""
     root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "petl_bench"
     return Path(root).expanduser()
 
 
-DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
+def debugging() -> bool:
+    """Whether tracebacks and the libraries' warnings are wanted."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def print_error(error: Exception) -> None:
+    """Prints an error to stderr, as the one sentence that a user reads."""
+    print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
 
 
 def setup_logging() -> None:
-    """Sends our log to stderr and keeps the libraries' chatter out."""
+    """Sends our log messages to stderr and silences those of the libraries."""
     logger = logging.getLogger("petl_bench")
     if not logger.handlers:
-        handler = _AboveProgressBars()
+        handler = _ProgressBarHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.setLevel(logging.INFO if is_main_process() else logging.WARNING)
         logger.addHandler(handler)
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
-    # A log that cannot be written (full disk) must not bury the message under a traceback.
+    # A log that cannot be written (because the disk is full) must not bury the message under a traceback.
     logging.raiseExceptions = debugging()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -50,15 +59,10 @@ def setup_logging() -> None:
         warnings.filterwarnings("ignore", module=r"(peft|transformers|accelerate|torch|datasets|evaluate)(\.|$)")
 
 
-class _AboveProgressBars(logging.Handler):
-    """Writes to stderr above whatever progress bar is there."""
+class _ProgressBarHandler(logging.Handler):
+    """Writes messages to stderr above any progress bar, so that neither breaks the other."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def debugging() -> bool:
-    """Whether tracebacks and the libraries' warnings are wanted."""
-    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")

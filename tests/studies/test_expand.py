@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from petl_bench.config import load_explained
+from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import HistoryEntry, Protocol, Record
 from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
@@ -54,7 +54,7 @@ def test_every_run_has_the_key_that_run_would_give_it(tmp_path):
     assert len(file.runs) == 8
     assert len({run.key for run in file.runs}) == 8
     for run in file.runs:
-        cfg = load_explained([*run.overrides, f"runs_dir={tmp_path}"])
+        cfg = load_config([*run.overrides, f"runs_dir={tmp_path}"])
         assert identify(cfg).key == run.key
         assert identify(cfg).folder == tmp_path / run.folder
     assert {run.seed for run in file.runs} == {3, 4}

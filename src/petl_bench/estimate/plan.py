@@ -12,7 +12,7 @@ from typing import Any
 
 from petl_bench.backbones.layers import LayersConfig, extreme_plans
 from petl_bench.backbones.load import open_backbone
-from petl_bench.config import RunConfig, load_explained, resolved
+from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError, RunError
 from petl_bench.estimate.costs import count_costs, largest_batch
 from petl_bench.methods.registry import all_methods, get_method
@@ -115,7 +115,7 @@ def split_methods(overrides: list[str]) -> dict[str, list[str]]:
 
 def _compose(overrides: list[str]) -> RunConfig | RequestError:
     try:
-        return resolved(load_explained(overrides))
+        return resolved(load_config(overrides))
     except RequestError as error:
         return error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.config import CONFIG_MODULE, RunConfig, load_explained
+from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun, StudyFile
@@ -118,7 +118,7 @@ def compose(cell: Cell, folder: Path) -> RunConfig:
         RequestError: where its words do not compose, naming the cell.
     """
     try:
-        return replace(load_explained(cell.words), runs_dir=str(folder))
+        return replace(load_config(cell.words), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
 
