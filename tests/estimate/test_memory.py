@@ -12,8 +12,9 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.estimate.costs import _searched, count_costs, largest_batch, pass_sizes
-from petl_bench.estimate.memory import as_fake_cpu, count_step
+from petl_bench.estimate.costs import _search, estimate_costs, largest_batch, pass_sizes
+from petl_bench.estimate.memory import measure_update
+from petl_bench.estimate.tensor_modes import as_fake_cpu
 from petl_bench.methods.registry import AdaptContext, all_methods, get_method
 
 MIB = 2**20
@@ -41,18 +42,18 @@ def counted(model, mode=None, rows=(3,), length=10, **options):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         device = next(model.parameters()).device
         batches = [batch(number, length, device) for number in rows]
-        return count_step(model, optimizer, batches, max_grad_norm=1.0, **options)
+        return measure_update(model, optimizer, batches, max_grad_norm=1.0, **options)
 
 
 def numbers(count):
-    """All but the course, whose order of frees within an operator may differ."""
-    return {name: value for name, value in vars(count).items() if name != "course"}
+    """All but the timeline: within an operator, storages may be freed in another order."""
+    return {name: value for name, value in vars(count).items() if name != "timeline"}
 
 
 def costs(*overrides: str):
     cfg = load_config(["task=mrpc", *overrides])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    return count_costs(cfg, backbone, cfg.task.labels)
+    return estimate_costs(cfg, backbone, cfg.task.labels)
 
 
 @pytest.mark.parametrize("architecture", TINY_BACKBONES)
@@ -177,7 +178,7 @@ def test_tied_weights_count_once():
         mode = as_fake_cpu(model) if fakes else nullcontext()
         with mode:
             batches = [{"x": torch.zeros(2, 8), "labels": torch.zeros(2)}]
-            count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
+            count = measure_update(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
         assert count.weights == count.gradients == count.optimizer == 4 * (64 + 8 + 8)
         assert model.first.weight is model.second.weight
 
@@ -247,7 +248,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     overrides = ["task=mrpc", "backbone=tiny_bert", f"method={method}", *others]
     cfg = load_config(overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    first = count_costs(cfg, backbone, cfg.task.labels)
+    first = estimate_costs(cfg, backbone, cfg.task.labels)
     budget = 3 * first.estimate.peak_bytes + 12345
     largest = largest_batch(cfg, backbone, cfg.task.labels, first, budget)
     assert largest > cfg.train.batch_size
@@ -260,20 +261,20 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
 def test_one_row_is_counted_by_itself():
     cfg = load_config(["task=mrpc", "backbone=tiny_bert", "method=flat", "train.batch_size=8"])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    first = count_costs(cfg, backbone, cfg.task.labels)
+    first = estimate_costs(cfg, backbone, cfg.task.labels)
     peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").estimate.peak_bytes
     assert [largest_batch(cfg, backbone, cfg.task.labels, first, peak + more) for more in (-1, 0)] == [0, 1]
 
 
 def test_the_search_without_a_fit():
-    assert [_searched(lambda rows, limit=limit: rows <= limit) for limit in (0, 1, 2, 77)] == [0, 1, 2, 77]
+    assert [_search(lambda rows, limit=limit: rows <= limit) for limit in (0, 1, 2, 77)] == [0, 1, 2, 77]
 
 
 def test_a_real_model_is_counted_without_being_changed_by_rates_of_zero():
     model = adapted("cpu", "backbone=tiny_bert", "method=lora").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-    count_step(model, optimizer, [batch(2, 8)])
+    measure_update(model, optimizer, [batch(2, 8)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
