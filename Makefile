@@ -1,8 +1,9 @@
-# make demo   compare the methods on the embedded default (no network but a Python package index)
-# make test   the test suite
-# make bench  petl_bench against transformers' Trainer; GLUE rows in PETL_BENCH_DATA; under ten minutes on two cores
-# make lint   formatting, style, types, room boundaries
-# Each makes the virtual environment first, if it is missing or out of date.
+# make demo       compare the methods on the embedded default (no network but a Python package index)
+# make test       all tests except the slow ones
+# make test-fast  the quick unit tests, for daily work
+# make bench      petl_bench against transformers' Trainer; GLUE rows in PETL_BENCH_DATA; under ten minutes on two cores
+# make lint       formatting, style, types, import contracts, syntax of the page's JavaScript
+# Each of them first makes the virtual environment if it is missing or out of date.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,12 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs/demo
 BENCH ?= bench
 
-.PHONY: help install demo test test-slow bench lint format clean
+# One thread for each process: two processes with two threads each would mostly wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+# Tests that train whole runs, start processes or build every method on every architecture.
+NOT_FAST := integration behaviour snapshot studies training
+
+.PHONY: help install demo test test-fast test-slow bench lint format clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -27,9 +33,11 @@ demo: $(INSTALLED)
 	$(BIN)/petl-bench study demo runs_dir=$(RUNS)
 	$(BIN)/petl-bench report $(RUNS) --plot $(RUNS)/comparison.png --html $(RUNS)/comparison.html
 
-# One thread each: two processes with two threads each would mostly wait for one another.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m "not slow and not integration" $(NOT_FAST:%=--ignore=tests/%)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
@@ -42,6 +50,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v node >/dev/null; then \
+		for file in src/petl_bench/reports/page/*.js; do node --check $$file || exit 1; done; \
+	else echo "node is not installed: the syntax of the page's JavaScript is not checked"; fi
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

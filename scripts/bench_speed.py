@@ -30,7 +30,7 @@ from bench_speed_sides import Timing, train_by_petl_bench, train_by_trainer
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config
-from petl_bench.estimate.costs import count_costs
+from petl_bench.estimate.costs import estimate_costs
 from petl_bench.measure.environment import hardware, versions
 from petl_bench.run.run import encode_task
 from petl_bench.tasks.load import load_task
@@ -146,7 +146,7 @@ def epoch_flops(cfg: RunConfig) -> float:
 
     def of_one_row(length: int) -> float:
         shape = replace(cfg, task=replace(cfg.task, max_length=int(length)))
-        return count_costs(shape, backbone, task.labels).flops.train_step_flops / cfg.train.batch_size
+        return estimate_costs(shape, backbone, task.labels).flops.train_step_flops / cfg.train.batch_size
 
     # Projections grow with the length, attention with its square.
     polynomial = np.polyfit(lengths, [of_one_row(length) for length in lengths], 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.config import load_config
-from petl_bench.records.schema import Record, Time
+from petl_bench.records.schema import Record
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,8 +52,7 @@ def test_links_lead_somewhere_and_nothing_is_left_open(file):
 
 def test_the_page_on_records_names_every_field():
     text = (ROOT / "docs" / "records.md").read_text()
-    missing = [name for name in Record.__dataclass_fields__ if f"`{name}" not in text and name != "schema_version"]
-    assert [name for name in missing if name not in ("config", "flops", "inference")] == []
-    assert "features_seconds" in text
-    assert all(f"{name}" in text or name == "eval_seconds" for name in ("padding_share", "train_seconds"))
-    assert "train_tokens_per_second" in Time.__dataclass_fields__
+    # docs/measuring.md describes these two; the config is that of the command line.
+    elsewhere = ("schema_version", "config", "flops", "inference")
+    assert [name for name in Record.__dataclass_fields__ if f"`{name}" not in text and name not in elsewhere] == []
+    assert all(name in text for name in ("padding_share", "train_seconds", "features_seconds"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -39,29 +38,20 @@ def spawn(*words: str, cwd, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["list"], ["list", "--json"]])
-def test_help_and_list_answer_without_torch(words, tmp_path):
+def test_help_and_list_import_no_heavy_library(tmp_path):
+    commands = [["--help"], ["--version"], ["list"], ["list", "methods"], ["list", "--json"], ["run", "--help"]]
     script = f"""
 import contextlib, sys
 from petl_bench.cli import main
-with contextlib.suppress(SystemExit):
-    main({words!r})
-assert not {{"torch", "transformers", "peft", "datasets"}} & set(sys.modules)
+for command in {commands!r}:
+    with contextlib.suppress(SystemExit):
+        main(command)
+    heavy = {{"torch", "transformers", "peft", "datasets"}} & set(sys.modules)
+    assert not heavy, (command, heavy)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout
-
-
-def test_help_and_list_answer_in_a_second(tmp_path):
-    for words in (["--help"], ["list"], ["run", "--help"]):
-        seconds = []
-        for _ in range(3):
-            # The processor's time: what other processes take of the clock's does not count.
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert spawn(*words, cwd=tmp_path).returncode == 0
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(seconds) < 1.0, words
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: petl-bench" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["run", "report", "list", "predict", "sync", "dashboard", "fetch"])
@@ -84,10 +74,11 @@ def test_a_run_prints_its_result_and_leaves_its_record(command, capsys, tmp_path
     assert [item.name for item in tmp_path.iterdir()] == ["runs"]
 
 
-def test_json_alone_goes_to_stdout(tmp_path):
-    done = spawn("run", "--json", *TINY, cwd=tmp_path)
-    assert json.loads(done.stdout)["status"] == "finished"
-    assert "epoch 1.00" in done.stderr
+def test_json_alone_goes_to_stdout(command, capsys):
+    assert command("run", "--json", *TINY) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["status"] == "finished"
+    assert "epoch 1.00" in printed.err
 
 
 def test_a_multirun_makes_every_combination_once(command, capsys, tmp_path):
@@ -146,8 +137,8 @@ def test_wrong_input_ends_in_one_sentence(words, code, message, command, capsys)
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
-    told = [line for line in captured.err.splitlines() if line.startswith("petl-bench: ")]
-    assert len(told) == 1
+    messages = [line for line in captured.err.splitlines() if line.startswith("petl-bench: ")]
+    assert len(messages) == 1
 
 
 def test_a_hub_dataset_out_of_reach_names_the_way_out(tmp_path):
@@ -232,7 +223,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
         assert right / len(labels) == record.scores.best["accuracy"], method
 
 
-def test_broken_weights_and_folders_are_told_in_one_sentence(command, capsys, tmp_path):
+def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys, tmp_path):
     assert command("run", *TINY) == 0
     folder = next((tmp_path / "runs").glob("demo-*"))
     weights = folder / "adapter" / "adapter_model.safetensors"

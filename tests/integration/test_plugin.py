@@ -35,7 +35,7 @@ NORMS = Method("norms", "the norms alone", "reconstruction", NormsMethodConfig, 
 
 @pytest.fixture
 def petl_bench(tmp_path):
-    """Runs the program where the plugin is installed."""
+    """Runs commands, all in one process, where the plugin is installed; gives exit codes with stdout, and stderr."""
     site = tmp_path / "site"
     metadata = site / "their_package-0.1.dist-info"
     metadata.mkdir(parents=True)
@@ -43,32 +43,51 @@ def petl_bench(tmp_path):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 0.1\n")
     (metadata / "entry_points.txt").write_text("[petl_bench.methods]\nnorms = their_package:NORMS\n")
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(site)}
-        command = [sys.executable, "-m", "petl_bench", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    script = """
+import contextlib, io, json, sys
+from petl_bench.cli import main
+printed = []
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(command)
+    printed.append([code, out.getvalue()])
+print(json.dumps(printed))
+"""
+
+    def call(*commands: list[str]) -> tuple[list[list], str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, json.dumps(commands)],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout), done.stderr
 
     return call
 
 
 def test_a_plugin_method_is_listed_run_and_reported(petl_bench):
-    listed = json.loads(petl_bench("list", "methods", "--json").stdout)
+    run = ["run", "--json", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "method=norms"]
+    commands = [
+        ["list", "methods", "--json"],
+        run,
+        [*run, "method.embeddings=true"],
+        ["report", "runs", "--format", "md"],
+    ]
+    answers, errors = petl_bench(*commands)
+    assert [code for code, _ in answers] == [0, 0, 0, 0], errors
+    listed, record, wider = (json.loads(printed) for _, printed in answers[:3])
     assert {"method": "norms", "origin": "reconstruction", "what is trained": "the norms alone"} in listed
-    tiny = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1"]
-    record = json.loads(petl_bench("run", "--json", "method=norms", *tiny).stdout)
     assert record["config"]["train"]["learning_rate"] == 1e-3
     assert record["params"]["trainable_method"] == 4 * 2 * 2 * 32
-    wider = json.loads(petl_bench("run", "--json", "method=norms", "method.embeddings=true", *tiny).stdout)
     assert wider["params"]["trainable_method"] == (4 * 2 + 1) * 2 * 32
-    report = petl_bench("report", "runs", "--format", "md").stdout
+    report = answers[3][1]
     assert "| norms embeddings=False |" in report
     assert "| norms embeddings=True |" in report
 
 
 def test_a_plugin_that_cannot_be_imported_is_named(petl_bench, tmp_path):
     (tmp_path / "site" / "their_package.py").write_text("import nothing_of_this_name")
-    done = petl_bench("list", "methods")
-    assert done.returncode == 2
-    assert "norms" in done.stderr
-    assert "nothing_of_this_name" in done.stderr
-    assert "Traceback" not in done.stderr
+    ((code, _),), errors = petl_bench(["list", "methods"])
+    assert code == 2
+    assert "norms" in errors
+    assert "nothing_of_this_name" in errors
+    assert "Traceback" not in errors

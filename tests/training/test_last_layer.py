@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.estimate.costs import count_costs
+from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
 from petl_bench.frozen import cache as trunk_cache
 from petl_bench.methods.registry import all_methods
@@ -136,7 +136,7 @@ def test_a_run_records_what_the_plan_said_which_is_less(tiny, overrides):
 def test_the_ledger_counts_a_layer_less_of_bert_base():
     def counted(*overrides):
         cfg = load_config(["task=mrpc", "backbone=bert_base", "method=lora", *overrides])
-        return count_costs(cfg, open_backbone(cfg.backbone, cfg.layers, weights=False), cfg.task.labels)
+        return estimate_costs(cfg, open_backbone(cfg.backbone, cfg.layers, weights=False), cfg.task.labels)
 
     whole, first = counted(), counted(FIRST)
     share = first.flops.train_step_flops / whole.flops.train_step_flops

@@ -1,1 +1,1 @@
-"""Before a run: memory, operations and parameters of one update, without weights, rows or a device."""
+"""Estimates the memory, operations and parameters of one update before a run, without weights, rows or a device."""

@@ -1,7 +1,8 @@
-"""Floating-point operations by the formulas of torch's counter.
+"""Counts floating-point operations with the formulas of torch's own counter.
 
-Counted are matrix products, convolutions and fused attention, a multiply-add as two; not gathers, norms or activations.
-`torch.utils.flop_counter.FlopCounterMode` finds the same, but watches every module too, which takes far longer.
+Matrix products, convolutions and fused attention are counted, with a multiply-add as two operations. Gathers, norms and
+activation functions are not. `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, but it also attributes
+them to modules, which takes far longer.
 """
 
 from __future__ import annotations
@@ -10,15 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from petl_bench.estimate.tensor_modes import OperatorListener
 
-class FlopTally:
-    """Adds up the operations of the operators that it is told of.
+_aten = torch.ops.aten
+
+# The CPU's fused attention is not in torch's registry. It computes the same products as the other fused kernels.
+_FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+class FlopCounter:
+    """Adds up the operations of the operators that it is called with.
 
     Attributes:
-        flops: The sum.
+        flops: The number of operations so far.
         attention: Names of the fused attention operators that ran.
     """
 
@@ -27,7 +39,14 @@ class FlopTally:
         self.attention: set[str] = set()
 
     def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Adds one operator that ran."""
+        """Adds the operations of one call of an operator.
+
+        Args:
+            operator: The overload that ran, as a dispatch mode receives it.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            result: What it returned.
+        """
         packet = operator._overloadpacket
         formula = _FORMULAS.get(packet)
         if formula is not None:
@@ -36,35 +55,9 @@ class FlopTally:
                 self.attention.add(packet.__name__)
 
 
-class _Watch(TorchDispatchMode):
-    def __init__(self, tally: FlopTally) -> None:
-        super().__init__()
-        self._tally = tally
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._tally(func, args, kwargs or {}, result)
-        return result
-
-
-def count_flops(call: Callable[[], Any]) -> int:
-    """Operations of one call."""
-    tally = FlopTally()
-    with _Watch(tally):
-        call()
-    return tally.flops
-
-
-_aten = torch.ops.aten
-
-# The CPU's fused attention is not in torch's registry; it multiplies what the others multiply.
-_FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        _aten._scaled_dot_product_flash_attention_backward
-    ],
-}
+def count_flops(function: Callable[[], Any]) -> int:
+    """Calls a function and returns the number of floating-point operations that it took."""
+    counter = FlopCounter()
+    with OperatorListener(counter):
+        function()
+    return counter.flops

@@ -1,4 +1,4 @@
-"""What methods will cost, a row each, before anything is trained: `petl-bench plan`."""
+"""Estimates the costs of methods before anything is trained, one row for each method: `petl-bench plan`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petl_bench.backbones.layers import LayersConfig, extreme_plans
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError, RunError
-from petl_bench.estimate.costs import count_costs, largest_batch
+from petl_bench.estimate.costs import estimate_costs, largest_batch
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.run_key import backbone_name, method_label
 from petl_bench.records.schema import Flops, Layers, MemoryEstimate, Params
@@ -22,21 +22,29 @@ from petl_bench.tasks.load import find_labels
 
 ALL = "all"
 
-_METHOD = re.compile(r"\+{0,2}method=")
+_METHOD_OVERRIDE = re.compile(r"\+{0,2}method=")
 
-_CHOSEN_BY_ROWS = "the task's rows choose the layers; counted with the costliest of the extreme choices"
+_LAYERS_DEPEND_ON_ROWS = "the task's rows choose the layers; counted with the most expensive of the extreme choices"
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One method's costs in the record's own fields; all None where `note` says why it cannot be run.
+    """The costs of one method, in the fields of a record.
 
     Attributes:
-        label: The method's name; of PEFT's shelf, the type with it.
-        peak_reduction: Peak memory of full fine-tuning over this row's.
-        fits: Whether the peak keeps within the budget.
-        largest_batch_size: The largest `train.batch_size` that does; 0 where none does.
-        note: What must be known of this row.
+        method: The method's name.
+        label: The name in tables; for `method=peft`, it includes the type.
+        backbone: The backbone's name.
+        task: The task's name.
+        precision: `train.precision`.
+        layers: The layers that are trained; None, like all costs, if `note` says why the method cannot be run.
+        params: Numbers of parameters.
+        estimate: Memory of one update by kind.
+        flops: Floating-point operations.
+        peak_reduction: Peak memory of full fine-tuning divided by that of this row.
+        fits: Whether the peak stays within the budget; None without a budget.
+        largest_batch_size: The largest `train.batch_size` that stays within it, 0 if none does; None without a budget.
+        note: What a reader must know about this row.
     """
 
     method: str
@@ -54,7 +62,7 @@ class PlanRow:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as the record has it: `estimate` within `memory`; what a budget tells only where there is one."""
+        """The row with the keys of a record; what depends on a budget is left out if there is none."""
         row = asdict(self)
         row["memory"] = {"estimate": row.pop("estimate")}
         if self.fits is None:
@@ -63,48 +71,63 @@ class PlanRow:
 
 
 def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
-    """Counts what each method asked for takes.
+    """Estimates the costs of each requested method.
 
     Args:
-        overrides: As for a run; `method=` may be `all` (so it is where none is given) or several, comma-separated.
-        budget: Bytes that the peak must keep within.
+        overrides: As for a run, except that `method=` may be `all`, which is the default, or a comma-separated list.
+        budget: The largest peak memory that is allowed, in bytes; None for no limit.
+
+    Returns:
+        One row for each method, in the order of the request.
 
     Raises:
-        RequestError: where nothing that was asked for can be run.
-        RunError: where nothing of it can be counted.
+        RequestError: If none of the methods can be run as requested.
+        RunError: If the costs of none of them can be estimated.
     """
-    requests = split_methods(overrides)
-    configs = {method: _compose(words) for method, words in requests.items()}
-    composed = [cfg for cfg in configs.values() if isinstance(cfg, RunConfig)]
-    if not composed:
+    configs: dict[str, RunConfig | RequestError] = {}
+    for method, method_overrides in split_methods(overrides).items():
+        try:
+            configs[method] = resolved(load_config(method_overrides))
+        except RequestError as error:
+            configs[method] = error
+    valid = [cfg for cfg in configs.values() if isinstance(cfg, RunConfig)]
+    if not valid:
         raise next(error for error in configs.values() if isinstance(error, RequestError))
-    # Full fine-tuning is what the others are compared with.
-    asked_for = [cfg for cfg in composed if (cfg.method.name, cfg.layers.name) == ("full", "all")]
-    further = [] if asked_for else [_full_fine_tuning(composed[0])]
-    counted = count_all([*((cfg, budget) for cfg in composed), *((cfg, None) for cfg in further)])
-    full = counted[-1] if further else counted[composed.index(asked_for[0])]
-    peak = full.estimate.peak_bytes if isinstance(full, PlanRow) and full.estimate else None
-    rows = iter(counted)
-    found = {method: next(rows) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
+    # The others are compared with full fine-tuning, which is estimated even if it was not requested.
+    requested = [cfg for cfg in valid if (cfg.method.name, cfg.layers.name) == ("full", "all")]
+    whole = replace(valid[0], method=get_method("full").config(name="full"), layers=LayersConfig())
+    added = [] if requested else [whole]
+    estimated = estimate_all([*((cfg, budget) for cfg in valid), *((cfg, None) for cfg in added)])
+    full = estimated[-1] if added else estimated[valid.index(requested[0])]
+    full_peak = full.estimate.peak_bytes if isinstance(full, PlanRow) and full.estimate else None
+
+    remaining = iter(estimated)
+    found = {method: next(remaining) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
     failures = [row for row in found.values() if not isinstance(row, PlanRow)]
     if len(failures) == len(found):
         raise failures[0]
-    return [_finish(method, row, composed[0], peak) for method, row in found.items()]
+    return [_complete(method, row, valid[0], full_peak) for method, row in found.items()]
 
 
 def split_methods(overrides: list[str]) -> dict[str, list[str]]:
-    """The overrides of each method that they name, each method once; a recipe brings its own.
+    """Splits the overrides of a plan into those of one run for each method.
+
+    Args:
+        overrides: As for `plan`. A recipe without `method=` brings its own method.
+
+    Returns:
+        The overrides by method, each method once.
 
     Raises:
-        RequestError: where another setting has several values.
+        RequestError: If no method is named, or if another setting has several values.
     """
-    named = [word.partition("=")[2] for word in overrides if _METHOD.match(word)]
-    others = [word for word in overrides if not _METHOD.match(word)]
-    for word in others:
-        key, _, value = word.partition("=")
+    named = [override.partition("=")[2] for override in overrides if _METHOD_OVERRIDE.match(override)]
+    others = [override for override in overrides if not _METHOD_OVERRIDE.match(override)]
+    for override in others:
+        key, _, value = override.partition("=")
         if "," in value and value[:1] not in "[{'\"":
             raise RequestError(f"{key}={value}: plan takes several values for method= only; call it once for each.")
-    if not named and any(word.startswith("recipe=") for word in others):
+    if not named and any(override.startswith("recipe=") for override in others):
         return {"recipe": others}
     wanted = [name.strip() for name in (named[-1] if named else ALL).split(",") if name.strip()]
     if not wanted or "null" in wanted:
@@ -113,19 +136,18 @@ def split_methods(overrides: list[str]) -> dict[str, list[str]]:
     return {method: [*others, f"method={method}"] for method in methods}
 
 
-def _compose(overrides: list[str]) -> RunConfig | RequestError:
-    try:
-        return resolved(load_config(overrides))
-    except RequestError as error:
-        return error
+def _complete(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig, full_peak: int | None) -> PlanRow:
+    """Adds the comparison with full fine-tuning to a row, or makes a row without costs from an error.
 
+    Args:
+        method: The method as requested.
+        row: Its row, or the reason why there is none.
+        cfg: A valid run of the same plan, for the settings that all rows share.
+        full_peak: Peak memory of full fine-tuning in bytes; None if it could not be estimated.
 
-def _full_fine_tuning(cfg: RunConfig) -> RunConfig:
-    """The same run with the whole model trained."""
-    return replace(cfg, method=get_method("full").config(name="full"), layers=LayersConfig())
-
-
-def _finish(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig, full_peak: int | None) -> PlanRow:
+    Returns:
+        The row.
+    """
     if not isinstance(row, PlanRow):
         backbone = backbone_name(cfg.to_dict()["backbone"])
         return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, note=str(row))
@@ -133,53 +155,61 @@ def _finish(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfig,
     return replace(row, peak_reduction=None if full_peak is None else full_peak / row.estimate.peak_bytes)
 
 
-def count_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
-    """Every job's row, or what is wrong with it; counted side by side where processes are cheap to start."""
-    import peft  # noqa: F401 (once, before the processes are forked)
+def estimate_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | RequestError | RunError]:
+    """Estimates several runs, in parallel processes where forking is possible.
+
+    Args:
+        jobs: Each run with its budget in bytes, or None.
+
+    Returns:
+        A row for each job, or the error that prevented it.
+    """
+    # Imported before the processes are forked, so that they share the modules.
+    import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
     if sys.platform != "linux" or torch.cuda.is_initialized():
-        return [_count_one(*job) for job in jobs]
+        return [_estimate(*job) for job in jobs]
     workers = min(len(jobs), len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(_count_one, *zip(*jobs, strict=True)))
+        return list(pool.map(_estimate, *zip(*jobs, strict=True)))
 
 
-def _count_one(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | RunError:
+def _estimate(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | RunError:
     try:
-        return _count(cfg, budget)
+        return _plan_row(cfg, budget)
     except (RequestError, RunError) as error:
         return error
-    except Exception as error:  # a method from elsewhere may do what tensors without content cannot
-        words = (str(error).strip().splitlines() or [""])[0]
+    except Exception as error:  # a method of a plugin may need the values that fake tensors do not have
+        message = (str(error).strip().splitlines() or [""])[0]
         what = f"method={cfg.method.name} with backbone={cfg.backbone.name}"
-        return RunError(f"{what} cannot be counted: {type(error).__name__}: {words}")
+        return RunError(f"{what} cannot be counted: {type(error).__name__}: {message}")
 
 
-def _count(cfg: RunConfig, budget: int | None) -> PlanRow:
+def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
     num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
     labels = find_labels(cfg.task)
-    counted = []
+    candidates = []
     for layers in extreme_plans(cfg.layers, num_layers):
         candidate = replace(cfg, layers=layers)
         backbone = open_backbone(candidate.backbone, candidate.layers, weights=False)
         backbone.check_length(candidate.task.max_length)
-        counted.append((count_costs(candidate, backbone, labels), candidate, backbone))
-    costs, cfg, backbone = max(counted, key=lambda found: found[0].estimate.peak_bytes)
-    chosen = backbone.plan
+        candidates.append((estimate_costs(candidate, backbone, labels), candidate, backbone))
+    costs, cfg, backbone = max(candidates, key=lambda candidate: candidate[0].estimate.peak_bytes)
+    layer_plan = backbone.plan
     row = PlanRow(
         method=cfg.method.name,
         label=method_label(cfg.to_dict()["method"]),
         backbone=backbone_name(cfg.to_dict()["backbone"]),
         task=cfg.task.name,
         precision=cfg.train.precision,
-        layers=Layers(chosen.bottom, chosen.top, chosen.head, num_layers),
+        layers=Layers(layer_plan.bottom, layer_plan.top, layer_plan.head, num_layers),
         params=costs.params,
         estimate=costs.estimate,
         flops=costs.flops,
-        note=_CHOSEN_BY_ROWS if len(counted) > 1 else None,
+        note=_LAYERS_DEPEND_ON_ROWS if len(candidates) > 1 else None,
     )
     if budget is None:
         return row

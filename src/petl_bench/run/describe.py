@@ -129,12 +129,12 @@ _counted: dict[str, Costs] = {}
 
 def predict_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> tuple[Memory | None, Flops | None]:
     """The ledger of one update and its operations, as `petl-bench plan` counts them."""
-    from petl_bench.estimate.costs import cost_key, count_costs
+    from petl_bench.estimate.costs import cost_key, estimate_costs
 
     try:
         # Runs of a sweep that differ in a seed or a rate cost the same.
         key = cost_key(cfg, backbone.plan, labels)
-        costs = _counted[key] if key in _counted else _counted.setdefault(key, count_costs(cfg, backbone, labels))
+        costs = _counted[key] if key in _counted else _counted.setdefault(key, estimate_costs(cfg, backbone, labels))
     except Exception as error:  # a method from elsewhere may need tensors with content
         _log.warning("the ledger could not be counted: %s (measure.ledger=false leaves it out)", _first_line(error))
         _log.debug("the ledger could not be counted", exc_info=error)

@@ -13,7 +13,7 @@ from types import FrameType
 from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
-from petl_bench.estimate.plan import PlanRow, count_all
+from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.definition import StudyConfig, open_study
 from petl_bench.studies.executors import start_workers
@@ -30,7 +30,7 @@ def predict_costs(configs: list[tuple[Cell, RunConfig]]) -> list[PlannedCosts]:
     by_cell = {(cell.method, cell.task): resolved(cfg) for cell, cfg in configs}
     keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in by_cell.items()}
     distinct = {keys[name]: cfg for name, cfg in by_cell.items()}
-    counted = dict(zip(distinct, count_all([(cfg, None) for cfg in distinct.values()]), strict=True))
+    counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
     return [_costs(*name, counted[keys[name]]) for name in by_cell]
 
 

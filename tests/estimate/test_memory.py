@@ -1,23 +1,33 @@
-"""The ledger: the same bytes with and without memory, the published peaks, and what each kind is."""
+"""The memory estimate: equal on real and fake tensors, equal to torch's tracker, and to known peaks of BERT-base."""
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.estimate.costs import _searched, count_costs, largest_batch, pass_sizes
-from petl_bench.estimate.memory import as_fake_cpu, count_step
+from petl_bench.estimate.costs import _search, estimate_costs, largest_batch, pass_sizes
+from petl_bench.estimate.memory import measure_update
+from petl_bench.estimate.tensor_modes import as_fake_cpu
 from petl_bench.methods.registry import AdaptContext, all_methods, get_method
 
 MIB = 2**20
 METHODS = [name for name in all_methods() if name != "layer_selection"]
+ARCHITECTURES = list(TINY_BACKBONES)
+# Every method on BERT and on one other architecture, in turn; full fine-tuning on all of them.
+PAIRS = sorted(
+    {(method, "bert") for method in METHODS}
+    | {(method, ARCHITECTURES[1 + number % (len(ARCHITECTURES) - 1)]) for number, method in enumerate(METHODS)}
+    | {("full", architecture) for architecture in ARCHITECTURES}
+)
 
 
 def adapted(device: str, *overrides: str):
@@ -41,23 +51,22 @@ def counted(model, mode=None, rows=(3,), length=10, **options):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         device = next(model.parameters()).device
         batches = [batch(number, length, device) for number in rows]
-        return count_step(model, optimizer, batches, max_grad_norm=1.0, **options)
+        return measure_update(model, optimizer, batches, max_grad_norm=1.0, **options)
 
 
 def numbers(count):
-    """All but the course, whose order of frees within an operator may differ."""
-    return {name: value for name, value in vars(count).items() if name != "course"}
+    """All but the timeline: within an operator, storages may be freed in another order."""
+    return {name: value for name, value in vars(count).items() if name != "timeline"}
 
 
 def costs(*overrides: str):
     cfg = load_config(["task=mrpc", *overrides])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    return count_costs(cfg, backbone, cfg.task.labels)
+    return estimate_costs(cfg, backbone, cfg.task.labels)
 
 
-@pytest.mark.parametrize("architecture", TINY_BACKBONES)
-@pytest.mark.parametrize("method", METHODS)
-def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architecture):
+@pytest.mark.parametrize(("method", "architecture"), PAIRS)
+def test_fake_tensors_give_the_same_bytes_as_real_ones(method, architecture):
     overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}")
     autocast = None if architecture == "bert" else torch.bfloat16
     try:
@@ -73,28 +82,27 @@ def test_tensors_without_memory_count_as_real_ones_to_the_byte(method, architect
     [
         ("method=full", {"rows": (3, 2)}),
         ("method=full", {"autocast": torch.bfloat16}),
-        # A coin decides whether their modules drop out.
+        # These types drop whole modules at random, which is a condition on values.
         ("method=peft method.type=LOHA", {}),
-        ("method=peft method.type=LOKR", {}),
         ("method=peft method.type=VERA", {}),
         ("method=peft method.type=OFT", {}),
     ],
 )
-def test_so_do_accumulation_autocast_and_the_types_of_peft(method, options):
+def test_fake_tensors_give_the_same_bytes_under_accumulation_autocast_and_types_of_peft(method, options):
     overrides = ("backbone=tiny_bert", *method.split())
     meta_model = adapted("meta", *overrides)
     real = counted(adapted("cpu", *overrides), **options)
     assert numbers(counted(meta_model, as_fake_cpu(meta_model), **options)) == numbers(real)
 
 
-def test_a_method_that_looks_at_weights_is_counted_with_random_ones():
+def test_a_method_that_reads_weights_is_estimated_with_random_ones():
     found = costs("backbone=tiny_bert", "method=peft", "method.type=BOFT")
     real = counted(adapted("cpu", "backbone=tiny_bert", "method=peft", "method.type=BOFT"), rows=(32,), length=128)
     assert found.estimate.peak_bytes == real.peak
 
 
 def test_the_known_peaks_of_bert_base():
-    """BERT-base, fp32, 32 x 128, AdamW (shared/design/stack.md, B7)."""
+    """BERT-base in fp32 with AdamW, 32 rows of 128 tokens: peaks that were found by other means."""
     methods = ("full", "lora", "head", "flat")
     peaks = {name: costs("backbone=bert_base", f"method={name}").estimate.peak_bytes for name in methods}
     assert peaks["full"] / MIB == pytest.approx(4793, abs=1)
@@ -116,7 +124,7 @@ def test_the_known_peaks_of_bert_base():
     ],
 )
 def test_saved_activations_of_bert_base(overrides, mib):
-    """Bytes saved for backward at 4 x 128 (stack.md, B7, found there with saved_tensors_hooks)."""
+    """Bytes saved for backward with 4 rows of 128 tokens; the expected ones were found with saved_tensors_hooks."""
     estimate = costs("backbone=bert_base", "train.batch_size=4", *overrides).estimate
     assert estimate.activations_bytes / MIB == pytest.approx(mib, abs=2)
 
@@ -128,7 +136,7 @@ def test_each_kind_is_what_its_name_says():
     assert estimate.gradients_bytes == 4 * params.trainable
     # Two moments, and a step count for each tensor.
     assert estimate.optimizer_bytes == 8 * params.trainable + 4 * trained
-    # Beside the parameters: position and segment ids, and PEFT's frozen copies of the head and of 25 norms.
+    # Besides the parameters there are position and segment ids, and PEFT's frozen copies of the head and of 25 norms.
     copies = 4 * (params.trainable_head + 25 * 2 * 768)
     assert estimate.weights_bytes == 4 * params.total + 2 * 8 * 512 + copies
     at_peak = vars(estimate.at_peak)
@@ -157,8 +165,40 @@ def test_activations_are_what_autograd_saves():
         loss = model(input_ids=ids, labels=labels).loss
     assert loss.requires_grad
     activations = counted(adapted("cpu", "backbone=tiny_bert", "method=lora")).activations
-    # Storages that live on without being saved as such: the loss, and what small results it stands on.
+    # The rest is the loss and the small results that it refers to, which live on without being saved for backward.
     assert 0 <= activations - sum(saved.values()) < 0.01 * activations
+
+
+def test_full_fine_tuning_agrees_with_torchs_memory_tracker():
+    """MemTracker does not support frozen parameters, so only full fine-tuning can be compared.
+
+    All figures are equal to the byte, the peak included: both log the same storages. MemTracker alone assigns the
+    gradients and temporaries of the backward pass in another way, so these are compared at its end.
+    """
+    model = adapted("cpu", "backbone=tiny_bert", "method=full").train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    update = measure_update(model, optimizer, [batch(8, 32)])
+    inputs = batch(8, 32)
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer, *inputs.values())
+
+    def tracked(when="current"):
+        snapshot = tracker.get_tracker_snapshot(when)[torch.device("cpu")]
+        return {kind.value if kind != "Total" else kind: size for kind, size in snapshot.items()}
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Module is None")
+        with tracker:
+            loss = model(**inputs).loss
+            after_forward = tracked()
+            loss.backward()
+            after_backward = tracked()
+            optimizer.step()
+    assert after_forward["Parameter"] + after_forward["Buffer"] == update.weights
+    assert after_forward["Activation"] == update.activations
+    assert after_backward["Gradient"] == update.gradients
+    assert after_backward["Optstate"] == update.optimizer
+    assert tracked("peak")["Total"] == update.peak
 
 
 def test_tied_weights_count_once():
@@ -177,7 +217,7 @@ def test_tied_weights_count_once():
         mode = as_fake_cpu(model) if fakes else nullcontext()
         with mode:
             batches = [{"x": torch.zeros(2, 8), "labels": torch.zeros(2)}]
-            count = count_step(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
+            count = measure_update(model, torch.optim.SGD(model.parameters(), momentum=0.9), batches)
         assert count.weights == count.gradients == count.optimizer == 4 * (64 + 8 + 8)
         assert model.first.weight is model.second.weight
 
@@ -202,9 +242,8 @@ def test_the_attention_kernel_is_named():
     assert costs("backbone=tiny_modernbert", "method=full").estimate.attention_kernel == "flash (cpu)"
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "coda", "flat"])
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_operations_are_those_of_torchs_counter(method, architecture):
+@pytest.mark.parametrize(("method", "architecture"), [("full", "bert"), ("coda", "bert"), ("lora", "modernbert")])
+def test_operations_equal_those_of_torchs_counter(method, architecture):
     overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}", "train.batch_size=2")
     found = costs(*overrides, "backbone.attention=eager", "task.max_length=12")
     model = adapted("cpu", *overrides, "backbone.attention=eager").train()
@@ -239,7 +278,7 @@ def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
 
 @pytest.mark.parametrize(
     "request_",
-    ["lora", "head", "coda", "full train.accumulation=4", "lora train.batch_size=1",
+    ["lora", "coda", "full train.accumulation=4", "lora train.batch_size=1",
      "full train.batch_size=3 train.accumulation=3"],
 )  # fmt: skip
 def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
@@ -247,7 +286,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     overrides = ["task=mrpc", "backbone=tiny_bert", f"method={method}", *others]
     cfg = load_config(overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    first = count_costs(cfg, backbone, cfg.task.labels)
+    first = estimate_costs(cfg, backbone, cfg.task.labels)
     budget = 3 * first.estimate.peak_bytes + 12345
     largest = largest_batch(cfg, backbone, cfg.task.labels, first, budget)
     assert largest > cfg.train.batch_size
@@ -257,23 +296,23 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     assert largest_batch(cfg, backbone, cfg.task.labels, first, first.estimate.weights_bytes) == 0
 
 
-def test_one_row_is_counted_by_itself():
+def test_a_batch_of_one_row_is_measured_and_not_extrapolated():
     cfg = load_config(["task=mrpc", "backbone=tiny_bert", "method=flat", "train.batch_size=8"])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
-    first = count_costs(cfg, backbone, cfg.task.labels)
+    first = estimate_costs(cfg, backbone, cfg.task.labels)
     peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").estimate.peak_bytes
     assert [largest_batch(cfg, backbone, cfg.task.labels, first, peak + more) for more in (-1, 0)] == [0, 1]
 
 
 def test_the_search_without_a_fit():
-    assert [_searched(lambda rows, limit=limit: rows <= limit) for limit in (0, 1, 2, 77)] == [0, 1, 2, 77]
+    assert [_search(lambda rows, limit=limit: rows <= limit) for limit in (0, 1, 2, 77)] == [0, 1, 2, 77]
 
 
-def test_a_real_model_is_counted_without_being_changed_by_rates_of_zero():
+def test_a_real_model_stays_as_it_is_with_learning_rates_of_zero():
     model = adapted("cpu", "backbone=tiny_bert", "method=lora").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-    count_step(model, optimizer, [batch(2, 8)])
+    measure_update(model, optimizer, [batch(2, 8)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -294,7 +333,7 @@ def test_the_peak_is_the_cuda_allocators_within_five_percent(method, shape):
         optimizer.zero_grad()
 
     update()
-    # What stays beside weights and states are cuBLAS's workspaces, which are no tensors.
+    # Besides weights and states, only the workspaces of cuBLAS stay allocated, which are not tensors.
     workspaces = torch.cuda.memory_allocated() - before - count.weights - count.optimizer
     torch.cuda.reset_peak_memory_stats()
     update()

@@ -8,7 +8,7 @@ import pytest
 
 from petl_bench.cli import _COMMANDS, main
 from petl_bench.errors import RequestError, RunError, parse_bytes
-from petl_bench.estimate.costs import count_costs
+from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
 from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
@@ -83,9 +83,9 @@ def test_what_cannot_be_counted_is_an_error_in_words_and_costs_no_other_row(monk
     def broken(cfg, *_args):
         if cfg.method.name == "lora":
             raise ZeroDivisionError("no content")
-        return count_costs(cfg, *_args)
+        return estimate_costs(cfg, *_args)
 
-    monkeypatch.setattr("petl_bench.estimate.plan.count_costs", broken)
+    monkeypatch.setattr("petl_bench.estimate.plan.estimate_costs", broken)
     head, lora = plan([*TINY, "method=head,lora"])
     assert head.params is not None
     assert "ZeroDivisionError: no content" in lora.note
@@ -198,7 +198,7 @@ def test_a_measurement_that_fails_costs_no_run(tiny, monkeypatch, caplog):
     def broken(*_args, **_kwargs):
         raise ValueError("tensors without content")
 
-    monkeypatch.setattr("petl_bench.estimate.costs.count_costs", broken)
+    monkeypatch.setattr("petl_bench.estimate.costs.estimate_costs", broken)
     # What an earlier test counted.
     monkeypatch.setattr("petl_bench.run.describe._counted", {})
     monkeypatch.setattr("petl_bench.measure.speed.time_forward", broken)
