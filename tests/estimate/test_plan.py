@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from petl_bench.cli import _COMMANDS, main
+from petl_bench.cli import main
+from petl_bench.commands import COMMANDS
 from petl_bench.errors import RequestError, RunError, parse_bytes
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
@@ -137,7 +138,7 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
 
 def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
     seen = []
-    monkeypatch.setitem(_COMMANDS, "predict", lambda parsed: seen.append((parsed.text, parsed.json)) or 0)
+    monkeypatch.setitem(COMMANDS, "predict", lambda parsed: seen.append((parsed.text, parsed.json)) or 0)
     assert main(["predict", "DIR", "--text", "a=b", "c", "--json"]) == 0
     assert seen == [(["a=b", "c"], True)]
 

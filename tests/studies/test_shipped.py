@@ -75,7 +75,30 @@ def test_every_cell_makes_two_updates(name, glue, tmp_path):
         assert make_small(cell, tmp_path, glue).history[-1].step == 2, cell
 
 
+def narrowed(study):
+    """Every method on the first task, and the first method on every task: each setting composes at least once."""
+    methods, tasks = list(study.methods), list(study.tasks)
+    for cell in cells(study, []):
+        if cell.method == methods[0] or cell.task == tasks[0]:
+            yield cell
+
+
 @pytest.mark.parametrize("name", study_names())
+def test_every_setting_composes(name, glue, tmp_path):
+    _, study = open_study(name)
+    data_root = [f"data_root={glue}"]
+    for cell in narrowed(study):
+        assert compose(dataclasses.replace(cell, words=[*cell.words, *data_root]), tmp_path).method.name
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in study_names() if name != "demo"]
+)
 def test_every_study_expands(name, glue, tmp_path):
     study = prepare(name, parse_request([f"runs_dir={tmp_path}", f"data_root={glue}"]))
     assert len(study.runs) >= len(study.file.methods) * len(study.file.tasks) * len(study.file.seeds)
+
+
+def test_the_demo_expands(tmp_path):
+    study = prepare("demo", parse_request([f"runs_dir={tmp_path}"]))
+    assert len(study.runs) == len(study.file.methods) * len(study.file.tasks) * len(study.file.seeds)
