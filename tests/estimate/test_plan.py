@@ -14,6 +14,8 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 
+pytestmark = pytest.mark.integration
+
 TINY = ["backbone=tiny_bert", "task=demo", "train.batch_size=16"]
 SHORT = ["task.num_train_examples=32", "train.max_steps=1", "measure.ledger=true", "measure.inference=true"]
 
