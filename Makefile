@@ -14,8 +14,6 @@ BENCH ?= bench
 
 # One thread for each process: two processes with two threads each would mostly wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
-# Tests that train whole runs, start processes or build every method on every architecture.
-NOT_FAST := integration behaviour snapshot studies training
 
 .PHONY: help install demo test test-fast test-slow bench lint format clean
 
@@ -37,7 +35,7 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
 
 test-fast: $(INSTALLED)
-	$(PYTEST) -m "not slow and not integration" $(NOT_FAST:%=--ignore=tests/%)
+	$(PYTEST) -m "not slow and not integration"
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

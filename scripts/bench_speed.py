@@ -1,4 +1,4 @@
-"""Times petl_bench against the Hugging Face Trainer with PEFT, side by side in one run; `make bench`.
+"""Times petl_bench against the Hugging Face Trainer with PEFT, and the start of its commands; `make bench`.
 
 Both sides train the same model from the same weights on the same rows, with the same optimizer, rates, batch size and
 number of updates, and evaluate after every epoch. The Trainer is used as transformers' run_glue.py uses it: random
@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,12 +39,14 @@ from petl_bench.tasks.load import load_task
 from petl_bench.training.batches import epoch_batches
 
 EPOCHS = (1, 3, 10)
+# Commands that must answer at once: they import no torch.
+STARTS = (("--help",), ("list", "methods"), ("run", "--help"))
 GEMM_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of two that are compared: a tool, and what it trains."""
+    """One side of a comparison: a tool, and the overrides of what it trains."""
 
     tool: str
     overrides: tuple[str, ...]
@@ -55,7 +59,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Work:
-    """One comparison of some sides with another; `by`: examples/s of training (rate), or all seconds (total)."""
+    """A comparison of one or several sides with a reference.
+
+    Attributes:
+        name: What is compared.
+        sides: The sides that are timed.
+        reference: The side that each of them is divided by.
+        settings: Overrides that both sides share.
+        rows: Number of training rows.
+        epochs: Lengths of the training runs that are timed.
+        by: "rate" compares examples a second of training, "total" all seconds of a run.
+    """
 
     name: str
     sides: tuple[Side, ...]
@@ -101,7 +115,7 @@ def all_work(rows: int, few: int) -> list[Work]:
 
 
 def miniature(data_root: Path, rows: int, folder: Path) -> Path:
-    """A folder with so many of RTE's training rows, drawn at random, and as large a share of its validation rows."""
+    """Writes `rows` random training rows of RTE, and the same share of its validation rows, to a folder."""
     target = folder / "rte"
     target.mkdir(parents=True)
     splits = ("train", "validation")
@@ -120,10 +134,23 @@ def train(side: Side, work: Work, base: list[str]) -> dict[int, Timing]:
     cache = "off" if "uncached" in side.tool else "memory"
     found = {}
     for epochs in work.epochs:
-        # Nothing is kept for the next: each training pays for its own states.
+        # Cached features are not kept for the next training: each one computes its own.
         cfg = load_config([*overrides, f"train.epochs={epochs}", f"train.cache={cache}", "train.cache_memory=1B"])
         with tempfile.TemporaryDirectory() as folder:
             found[epochs] = train_by_petl_bench(replace(cfg, runs_dir=folder))
+    return found
+
+
+def start_seconds(repeats: int = 5) -> dict[str, float]:
+    """Median seconds that each of the light commands takes in a new process."""
+    found = {}
+    for words in STARTS:
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "petl_bench", *words], check=True, stdout=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - started)
+        found[" ".join(("petl-bench", *words))] = statistics.median(seconds)
     return found
 
 
@@ -139,7 +166,7 @@ def gemm_rate(dtype: torch.dtype = torch.float32) -> float:
 
 
 def epoch_flops(cfg: RunConfig) -> float:
-    """Operations of one epoch of full fine-tuning as batched here, padding included."""
+    """Operations of one epoch of full fine-tuning, padding included, with the batches of the training loop."""
     backbone = open_backbone(cfg.backbone, cfg.layers)
     task = load_task(cfg.task, cfg.data_root)
     lengths = np.array([32, 64, 128])
@@ -148,7 +175,7 @@ def epoch_flops(cfg: RunConfig) -> float:
         shape = replace(cfg, task=replace(cfg.task, max_length=int(length)))
         return estimate_costs(shape, backbone, task.labels).flops.train_step_flops / cfg.train.batch_size
 
-    # Projections grow with the length, attention with its square.
+    # The operations of projections grow with the length, those of attention with its square.
     polynomial = np.polyfit(lengths, [of_one_row(length) for length in lengths], 2)
     rows = encode_task(task, backbone)["train"]
     batches = epoch_batches(rows.lengths, cfg.train.batch_size, cfg.train.batching, cfg.train.seed, 0)
@@ -156,7 +183,7 @@ def epoch_flops(cfg: RunConfig) -> float:
 
 
 def compare(work: Work, data_root: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    """One result a side and number of epochs; the sides take turns, first to last and back."""
+    """Yields a result for each side and number of epochs; the sides take turns, each time in reversed order."""
     sides = [*work.sides, work.reference]
     found: dict[Side, list[dict[int, Timing]]] = {side: [] for side in sides}
     ceilings = []
@@ -203,7 +230,7 @@ def _result(work: Work, epochs: int, side: Side, pairs: list[tuple[Timing, Timin
 
 
 def show(result: dict[str, Any]) -> str:
-    """A result in words."""
+    """A result as text."""
     spread = f" ({min(result['ratios']):.2f}-{max(result['ratios']):.2f})" if len(result["ratios"]) > 1 else ""
     head = f"{result['work']}, {result['rows']} rows, epochs {result['epochs']}"
     lines = [f"{head}: {result['ratio']:.2f}x in {result['ratio_of']}{spread}"]
@@ -219,7 +246,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
-    """One bar a comparison."""
+    """Draws one bar for each comparison."""
     from matplotlib import pyplot
 
     names = []
@@ -255,6 +282,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data_root or not (Path(options.data_root) / "rte").is_dir():
         parser.error("--data-root (or PETL_BENCH_DATA) must name a folder laid out like nyu-mll/glue, with rte in it")
+    starts = start_seconds()
+    for command, seconds in starts.items():
+        print(f"{command}: {seconds:.2f} s until its end", flush=True)
     results = []
     for work in all_work(options.rows, options.few):
         if options.only in work.name:
@@ -263,7 +293,8 @@ def main() -> None:
                 print(show(result), flush=True)
     if not results:
         parser.error(f"--only {options.only} names none of: {', '.join(one.name for one in all_work(1, 1))}")
-    content = {"hardware": hardware(on_cuda=False, num_processes=1), "versions": versions(), "results": results}
+    content = {"hardware": hardware(on_cuda=False, num_processes=1), "versions": versions()}
+    content |= {"start_seconds": starts, "results": results}
     if options.out:
         options.out.write_text(json.dumps(content, indent=1) + "\n")
     if options.plot:

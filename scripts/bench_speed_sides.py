@@ -24,7 +24,7 @@ from petl_bench.training.optimizer import build_optimizer, build_schedule
 
 @dataclass(frozen=True)
 class Timing:
-    """One training until the end of an epoch; `train_seconds` include states that were computed ahead."""
+    """One training until the end of an epoch; `train_seconds` includes the computation of cached features."""
 
     total_seconds: float
     train_seconds: float
@@ -51,7 +51,16 @@ def train_by_petl_bench(cfg: RunConfig) -> Timing:
 
 
 def train_by_trainer(cfg: RunConfig, marks: tuple[int, ...], *, padded: bool) -> dict[int, Timing]:
-    """The same training by transformers' Trainer; timings at the end of the epochs in `marks`."""
+    """Trains the same by transformers' Trainer.
+
+    Args:
+        cfg: The run.
+        marks: Epochs at whose ends timings are taken.
+        padded: Pads all rows to `task.max_length` tokens, not to the longest row of a batch.
+
+    Returns:
+        The timings by epoch.
+    """
     started = time.perf_counter()
     task = load_task(cfg.task, cfg.data_root)
     backbone = open_backbone(cfg.backbone, cfg.layers)

@@ -1,4 +1,4 @@
-"""Holds petl_bench's scores against the Trainer's: same model, rows, optimizer and number of updates, several seeds.
+"""Compares petl_bench's scores with the Trainer's: same model, rows, optimizer and number of updates, several seeds.
 
 python scripts/compare_scores.py --data-root DIR --tasks mrpc=1200 cola=4000 --out scores.json
 """

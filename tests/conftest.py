@@ -1,4 +1,4 @@
-"""What all tests share: a private cache, tiny runs, the real rows where they are."""
+"""What all tests share: a private cache, configs of tiny runs, the folder of real GLUE rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ SHARED_GLUE = Path(os.environ.get("PETL_BENCH_DATA") or Path(__file__).parents[2
 os.environ.pop("PETL_BENCH_DATA", None)
 
 
+# Tests in these folders train whole runs, start processes, or build every method on every architecture.
+INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training"}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "integration: takes seconds; left out by `make test-fast`")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(item.path).parent.name in INTEGRATION:
+            item.add_marker("integration")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _private_cache(tmp_path_factory):
     patch = pytest.MonkeyPatch()
@@ -29,7 +43,10 @@ def _private_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def _imports_are_no_garbage():
-    """Every run collects garbage before it measures memory: half its time where the libraries are looked through."""
+    """Excludes the imported libraries from garbage collection, which every run starts before it measures memory.
+
+    Looking through them would take half the time of a tiny run.
+    """
     import peft  # noqa: F401
 
     gc.collect()
@@ -52,7 +69,7 @@ def minilm():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Composes a config for a run of seconds: random backbone, 64 rows, one epoch."""
+    """Composes a config for a short run: random backbone, 64 rows, one epoch."""
     from petl_bench.config import load_config
 
     def compose(*overrides: str):
@@ -62,7 +79,7 @@ def tiny(tmp_path):
             "train.epochs=1",
             "train.batch_size=16",
             f"runs_dir={tmp_path / 'runs'}",
-            # Tests of what is measured ask for it.
+            # Tests of these measurements switch them on.
             "measure.ledger=false",
             "measure.inference=false",
         ]
@@ -73,7 +90,7 @@ def tiny(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _quiet_logger():
-    """Takes away what a command line in an earlier test did to our logger, so that pytest sees its messages."""
+    """Undoes what a command line in an earlier test did to our logger, so that pytest sees its messages."""
     logger = logging.getLogger("petl_bench")
     yield
     logger.handlers.clear()

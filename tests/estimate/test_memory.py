@@ -65,6 +65,7 @@ def costs(*overrides: str):
     return estimate_costs(cfg, backbone, cfg.task.labels)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("method", "architecture"), PAIRS)
 def test_fake_tensors_give_the_same_bytes_as_real_ones(method, architecture):
     overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}")
@@ -77,6 +78,7 @@ def test_fake_tensors_give_the_same_bytes_as_real_ones(method, architecture):
     assert numbers(counted(meta_model, as_fake_cpu(meta_model), autocast=autocast)) == numbers(real)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -276,6 +278,7 @@ def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
     assert found.flops.train_step_flops == sum(sizes)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "request_",
     ["lora", "coda", "full train.accumulation=4", "lora train.batch_size=1",

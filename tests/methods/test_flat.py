@@ -1,4 +1,4 @@
-"""FLAT's invariants (all but the counts, which tests/test_counts.py holds), and the ladder's."""
+"""FLAT's invariants (all but the counts, which tests/estimate/test_parameter_counts.py holds), and the ladder's."""
 
 from __future__ import annotations
 
