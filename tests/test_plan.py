@@ -200,7 +200,7 @@ def test_a_measurement_that_fails_costs_no_run(tiny, monkeypatch, caplog):
 
     monkeypatch.setattr("petl_bench.estimate.costs.count_costs", broken)
     # What an earlier test counted.
-    monkeypatch.setattr("petl_bench.run.describe._counted", {})
+    monkeypatch.setattr("petl_bench.estimate.costs._counted", {})
     monkeypatch.setattr("petl_bench.measure.speed.time_forward", broken)
     record = run(tiny(*SHORT))
     assert record.status == "finished"

@@ -11,14 +11,14 @@ from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, Run
 from petl_bench.records.store import RunFolder
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
-from petl_bench.training.loop import Fitter
+from petl_bench.training.loop import TrainingLoop
 
 
 def fail_with(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(Fitter, "_forward_backward", fail)
+    monkeypatch.setattr(TrainingLoop, "_forward_backward", fail)
 
 
 def recorded(cfg):

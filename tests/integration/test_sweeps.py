@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from petl_bench.run import describe as measuring
+from petl_bench.estimate import costs
 from petl_bench.run.run import run
 
 RUNS = """
@@ -54,12 +54,12 @@ def test_a_hundred_finished_runs_are_recognised_at_once(tiny):
 
 
 def test_runs_that_differ_in_seed_or_rate_share_the_ledger(tiny, monkeypatch):
-    monkeypatch.setattr(measuring, "_counted", {})
+    monkeypatch.setattr(costs, "_counted", {})
     options = ["measure.ledger=true", "train.max_steps=1"]
     first = run(tiny(*options))
     again = run(tiny(*options, "train.seed=1", "train.learning_rate=1e-3"))
     assert again.memory.estimate == first.memory.estimate
-    assert len(measuring._counted) == 1
+    assert len(costs._counted) == 1
     other = run(tiny(*options, "train.batch_size=8"))
     assert other.memory.estimate.peak_bytes < first.memory.estimate.peak_bytes
-    assert len(measuring._counted) == 2
+    assert len(costs._counted) == 2

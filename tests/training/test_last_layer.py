@@ -86,20 +86,20 @@ def test_states_of_the_whole_layer_and_of_its_first_token_are_told_apart(tiny):
 
 
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeypatch):
-    from petl_bench.training.loop import Fitter
+    from petl_bench.training.loop import TrainingLoop
 
     options = [FIRST, "train.epochs=2", "train.checkpoint_seconds=0"]
     whole = outcome(tiny(*options, f"runs_dir={tmp_path / 'whole'}"))
-    update = Fitter._update
+    update = TrainingLoop._update
 
     def broken(self, indices):
-        if self.result.num_steps == 5:
+        if self.state.progress.num_steps == 5:
             raise KeyboardInterrupt
         update(self, indices)
 
     cfg = tiny(*options, f"runs_dir={tmp_path / 'resumed'}")
     with monkeypatch.context() as patch:
-        patch.setattr(Fitter, "_update", broken)
+        patch.setattr(TrainingLoop, "_update", broken)
         with pytest.raises(BaseException):  # noqa: B017
             run(cfg)
     resumed = outcome(cfg)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from petl_bench.errors import DivergedError
 from petl_bench.run.describe import describe_time
 from petl_bench.run.run import run
+from petl_bench.training.checkpoint import Progress, WarmUp
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
 from petl_bench.training.optimizer import build_optimizer, build_schedule
-from petl_bench.training.state import FitResult, WarmUp
 
 
 def weights(cfg, record):
@@ -85,7 +85,7 @@ def test_seconds_and_examples_are_counted(tiny):
 
 def test_rates_leave_the_first_updates_out(tiny):
     assert run(tiny("train.epochs=2")).time.warm_up_updates == 3
-    result = FitResult(
+    result = Progress(
         num_steps=8, num_examples=128, num_tokens=1000, num_padded_tokens=1250, train_seconds=9.0, eval_seconds=1.0,
         warm_up=WarmUp(3, 48, 400, 500, train_seconds=4.0),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Checkpoints
-from petl_bench.training.loop import Fitter
+from petl_bench.training.loop import TrainingLoop
 
 PEFT_TYPES = [["method=peft", "method.type=IA3"], ["method=peft", "method.type=ADALORA"]]
 METHODS = [[f"method={name}"] for name in all_methods() if name != "peft"] + PEFT_TYPES
@@ -36,15 +36,15 @@ def outcome(cfg, record):
 
 def cut_off(monkeypatch, after, cfg):
     """Runs until so many updates are done, as a signal would end it."""
-    update = Fitter._update
+    update = TrainingLoop._update
 
     def interrupted(self, indices):
-        if self.result.num_steps == after:
+        if self.state.progress.num_steps == after:
             raise Interrupted(15)
         update(self, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fitter, "_update", interrupted)
+        patch.setattr(TrainingLoop, "_update", interrupted)
         with pytest.raises(Interrupted):
             run(cfg)
 

@@ -112,6 +112,17 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
+_counted: dict[str, Costs] = {}
+
+
+def count_costs_once(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> Costs:
+    """Like `count_costs`, but counts runs of a process that differ in a seed or a learning rate only once."""
+    key = cost_key(cfg, backbone.plan, labels)
+    if key not in _counted:
+        _counted[key] = count_costs(cfg, backbone, labels)
+    return _counted[key]
+
+
 def pass_sizes(rows: int, accumulation: int) -> list[int]:
     """Rows of each pass of an update, as the loop splits them; largest first."""
     passes = min(rows, accumulation)
