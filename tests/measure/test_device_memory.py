@@ -1,4 +1,4 @@
-"""Peaks by phase; the CUDA allocator's are played by a stand-in."""
+"""Peaks by phase; the CUDA allocator's come from a fake allocator."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_each_phase_has_its_own_peaks_and_the_first_updates_are_one(allocator):
     assert device.alloc_retries == 0
 
 
-@pytest.mark.parametrize(("held", "told"), [(GIB // 2, False), (3 * GIB, True)])
-def test_memory_that_others_hold_is_told(allocator, caplog, held, told):
+@pytest.mark.parametrize(("held", "warned"), [(GIB // 2, False), (3 * GIB, True)])
+def test_memory_that_others_hold_is_a_warning(allocator, caplog, held, warned):
     allocator["held"] = held
     assert PeakMemory(on_cuda=True).device_held_before_bytes == held
-    assert ("3.0 GiB of the device" in caplog.text) == told
+    assert ("3.0 GiB of the device" in caplog.text) == warned
 
 
 def test_without_a_device_there_is_the_process_alone():
