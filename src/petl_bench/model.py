@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,78 +16,57 @@ from petl_bench.methods.registry import AdaptContext, get_method
 from petl_bench.records.schema import Params
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 
-if TYPE_CHECKING:
-    from torch import nn
-
-
 # PEFT keeps a frozen copy of every module it trains whole.
 _FROZEN_COPY = ".original_module."
 
 
-@dataclass(frozen=True)
-class ParameterCounts:
-    """Numbers of parameters; tied ones count once, PEFT's frozen copy of the head not at all.
-
-    Attributes:
-        total: The adapted model.
-        backbone: The encoder before it was adapted, its pooler included, the head not.
-        trainable: Trained in all.
-        trainable_method: Trained outside the head.
-        trainable_head: Trained in the head.
-    """
-
-    total: int
-    backbone: int
-    trainable: int
-    trainable_method: int
-    trainable_head: int
-
-    @property
-    def trainable_share_of_backbone_percent(self) -> float:
-        """Trained parameters, the head's included, in percent of the backbone's."""
-        return 100.0 * self.trainable / self.backbone
-
-
 def count_backbone(model: nn.Module, in_head: Callable[[str], bool]) -> int:
-    """Parameters of a plain model outside its head."""
+    """Counts the parameters of a plain model outside its head."""
     return sum(parameter.numel() for name, parameter in model.named_parameters() if not in_head(name))
 
 
-def count_parameters(model: nn.Module, backbone: int, in_head: Callable[[str], bool]) -> ParameterCounts:
-    """Counts an adapted model's parameters.
+def count_parameters(model: nn.Module, backbone: int, in_head: Callable[[str], bool]) -> Params:
+    """Counts an adapted model's parameters; tied ones count once, PEFT's frozen copy of the head not at all.
 
     Args:
         model: The adapted model.
         backbone: `count_backbone` of the plain model.
         in_head: Whether a parameter of the *adapted* model belongs to the head.
+
+    Returns:
+        Numbers of parameters of the whole model, of the backbone, and of what is trained in the head and outside it.
     """
     kept = [(name, parameter) for name, parameter in model.named_parameters() if _FROZEN_COPY not in name]
     trained = [(name, parameter.numel()) for name, parameter in kept if parameter.requires_grad]
     head = sum(count for name, count in trained if in_head(name))
     trainable = sum(count for _, count in trained)
-    return ParameterCounts(
+    return Params(
         total=sum(parameter.numel() for _, parameter in kept),
         backbone=backbone,
         trainable=trainable,
         trainable_method=trainable - head,
         trainable_head=head,
+        trainable_share_of_backbone_percent=100.0 * trainable / backbone,
     )
 
 
 def build_adapted(
     cfg: RunConfig, backbone: Backbone, labels: list[str] | None, num_training_steps: int, device: str = "cpu"
 ) -> tuple[nn.Module, Params]:
-    """Builds the backbone with its head, applies the method, counts parameters.
+    """Builds the backbone with its head, applies the method to it, and counts the parameters.
 
     Args:
         cfg: The run.
         backbone: Opened with the run's layers.
         labels: Names of the classes; None for regression.
-        num_training_steps: Updates to come.
-        device: "cpu", or "meta" for a model without memory.
+        num_training_steps: Updates of the whole training.
+        device: "cpu", or "meta" for a model whose tensors have no content.
+
+    Returns:
+        The adapted model, and its numbers of parameters.
 
     Raises:
-        RequestError: where the method does not fit, leaves nothing to train, or reads what `train.last_layer` drops.
+        RequestError: If the method does not fit, leaves nothing to train, or reads what `train.last_layer` leaves out.
     """
     import torch
     from accelerate.utils import set_seed
@@ -104,35 +80,34 @@ def build_adapted(
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
         model = method.load_adapt()(model, cfg.method, context)
-    counts = count_parameters(model, num_backbone, backbone.anatomy.in_head)
-    if counts.trainable == 0:
+    params = count_parameters(model, num_backbone, backbone.anatomy.in_head)
+    if params.trainable == 0:
         raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")
     if cfg.train.last_layer == "first_token":
         narrow_last_layer(model, backbone.anatomy)
     if cfg.train.gradient_checkpointing:
-        # The reentrant kind would not reach adapters below frozen embeddings.
+        # Reentrant checkpointing would not reach adapters above frozen embeddings.
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        # It made the embeddings' output ask for a gradient, for the reentrant kind's sake.
+        # Only reentrant checkpointing needs gradients of the embeddings' output, which the line above switched on.
         model.disable_input_require_grads()  # type: ignore[operator]
-    share = counts.trainable_share_of_backbone_percent
-    return model, Params(**dataclasses.asdict(counts), trainable_share_of_backbone_percent=share)
+    return model, params
 
 
-# PEFT keeps these as sets, whose order changes from process to process.
+# Fields of PEFT's configs that are sets: their order changes from process to process.
 _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 
 def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int:
-    """Writes `adapter/` in PEFT's format, or `model/` in transformers' where the method is no PEFT tuner.
+    """Writes `adapter/` in PEFT's format, or `model/` in transformers' format if the method is no PEFT tuner.
 
     Returns:
-        Bytes of the weights that were written.
+        Size of the weight files in bytes.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
         with folder.replace_folder(ADAPTER_FOLDER) as target:
-            # "auto" would ask the hub whether the vocabulary was enlarged.
+            # The default, "auto", asks the hub whether the vocabulary was enlarged.
             model.save_pretrained(str(target), save_embedding_layers=False)
             _sort_sets(target / "adapter_config.json")
         return _weights_bytes(folder.path / ADAPTER_FOLDER)
@@ -150,8 +125,8 @@ def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
         model: The backbone with a fresh head, as it was before it was adapted.
 
     Raises:
-        RequestError: where the run kept no weights.
-        RunError: where they are broken.
+        RequestError: If the run kept no weights.
+        RunError: If they cannot be read.
     """
     from safetensors import SafetensorError
 
@@ -180,7 +155,7 @@ def _weights_bytes(folder: Path) -> int:
 
 
 def _sort_sets(file: Path) -> None:
-    """Same run, same bytes."""
+    """Sorts the fields that PEFT keeps as sets, so that the same run writes the same bytes."""
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in _SET_FIELDS:
         if isinstance(content.get(name), list):

@@ -15,9 +15,9 @@ from petl_bench.records.store import find_records
 TINY = ["backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16"]
 
 
-def spawn(*words, cwd, **environment):
+def spawn(*command, cwd, **environment):
     return subprocess.run(
-        words, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=300
+        command, cwd=cwd, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=300
     )
 
 

@@ -1,4 +1,4 @@
-"""A run that fails is recorded as what it was, in words a user can act on."""
+"""A failed run is recorded with its cause and a message that a user can act on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, Run
 from petl_bench.records.store import RunFolder
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
-from petl_bench.training.loop import Fitter
+from petl_bench.training.loop import TrainingLoop
 
 
 def fail_with(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(Fitter, "_forward_backward", fail)
+    monkeypatch.setattr(TrainingLoop, "_forward_backward", fail)
 
 
 def recorded(cfg):
@@ -29,7 +29,7 @@ def recorded(cfg):
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you requested ..."),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     ],
 )
@@ -82,7 +82,7 @@ def test_a_failed_repetition_keeps_what_was_there(tiny, monkeypatch):
     assert adapter.read_bytes() == content
 
 
-def test_a_full_disk_is_told_and_loses_nothing(tiny, monkeypatch):
+def test_a_full_disk_is_an_error_and_loses_nothing(tiny, monkeypatch):
     finished = tiny()
     run(finished)
 

@@ -65,7 +65,7 @@ def test_submissions_have_the_servers_format(real, tmp_path):
 
 
 ADAPTERS = ["houlsby", "prefix", "fl_tuning", "coda", "flat", "lst", "bitfit", "layer_selection"]
-# One that adapts inside the layers, one beside them, one that skips tokens; the others take minutes.
+# One that adapts inside the layers, one next to them, one that skips tokens; the others take minutes.
 QUICK = ("houlsby", "flat", "coda")
 
 
@@ -79,8 +79,8 @@ def test_the_loss_falls_under_every_method(method, minilm, tmp_path):
     if method == "layer_selection":
         further = ["layers.strategy=window", "train.epochs=2"]
     unmeasured = ["measure.ledger=false", "measure.inference=false", "train.save_weights=false"]
-    words = [f"method={method}", "task.num_train_examples=600", f"runs_dir={tmp_path}", *further, *unmeasured]
-    cfg = load_config(words)
+    overrides = [f"method={method}", "task.num_train_examples=600", f"runs_dir={tmp_path}", *further, *unmeasured]
+    cfg = load_config(overrides)
     record = run(cfg)
     losses = [entry.train_loss for entry in record.history]
     assert losses[-1] < losses[0] < 0.75

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.backbones.load import Backbone
-from petl_bench.run import describe
+from petl_bench.estimate import costs
 from petl_bench.run.run import run
 
 RUNS = """
@@ -58,12 +58,12 @@ def test_finished_runs_are_recognised_without_building_a_model(tiny, monkeypatch
 
 
 def test_runs_that_differ_in_seed_or_rate_share_the_estimate(tiny, monkeypatch):
-    monkeypatch.setattr(describe, "_counted", {})
+    monkeypatch.setattr(costs, "_estimated", {})
     options = ["measure.ledger=true", "train.max_steps=1"]
     first = run(tiny(*options))
     again = run(tiny(*options, "train.seed=1", "train.learning_rate=1e-3"))
     assert again.memory.estimate == first.memory.estimate
-    assert len(describe._counted) == 1
+    assert len(costs._estimated) == 1
     other = run(tiny(*options, "train.batch_size=8"))
     assert other.memory.estimate.peak_bytes < first.memory.estimate.peak_bytes
-    assert len(describe._counted) == 2
+    assert len(costs._estimated) == 2

@@ -30,7 +30,7 @@ def test_a_run_is_known_by_what_auto_came_to(tiny):
     assert resolved(tiny("train.precision=bf16")).train.precision == "bf16"
 
 
-def test_only_layers_above_the_trunk_are_compiled_and_results_agree(tiny):
+def test_only_layers_above_the_frozen_ones_are_compiled_and_results_agree(tiny):
     options = ["layers=top", "layers.k=1", "train.epochs=2"]
     plain = run(tiny(*options))
     with torch.compiler.set_stance("force_eager"):
@@ -48,7 +48,7 @@ def test_only_layers_above_the_trunk_are_compiled_and_results_agree(tiny):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("train.cache=ram", "auto, disk, memory, off"),
         ("train.cache_memory=lots", "train.cache_memory=lots"),
@@ -56,6 +56,6 @@ def test_only_layers_above_the_trunk_are_compiled_and_results_agree(tiny):
         ("train.precision=int8", "auto, bf16, fp16, fp32"),
     ],
 )
-def test_wrong_settings_are_named(override, words, tiny):
-    with pytest.raises(RequestError, match=words):
+def test_wrong_settings_are_named(override, message, tiny):
+    with pytest.raises(RequestError, match=message):
         tiny(override)

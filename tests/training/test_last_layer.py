@@ -1,4 +1,4 @@
-"""Runs with `train.last_layer=first_token`: keys, costs, cached trunks, checkpoints, compiled layers, predictions."""
+"""Runs with `train.last_layer=first_token`: keys, costs, cached features, checkpoints, compiled layers, predictions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
-from petl_bench.frozen import cache as trunk_cache
+from petl_bench.frozen import cache as feature_cache
 from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.predict import Predictor
@@ -28,9 +28,9 @@ TINY = ["task=demo", "backbone=tiny_bert", "train.batch_size=16", "task.max_leng
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    trunk_cache._kept.clear()
+    feature_cache._kept.clear()
     yield
-    trunk_cache._kept.clear()
+    feature_cache._kept.clear()
 
 
 def outcome(cfg):
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_whole_layer(tiny):
     """Without dropout, whose masks differ."""
     still = ["+backbone.architecture.hidden_dropout_prob=0", "+backbone.architecture.attention_probs_dropout_prob=0",
              "method.dropout=0"]  # fmt: skip
-    plain, first = (run(tiny(*still, f"train.last_layer={word}")) for word in ("all", "first_token"))
+    plain, first = (run(tiny(*still, f"train.last_layer={value}")) for value in ("all", "first_token"))
     assert first.params == plain.params
     for one, other in zip(plain.history, first.history, strict=True):
         assert other.train_loss == pytest.approx(one.train_loss, rel=1e-5)
@@ -75,7 +75,7 @@ def test_cached_or_not_to_the_bit(overrides, tiny, tmp_path):
     assert losses[0] != losses[1]
 
 
-def test_states_of_the_whole_layer_and_of_its_first_token_are_told_apart(tiny):
+def test_states_of_the_whole_layer_and_of_its_first_token_have_different_keys(tiny):
     cached = ["method=head", "train.cache=disk", "train.epochs=2"]
     assert not run(tiny(*cached)).frozen.reused
     assert not run(tiny(*cached, FIRST)).frozen.reused
@@ -86,20 +86,20 @@ def test_states_of_the_whole_layer_and_of_its_first_token_are_told_apart(tiny):
 
 
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeypatch):
-    from petl_bench.training.loop import Fitter
+    from petl_bench.training.loop import TrainingLoop
 
     options = [FIRST, "train.epochs=2", "train.checkpoint_seconds=0"]
     whole = outcome(tiny(*options, f"runs_dir={tmp_path / 'whole'}"))
-    update = Fitter._update
+    update = TrainingLoop._update
 
     def broken(self, indices):
-        if self.result.num_steps == 5:
+        if self.state.progress.num_steps == 5:
             raise KeyboardInterrupt
         update(self, indices)
 
     cfg = tiny(*options, f"runs_dir={tmp_path / 'resumed'}")
     with monkeypatch.context() as patch:
-        patch.setattr(Fitter, "_update", broken)
+        patch.setattr(TrainingLoop, "_update", broken)
         with pytest.raises(BaseException):  # noqa: B017
             run(cfg)
     resumed = outcome(cfg)
@@ -133,7 +133,7 @@ def test_a_run_records_what_the_plan_said_which_is_less(tiny, overrides):
     assert record.inference.latency_ms_median > 0
 
 
-def test_the_ledger_counts_a_layer_less_of_bert_base():
+def test_the_estimate_counts_a_layer_less_of_bert_base():
     def counted(*overrides):
         cfg = load_config(["task=mrpc", "backbone=bert_base", "method=lora", *overrides])
         return estimate_costs(cfg, open_backbone(cfg.backbone, cfg.layers, weights=False), cfg.task.labels)
@@ -173,7 +173,7 @@ def test_a_head_on_a_lower_layer_reads_that_layers_first_token(tiny):
     assert record.frozen.layers == 1
 
 
-def test_a_backbone_of_few_positions_is_tried_on_as_many(tiny):
+def test_a_backbone_of_few_positions_is_checked_on_as_many(tiny):
     few = ["backbone.architecture.max_position_embeddings=5", "task.max_length=5"]
     assert run(tiny(FIRST, *SHORT, *few)).status == "finished"
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from behaviour.matrix import MATRIX, adapted
 from petl_bench.errors import DivergedError
 from petl_bench.run.describe import describe_time
 from petl_bench.run.run import run
+from petl_bench.training.checkpoint import Progress, WarmUp
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
 from petl_bench.training.optimizer import build_optimizer, build_schedule
-from petl_bench.training.state import FitResult, WarmUp
 
 
 def weights(cfg, record):
@@ -61,7 +62,7 @@ def test_the_best_weights_are_reported_and_kept(tiny):
     assert record.scores.best_epoch == 1.0 + scores.index(max(scores))
 
 
-def test_a_huge_learning_rate_diverges_in_words(tiny):
+def test_a_huge_learning_rate_diverges_with_a_way_out(tiny):
     with pytest.raises(DivergedError, match=r"lower train\.learning_rate"):
         run(tiny("method=full", "train.learning_rate=1e30", "train.epochs=8", "train.max_grad_norm=1e30"))
 
@@ -85,7 +86,7 @@ def test_seconds_and_examples_are_counted(tiny):
 
 def test_rates_leave_the_first_updates_out(tiny):
     assert run(tiny("train.epochs=2")).time.warm_up_updates == 3
-    result = FitResult(
+    result = Progress(
         num_steps=8, num_examples=128, num_tokens=1000, num_padded_tokens=1250, train_seconds=9.0, eval_seconds=1.0,
         warm_up=WarmUp(3, 48, 400, 500, train_seconds=4.0),
     )  # fmt: skip
@@ -136,6 +137,23 @@ def test_biases_and_norms_are_not_decayed_and_the_head_has_its_own_rate():
         "classifier.bias": (1e-1, 0.0),
     }
     assert len(settings) == 6
+
+
+@pytest.mark.parametrize(("method", "architecture"), MATRIX)
+def test_exactly_biases_and_norms_are_not_decayed_whatever_the_method(method, architecture):
+    model, backbone = adapted(method, architecture)
+    in_norms = {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters()
+    }
+    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1), backbone.anatomy.in_head)
+    undecayed = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_bias = "bias" in name.rpartition(".")[2] or "_bias." in name
+            assert (id(parameter) in undecayed) == (is_bias or name in in_norms), name
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,17 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
+_estimated: dict[str, Costs] = {}
+
+
+def estimate_costs_once(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> Costs:
+    """Like `estimate_costs`, but runs of one process that differ only in seed or learning rate share one estimate."""
+    key = cost_key(cfg, backbone.plan, labels)
+    if key not in _estimated:
+        _estimated[key] = estimate_costs(cfg, backbone, labels)
+    return _estimated[key]
+
+
 def pass_sizes(rows: int, accumulation: int) -> list[int]:
     """Numbers of rows of the passes of an update, the largest first, as the training loop splits a batch."""
     passes = min(rows, accumulation)

@@ -1,4 +1,4 @@
-"""Batches of cached features: whether a model's frozen layers can be split off, and where their features are kept."""
+"""Batches of cached features, and the choice of where the features of all rows are kept."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 class FeatureBatchSource(BatchSource):
-    """Feeds a model the states of its trunk: it computes what is above them.
+    """Makes batches of features of the frozen layers, and runs the layers above the split point on them.
 
     Args:
-        rows: The rows.
-        device: Where the model is.
-        trunk: Of the model.
-        cached: The states of all rows; None: each batch's are computed when it comes.
+        rows: The rows that batches are made of.
+        device: The model's device.
+        frozen: The model's frozen layers.
+        cached: Features of all rows; None to compute them with every batch.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class BatchSources:
-    """Feeds by split, and what the record says of the trunk; None where there is none."""
+    """Batch sources by split; what the record says of the frozen layers, and how long their features took, if any."""
 
     by_split: dict[str, BatchSource]
     frozen: FrozenFeatures | None = None
@@ -81,14 +81,17 @@ class BatchSources:
 def open_batch_sources(
     model: nn.Module, anatomy: Anatomy, splits: Mapping[str, TokenRows], train: TrainConfig, accelerator: Accelerator
 ) -> BatchSources:
-    """Feeds for a model that is about to be trained; where layers are frozen, their states are computed now.
+    """Finds out which layers of a model are frozen, computes their features, and makes the batch sources of all splits.
 
     Args:
         model: The adapted model on its device, unwrapped.
-        anatomy: Of its architecture.
-        splits: Rows by split; `train` among them. Splits may share rows.
-        train: Says where states are kept.
-        accelerator: The process's place among devices and processes.
+        anatomy: Module paths of its architecture.
+        splits: Rows by split, `train` among them. Splits may share rows.
+        train: Says where features are kept.
+        accelerator: The process's device and precision.
+
+    Returns:
+        Sources of features, or of token ids if no layer is frozen.
     """
     device = accelerator.device
     rows = splits["train"]
@@ -116,7 +119,7 @@ def open_batch_sources(
 
 
 class _Cache:
-    """Where the states of all splits are kept: `memory`, `disk` or `off`."""
+    """Chooses where the features of all splits are kept (`memory`, `disk` or `off`), and gets them from there."""
 
     def __init__(
         self, frozen: FrozenLayers, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device
@@ -130,7 +133,7 @@ class _Cache:
         self.reused = False
 
     def states(self) -> dict[int, PackedFeatures]:
-        """States by the rows' identity; empty where nothing is kept."""
+        """Returns features by the `id` of the rows; empty if none are kept."""
         if self.place == "off":
             return {}
         cache, folder = FeatureCache(self.frozen, self.device, self.train.precision), cache_dir() / _FOLDER
@@ -142,7 +145,7 @@ class _Cache:
                 cache.keep_within(self.disk, folder)
         except OSError as error:
             _log.warning(
-                "the states of the frozen layers cannot be kept in %s (%s): they are computed with every batch",
+                "the features of the frozen layers cannot be kept in %s (%s): they are computed with every batch",
                 *(folder, error),
             )
             self.place = "off"
@@ -158,18 +161,18 @@ class _Cache:
         if self.train.cache != "auto":
             return self.train.cache
         if _rows_seen(splits, self.train) <= sum(map(len, self.rows.values())):
-            # Nothing would be saved.
+            # The cache would save nothing.
             return "off"
         if self.size <= min(self.memory, psutil.virtual_memory().available // 2):
             return "memory"
         if self.size <= min(self.disk, _free_bytes()):
             return "disk"
-        _log.info("the states of the frozen layers (%.1f GiB) fit neither memory nor disk", self.size / 2**30)
+        _log.info("the features of the frozen layers (%.1f GiB) fit neither memory nor disk", self.size / 2**30)
         return "off"
 
 
 def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
-    """Rows that training and its evaluations look at, one after the other."""
+    """Number of rows that training and its evaluations compute, repetitions included."""
     num_train = len(splits["train"])
     steps = num_training_steps(num_train, train)
     of_an_epoch = steps_per_epoch(num_train, train)
@@ -186,7 +189,7 @@ def _free_bytes() -> int:
 
 
 def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
-    """A few rows of the same length, so that none is padded; of several tokens, where there are such."""
+    """A few rows of the same length, so that none is padded; if possible, of more than one token."""
     several = rows.lengths[rows.lengths > 1]
     middle = np.sort(several if len(several) else rows.lengths)[max(len(several), 1) // 2]
     return np.flatnonzero(rows.lengths == middle)[:most]

@@ -1,4 +1,4 @@
-"""States on disk: memory-mapped, checked when they are opened, replaced as a whole."""
+"""The cache of features, in the process's memory or in memory-mapped files that are verified when they are opened."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from petl_bench.training.batches import TokenRows
 
 _CHUNK = 2**24
 
-# After so long nobody is still writing a file that is not part of an entry.
+# Files of this age that belong to no entry were left by a killed process.
 _ABANDONED_SECONDS = 24 * 3600
 
 _log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class FeatureFile:
     """One entry of the cache on disk: `<key>.states`, and `<key>.json`, which describes it and is written last.
 
     Args:
-        folder: Of the cache.
-        key: Names the entry.
+        folder: Folder of the cache.
+        key: Name of the entry.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -46,7 +46,7 @@ class FeatureFile:
         self.partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
 
     def create(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in a new file; the space is taken at once, since a full disk would kill the process later."""
+        """Returns a tensor in a new file. The space is reserved now, as a full disk would kill the process later."""
         size = shape[0] * shape[1] * dtype.itemsize
         with self.partial.open("wb") as stream:
             if hasattr(os, "posix_fallocate"):
@@ -56,7 +56,7 @@ class FeatureFile:
         return _mapped(self.partial, shape, dtype, writable=True)
 
     def finish(self, tensor: torch.Tensor) -> None:
-        """Makes the entry valid, once its tensor is filled."""
+        """Makes the entry valid. Call it once the tensor is filled."""
         content = {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -67,7 +67,7 @@ class FeatureFile:
         self.partial.replace(self.description)
 
     def read(self) -> torch.Tensor | None:
-        """The states; None where there are none, or broken ones."""
+        """Returns the states; None if there are none, or damaged ones."""
         try:
             content = json.loads(self.description.read_text(encoding="utf-8"))
             shape, dtype = tuple(content["shape"]), getattr(torch, content["dtype"])
@@ -79,7 +79,7 @@ class FeatureFile:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            _log.warning("the cached states in %s are broken and made anew (%s)", self.data, error)
+            _log.warning("the cached features in %s are damaged and computed again (%s)", self.data, error)
             self.remove()
             return None
         with suppress(OSError):
@@ -87,13 +87,13 @@ class FeatureFile:
         return tensor
 
     def remove(self) -> None:
-        """Deletes the entry; processes that have it mapped keep it."""
+        """Deletes the entry. Processes that have mapped it can still read it."""
         for file in (self.description, self.data):
             with suppress(OSError):
                 file.unlink()
 
     def discard(self) -> None:
-        """Deletes what `create` began."""
+        """Deletes the file that `create` made."""
         with suppress(OSError):
             self.partial.unlink()
 
@@ -104,7 +104,7 @@ def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, *, writable:
 
 def _crc(tensor: torch.Tensor) -> int:
     content = tensor.view(torch.uint8).flatten().numpy()
-    # Read in another shape or type, the same bytes are other states.
+    # The same bytes are other states in another shape or type.
     checksum = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     for start in range(0, len(content), _CHUNK):
         checksum = zlib.crc32(content[start : start + _CHUNK].data, checksum)
@@ -112,12 +112,12 @@ def _crc(tensor: torch.Tensor) -> int:
 
 
 def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
-    """Deletes the entries used longest ago until those that are left fit the budget, and what killed processes left.
+    """Deletes the least recently used entries until the others fit the budget, and files that killed processes left.
 
     Args:
-        folder: Of the cache.
-        budget: Bytes.
-        in_use: Keys of entries that stay.
+        folder: Folder of the cache.
+        budget: Size in bytes.
+        in_use: Keys of entries that are not deleted.
     """
     entries = []
     for description in folder.glob("*.json"):
@@ -138,26 +138,26 @@ def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
 
 CACHE_VERSION = 1
 
-# Of the model's config: what says nothing of the states of a layer.
+# Settings of the model's config that a layer's states do not depend on.
 _NOT_IN_KEY = (
     *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version"),
     *("num_hidden_layers", "n_layers", "layer_types", "output_hidden_states", "output_attentions", "return_dict"),
     "use_cache",
 )
 
-# Tokens that every trunk is asked for its states of; part of the key.
+# Number of tokens whose states are part of the key.
 _PROBE_TOKENS = 64
 
 _kept: OrderedDict[str, torch.Tensor] = OrderedDict()
 
 
 class FeatureCache:
-    """The states of one trunk's rows, in memory or on disk.
+    """Features of one model's frozen layers, in memory or on disk.
 
     Args:
-        trunk: Computes them.
-        device: Where the model is.
-        precision: The run's.
+        frozen: Computes them.
+        device: The model's device.
+        precision: The run's precision.
     """
 
     def __init__(self, frozen: FrozenLayers, device: torch.device, precision: str) -> None:
@@ -166,11 +166,11 @@ class FeatureCache:
         self._used: set[str] = set()
 
     def in_memory(self, rows: TokenRows, budget: int) -> tuple[PackedFeatures, bool]:
-        """States of all rows in the process's memory, and whether they were there already.
+        """Returns the features of all rows, kept in the process's memory, and whether they were there already.
 
         Args:
             rows: The rows.
-            budget: Bytes that stay for later runs of this process; the entries used longest ago make room.
+            budget: Bytes that later runs of this process may find; the least recently used entries are dropped.
         """
         keys = _Keys(self._digests, self.frozen, rows)
         found = keys.find(_kept.get)
@@ -190,16 +190,16 @@ class FeatureCache:
         return self._flat(rows, found), reused
 
     def on_disk(self, rows: TokenRows, folder: Path) -> tuple[PackedFeatures, bool]:
-        """States of all rows in memory-mapped files, and whether they were there already.
+        """Returns the features of all rows in memory-mapped files, and whether they were there already.
 
-        Several processes may ask at once: one computes, the others wait for it. Broken files are made anew.
+        If several processes ask at the same time, one computes and the others wait. Damaged files are computed again.
 
         Args:
             rows: The rows.
-            folder: Of the cache.
+            folder: Folder of the cache.
 
         Raises:
-            OSError: where the files cannot be written.
+            OSError: If the files cannot be written.
         """
         keys = _Keys(self._digests, self.frozen, rows)
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,11 +221,11 @@ class FeatureCache:
         return self._flat(rows, found), reused
 
     def keep_within(self, budget: int, folder: Path) -> None:
-        """Deletes files that nobody has used for longest until the folder fits the budget; this run's stay."""
+        """Deletes the least recently used files until the folder fits the budget; those of this run stay."""
         prune(folder, budget, self._used)
 
     def _fill(self, rows: TokenRows, found: dict[int, torch.Tensor], new: Any) -> None:
-        """Computes the states of all rows into tensors that `new` makes, given layer, shape and type."""
+        """Computes the features of all rows into tensors that `new` makes, given layer, shape and type."""
         offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
 
         def target(layer: int, like: torch.Tensor) -> torch.Tensor:
@@ -245,10 +245,10 @@ def _make_room(budget: int) -> None:
 
 
 def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict[int, str]:
-    """What each layer's states follow from beside the rows.
+    """Hashes what each layer's states depend on, apart from the rows.
 
-    That is weights and settings up to the layer, and the states of some tokens: they tell of all else that may differ,
-    such as hooks of a method, the library's version or the processor's instructions.
+    These are the weights and settings up to the layer, and the states of some tokens: they show all else that may
+    differ, such as hooks of a method, the library's version or the processor's instructions.
     """
     settings = frozen.encoder.config
     common = [
@@ -271,20 +271,20 @@ def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict
 
 
 class _Keys:
-    """Keys of the entries that a trunk and some rows make."""
+    """Keys of the cache entries of one model's frozen layers and some rows."""
 
     def __init__(self, digests: dict[int, str], frozen: FrozenLayers, rows: TokenRows) -> None:
         self._digests, self._split, self._offsets = digests, frozen.split, rows.offsets
         self._tokens = _tokens_digest(rows)
 
     def of(self, layer: int, *, first_token: bool | None = None) -> str:
-        """The key of a layer's states."""
+        """Returns the key of a layer's states."""
         first_token = self._split.first_token if first_token is None else first_token
         key = hashlib.sha256(f"{self._digests[layer]} {self._tokens}".encode()).hexdigest()
         return key + ("-first" if first_token else "")
 
     def find(self, get: Callable[[str], torch.Tensor | None]) -> dict[int, torch.Tensor] | None:
-        """All states that are read, or None where one is missing; the first token's may come from all tokens'."""
+        """Returns all features, or None if a layer is missing; first tokens are also found among all tokens."""
         found = {}
         for layer in self._split.reads:
             tensor = get(self.of(layer))

@@ -1,4 +1,4 @@
-"""The trunk's states of many rows: computed without padding, kept flat, padded when a batch needs them."""
+"""Features of the frozen layers for many rows: computed without padding, packed, padded when a batch needs them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from petl_bench.frozen.split import FrozenLayers
 from petl_bench.training.batches import TokenRows, collate
 
-# Tokens a pass: enough for the cores to be busy, few enough for the caches.
+# Most tokens of a forward pass: enough to keep the cores busy, few enough for their caches.
 _CPU_TOKENS, _CUDA_TOKENS = 4096, 65536
 
-# With fewer tokens matrix products take other paths, whose sums differ in their last bits.
+# With fewer tokens, matrix products use other kernels, whose results differ in their last bits.
 _FEWEST_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class PackedFeatures:
-    """States of rows, one row after the other.
+    """Hidden states of many rows, one row after the other without padding.
 
     Attributes:
         tensors: By layer; each of shape (tokens, d).
@@ -31,7 +31,7 @@ class PackedFeatures:
     offsets: np.ndarray
 
     def padded(self, indices: np.ndarray) -> dict[int, torch.Tensor]:
-        """States of these rows with zeros behind the shorter ones; by layer, each of shape (rows, longest, d)."""
+        """Returns the states of these rows, padded with zeros, by layer; each of shape (rows, longest, d)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
         return {layer: _padded(flat, starts, lengths) for layer, flat in self.tensors.items()}
 
@@ -48,14 +48,24 @@ def _padded(flat: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torc
 
 
 def feature_offsets(rows: TokenRows, *, first_token: bool) -> np.ndarray:
-    """Where each row's states begin, and where the last one's end."""
+    """Returns where each row's states begin, and where the last row's end; shape (rows + 1,)."""
     return np.arange(len(rows) + 1) if first_token else rows.offsets
 
 
 def compute_features(
     frozen: FrozenLayers, rows: TokenRows, indices: np.ndarray, device: torch.device
 ) -> PackedFeatures:
-    """States of these rows, in this order, where the model is."""
+    """Computes the features of some rows.
+
+    Args:
+        frozen: Computes them.
+        rows: All rows.
+        indices: The rows that are wanted.
+        device: The model's device.
+
+    Returns:
+        Features in the order of `indices`, on the model's device.
+    """
     lengths = np.ones(len(indices), dtype=np.int64) if frozen.split.first_token else rows.lengths[indices]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tensors: dict[int, torch.Tensor] = {}
@@ -75,18 +85,18 @@ def fill_features(
     target: Callable[[int, torch.Tensor], torch.Tensor],
     device: torch.device,
 ) -> None:
-    """Computes states and writes them where they belong.
+    """Computes the features of some rows and writes them into packed tensors.
 
-    Rows of one length share a pass, without padding. A row's states then do not depend on which others are computed
-    with it (on the CPU in fp32: to the bit), so a cache changes no result.
+    Rows of the same length share a forward pass, without padding. A row's states then do not depend on which other rows
+    are computed with it (on the CPU in fp32 to the bit), so a cache changes no result.
 
     Args:
-        frozen: Computes them.
+        frozen: Computes the features.
         rows: All rows.
-        indices: Those wanted.
-        offsets: Row `indices[i]` goes to `offsets[i]:offsets[i + 1]`.
-        target: Gives, for a layer and some of its states, the flat tensor to write to.
-        device: Where the model is.
+        indices: The rows that are wanted.
+        offsets: States of row `indices[i]` go to `offsets[i]:offsets[i + 1]`; shape (len(indices) + 1,).
+        target: Returns the packed tensor to write to, given a layer and some of its states, shape (rows, tokens, d).
+        device: The model's device.
     """
     for positions in _equal_lengths(rows.lengths[indices], device):
         group = indices[positions]
@@ -100,7 +110,7 @@ def fill_features(
 
 
 def _equal_lengths(lengths: np.ndarray, device: torch.device) -> Iterator[np.ndarray]:
-    """Positions of rows of one length each, longest first, a pass at a time."""
+    """Yields the positions of the rows of each forward pass: rows of one length, longest first."""
     most = _CPU_TOKENS if device.type == "cpu" else _CUDA_TOKENS
     for length in np.unique(lengths)[::-1]:
         positions = np.flatnonzero(lengths == length)

@@ -1,7 +1,7 @@
-"""The trunk: the frozen layers below a model's lowest trainable parameter, whose states can be computed apart.
+"""The split point: up to which layer a model is frozen, so that its hidden states there can be computed once.
 
-The model itself says where it ends: autograd shows up to which layer no state depends on a trained parameter. So any
-method is cut rightly, those from elsewhere included.
+Autograd shows up to which layer no hidden state depends on a trained parameter. So the split point is right for any
+method, including methods from elsewhere.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Autocast = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class SplitPoint:
-    """Where a model is cut.
+    """Where a model is split into frozen layers and the layers above them.
 
     Attributes:
-        depth: Layers 1..depth, and the embeddings, are the trunk.
-        reads: The states that the rest of the model reads, by layer; 0 is the embeddings' output.
-        in_tuples: Whether this architecture's layers return their state as the first of a tuple.
-        first_token: Whether the rest reads the first token's state alone.
+        depth: The embeddings and layers 1..depth are frozen.
+        reads: Layers whose hidden states the rest of the model reads; 0 is the embeddings' output.
+        in_tuples: Whether this architecture's layers return a tuple that begins with the hidden state.
+        first_token: Whether the rest of the model reads only the first token's hidden state.
     """
 
     depth: int
@@ -42,13 +42,13 @@ class SplitPoint:
 
 
 class FrozenLayers:
-    """Computes the trunk's states, and lets the rest of the model run on given ones.
+    """Computes the hidden states of the frozen layers, and runs the rest of the model on given ones.
 
     Args:
         model: The adapted model, unwrapped.
-        anatomy: Of its architecture.
-        cut: Where it is cut.
-        autocast: The context of the run's precision.
+        anatomy: Module paths of its architecture.
+        split: The split point, as `find_split` returned it.
+        autocast: Context manager of the run's precision.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, split: SplitPoint, autocast: Autocast) -> None:
@@ -58,20 +58,20 @@ class FrozenLayers:
         self.layers, self.above = parts.layers[: split.depth], parts.layers[split.depth :]
 
     def states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """What the rest of the model reads of these rows.
+        """Computes the hidden states that the rest of the model reads.
 
         Args:
-            inputs: Of rows without padding; each tensor of shape (rows, tokens).
+            inputs: Model inputs of rows without padding; each of shape (rows, tokens).
 
         Returns:
-            By layer; each of shape (rows, tokens, d), or (rows, 1, d) where only the first token's is read.
+            Hidden states by layer; each of shape (rows, tokens, d), or (rows, 1, d) if only the first token is read.
         """
         found = self.all_states(inputs)
         end = 1 if self.split.first_token else None
         return {layer: found[layer][:, :end] for layer in self.split.reads}
 
     def all_states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """States 0..depth of all tokens, without dropout and without a graph."""
+        """Computes hidden states 0..depth of all tokens, without dropout and without gradients."""
         found: dict[int, torch.Tensor] = {}
         for module in (*self.embeddings, *self.layers):
             if module.training:
@@ -87,7 +87,7 @@ class FrozenLayers:
 
     @contextmanager
     def given(self, states: dict[int, torch.Tensor]) -> Iterator[None]:
-        """Within it the model's forward pass takes these states and computes only what is above them."""
+        """Makes the model's forward pass start from these hidden states within the context."""
         lowest = states[min(states)]
         with ExitStack() as stack:
             for module in self.embeddings:
@@ -97,7 +97,7 @@ class FrozenLayers:
             yield
 
     def _pass_through(self, state: torch.Tensor | None = None) -> Callable[..., Any]:
-        """A layer's forward pass that returns `state`, or else what it is given."""
+        """Returns a forward pass for a layer that returns `state`, or its own input if that is None."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = state if state is not None else (args[0] if args else kwargs["hidden_states"])
@@ -109,17 +109,23 @@ class FrozenLayers:
 def find_split(
     model: nn.Module, anatomy: Anatomy, inputs: dict[str, torch.Tensor], autocast: Autocast
 ) -> SplitPoint | None:
-    """Tries the model on a few rows; None where no layer is frozen, or what is below cannot be given from outside.
+    """Finds the split point by running the model on a few rows.
+
+    The model's outputs on given hidden states are compared with those of the whole model, with perturbed trainable
+    parameters: adapters that start at zero would hide what they read.
 
     Args:
         model: The adapted model, unwrapped; left in the mode that it is in.
-        anatomy: Of its architecture.
-        inputs: A few rows without padding.
-        autocast: The context of the run's precision.
+        anatomy: Module paths of its architecture.
+        inputs: Model inputs of a few rows without padding; each of shape (rows, tokens).
+        autocast: Context manager of the run's precision.
+
+    Returns:
+        The split point; None if no layer is frozen, or if the outputs do not match.
     """
     was_training = model.training
     try:
-        # In training mode: adapters may merge into frozen weights in the other.
+        # In evaluation mode adapters may be merged into frozen weights, so training mode is used here.
         parts = _Parts(model, anatomy)
         split = _frozen_part(model.train(), parts, inputs, autocast)
         if split is None:
@@ -135,7 +141,7 @@ def find_split(
 
 
 def _checked(frozen: FrozenLayers, inputs: dict[str, torch.Tensor]) -> SplitPoint | None:
-    """The cut, where the rest of the model gives the same outputs on given states; and whether it reads one token."""
+    """Returns the split point, `first_token` set, if the model gives the same outputs on given hidden states."""
     with frozen.autocast(), torch.no_grad():
         logits: torch.Tensor = frozen.model(**inputs).logits
     states = frozen.states(inputs)
@@ -154,14 +160,14 @@ def _checked(frozen: FrozenLayers, inputs: dict[str, torch.Tensor]) -> SplitPoin
 
 
 def first_tokens(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same rows cut to their first token, without a mask."""
+    """Returns the inputs of each row's first token, without a mask."""
     return {name: tensor[:, :1] for name, tensor in inputs.items() if name != "attention_mask"}
 
 
 def _frozen_part(
     model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast
 ) -> SplitPoint | None:
-    """Where autograd's graph begins."""
+    """Returns the split point below which no hidden state requires a gradient."""
     found: dict[int, torch.Tensor] = {}
     asked: dict[str, Any] = {}
     kinds: set[type] = set()
@@ -188,7 +194,7 @@ def _frozen_part(
 def _logits_given(
     frozen: FrozenLayers, inputs: dict[str, torch.Tensor], states: dict[int, torch.Tensor]
 ) -> torch.Tensor | None:
-    """The outputs on given states; None where the rest of the model cannot do with them."""
+    """Returns the outputs on given hidden states; None if the rest of the model fails on them."""
     with frozen.given(states), frozen.autocast(), torch.no_grad():
         return output_or_none(lambda: frozen.model(**inputs).logits)
 
@@ -203,10 +209,10 @@ class _Parts:
         below = [path.removeprefix(f"{anatomy.encoder}.") for path in anatomy.embeddings]
         present = {name: part for name, part in self.encoder.named_modules() if name in below}
         self.foundation = list(present.values())
-        # What tokens become before the first layer; others (relative positions) come in within the layers.
+        # Parts that compute the input of the first layer; nested ones (relative positions) are used within layers.
         self.embeddings = [part for name, part in present.items() if "." not in name]
         self.layers = list(anatomy.get_layers(classifier))
-        # Parts that the anatomy table does not place (DeBERTa's convolution after the first layer): no cut is safe.
+        # A part that the anatomy table does not list may read any layer (DeBERTa's convolution): no split is safe.
         known = [path.removeprefix(f"{anatomy.encoder}.") for path in (anatomy.layers, *anatomy.above_layers)]
         names = (name for name, _ in self.encoder.named_parameters())
         self.unknown = any(not is_within(name, [*below, *known]) for name in names)
@@ -214,19 +220,19 @@ class _Parts:
 
 @contextmanager
 def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator[None]:
-    """Notes what goes into the first layer (as number 0) and what comes out of each."""
+    """Records the input of the first layer, as number 0, and the output of each layer."""
 
-    def note_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found[0] = args[0] if args else kwargs["hidden_states"]
 
-    def note_output(number: int) -> Callable[..., None]:
-        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+    def record_output(number: int) -> Callable[..., None]:
+        def record(_module: nn.Module, _args: Any, output: Any) -> None:
             found[number] = output[0] if isinstance(output, tuple) else output
 
-        return note
+        return record
 
-    handles = [layers[0].register_forward_pre_hook(note_input, with_kwargs=True)]
-    handles += [layer.register_forward_hook(note_output(number)) for number, layer in enumerate(layers, start=1)]
+    handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)]
+    handles += [layer.register_forward_hook(record_output(number)) for number, layer in enumerate(layers, start=1)]
     try:
         yield
     finally:
@@ -236,7 +242,7 @@ def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Gives a module another forward pass, compiled or not; its hooks stay."""
+    """Replaces a module's forward pass, compiled or not; its hooks stay. `_compiled_call_impl` is private to torch."""
     own, compiled = module.__dict__.get("forward"), module._compiled_call_impl
     module.forward, module._compiled_call_impl = forward, None
     try:

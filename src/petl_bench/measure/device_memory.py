@@ -20,7 +20,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 _RESET_PEAK = "5"
 
-# A CUDA context alone holds some hundred MiB.
+# A CUDA context holds some hundred MiB, which is no reason for a warning.
 _NOTEWORTHY = 2**30
 
 _log = logging.getLogger(__name__)
@@ -69,12 +69,12 @@ class PeakMemory:
             self._open.pop()
 
     def book(self, name: str) -> None:
-        """Books what happened in the open phase since it began, or since the last call, on a phase of this name."""
+        """Counts what happened since the last call, or since the open phase began, as a phase of this name."""
         self.phases[name] = _highest(self.phases.get(name), self._current_peak())
         self._reset_peaks()
 
     def _close_interval(self) -> None:
-        """Books the peaks since the last call on the innermost open phase."""
+        """Counts the peaks since the last call as part of the innermost open phase."""
         if self._open:
             self.book(self._open[-1])
         else:
@@ -157,7 +157,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _release_freed_memory() -> None:
-    """Gives memory that an earlier run freed back to the system, so that it is not counted again."""
+    """Returns memory that an earlier run freed to the system, so that it is not counted for this run."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

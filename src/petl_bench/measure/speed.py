@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 BATCH_SIZE = 32
-# Repeats beside the first, which is discarded.
+# Repeats, not counting the first, which is discarded.
 _FEWEST, _MOST = 3, 50
 
 
@@ -38,9 +38,12 @@ def time_forward(
 
     Args:
         model: On its device; left in evaluation mode.
-        sequence_length: Tokens a row.
-        seconds: What the repeats may take in all; at least three of each are made.
-        autocast: The context of the run's precision.
+        sequence_length: Tokens of each row.
+        seconds: Time that all repeats together may take; at least three of each are made.
+        autocast: Context manager of the run's precision.
+
+    Returns:
+        Seconds of each forward pass.
     """
     model.eval()
     one_row = _times(model, 1, sequence_length, seconds / 2, autocast)
@@ -50,9 +53,9 @@ def time_forward(
 def _times(
     model: nn.Module, rows: int, length: int, seconds: float, autocast: Callable[[], AbstractContextManager[None]]
 ) -> list[float]:
-    """Seconds of each repeat."""
+    """Returns the seconds of each repeat."""
     device = next(model.parameters()).device
-    # Its own generator: the run's stream of random numbers must not move.
+    # A generator of its own leaves the run's random numbers as they are.
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = torch.randint(vocabulary, (rows, length), generator=generator).to(device)
@@ -69,6 +72,6 @@ def _times(
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Returns lower quartile, median and upper quartile."""
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return lower, median, upper

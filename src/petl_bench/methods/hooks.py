@@ -1,26 +1,27 @@
-"""What a method does around training: a call after each update, extra state, merging at the end."""
+"""What PEFT tuners need around a training: ranks that are reallocated while it runs, merging at its end."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from petl_bench.records.schema import HistoryEntry
 
-_ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+# Scores of AdaLoRA's rank allocator, each a dict of tensors by parameter name.
+_ALLOCATOR_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+_log = logging.getLogger(__name__)
 
 
-def after_update_hook(model: nn.Module) -> Callable[[int], None] | None:
-    """What to call after each update with its number (from 0), gradients still there; AdaLoRA reallocates ranks so."""
-    return getattr(getattr(model, "base_model", None), "update_and_allocate", None)
+class RankAllocation:
+    """Callback of the training loop for tuners that reallocate ranks, such as AdaLoRA; does nothing for the others.
 
-
-class ExtraState:
-    """State of a method beside its parameters: AdaLoRA's ranks, which PEFT keeps in the config, and its scores.
+    PEFT keeps the ranks in the adapter's config and the scores they follow from in its allocator, so neither is among
+    the model's parameters: a checkpoint holds them as extra state.
 
     Args:
         model: The adapted model, unwrapped.
@@ -28,33 +29,48 @@ class ExtraState:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._best: dict[str, Any] = {}
+        tuner = getattr(model, "base_model", None)
+        self._reallocate = getattr(tuner, "update_and_allocate", None)
+        self._allocator = getattr(tuner, "rankallocator", None)
+        self._best_ranks: dict[str, Any] = {}
 
-    def save_best(self) -> None:
-        """Remembers what belongs to the weights of now."""
-        self._best = self._ranks()
+    def on_resume(self, progress: Any) -> None:
+        """Does nothing: `load_state_dict` has restored the ranks."""
+
+    def on_update(self, step: int) -> None:
+        """Lets the tuner reallocate its ranks; it counts updates from 0 and reads the gradients."""
+        if self._reallocate is not None:
+            self._reallocate(step - 1)
+
+    def on_warm(self) -> None:
+        """Does nothing."""
+
+    def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
+        """Keeps the ranks that belong to the best weights."""
+        if is_best:
+            self._best_ranks = self._ranks()
 
     def restore_best(self) -> None:
-        """Puts back what `save_best` remembered last."""
-        self._set_ranks(self._best)
+        """Sets the ranks of the best evaluation."""
+        self._set_ranks(self._best_ranks)
 
-    def take(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        allocator = self._allocator()
-        scores = {name: getattr(allocator, name) for name in _ALLOCATOR} if allocator is not None else {}
-        return {"ranks": self._ranks(), "best": self._best, "scores": scores}
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the ranks, the best ranks, and the allocator's scores."""
+        scores = (
+            {name: getattr(self._allocator, name) for name in _ALLOCATOR_SCORES} if self._allocator is not None else {}
+        )
+        return {"ranks": self._ranks(), "best_ranks": self._best_ranks, "scores": scores}
 
-    def put(self, state: dict[str, Any]) -> None:
-        """Puts back what `take` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self._set_ranks(state["ranks"])
-        self._best = state["best"]
+        self._best_ranks = state["best_ranks"]
+        if not state["scores"]:
+            return
+        parameters = dict(self._model.base_model.model.named_parameters())  # type: ignore[union-attr]
         for name, scores in state["scores"].items():
-            own = dict(self._model.base_model.model.named_parameters())  # type: ignore[union-attr]
-            moved = {parameter: tensor.to(own[parameter].device) for parameter, tensor in scores.items()}
-            setattr(self._allocator(), name, moved)
-
-    def _allocator(self) -> Any:
-        return getattr(getattr(self._model, "base_model", None), "rankallocator", None)
+            on_device = {parameter: tensor.to(parameters[parameter].device) for parameter, tensor in scores.items()}
+            setattr(self._allocator, name, on_device)
 
     def _ranks(self) -> dict[str, Any]:
         configs = getattr(self._model, "peft_config", {})
@@ -69,14 +85,14 @@ class ExtraState:
             self._model.peft_config[name].rank_pattern = pattern  # type: ignore[union-attr, index]
 
 
-_log = logging.getLogger(__name__)
-
-
 def merged(model: nn.Module) -> tuple[nn.Module, bool]:
-    """The plain model with its adapter merged, and True; else the model, which computes the same as before, and False.
+    """Merges the adapter into the weights if the method can.
 
     Args:
-        model: Changed in place.
+        model: The adapted model; changed in place.
+
+    Returns:
+        The plain model and True; or the model as it was, which computes the same as before, and False.
     """
     merge = getattr(model, "merge_and_unload", None)
     if merge is None:

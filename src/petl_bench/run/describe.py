@@ -1,44 +1,31 @@
-"""What a record says of a run: protocol, data, layers, time, memory, and what is measured after training."""
+"""The parts of a record that describe a run: protocol, data, layers, time, memory, inference speed."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
-from petl_bench.methods.hooks import merged
-from petl_bench.records.schema import (
-    Data,
-    DeviceMemory,
-    Flops,
-    Inference,
-    Layers,
-    Memory,
-    MemoryEstimate,
-    Protocol,
-    Time,
-)
+from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time
 from petl_bench.tasks.load import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from petl_bench.estimate.costs import Costs
     from petl_bench.measure.device_memory import PeakMemory
     from petl_bench.measure.speed import InferenceTimes
-    from petl_bench.training.state import FitResult
+    from petl_bench.training.checkpoint import Progress
 
 
 def describe_layers(backbone: Backbone) -> Layers:
-    """The layers of a plan that the settings gave."""
+    """Describes the layers of a plan that the settings gave."""
     plan = backbone.plan
     return Layers(plan.bottom, plan.top, plan.head, plan.num_layers)
 
 
 def describe_data(cfg: RunConfig, task: Task) -> Data:
-    """The rows in use, and where they came from."""
+    """Describes the rows in use and where they came from."""
     settings = cfg.task
     names = {"demo": "petl_bench demo", "files": "local files"}
     local = settings.source == "hub" and cfg.data_root is not None
@@ -51,9 +38,15 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
     )
 
 
-def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator: Accelerator) -> Protocol:
-    """What was asked and how it is scored."""
-    model_config: Any = accelerator.unwrap_model(model).config
+def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
+    """Describes what was asked and how it is scored.
+
+    Args:
+        cfg: The whole config, its `auto` values resolved.
+        task: The task's rows.
+        model: The adapted model, unwrapped; it knows its attention implementation.
+    """
+    model_config: Any = model.config
     return Protocol(
         task=cfg.task.name,
         metric=cfg.task.metric,
@@ -71,26 +64,30 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module, accelerator:
     )
 
 
-def describe_time(result: FitResult, features_seconds: float | None, accelerator: Accelerator) -> Time:
-    """Throughput over all processes; the seconds are this process's."""
+def describe_time(progress: Progress, features_seconds: float | None, accelerator: Accelerator) -> Time:
+    """Describes where the time went.
+
+    Args:
+        progress: What the training did.
+        features_seconds: Time that the features of the frozen layers took; None without frozen layers.
+        accelerator: Sums the tokens of all processes.
+
+    Returns:
+        Rates over all processes; the seconds are those of this process.
+    """
     import torch
 
-    warm = result.warm_up
+    warm = progress.warm_up
     sums = torch.tensor(
-        [
-            result.num_tokens,
-            result.num_padded_tokens,
-            result.num_tokens - warm.num_tokens,
-        ],
-        dtype=torch.float64,
+        [progress.num_tokens, progress.num_padded_tokens, progress.num_tokens - warm.num_tokens], dtype=torch.float64
     )
     tokens, padded, timed_tokens = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
-    seconds = result.train_seconds - warm.train_seconds
+    seconds = progress.train_seconds - warm.train_seconds
     return Time(
-        train_seconds=result.train_seconds,
-        eval_seconds=result.eval_seconds,
+        train_seconds=progress.train_seconds,
+        eval_seconds=progress.eval_seconds,
         features_seconds=features_seconds,
-        train_examples_per_second=(result.num_examples - warm.num_examples) / seconds,
+        train_examples_per_second=(progress.num_examples - warm.num_examples) / seconds,
         train_tokens_per_second=timed_tokens / seconds,
         padding_share=1.0 - tokens / padded,
         warm_up_updates=warm.num_steps,
@@ -98,72 +95,34 @@ def describe_time(result: FitResult, features_seconds: float | None, accelerator
     )
 
 
-def describe_memory(memory: PeakMemory, estimate: MemoryEstimate | None) -> Memory:
-    """Peaks by phase: of the process always, of the device where there is one."""
+def describe_device_memory(memory: PeakMemory) -> DeviceMemory | None:
+    """Describes the peaks of the CUDA allocator by phase; None for a run on the CPU."""
     load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
     first = memory.phases.get("first_updates", train)
-    device = None
-    if train.device_allocated_bytes is not None:
-        device = DeviceMemory(
-            load_peak_allocated_bytes=load.device_allocated_bytes,
-            load_peak_reserved_bytes=load.device_reserved_bytes,
-            first_updates_peak_allocated_bytes=first.device_allocated_bytes,
-            first_updates_peak_reserved_bytes=first.device_reserved_bytes,
-            train_peak_allocated_bytes=train.device_allocated_bytes,
-            train_peak_reserved_bytes=train.device_reserved_bytes,
-            eval_peak_allocated_bytes=evaluation.device_allocated_bytes,
-            eval_peak_reserved_bytes=evaluation.device_reserved_bytes,
-            alloc_retries=memory.alloc_retries,
-            held_before_bytes=memory.device_held_before_bytes,
-        )
-    return Memory(estimate=estimate, device=device, process_peak_rss_bytes=memory.process_peak_rss_bytes)
-
-
-# Of the training's time, for the repeats of the inference measurement.
-INFERENCE_SHARE = 0.03
-
-_log = logging.getLogger(__name__)
-
-_counted: dict[str, Costs] = {}
-
-
-def predict_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None) -> tuple[Memory | None, Flops | None]:
-    """The ledger of one update and its operations, as `petl-bench plan` counts them."""
-    from petl_bench.estimate.costs import cost_key, estimate_costs
-
-    try:
-        # Runs of a sweep that differ in a seed or a rate cost the same.
-        key = cost_key(cfg, backbone.plan, labels)
-        costs = _counted[key] if key in _counted else _counted.setdefault(key, estimate_costs(cfg, backbone, labels))
-    except Exception as error:  # a method from elsewhere may need tensors with content
-        _log.warning("the ledger could not be counted: %s (measure.ledger=false leaves it out)", _first_line(error))
-        _log.debug("the ledger could not be counted", exc_info=error)
-        return None, None
-    estimate = costs.estimate
-    _log.info(
-        "one update of %d rows x %d tokens: %.0f MiB estimated",
-        *(estimate.batch_size, estimate.sequence_length, estimate.peak_bytes / 2**20),
-    )
-    return Memory(estimate=estimate), costs.flops
-
-
-def time_inference(
-    model: nn.Module, sequence_length: int, seconds: float, accelerator: Accelerator
-) -> Inference | None:
-    """Latency and throughput of the trained model, its adapter merged where the method can; the model is used up."""
-    from petl_bench.measure.speed import time_forward
-
-    try:
-        plain, is_merged = merged(model)
-        times = time_forward(plain, sequence_length=sequence_length, seconds=seconds, autocast=accelerator.autocast)
-    except Exception as error:  # the run is done: nothing of it may be lost now
-        _log.warning("inference could not be timed: %s (measure.inference=false leaves it out)", _first_line(error))
-        _log.debug("inference could not be timed", exc_info=error)
+    if train.device_allocated_bytes is None:
         return None
-    return _describe(times, sequence_length, is_merged=is_merged)
+    return DeviceMemory(
+        load_peak_allocated_bytes=load.device_allocated_bytes,
+        load_peak_reserved_bytes=load.device_reserved_bytes,
+        first_updates_peak_allocated_bytes=first.device_allocated_bytes,
+        first_updates_peak_reserved_bytes=first.device_reserved_bytes,
+        train_peak_allocated_bytes=train.device_allocated_bytes,
+        train_peak_reserved_bytes=train.device_reserved_bytes,
+        eval_peak_allocated_bytes=evaluation.device_allocated_bytes,
+        eval_peak_reserved_bytes=evaluation.device_reserved_bytes,
+        alloc_retries=memory.alloc_retries,
+        held_before_bytes=memory.device_held_before_bytes,
+    )
 
 
-def _describe(times: InferenceTimes, sequence_length: int, *, is_merged: bool) -> Inference:
+def describe_inference(times: InferenceTimes, sequence_length: int, *, is_merged: bool) -> Inference:
+    """Describes the speed of the trained model: medians and quartiles of latency and throughput.
+
+    Args:
+        times: Seconds of each forward pass.
+        sequence_length: Tokens of each row.
+        is_merged: Whether the adapter was merged into the weights before.
+    """
     from petl_bench.measure.speed import BATCH_SIZE, quartiles
 
     lower, median, upper = (1000 * seconds for seconds in quartiles(times.one_row))
@@ -178,7 +137,3 @@ def _describe(times: InferenceTimes, sequence_length: int, *, is_merged: bool) -
         repeats=min(len(times.one_row), len(times.batch)),
         merged=is_merged,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

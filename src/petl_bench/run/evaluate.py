@@ -1,7 +1,8 @@
-"""Logits and scores of a model on a task's rows."""
+"""Logits and scores of a model on a task's rows, and where each evaluation is reported while a run trains."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,45 +11,57 @@ from torch import nn
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
-from petl_bench.records.schema import Scores
+from petl_bench.records.schema import HistoryEntry, Protocol, Scores
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
+from petl_bench.trackers.tracker import Tracker, history_point
 from petl_bench.training.batches import BatchSource, sorted_batches
-from petl_bench.training.state import FitResult, load_trainable_state, trainable_state
+from petl_bench.training.checkpoint import Progress, load_trainable_weights, trainable_weights
+from petl_bench.training.loop import Callback
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from petl_bench.measure.device_memory import PeakMemory
+
+_log = logging.getLogger(__name__)
 
 
 def predict_logits(
     model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """The model's outputs for every row, in the rows' order.
+    """Computes the model's outputs for every row, in the rows' order.
 
-    Batches are shared out over the processes; every process returns all rows.
+    The batches are distributed over the processes; every process returns all rows.
+
+    Args:
+        model: The model, unwrapped; left in the mode that it is in.
+        source: Batches of the rows.
+        batch_size: Rows of a batch.
+        accelerator: The process's device, precision and place among the processes.
 
     Returns:
         float32, shape (rows, outputs).
 
     Raises:
-        DivergedError: where an output is not finite.
+        DivergedError: If an output is not finite.
     """
     batches = sorted_batches(source.rows.lengths, batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
     model.eval()
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    outputs_by_batch: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
             outputs = source.forward(model, source.batch(indices))
-            found.append((indices, outputs.logits.float().cpu().numpy()))
+            outputs_by_batch.append((indices, outputs.logits.float().cpu().numpy()))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        found = gather_object(found)
-    logits = np.empty((len(source.rows), found[0][1].shape[1]), dtype=np.float32)
-    for indices, values in found:
+        outputs_by_batch = gather_object(outputs_by_batch)
+    logits = np.empty((len(source.rows), outputs_by_batch[0][1].shape[1]), dtype=np.float32)
+    for indices, values in outputs_by_batch:
         logits[indices] = values
     if not np.isfinite(logits).all():
         raise DivergedError(
@@ -58,57 +71,88 @@ def predict_logits(
 
 
 def logits_to_predictions(logits: np.ndarray) -> np.ndarray:
-    """Class indices, or the values themselves where there is one output; shape (rows,)."""
+    """Returns class indices, or the values themselves if there is one output; shape (rows,)."""
     return logits[:, 0].astype(np.float64) if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
 class Evaluator:
-    """Scores one model on the selection split while it trains, and on everything that is reported at the end.
+    """Scores one model on the selection split while it trains, and on all that is reported at the end.
 
     Args:
-        model: The model, as prepared for its device.
+        model: The adapted model, unwrapped: processes may have unequal numbers of batches, and the forward pass of
+            DistributedDataParallel waits for all of them.
         task: Names the metrics.
-        feeds: By split: `train`, `selection`, `report`, and the task's extra ones by their names.
-        batch_size: Rows a batch.
-        accelerator: The process's place among devices and processes.
+        sources: Batches by split: `selection`, `report`, and the task's extra splits by their names.
+        batch_size: Rows of a batch.
+        accelerator: The process's device, precision and place among the processes.
     """
 
     def __init__(
         self, model: nn.Module, task: Task, sources: dict[str, BatchSource], batch_size: int, accelerator: Accelerator
     ) -> None:
-        self.model, self.task, self.sources = model, task, sources
-        self.batch_size, self.accelerator = batch_size, accelerator
+        self._model, self._task, self._sources = model, task, sources
+        self._batch_size, self._accelerator = batch_size, accelerator
 
     def selection_scores(self) -> dict[str, float]:
-        """The task's metrics on the selection split."""
-        return self._scores("selection", self.task.settings.metrics)
+        """Returns the task's metrics on the selection split."""
+        return self._scores("selection", self._task.settings.metrics)
 
-    def final_scores(self, result: FitResult, selection: str) -> Scores:
-        """Scores of the best and of the last weights; leaves the model with those that `selection` names."""
-        plain = self.accelerator.unwrap_model(self.model)
-        best, last_entry = result.history[result.best], result.history[-1]
-        last = self._reported(last_entry.scores)
-        if best is last_entry:
-            return Scores(best=last, last=last, best_epoch=best.epoch)
-        last_state = trainable_state(plain)
-        load_trainable_state(plain, result.best_state)
-        scores = Scores(best=self._reported(best.scores), last=last, best_epoch=best.epoch)
+    def final_scores(self, progress: Progress, selection: str) -> Scores:
+        """Scores the best and the last weights on all that is reported.
+
+        Args:
+            progress: What the training did.
+            selection: `best` or `last`: the weights that the model has afterwards.
+        """
+        best, last = progress.history[progress.best], progress.history[-1]
+        last_scores = self._report_scores(last.scores)
+        if best is last:
+            return Scores(best=last_scores, last=last_scores, best_epoch=best.epoch)
+        last_weights = trainable_weights(self._model)
+        load_trainable_weights(self._model, progress.best_weights)
+        scores = Scores(best=self._report_scores(best.scores), last=last_scores, best_epoch=best.epoch)
         if selection == "last":
-            load_trainable_state(plain, last_state)
+            load_trainable_weights(self._model, last_weights)
         return scores
 
-    def _reported(self, selection_scores: dict[str, float]) -> dict[str, float]:
-        """The report split's scores, with the extra rows' by name; what is known already is not computed again."""
-        same_rows = self.task.report is self.task.selection
-        scores = dict(selection_scores) if same_rows else self._scores("report", self.task.settings.metrics)
-        for name, extra in self.task.extra.items():
+    def _report_scores(self, selection_scores: dict[str, float]) -> dict[str, float]:
+        """Scores the report split, unless it is the selection split, and the extra splits under their names."""
+        same_rows = self._task.report is self._task.selection
+        scores = dict(selection_scores) if same_rows else self._scores("report", self._task.settings.metrics)
+        for name, extra in self._task.extra.items():
             scores |= {f"{name}_{metric}": value for metric, value in self._scores(name, extra.metrics).items()}
         return scores
 
     def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
-        source = self.sources[split]
+        source = self._sources[split]
         assert source.rows.labels is not None
-        # Unwrapped: processes may have unequal numbers of batches, and DDP's forward waits for all of them.
-        plain = self.accelerator.unwrap_model(self.model)
-        logits = predict_logits(plain, source, self.batch_size, self.accelerator)
+        logits = predict_logits(self._model, source, self._batch_size, self._accelerator)
         return compute_metrics(metrics, logits_to_predictions(logits), source.rows.labels)
+
+
+class ProgressReport(Callback):
+    """Reports a training while it runs: evaluations to the log and the tracker, its warm-up to the memory peaks.
+
+    Args:
+        protocol: Names the splits and the metric of a tracker's curves.
+        tracker: Mirrors the evaluations.
+        peaks: Counts the first updates as a phase of their own.
+    """
+
+    def __init__(self, protocol: Protocol, tracker: Tracker, peaks: PeakMemory) -> None:
+        self._protocol, self._tracker, self._peaks = protocol, tracker, peaks
+
+    def on_resume(self, progress: Progress) -> None:
+        """Sends the evaluations before the interruption to the tracker again."""
+        for entry in progress.history:
+            self._tracker.log(entry.step, history_point(entry, self._protocol))
+
+    def on_warm(self) -> None:
+        """Ends the phase of the first updates."""
+        self._peaks.book("first_updates")
+
+    def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
+        """Logs the evaluation and sends it to the tracker."""
+        self._tracker.log(entry.step, history_point(entry, self._protocol))
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in entry.scores.items())
+        _log.info("epoch %.2f: train loss %.4f, %s", entry.epoch, entry.train_loss, scores)

@@ -12,14 +12,28 @@ from petl_bench.trackers.tracker import RunIdentity, named
 
 
 def identify(cfg: RunConfig) -> RunIdentity:
-    """Names a run by its settings and by the content of the local files that it reads."""
+    """Names a run by its settings and by the content of the local files that it reads.
+
+    Args:
+        cfg: The whole config. Where a result does not depend on a setting, neither does the key.
+
+    Returns:
+        Key, name, tracker group and folder of the run, and its resolved config.
+    """
     config = resolved(cfg).to_dict()
     key = run_key(config, _content_hashes(cfg))
     return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
 
 
 def local_files(cfg: RunConfig) -> dict[str, Path]:
-    """The local files whose content belongs to the run, by their part in it."""
+    """Finds the local files whose content belongs to the run: rows, and weights of `backbone.path`.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        Paths by the file's part in the run, such as `train` or `mnli/train.parquet`. Files may be missing.
+    """
     task = cfg.task
     found: dict[str, Path] = {}
     if task.source == "files":
@@ -39,5 +53,5 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
 
 
 def _content_hashes(cfg: RunConfig) -> dict[str, str]:
-    """Hashes of local files, by their part in the run; a missing one is told of when it is read."""
+    """Hashes the local files; a missing one is an error only when it is read."""
     return {name: file_sha256(file) for name, file in sorted(local_files(cfg).items()) if file.is_file()}

@@ -1,4 +1,4 @@
-"""Turns whatever becomes of a run into its record: finished, failed, out of memory, diverged or interrupted."""
+"""Records how a run ended: finished, failed, out of memory, diverged or interrupted."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RunLifecycle:
                 with _signals_ignored():
                     self.folder.write(self.record)
                     if self.record.status in ("finished", "diverged"):
-                        # A training that diverged would do so again from there.
+                        # From its checkpoint a training that diverged would diverge again.
                         self.folder.remove_checkpoints()
             except OSError as error:
                 raise self._explain(error) from error
@@ -108,7 +108,7 @@ class RunLifecycle:
             signal.signal(signal.SIGTERM, self._previous_signal)
 
     def _remove_empty_folder(self) -> None:
-        """Takes away a folder that holds nothing but the log of a request that could not work."""
+        """Deletes a folder that holds nothing but the log of a request that could not work."""
         if self._handler is not None:
             self._handler.close()
         if self.folder.path.is_dir() and list(self.folder.path.iterdir()) == [self.folder.log]:
@@ -116,7 +116,7 @@ class RunLifecycle:
             self.folder.path.rmdir()
 
     def _explain(self, error: BaseException) -> BaseException:
-        """The error in words a user can act on; the traceback goes to the log."""
+        """Returns the error with a message that a user can act on; the traceback goes to the log."""
         if isinstance(error, RequestError | RunError | Interrupted):
             return error
         if isinstance(error, KeyboardInterrupt):
@@ -129,7 +129,7 @@ class RunLifecycle:
                 f"The disk is full ({where}): free some space or set runs_dir=DIR (and PETL_BENCH_CACHE) to another "
                 "disk, then repeat the command; finished runs are kept."
             )
-        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _MEMORY_MESSAGES):
+        if isinstance(error, MemoryError) or any(message in str(error).lower() for message in _MEMORY_MESSAGES):
             return OutOfMemoryError(
                 "Memory did not suffice: raise train.accumulation (same updates, smaller passes), lower "
                 "train.batch_size or train.eval_batch_size, or shorten task.max_length."
@@ -141,7 +141,7 @@ class RunLifecycle:
 
 
 def status_of(failure: BaseException | None) -> str:
-    """The record's status for what ended the run."""
+    """Returns the record's status for the error that ended the run, or for None."""
     if failure is None:
         return "finished"
     if isinstance(failure, RunError):
@@ -151,7 +151,7 @@ def status_of(failure: BaseException | None) -> str:
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """Lets a second Ctrl-C not lose the record of the first."""
+    """Ignores signals, so that a second Ctrl-C does not lose the record of the first."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

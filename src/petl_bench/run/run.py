@@ -1,51 +1,55 @@
-"""One run, top to bottom."""
+"""One run from its config to its record: start reading here."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
 from petl_bench.measure.environment import git, hardware, versions
-from petl_bench.methods.hooks import ExtraState, after_update_hook
+from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
-from petl_bench.records.schema import HistoryEntry, Params, Record
+from petl_bench.records.schema import Inference, Memory, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.run.describe import (
-    INFERENCE_SHARE,
     describe_data,
+    describe_device_memory,
+    describe_inference,
     describe_layers,
-    describe_memory,
     describe_protocol,
     describe_time,
-    predict_costs,
-    time_inference,
 )
-from petl_bench.run.evaluate import Evaluator
+from petl_bench.run.evaluate import Evaluator, ProgressReport
 from petl_bench.run.identity import identify
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
-from petl_bench.trackers.tracker import history_point, open_tracker
+from petl_bench.trackers.tracker import open_tracker
 from petl_bench.training.device import freed_memory_kept
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
+    from petl_bench.frozen.batch_source import BatchSources
     from petl_bench.measure.device_memory import PeakMemory
-    from petl_bench.training.checkpoint import Checkpoints
-    from petl_bench.training.state import FitResult
+    from petl_bench.training.checkpoint import Checkpoints, Progress
 
+# Repeats of the inference measurement take at most this share of the training's time.
+_INFERENCE_SHARE = 0.03
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
 def run(cfg: RunConfig) -> Record:
-    """Trains and evaluates one method on one task with one backbone, and keeps the record.
+    """Trains and evaluates one method on one task with one backbone, and writes the record.
 
-    A run whose record exists is not made again, unless `cfg.force`.
+    A run that has a finished record already is not repeated, unless `cfg.force` is set.
 
     Args:
         cfg: The whole config; `petl_bench.config.load_config` makes one from overrides.
@@ -54,9 +58,9 @@ def run(cfg: RunConfig) -> Record:
         The record, as written to `<runs_dir>/<task>-<method>-<backbone>-s<seed>-<run key>/result.json`.
 
     Raises:
-        RequestError: where the request cannot work.
-        RunError: where the run failed; its record says how.
-        Interrupted: on Ctrl-C or SIGTERM; its record says so.
+        RequestError: If the request cannot work.
+        RunError: If the run failed; its record says how.
+        Interrupted: On Ctrl-C or SIGTERM; its record says so.
     """
     cfg = resolved(cfg)
     identity = identify(cfg)
@@ -69,6 +73,7 @@ def run(cfg: RunConfig) -> Record:
         _log.info("run %s", identity.folder)
         from accelerate.utils import set_seed
 
+        from petl_bench.estimate.costs import estimate_costs_once
         from petl_bench.frozen.batch_source import open_batch_sources
         from petl_bench.measure.device_memory import PeakMemory
         from petl_bench.training.device import compile_layers, make_accelerator
@@ -76,59 +81,90 @@ def run(cfg: RunConfig) -> Record:
 
         accelerator = make_accelerator(cfg.train)
         on_cuda = accelerator.device.type == "cuda"
-        memory = PeakMemory(on_cuda=on_cuda)
+        peaks = PeakMemory(on_cuda=on_cuda)
         record.versions, record.git = versions(), git()
         record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
-        with memory.phase("load"):
+
+        # The task's rows, the backbone, and the model that the method makes of it.
+        with peaks.phase("load"):
             task = load_task(cfg.task, cfg.data_root)
-            # Found in the rows where the settings leave them out; `predict` then needs no rows.
+            # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
             record.config["task"]["labels"] = task.labels
-            # A backbone with random weights is looked at as it will be trained.
+            # Layers are chosen on the backbone that will be trained, random weights included.
             set_seed(cfg.train.seed)
-            layers, found = choose_layers(
+            layers, chosen = choose_layers(
                 cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
             )
             backbone = open_backbone(cfg.backbone, layers)
-            record.layers = found or describe_layers(backbone)
+            record.layers = chosen or describe_layers(backbone)
             encoded = encode_task(task, backbone)
             num_steps = num_training_steps(len(encoded["train"]), cfg.train)
             model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
-            _log_params(record.params)
+            _log.info(
+                "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
+                *(f"{count:,}" for count in (record.params.trainable, record.params.trainable_head)),
+                record.params.trainable_share_of_backbone_percent,
+                f"{record.params.backbone:,}",
+            )
             model = accelerator.prepare_model(model)
+        plain_model = accelerator.unwrap_model(model)
+        record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, plain_model)
+
+        # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
+        record.memory = Memory()
         if lifecycle.is_main and cfg.measure.ledger:
-            # Before training: a run that ends for want of memory has it too.
-            record.memory, record.flops = predict_costs(cfg, backbone, task.labels)
-        record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model, accelerator)
+            costs = _try_measuring(
+                "the memory estimate could not be counted",
+                "measure.ledger",
+                lambda: estimate_costs_once(cfg, backbone, task.labels),
+            )
+            if costs is not None:
+                record.memory.estimate, record.flops = costs.estimate, costs.flops
+                _log.info(
+                    "one update of %d rows x %d tokens: %.0f MiB estimated",
+                    *(costs.estimate.batch_size, costs.estimate.sequence_length, costs.estimate.peak_bytes / 2**20),
+                )
         if lifecycle.is_main:
             lifecycle.tracker = open_tracker(cfg.tracker, identity)
-        with memory.phase("frozen"):
-            plain = accelerator.unwrap_model(model)
-            sources = open_batch_sources(plain, backbone.anatomy, encoded, cfg.train, accelerator)
+
+        # Features of the frozen layers are computed once; training and evaluation start from them.
+        with peaks.phase("frozen"):
+            sources = open_batch_sources(plain_model, backbone.anatomy, encoded, cfg.train, accelerator)
             record.frozen = sources.frozen
         if cfg.train.compile:
-            compile_layers(plain, backbone.anatomy, record.frozen.layers if record.frozen else 0)
-        evaluator = Evaluator(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-        result = _train(cfg, task, backbone, evaluator, memory, lifecycle)
-        with memory.phase("eval"):
-            record.scores = evaluator.final_scores(result, cfg.train.selection)
-        memory.log()
-        record.time = describe_time(result, sources.seconds, accelerator)
-        record.memory = describe_memory(memory, record.memory.estimate if record.memory else None)
+            compile_layers(plain_model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
+
+        evaluator = Evaluator(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+        progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
+        with peaks.phase("eval"):
+            record.scores = evaluator.final_scores(progress, cfg.train.selection)
+
+        peaks.log()
+        record.time = describe_time(progress, sources.seconds, accelerator)
+        record.memory.device = describe_device_memory(peaks)
+        record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
         if lifecycle.is_main:
             trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             if cfg.train.save_weights:
                 record.params.stored_bytes = save_trained(folder, trained, backbone)
             if cfg.measure.inference:
-                seconds = INFERENCE_SHARE * record.time.train_seconds
-                record.inference = time_inference(trained, cfg.task.max_length, seconds, accelerator)
+                seconds = _INFERENCE_SHARE * record.time.train_seconds
+                record.inference = _try_measuring(
+                    "inference could not be timed",
+                    "measure.inference",
+                    lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
+                )
     return record
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
-    """Token ids of all rows of a task: `train`, `selection`, `report`, and the extra ones by their names.
+    """Encodes all rows of a task.
+
+    Returns:
+        Token ids by split: `train`, `selection`, `report`, and the extra splits by their names.
 
     Raises:
-        RequestError: where the task's length does not fit the backbone.
+        RequestError: If the task's length does not fit the backbone.
     """
     length = task.settings.max_length
     backbone.check_length(length)
@@ -142,70 +178,69 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
 
 def _train(
     cfg: RunConfig,
-    task: Task,
+    model: nn.Module,
     backbone: Backbone,
+    sources: BatchSources,
     evaluator: Evaluator,
-    memory: PeakMemory,
+    accelerator: Accelerator,
+    peaks: PeakMemory,
     lifecycle: RunLifecycle,
-) -> FitResult:
+) -> Progress:
+    """Trains the model, from a checkpoint if an interrupted run left one.
+
+    Args:
+        cfg: The whole config.
+        model: The adapted model, as prepared for its device.
+        backbone: What the model was made of; its anatomy says what belongs to the head.
+        sources: Batches of all splits.
+        evaluator: Scores the model on the selection split.
+        accelerator: The process's device, precision and place among the processes.
+        peaks: Measures memory by phase.
+        lifecycle: The record that the history goes to, with its folder and tracker.
+
+    Returns:
+        What the training did.
+    """
     from accelerate.utils import set_seed
 
-    from petl_bench.training.loop import Fitter, num_training_steps
+    from petl_bench.training.checkpoint import TrainingState
+    from petl_bench.training.loop import TrainingLoop, num_training_steps
     from petl_bench.training.optimizer import build_optimizer, build_schedule
 
-    record, tracker = lifecycle.record, lifecycle.tracker
-    model, accelerator, source = evaluator.model, evaluator.accelerator, evaluator.sources["train"]
+    source, record = sources.by_split["train"], lifecycle.record
+    assert record.protocol
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
+    ranks = RankAllocation(accelerator.unwrap_model(model))
+    state = TrainingState(model, accelerator.prepare_optimizer(optimizer), schedule, accelerator, extra=ranks)
+    record.history = state.progress.history
 
-    def selection_scores() -> dict[str, float]:
-        with memory.phase("eval"):
+    def evaluate() -> dict[str, float]:
+        with peaks.phase("eval"):
             return evaluator.selection_scores()
 
-    plain = accelerator.unwrap_model(model)
-    extra_state = ExtraState(plain)
-
-    def keep(*evaluations: HistoryEntry) -> None:
-        for one in evaluations:
-            record.history.append(one)
-            assert record.protocol
-            tracker.log(one.step, history_point(one, record.protocol))
-
-    def on_evaluation(evaluation: HistoryEntry, is_best: bool) -> None:
-        if is_best:
-            extra_state.save_best()
-        keep(evaluation)
-        described = ", ".join(f"{name} {value:.4f}" for name, value in evaluation.scores.items())
-        _log.info("epoch %.2f: train loss %.4f, %s", evaluation.epoch, evaluation.train_loss, described)
-
-    # Dropout's stream starts here, whatever building the model drew; each process has its own.
+    loop = TrainingLoop(
+        state,
+        source,
+        cfg.train,
+        evaluate,
+        metric=record.protocol.metric,
+        higher_is_better=record.protocol.higher_is_better,
+        callbacks=[ranks, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
+        checkpoints=_open_checkpoints(cfg, lifecycle, accelerator),
+    )
+    # Dropout's random numbers start here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)
-    with memory.phase("train"):
-        result = Fitter(
-            model,
-            accelerator.prepare_optimizer(optimizer),
-            schedule,
-            source,
-            cfg.train,
-            accelerator,
-            selection_scores,
-            metric=task.settings.metric,
-            higher_is_better=task.higher_is_better,
-            on_evaluation=on_evaluation,
-            after_update=after_update_hook(plain),
-            on_warm=lambda: memory.book("first_updates"),
-            on_resume=lambda history: keep(*history),
-            checkpoints=_open_checkpoints(cfg, lifecycle, accelerator),
-            method_state=extra_state,
-        ).fit()
-    record.resumed_at_updates = result.resumed_at
+    with peaks.phase("train"):
+        progress = loop.run()
+    record.resumed_at_updates = progress.resumed_at
     if cfg.train.selection == "best":
-        extra_state.restore_best()
-    return result
+        ranks.restore_best()
+    return progress
 
 
 def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Accelerator) -> Checkpoints | None:
-    """Of one process; several would each need generators of their own."""
+    """The run's checkpoints; None for several processes, each of which would need random generators of its own."""
     from petl_bench.training.checkpoint import Checkpoints
 
     if accelerator.num_processes > 1:
@@ -218,10 +253,37 @@ def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Acce
     return checkpoints
 
 
-def _log_params(params: Params) -> None:
-    _log.info(
-        "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
-        *(f"{count:,}" for count in (params.trainable, params.trainable_head)),
-        params.trainable_share_of_backbone_percent,
-        f"{params.backbone:,}",
-    )
+def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: Accelerator) -> Inference:
+    """Times the trained model, its adapter merged if the method can; the model is of no use afterwards.
+
+    Args:
+        model: The trained model, unwrapped.
+        length: Tokens of each row.
+        seconds: What the repeats may take.
+        accelerator: Knows the run's precision.
+    """
+    from petl_bench.measure.speed import time_forward
+
+    plain, is_merged = merged(model)
+    times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)
+    return describe_inference(times, length, is_merged=is_merged)
+
+
+def _try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:
+    """Measures something that is no part of the training: an error leaves it out of the record, and fails no run.
+
+    Args:
+        failure: What the log says on an error.
+        setting: The setting that switches this measurement off.
+        measure: Measures it. Methods from elsewhere may not support what it does with the model.
+
+    Returns:
+        What `measure` returned; None on an error.
+    """
+    try:
+        return measure()
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        _log.warning("%s: %s (%s=false leaves it out)", failure, first_line, setting)
+        _log.debug(failure, exc_info=error)
+        return None

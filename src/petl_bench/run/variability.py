@@ -90,18 +90,21 @@ _SEED = 0
 def choose_layers(
     layers: LayersConfig, backbone: BackboneConfig, task: Task, batch_size: int, device: str
 ) -> tuple[LayersConfig, Layers | None]:
-    """Returns a plan that needs no rows any more, and how it was found; other plans pass unchanged.
+    """Resolves `layers=variability` into a plan that needs no rows; other plans are returned unchanged.
 
     Args:
-        layers: As the user asks for them.
-        backbone: Whose states are looked at, before it is adapted.
-        task: Whose training rows are used.
-        batch_size: Rows a forward pass.
-        device: Where to run.
+        layers: The layer plan of the settings.
+        backbone: The backbone, before it is adapted.
+        task: The task; its training rows are used.
+        batch_size: Rows of a forward pass.
+        device: Device to compute on.
+
+    Returns:
+        The resolved plan, and what the record says of it; None for a plan that is not by variability.
 
     Raises:
-        RequestError: for settings out of range, or a class without an example.
-        RunError: where the backbone's states are not finite.
+        RequestError: For settings out of range, or a class without an example.
+        RunError: If the backbone's states are not finite.
     """
     if layers.name != "variability":
         return layers, None
@@ -142,7 +145,14 @@ def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, 
 
 
 def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: int, device: str) -> np.ndarray:
-    """Mean state of each row over its tokens, special ones and padding left out; pairs are encoded jointly.
+    """Computes the mean hidden state of each row over its tokens, without special tokens and padding.
+
+    Args:
+        backbone: The backbone, before it is adapted.
+        rows: The rows; pairs are encoded jointly.
+        max_length: Most tokens of a row.
+        batch_size: Rows of a forward pass.
+        device: Device to compute on.
 
     Returns:
         float32, shape (layers, rows, d); the embeddings are not among the layers.
@@ -168,12 +178,12 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
             return_special_tokens_mask=True,
             return_tensors="pt",
         ).to(device)
-        words = (1 - batch.pop("special_tokens_mask")) * batch["attention_mask"]
+        is_text = (1 - batch.pop("special_tokens_mask")) * batch["attention_mask"]
         with torch.inference_mode():
             *inner, last = encoder(**batch, output_hidden_states=True).hidden_states[1:]
             states = [*map(final_norm, inner), last]
-        weights = words[..., None].float()
-        # A row without words keeps the mean of nothing: zero.
+        weights = is_text[..., None].float()
+        # The state of a row of special tokens alone is zero.
         means = [(state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1) for state in states]
         found = torch.stack(means).cpu().numpy()
         if pooled is None:

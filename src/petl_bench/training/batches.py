@@ -21,7 +21,7 @@ class TokenRows(Protocol):
 
     @property
     def types(self) -> np.ndarray | None:
-        """Segment ids likewise; None where the model has none."""
+        """Segment ids, shape (tokens,); None if the model has none."""
 
     @property
     def offsets(self) -> np.ndarray:
@@ -29,11 +29,11 @@ class TokenRows(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """One a row; None where there are none."""
+        """One label for each row; None if the rows have none."""
 
     @property
     def pad_id(self) -> int:
-        """The id that padding uses."""
+        """The token id of padding."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -43,15 +43,18 @@ class TokenRows(Protocol):
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch, as row indices; every row once, the same for the same seed and epoch.
+    """Deals the rows of one epoch out to batches; each row occurs once.
 
     Args:
         lengths: Tokens of each row.
-        batch_size: Rows a batch; the last one may hold fewer.
+        batch_size: Rows of a batch; one batch may hold fewer.
         batching: `shuffled`, or `length_grouped`: rows are shuffled into megabatches of 50 batches, sorted by length
             within each, and the batches shuffled again.
         seed: The run's seed.
         epoch: Counted from 0.
+
+    Returns:
+        Row indices of each batch, the same for the same seed and epoch.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
@@ -64,7 +67,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Batches for evaluation: longest rows first, so that little is padded and a lack of memory shows at once."""
+    """Returns batches for evaluation: longest rows first: little padding, and a lack of memory shows at once."""
     return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
 
 
@@ -79,11 +82,11 @@ class Batch:
     Attributes:
         inputs: `input_ids`, perhaps `attention_mask` (only where there is padding) and `token_type_ids`, each of shape
             (rows, longest).
-        labels: Shape (rows,); None where there are none.
-        num_tokens: Tokens that are not padding.
-        num_padded_tokens: Tokens with padding.
-        states: What a frozen trunk gave for these rows, by layer (0: the embeddings), each of shape (rows, longest, d);
-            None where the model computes everything itself.
+        labels: Shape (rows,); None if the rows have none.
+        num_tokens: Number of tokens, padding excluded.
+        num_padded_tokens: Number of tokens, padding included.
+        states: Features of the frozen layers for these rows, by layer (0: the embeddings), each of shape
+            (rows, longest, d); None if the model computes everything itself.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -93,7 +96,7 @@ class Batch:
     states: dict[int, torch.Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device; copies to a CUDA device do not wait for it."""
+        """Returns the batch on another device; copies to a CUDA device are asynchronous."""
         if device.type == "cpu":
             return self
 
@@ -111,7 +114,7 @@ class Batch:
 
 
 def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
-    """Pads these rows to the longest of them; without padding there is no mask."""
+    """Makes a batch of these rows, padded to the longest of them; a batch without padding has no mask."""
     lengths = rows.lengths[indices]
     shape = (len(indices), int(lengths.max()))
     input_ids = np.full(shape, rows.pad_id, dtype=np.int64)
@@ -135,20 +138,20 @@ def _label_dtype(labels: np.ndarray) -> np.ndarray:
 
 
 class BatchSource:
-    """Feeds a model the tokens of rows.
+    """Makes batches of token ids, and runs a model on them.
 
     Args:
-        rows: The rows.
-        device: Where the model is.
+        rows: The rows that batches are made of.
+        device: The model's device.
     """
 
     def __init__(self, rows: TokenRows, device: torch.device) -> None:
         self.rows, self.device = rows, device
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """These rows, where the model is."""
+        """Returns a batch of these rows, on the model's device."""
         return collate(self.rows, indices).to(self.device)
 
     def forward(self, model: nn.Module, batch: Batch, labels: torch.Tensor | None = None) -> Any:
-        """The model's outputs for a batch; with labels, its loss too."""
+        """Returns the model's outputs for a batch; with labels, its loss too."""
         return model(**batch.inputs) if labels is None else model(**batch.inputs, labels=labels)

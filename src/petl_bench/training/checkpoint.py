@@ -1,36 +1,204 @@
-"""Checkpoint files: written whole or not at all, checked when they are read, the one before kept."""
+"""The state of a training, and the files that it is written to so that an interrupted run can go on."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import random
 import shutil
 import time
 import zlib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+
+from petl_bench.records.schema import HistoryEntry
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _PATTERN = "step-*.safetensors"
 _KEPT = 2
-# Writing takes at most this share of the time.
-_MOST_OF_THE_TIME = 0.05
+# Writing checkpoints takes at most this share of the training's time.
+_MAX_SHARE_OF_TIME = 0.05
+# Keys that say what a JSON object stands for in a checkpoint file.
 _TENSOR, _TUPLE, _PAIRS = "tensor", "tuple", "pairs"
 
 _log = logging.getLogger(__name__)
 
 
-class Checkpoints:
-    """The checkpoints of one training.
+@dataclass(frozen=True)
+class WarmUp:
+    """What was done by the end of the first updates; zeros for a training that is no longer than they are."""
+
+    num_steps: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    train_seconds: float = 0.0
+
+
+@dataclass
+class Progress:
+    """What a training has done so far.
+
+    Attributes:
+        history: One entry for each evaluation.
+        best: Index of the best entry.
+        best_weights: The trainable tensors at the best evaluation, on the CPU.
+        losses: Loss of each update since the last evaluation; this process's share of it.
+        num_steps, num_examples: Updates and examples over all processes.
+        num_tokens, num_padded_tokens: Tokens that this process computed, without and with padding.
+        train_seconds: Time of the training without its evaluations.
+        eval_seconds: Time of the evaluations.
+        warm_up: The part of these counts that belongs to the first updates.
+        resumed_at: Updates after which the training was interrupted and continued by another process.
+    """
+
+    history: list[HistoryEntry] = field(default_factory=list)
+    best: int = 0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    losses: list[torch.Tensor] = field(default_factory=list)
+    num_steps: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    warm_up: WarmUp = field(default_factory=WarmUp)
+    resumed_at: list[int] = field(default_factory=list)
+
+
+class ExtraState(Protocol):
+    """State that a method keeps besides its parameters while it trains."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns nested containers of tensors and of values that JSON has."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+class TrainingState:
+    """Everything that the next updates depend on, and what was done so far. It owns what a checkpoint holds.
 
     Args:
-        folder: Where they lie; made when the first one is written.
-        seconds: At least between two of them; 0: one after every update; None: none is written.
-        made_by: What must be the same for a training to go on from here, such as versions of libraries.
+        model: The adapted model, as prepared for its device.
+        optimizer: Of the model's trainable parameters.
+        schedule: Of the optimizer's learning rates.
+        accelerator: The process's device, precision and place among the processes.
+        extra: What the method keeps besides its parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Any,
+        accelerator: Accelerator,
+        extra: ExtraState,
+    ) -> None:
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.accelerator, self.extra = accelerator, extra
+        self.progress = Progress()
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        """The model without the wrapper of distributed training."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as nested containers of tensors and of values that JSON has.
+
+        The order of the batches follows from the seed and the number of updates, so it needs no state.
+        """
+        model, scaler, progress = self.unwrapped_model, self.accelerator.scaler, self.progress
+        return {
+            "parameters": {name: value for name, value in model.named_parameters() if value.requires_grad},
+            "buffers": dict(model.named_buffers()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "extra": self.extra.state_dict(),
+            "progress": {item.name: getattr(progress, item.name) for item in fields(progress)}
+            | {"history": [asdict(entry) for entry in progress.history], "warm_up": asdict(progress.warm_up)},
+            "generators": _generator_states(self.accelerator.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned for a training with the same settings."""
+        model, scaler, device = self.unwrapped_model, self.accelerator.scaler, self.accelerator.device
+        load_trainable_weights(model, state["parameters"])
+        buffers = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, tensor in state["buffers"].items():
+                buffers[name].copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.extra.load_state_dict(state["extra"])
+        # The list itself stays: the run's record refers to it.
+        history, saved = self.progress.history, state["progress"]
+        history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
+        warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
+        self.progress = Progress(**saved | {"history": history, "warm_up": warm_up, "losses": losses})
+        _restore_generators(state["generators"], device)
+
+
+def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns copies of the trainable tensors, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_trainable_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copies what `trainable_weights` returned back into the model."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            parameters[name].copy_(tensor)
+
+
+def _generator_states(device: torch.device) -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore_generators(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class Checkpoints:
+    """The checkpoint files of one training: written completely or not at all, and verified when they are read.
+
+    The file before the newest is kept, in case the newest turns out to be damaged.
+
+    Args:
+        folder: Where the files are; created with the first one.
+        seconds: Least time between two checkpoints. 0 writes one before every update, None writes none.
+        made_by: What must be equal for a training to continue from a checkpoint, such as versions of libraries.
     """
 
     def __init__(self, folder: Path, seconds: float | None, made_by: dict[str, Any]) -> None:
@@ -39,13 +207,13 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for the next one."""
+        """Whether it is time for the next checkpoint."""
         return self._next is not None and time.monotonic() >= self._next
 
-    def write(self, step: int, state: Any) -> None:
-        """Keeps a state: nested dicts, lists and tuples of tensors and of what JSON knows.
+    def write(self, step: int, state: dict[str, Any]) -> None:
+        """Writes a state: nested dicts, lists and tuples of tensors and of values that JSON has.
 
-        A disk that takes no more costs the checkpoint, not the training.
+        On a full disk the checkpoint is left out and the training continues.
         """
         assert self.seconds is not None
         started = time.monotonic()
@@ -64,41 +232,42 @@ class Checkpoints:
             partial.unlink(missing_ok=True)
             _log.warning("no checkpoint could be written to %s (%s): the training goes on", self.folder, error)
         now = time.monotonic()
-        pause = max(self.seconds, (now - started) / _MOST_OF_THE_TIME) if self.seconds else 0.0
+        pause = max(self.seconds, (now - started) / _MAX_SHARE_OF_TIME) if self.seconds else 0.0
         self._next = now + pause
 
-    def read(self) -> Any:
-        """The newest state that is whole and was made by the same; None where there is none."""
+    def read(self) -> dict[str, Any] | None:
+        """Returns the newest state that is undamaged and has the same `made_by`, or None if there is none."""
         for file in self._newest_first():
             try:
                 return self._read(file)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                _log.warning("the checkpoint %s is left out: %s", file, error)
+                _log.warning("the checkpoint %s is ignored: %s", file, error)
         return None
 
     def remove(self) -> None:
-        """Deletes them all."""
+        """Deletes all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob(_PATTERN), reverse=True)
 
-    def _read(self, file: Path) -> Any:
+    def _read(self, file: Path) -> dict[str, Any]:
         with safe_open(file, "pt") as stream:
             content = json.loads(stream.metadata()["content"])
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
             raise ValueError("it was made by other versions or on another device")
         if content["crc32"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
-        return _unpack(content["state"], tensors)
+        state: dict[str, Any] = _unpack(content["state"], tensors)
+        return state
 
 
 def _pack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree as JSON, its tensors by name in `tensors`."""
+    """Returns the nested containers as JSON values, and adds the tensors in them to `tensors` by name."""
     if isinstance(node, torch.Tensor):
         name, tensor = str(len(tensors)), node.detach().cpu()
-        # A file knows no views.
+        # safetensors stores no views of larger tensors.
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         tensors[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
         return {_TENSOR: name}
@@ -110,7 +279,7 @@ def _pack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return [_pack(item, tensors) for item in node]
     if node is None or isinstance(node, str | int | float):
         return node
-    raise TypeError(f"a checkpoint cannot keep a {type(node).__name__}")
+    raise TypeError(f"a checkpoint cannot hold a {type(node).__name__}")
 
 
 def _unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Where a run computes and in which precision; process-wide settings that make the CPU faster."""
+"""Device and precision of a run, and process-wide settings that make the CPU faster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def resolved_precision(train: TrainConfig) -> str:
-    """The precision that `train.precision=auto` means on this machine: bf16 on a GPU that has it, else fp32."""
+    """Returns the precision that `train.precision=auto` means on this machine: bf16 on a GPU that has it, else fp32."""
     if train.precision != "auto":
         return train.precision
     on_cuda = train.device != "cpu" and torch.cuda.is_available()
@@ -29,10 +29,10 @@ def resolved_precision(train: TrainConfig) -> str:
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """The process's place among devices and processes, in the wanted precision.
+    """Returns the accelerator of the wanted device and precision.
 
     Raises:
-        RequestError: where the machine lacks the device, or the device the precision.
+        RequestError: If the machine does not have the device, or the device does not have the precision.
     """
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
@@ -42,7 +42,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     on_cuda = torch.cuda.is_available() and train.device != "cpu"
     if train.precision == "fp16" and not on_cuda:
         raise RequestError("train.precision=fp16 needs a CUDA device: use bf16 or fp32.")
-    # One process may make many runs, each with a device and precision of its own; process groups stay.
+    # One process may make many runs, each with a device and precision of its own. Process groups must stay.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
@@ -51,14 +51,14 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
 
 
 def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:
-    """Has torch.compile translate each layer that every update computes, for any length.
+    """Compiles each layer that every update computes, for rows of any length.
 
-    One by one: the layers are alike, so all but the first are found in the compiler's cache.
+    Layers are compiled one by one: they are alike, so all but the first are found in the compiler's cache.
 
     Args:
         model: The adapted model, unwrapped.
         anatomy: Of its architecture.
-        num_frozen: Layers of the trunk, which are computed once.
+        num_frozen: Number of frozen layers whose features are computed once.
     """
     classifier = classifier_of(model)
     for layer in anatomy.get_layers(classifier)[num_frozen:]:
@@ -73,10 +73,10 @@ _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Within it glibc keeps freed memory instead of giving it back to the system; afterwards it is given back.
+    """Makes glibc keep freed memory within the context; on leaving it, the memory is returned to the system.
 
-    By default each large tensor on the CPU is mapped anew, and the system clears its pages first.
-    Elsewhere than on glibc nothing changes.
+    By default glibc maps each large tensor anew, and the system clears its pages first. With another C library the
+    context does nothing.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt"):
@@ -97,20 +97,20 @@ _BITS = 16
 
 @contextmanager
 def fast_dropout(device: torch.device) -> Iterator[None]:
-    """Within it torch's CPU kernel for Bernoulli draws, which all kinds of dropout use, takes 16 random bits a draw.
+    """Replaces torch's CPU kernel for Bernoulli draws, which all kinds of dropout use, within the context.
 
-    Four draws share one 64-bit number of torch's generator: same seed, same masks, whatever the number of threads.
-    Probabilities are rounded to multiples of 2^-16.
+    The kernel takes 16 random bits for each draw: four draws share one 64-bit number of torch's generator. The same
+    seed gives the same masks for any number of threads. Probabilities are rounded to multiples of 2^-16.
 
     Args:
-        device: Where the model is trained; nothing changes unless it is the CPU.
+        device: The model's device; the context does nothing unless it is the CPU.
     """
     if device.type != "cpu":
         yield
         return
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
-        # That a kernel is replaced.
+        # torch warns that a kernel is replaced.
         warnings.simplefilter("ignore")
         library.impl("bernoulli_.float", _bernoulli, "CPU", allow_override=True)
     try:
@@ -124,7 +124,7 @@ def _bernoulli(target: torch.Tensor, p: float = 0.5, generator: torch.Generator 
         raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p}")
     threshold = round(p * 2**_BITS)
     if threshold == 2**_BITS:
-        # No 16-bit number: and nothing is left to chance.
+        # A probability of 1 has no 16-bit threshold.
         return target.fill_(1)
     count = target.numel()
     numbers = torch.empty(-(-count * _BITS // 64), dtype=torch.int64).random_(-(2**63), None, generator=generator)

@@ -5,163 +5,144 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batches import BatchSource, epoch_batches
+from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import fast_dropout
-from petl_bench.training.state import (
-    FitResult,
-    MethodState,
-    NoMethodState,
-    WarmUp,
-    put_state,
-    take_state,
-    trainable_state,
-)
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from petl_bench.training.checkpoint import Checkpoints
 
-# Updates between looks at the loss: each look waits for the device.
+# Updates between checks of the loss: each check waits for the device.
 CHECK_EVERY = 20
-# Updates that warm up (allocator, kernels, caches); rates leave them out where there are more.
+# First updates, which warm up allocator, kernels and caches; rates leave them out if there are more.
 WARM_UP = 3
 
 _log = logging.getLogger(__name__)
 
 
+class Callback(Protocol):
+    """Reacts to the events of a training. Subclasses override what they need; the other methods do nothing."""
+
+    def on_resume(self, progress: Progress) -> None:
+        """Called before the first update if the training continues from a checkpoint."""
+        return
+
+    def on_update(self, step: int) -> None:
+        """Called after each optimizer step, numbered from 1, while the gradients are still there."""
+        return
+
+    def on_warm(self) -> None:
+        """Called once, after the first updates."""
+        return
+
+    def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
+        """Called after each evaluation; `is_best` says whether its weights are the best so far."""
+        return
+
+
 def steps_per_epoch(num_rows: int, train: TrainConfig) -> int:
-    """Updates of one epoch."""
+    """Returns the number of updates of one epoch."""
     return math.ceil(num_rows / train.batch_size)
 
 
 def num_training_steps(num_rows: int, train: TrainConfig) -> int:
-    """Updates of a whole training."""
+    """Returns the number of updates of a whole training."""
     return train.max_steps or train.epochs * steps_per_epoch(num_rows, train)
 
 
-class Fitter:
-    """Trains a model; `fit` is the whole of it.
+class TrainingLoop:
+    """Trains a model; `run` does all of it.
 
     Args:
-        evaluate: Scores the model on the selection split.
-        metric, higher_is_better: Which of these scores says what is best.
-        on_evaluation: Takes each evaluation, and whether it is the best so far.
-        on_resume: Takes the evaluations of a training that goes on from a checkpoint.
-        after_update: Takes the number of the update, from 0, while the gradients are there.
-        on_warm: Called once the first updates are done.
-        checkpoints: Where the training may go on from, and what it keeps for that; None: neither.
-        method_state: What the method keeps beside its parameters.
+        state: The model with its optimizer and learning-rate schedule.
+        source: Batches of the training rows.
+        train: Settings of the training.
+        evaluate: Returns the model's scores on the selection split, by metric.
+        metric: The metric that decides which evaluation is the best.
+        higher_is_better: Whether higher values of that metric are better.
+        callbacks: Called at the events of the training, in this order.
+        checkpoints: Where the training continues from, and where it writes its state; None for neither.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Any,
+        state: TrainingState,
         source: BatchSource,
         train: TrainConfig,
-        accelerator: Accelerator,
         evaluate: Callable[[], dict[str, float]],
         *,
         metric: str,
         higher_is_better: bool,
-        on_evaluation: Callable[[HistoryEntry, bool], None] = lambda _evaluation, _is_best: None,
-        after_update: Callable[[int], None] | None = None,
-        on_warm: Callable[[], None] = lambda: None,
-        on_resume: Callable[[list[HistoryEntry]], None] = lambda _history: None,
+        callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
-        method_state: MethodState | None = None,
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.source, self.train, self.accelerator = source, train, accelerator
-        self.evaluate, self.on_evaluation, self.after_update = evaluate, on_evaluation, after_update
-        self.on_warm, self.on_resume = on_warm, on_resume
-        self.checkpoints, self.method_state = checkpoints, method_state or NoMethodState()
+        self.state, self.source, self.train, self.evaluate = state, source, train, evaluate
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.callbacks, self.checkpoints = callbacks, checkpoints
+        self.accelerator = state.accelerator
+        self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = steps_per_epoch(len(source.rows), train)
         self.total_steps = num_training_steps(len(source.rows), train)
-        self.result = FitResult()
-        # Since the last evaluation; looked at up to `_checked`.
-        self.losses: list[torch.Tensor] = []
-        self._checked = 0
+        # Losses since the last evaluation that are known to be finite.
+        self._num_checked = 0
+        self._clock_started = 0.0
 
-    def fit(self) -> FitResult:
-        """Trains to the end or until early stopping.
+    def run(self) -> Progress:
+        """Trains to the end, or until early stopping.
+
+        Returns:
+            What was done, with the history of evaluations and the best weights.
 
         Raises:
-            DivergedError: where the loss or an output is not finite.
+            DivergedError: If the loss or an output is not finite.
         """
-        self.model.train()
+        self.state.model.train()
         self._resume()
-        first = self.result.num_steps + 1
-        started = time.perf_counter()
+        first = self.state.progress.num_steps + 1
         bar = tqdm(
             total=self.total_steps, initial=first - 1, desc="training", unit="step", delay=2, disable=None, leave=False
         )
+        self._clock_started = time.perf_counter()
         with bar, fast_dropout(self.accelerator.device):
             for step, indices in enumerate(self._batches(first - 1), start=first):
-                # Before an update, so that what went before, an evaluation included, is done with.
+                # Before an update, so that all that belongs to the one before, an evaluation included, is in it.
                 if self.checkpoints is not None and self.checkpoints.due:
-                    started = self._keep_checkpoint(started)
+                    self._write_checkpoint(self.checkpoints)
                 self._update(indices)
-                self.result.num_steps = step
                 bar.update()
                 if step % CHECK_EVERY == 0:
                     self._check_losses()
                 if step == WARM_UP < self.total_steps:
-                    self._note_warm_up(started)
-                if self._evaluation_due(step):
-                    self._synchronize()
-                    self.result.train_seconds += time.perf_counter() - started
-                    stop = self._evaluate(step)
-                    started = time.perf_counter()
-                    if stop:
-                        break
-        self._synchronize()
-        return self.result
+                    self._end_warm_up()
+                evaluation_due = step % (self.train.evaluate_every or self.steps_per_epoch) == 0
+                if (evaluation_due or step == self.total_steps) and self._evaluate():
+                    break
+        return self.state.progress
 
     def _resume(self) -> None:
-        state = None if self.checkpoints is None else self.checkpoints.read()
-        if state is not None:
-            put_state(self, state)
-            self.result.resumed_at.append(self.result.num_steps)
-            self.on_resume(self.result.history)
-            _log.info("goes on after update %d of %d", self.result.num_steps, self.total_steps)
-
-    def _keep_checkpoint(self, started: float) -> float:
-        """Writes a checkpoint; the training's time goes on from the returned instant."""
-        assert self.checkpoints is not None
-        self._check_losses()
-        self._synchronize()
-        self.result.train_seconds += time.perf_counter() - started
-        self.checkpoints.write(self.result.num_steps, take_state(self))
-        return time.perf_counter()
-
-    def _note_warm_up(self, started: float) -> None:
-        self._synchronize()
-        result = self.result
-        seconds = result.train_seconds + time.perf_counter() - started
-        result.warm_up = WarmUp(
-            result.num_steps, result.num_examples, result.num_tokens, result.num_padded_tokens, seconds
-        )
-        self.on_warm()
+        saved = None if self.checkpoints is None else self.checkpoints.read()
+        if saved is None:
+            return
+        self.state.load_state_dict(saved)
+        progress = self.state.progress
+        progress.resumed_at.append(progress.num_steps)
+        for callback in self.callbacks:
+            callback.on_resume(progress)
+        _log.info("continues after update %d of %d", progress.num_steps, self.total_steps)
 
     def _batches(self, done: int) -> Iterator[np.ndarray]:
-        """The batches after the first `done` ones."""
+        """The batches of row indices after the first `done` ones."""
         train = self.train
         for step in range(done, self.total_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
@@ -174,68 +155,92 @@ class Fitter:
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
         losses = []
         for number, part in enumerate(passes, start=1):
-            context = self.accelerator.no_sync(self.model) if number < len(passes) else nullcontext()
-            with context:
+            is_last = number == len(passes)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.state.model):
                 losses.append(self._forward_backward(part, len(indices)))
         self.accelerator.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
-        self.optimizer.step()
-        if self.after_update is not None:
-            self.after_update(self.result.num_steps)
-        self.schedule.step()
-        self.optimizer.zero_grad()
-        self.losses.append(torch.stack(losses).sum())
-        self.result.num_examples += len(indices)
+        self.state.optimizer.step()
+        progress = self.state.progress
+        progress.num_steps += 1
+        for callback in self.callbacks:
+            callback.on_update(progress.num_steps)
+        self.state.schedule.step()
+        self.state.optimizer.zero_grad()
+        progress.losses.append(torch.stack(losses).sum())
+        progress.num_examples += len(indices)
 
     def _forward_backward(self, indices: np.ndarray, batch_rows: int) -> torch.Tensor:
-        """Adds the gradient of these rows' share of the batch's mean loss; returns that share of the loss."""
+        """Adds the gradient of these rows' share of the batch's mean loss, and returns that share of the loss."""
         world = self.accelerator.num_processes
         mine = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
         batch = self.source.batch(mine if len(mine) else indices[:1])
         with self.accelerator.autocast():
-            loss = self.source.forward(self.model, batch, batch.labels).loss
+            loss = self.source.forward(self.state.model, batch, batch.labels).loss
         share = loss * (len(mine) / batch_rows)
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)
         if len(mine):
-            self.result.num_tokens += batch.num_tokens
-            self.result.num_padded_tokens += batch.num_padded_tokens
+            self.state.progress.num_tokens += batch.num_tokens
+            self.state.progress.num_padded_tokens += batch.num_padded_tokens
         return share.detach()
 
-    def _evaluation_due(self, step: int) -> bool:
-        return step % (self.train.evaluate_every or self.steps_per_epoch) == 0 or step == self.total_steps
-
-    def _evaluate(self, step: int) -> bool:
-        """Scores the selection split, keeps the weights where they are the best so far; True to stop early."""
+    def _evaluate(self) -> bool:
+        """Scores the selection split, keeps the weights if they are the best so far; returns True to stop early."""
+        progress = self.state.progress
         self._check_losses()
+        self._add_train_seconds()
         started = time.perf_counter()
         scores = self.evaluate()
         seconds = time.perf_counter() - started
-        self.result.eval_seconds += seconds
-        losses = self.accelerator.reduce(torch.stack(self.losses).mean(), reduction="sum")
-        self.losses.clear()
-        self._checked = 0
-        evaluation = HistoryEntry(step / self.steps_per_epoch, step, float(losses), scores, seconds)
-        history = self.result.history
-        history.append(evaluation)
-        score, best = scores[self.metric], history[self.result.best].scores[self.metric]
+        progress.eval_seconds += seconds
+        losses = self.accelerator.reduce(torch.stack(progress.losses).mean(), reduction="sum")
+        progress.losses.clear()
+        self._num_checked = 0
+        step, history = progress.num_steps, progress.history
+        entry = HistoryEntry(step / self.steps_per_epoch, step, float(losses), scores, seconds)
+        history.append(entry)
+        score, best = scores[self.metric], history[progress.best].scores[self.metric]
         is_best = len(history) == 1 or self.sign * score > self.sign * best
         if is_best:
-            self.result.best = len(history) - 1
-            self.result.best_state = trainable_state(self.accelerator.unwrap_model(self.model))
-        self.on_evaluation(evaluation, is_best)
+            progress.best = len(history) - 1
+            progress.best_weights = trainable_weights(self.state.unwrapped_model)
+        for callback in self.callbacks:
+            callback.on_evaluation(entry, is_best)
+        self._clock_started = time.perf_counter()
         patience = self.train.early_stopping_patience
-        return patience is not None and len(history) - 1 - self.result.best >= patience
+        return patience is not None and len(history) - 1 - progress.best >= patience
 
-    def _check_losses(self) -> None:
-        recent = self.losses[self._checked :]
-        self._checked = len(self.losses)
-        if recent and not bool(torch.isfinite(torch.stack(recent)).all()):
-            raise DivergedError(
-                f"The loss is not finite by update {self.result.num_steps}: lower train.learning_rate "
-                f"(now {self.train.learning_rate:g}) or use train.precision=fp32."
-            )
+    def _write_checkpoint(self, checkpoints: Checkpoints) -> None:
+        self._check_losses()
+        self._add_train_seconds()
+        checkpoints.write(self.state.progress.num_steps, self.state.state_dict())
+        self._clock_started = time.perf_counter()
 
-    def _synchronize(self) -> None:
+    def _end_warm_up(self) -> None:
+        self._add_train_seconds()
+        done = self.state.progress
+        done.warm_up = WarmUp(
+            done.num_steps, done.num_examples, done.num_tokens, done.num_padded_tokens, done.train_seconds
+        )
+        for callback in self.callbacks:
+            callback.on_warm()
+
+    def _add_train_seconds(self) -> None:
+        """Adds the time since the clock was started, and starts it anew."""
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.state.progress.train_seconds += now - self._clock_started
+        self._clock_started = now
+
+    def _check_losses(self) -> None:
+        """Raises DivergedError if a loss since the last check is not finite; waits for the device."""
+        losses = self.state.progress.losses
+        recent = losses[self._num_checked :]
+        self._num_checked = len(losses)
+        if recent and not bool(torch.isfinite(torch.stack(recent)).all()):
+            raise DivergedError(
+                f"The loss is not finite by update {self.state.progress.num_steps}: lower train.learning_rate "
+                f"(now {self.train.learning_rate:g}) or use train.precision=fp32."
+            )

@@ -14,46 +14,48 @@ if TYPE_CHECKING:
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
+# Patterns of parameter names, as `get_parameter_names` takes them: every bias, also one that an adapter has wrapped.
+_BIASES = (r"bias[^.]*$", r"_bias\.")
+
 
 def build_optimizer(model: nn.Module, train: TrainConfig, in_head: Callable[[str], bool]) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; biases and norms are not decayed, the head may have its own rate.
+    """Builds AdamW over the trainable parameters.
+
+    Biases and the parameters of norms are not decayed. The head may have its own learning rate.
 
     Args:
         model: The adapted model.
         train: Learning rates and weight decay.
         in_head: Whether a parameter of this name belongs to the head.
+
+    Returns:
+        The optimizer, with up to four parameter groups: backbone and head, decayed and not.
     """
-    undecayed = _undecayed_names(model)
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    norms = {type(module) for module in model.modules() if "norm" in type(module).__name__.lower()}
+    decayed = set(get_parameter_names(model, norms, _BIASES))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((in_head(name), name in undecayed), []).append(parameter)
+            groups.setdefault((in_head(name), name not in decayed), []).append(parameter)
     head_rate = train.learning_rate if train.head_learning_rate is None else train.head_learning_rate
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
-                "lr": head_rate if head else train.learning_rate,
-                "weight_decay": 0.0 if plain else train.weight_decay,
+                "lr": head_rate if is_head else train.learning_rate,
+                "weight_decay": 0.0 if is_undecayed else train.weight_decay,
             }
-            for (head, plain), parameters in sorted(groups.items())
+            for (is_head, is_undecayed), parameters in sorted(groups.items())
         ],
-        # One kernel for all parameters.
+        # One kernel updates all parameters.
         fused=True,
     )
 
 
-def _undecayed_names(model: nn.Module) -> set[str]:
-    """Parameters of norms, and every bias."""
-    names = {name for name, _ in model.named_parameters() if "bias" in name.rpartition(".")[2] or "_bias." in name}
-    for module_name, module in model.named_modules():
-        if "norm" in type(module).__name__.lower():
-            names |= {f"{module_name}.{name}" for name, _ in module.named_parameters()}
-    return names
-
-
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> Any:
-    """Warm-up over `train.warmup_share` of the updates, then the chosen decay."""
+    """Builds the learning-rate schedule: warm-up over `train.warmup_share` of the updates, then the chosen decay."""
     from transformers import get_scheduler
 
     return get_scheduler(

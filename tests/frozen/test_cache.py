@@ -1,4 +1,4 @@
-"""The cache of the trunk's states: shared, checked, within its budget; no result depends on it."""
+"""The cache of features: shared between runs, verified, within its budget; no result depends on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from petl_bench.frozen import cache as trunk_cache
+from petl_bench.frozen import cache as feature_cache
 from petl_bench.frozen.cache import FeatureFile, prune
 from petl_bench.process import cache_dir
 from petl_bench.run.identity import identify
@@ -29,9 +29,9 @@ FROZEN = {
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    trunk_cache._kept.clear()
+    feature_cache._kept.clear()
     yield
-    trunk_cache._kept.clear()
+    feature_cache._kept.clear()
 
 
 def outcome(cfg):
@@ -51,7 +51,7 @@ def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path):
     for number, cache in enumerate(("off", "memory", "memory", "disk", "disk")):
         cfg = tiny(*FROZEN[name], f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
         if number == 3:
-            trunk_cache._kept.clear()
+            feature_cache._kept.clear()
         found[number] = outcome(cfg)
     assert [found[number][0].frozen.reused for number in range(5)] == [False, False, True, False, True]
     assert len({found[number][0].run_key for number in range(5)}) == 1, "where states are kept is no part of a run"
@@ -86,7 +86,7 @@ def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
-def test_broken_entries_are_found_and_made_anew(damage, tiny, tmp_path, caplog):
+def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog):
     options = ["method=head", "train.cache=disk", "train.epochs=2"]
     cfg = tiny(*options)
     _, losses, _ = outcome(cfg)
@@ -106,7 +106,7 @@ def test_broken_entries_are_found_and_made_anew(damage, tiny, tmp_path, caplog):
     record, losses_again, _ = outcome(again)
     assert not record.frozen.reused
     assert losses == losses_again
-    assert ("are broken and made anew" in caplog.text) == (damage != "lost")
+    assert ("are damaged and computed again" in caplog.text) == (damage != "lost")
     assert run(tiny(*options, f"runs_dir={tmp_path / 'third'}")).frozen.reused
 
 
@@ -128,9 +128,9 @@ def test_auto_counts_what_would_be_computed_twice(tiny):
     assert run(tiny("method=flat", *often)).frozen.cache == "memory"
 
 
-def test_checkpointing_keeps_the_trunk_and_the_losses(tiny):
+def test_gradient_checkpointing_changes_neither_frozen_layers_nor_losses(tiny):
     top = ["layers=top", "layers.k=1", "train.epochs=2"]
-    plain, checkpointed = (run(tiny(*top, f"train.gradient_checkpointing={word}")) for word in ("false", "true"))
+    plain, checkpointed = (run(tiny(*top, f"train.gradient_checkpointing={value}")) for value in ("false", "true"))
     assert checkpointed.frozen.layers == plain.frozen.layers == 3
     for first, second in zip(plain.history, checkpointed.history, strict=True):
         assert first.train_loss == pytest.approx(second.train_loss, rel=1e-5)
@@ -181,7 +181,7 @@ def test_memory_keeps_to_its_budget(tiny):
     for seed in range(4):
         record = run(tiny("method=flat", "train.epochs=2", f"train.seed={seed}", "train.cache_memory=16MiB"))
         assert record.frozen.cache == "memory"
-        assert sum(tensor.nbytes for tensor in trunk_cache._kept.values()) <= 2**24
+        assert sum(tensor.nbytes for tensor in feature_cache._kept.values()) <= 2**24
     assert record.frozen.bytes > 2**22, "four runs must be too much for the budget"
 
 

@@ -1,4 +1,4 @@
-"""A training that was cut off goes on with the same bits."""
+"""An interrupted training continues with the same bits; its checkpoint files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Checkpoints
-from petl_bench.training.loop import Fitter
+from petl_bench.training.loop import TrainingLoop
 
 PEFT_TYPES = [["method=peft", "method.type=IA3"], ["method=peft", "method.type=ADALORA"]]
 METHODS = [[f"method={name}"] for name in all_methods() if name != "peft"] + PEFT_TYPES
@@ -34,29 +34,29 @@ def outcome(cfg, record):
     return history, record.scores, kept_files(identify(cfg).folder)
 
 
-def cut_off(monkeypatch, after, cfg):
+def interrupt(monkeypatch, after, cfg):
     """Runs until so many updates are done, as a signal would end it."""
-    update = Fitter._update
+    update = TrainingLoop._update
 
     def interrupted(self, indices):
-        if self.result.num_steps == after:
+        if self.state.progress.num_steps == after:
             raise Interrupted(15)
         update(self, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fitter, "_update", interrupted)
+        patch.setattr(TrainingLoop, "_update", interrupted)
         with pytest.raises(Interrupted):
             run(cfg)
 
 
-@pytest.mark.parametrize("words", METHODS, ids=lambda words: words[-1].partition("=")[2])
-def test_every_method_goes_on_with_the_same_bits(words, tiny, monkeypatch, tmp_path):
-    undisturbed = tiny(*words, *SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
+@pytest.mark.parametrize("overrides", METHODS, ids=lambda overrides: overrides[-1].partition("=")[2])
+def test_every_method_goes_on_with_the_same_bits(overrides, tiny, monkeypatch, tmp_path):
+    undisturbed = tiny(*overrides, *SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
     wanted = outcome(undisturbed, run(undisturbed))
-    cfg = tiny(*words, *SETTINGS)
+    cfg = tiny(*overrides, *SETTINGS)
     # Before and after evaluations, the best one between them.
     for after in (1, 5, 9):
-        cut_off(monkeypatch, after, cfg)
+        interrupt(monkeypatch, after, cfg)
         assert identify(cfg).folder.joinpath("result.json").exists()
     record = run(cfg)
     assert record.resumed_at_updates == [1, 5, 9]
@@ -65,12 +65,17 @@ def test_every_method_goes_on_with_the_same_bits(words, tiny, monkeypatch, tmp_p
 
 
 def test_a_bf16_training_and_one_that_stops_early_go_on_too(tiny, monkeypatch, tmp_path):
-    words = ["train.precision=bf16", "train.epochs=5", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
-    undisturbed = tiny(*SETTINGS, *words, f"runs_dir={tmp_path / 'undisturbed'}")
+    overrides = [
+        "train.precision=bf16",
+        "train.epochs=5",
+        "train.early_stopping_patience=2",
+        "train.learning_rate=1e-12",
+    ]
+    undisturbed = tiny(*SETTINGS, *overrides, f"runs_dir={tmp_path / 'undisturbed'}")
     wanted = outcome(undisturbed, run(undisturbed))
     assert len(wanted[0]) == 3
-    cfg = tiny(*SETTINGS, *words)
-    cut_off(monkeypatch, 10, cfg)
+    cfg = tiny(*SETTINGS, *overrides)
+    interrupt(monkeypatch, 10, cfg)
     assert outcome(cfg, run(cfg)) == wanted
 
 
@@ -78,7 +83,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, 
     undisturbed = tiny(*SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
     wanted = outcome(undisturbed, run(undisturbed))
     cfg = tiny(*SETTINGS)
-    cut_off(monkeypatch, 7, cfg)
+    interrupt(monkeypatch, 7, cfg)
     before, newest = sorted(identify(cfg).folder.glob("checkpoint/*"))
     newest.write_bytes(newest.read_bytes()[:-100])
     record = run(cfg)
@@ -90,7 +95,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, 
 
 def test_changed_bytes_are_seen_and_nothing_whole_means_from_the_start(tiny, monkeypatch):
     cfg = tiny(*SETTINGS)
-    cut_off(monkeypatch, 3, cfg)
+    interrupt(monkeypatch, 3, cfg)
     for file in identify(cfg).folder.glob("checkpoint/*"):
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
@@ -100,7 +105,7 @@ def test_changed_bytes_are_seen_and_nothing_whole_means_from_the_start(tiny, mon
 
 def test_force_starts_from_the_start(tiny, monkeypatch):
     cfg = tiny(*SETTINGS)
-    cut_off(monkeypatch, 3, cfg)
+    interrupt(monkeypatch, 3, cfg)
     assert run(tiny(*SETTINGS, "force=true")).resumed_at_updates == []
 
 
@@ -167,7 +172,7 @@ class TestCheckpoints:
 
 def test_an_interrupted_record_says_so_until_the_run_is_done(tiny, monkeypatch):
     cfg = tiny(*SETTINGS)
-    cut_off(monkeypatch, 2, cfg)
+    interrupt(monkeypatch, 2, cfg)
     file = identify(cfg).folder / "result.json"
     assert json.loads(file.read_text())["status"] == "interrupted"
     run(cfg)

@@ -1,4 +1,4 @@
-"""Peaks by phase; the CUDA allocator's are played by a stand-in."""
+"""Peaks by phase; the CUDA allocator's come from a fake allocator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from petl_bench.measure.device_memory import PeakMemory
-from petl_bench.run.describe import describe_memory
+from petl_bench.run.describe import describe_device_memory
 
 GIB = 2**30
 
@@ -36,7 +36,7 @@ def test_each_phase_has_its_own_peaks_and_the_first_updates_are_one(allocator):
         with memory.phase("eval"):
             allocator.update(allocated=20, reserved=21)
         allocator.update(allocated=40, reserved=41)
-    device = describe_memory(memory, None).device
+    device = describe_device_memory(memory)
     assert (device.load_peak_allocated_bytes, device.load_peak_reserved_bytes) == (10, 11)
     assert (device.first_updates_peak_allocated_bytes, device.first_updates_peak_reserved_bytes) == (90, 91)
     assert (device.train_peak_allocated_bytes, device.train_peak_reserved_bytes) == (50, 51)
@@ -44,11 +44,11 @@ def test_each_phase_has_its_own_peaks_and_the_first_updates_are_one(allocator):
     assert device.alloc_retries == 0
 
 
-@pytest.mark.parametrize(("held", "told"), [(GIB // 2, False), (3 * GIB, True)])
-def test_memory_that_others_hold_is_told(allocator, caplog, held, told):
+@pytest.mark.parametrize(("held", "warned"), [(GIB // 2, False), (3 * GIB, True)])
+def test_memory_that_others_hold_is_a_warning(allocator, caplog, held, warned):
     allocator["held"] = held
     assert PeakMemory(on_cuda=True).device_held_before_bytes == held
-    assert ("3.0 GiB of the device" in caplog.text) == told
+    assert ("3.0 GiB of the device" in caplog.text) == warned
 
 
 def test_without_a_device_there_is_the_process_alone():
@@ -56,6 +56,5 @@ def test_without_a_device_there_is_the_process_alone():
     for name in ("load", "train", "eval"):
         with memory.phase(name):
             pass
-    found = describe_memory(memory, None)
-    assert found.device is None
-    assert found.process_peak_rss_bytes > 10**7
+    assert describe_device_memory(memory) is None
+    assert memory.process_peak_rss_bytes > 10**7

@@ -1,4 +1,4 @@
-"""The frozen trunk, methods x architectures: found where it ends, computed apart, given back, unseen in the results."""
+"""The split point of methods x architectures, and models that run on the features below it with the same outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from petl_bench.training.batches import BatchSource, collate
 TOP = ["layers=top", "layers.k=1"]
 ALL = "all"
 # Method, further settings, and what the rest reads: the state under its lowest trained layer, or all of them.
-CUTS = {
+SPLITS = {
     "head": ("head", [], "last"),
     "head_pooler": ("head_pooler", [], "last"),
     "flat": ("flat", [], ALL),
@@ -28,7 +28,7 @@ CUTS = {
     "prefix_top": ("prefix", TOP, "last"),
     "coda_top": ("coda", TOP, "last"),
 }
-MATRIX = [(name, arch) for name, (method, _, _) in CUTS.items() for arch in ARCHITECTURES
+MATRIX = [(name, arch) for name, (method, _, _) in SPLITS.items() for arch in ARCHITECTURES
           if arch not in METHODS[method].not_on]  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def rows(lengths=(9, 4, 9, 1, 6, 4, 9, 2)):
     return EncodedRows(ids, None, offsets, np.arange(len(lengths)) % 2, 0)
 
 
-def cut_of(name, architecture):
-    method, overrides, _ = CUTS[name]
+def split_of(name, architecture):
+    method, overrides, _ = SPLITS[name]
     model, backbone = adapted(method, architecture, *overrides)
     inputs = collate(rows(), np.array([0, 2])).inputs
     return model, backbone, find_split(model, backbone.anatomy, inputs, nullcontext)
@@ -47,11 +47,11 @@ def cut_of(name, architecture):
 
 @pytest.mark.parametrize(("name", "architecture"), MATRIX)
 def test_the_rest_on_given_states_is_the_whole_model(name, architecture):
-    model, backbone, split = cut_of(name, architecture)
+    model, backbone, split = split_of(name, architecture)
     num_layers = backbone.plan.num_layers
     assert split is not None
     assert split.depth == (num_layers - 1 if name.endswith("_top") else num_layers)
-    assert split.reads == (tuple(range(num_layers + 1)) if CUTS[name][2] == ALL else (split.depth,))
+    assert split.reads == (tuple(range(num_layers + 1)) if SPLITS[name][2] == ALL else (split.depth,))
     frozen = FrozenLayers(model, backbone.anatomy, split, nullcontext)
     all_rows, device = rows(), torch.device("cpu")
     cached = compute_features(frozen, all_rows, np.arange(len(all_rows)), device)
@@ -74,19 +74,19 @@ def test_the_rest_on_given_states_is_the_whole_model(name, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_only_what_reads_one_token_is_given_one(architecture):
     # ModernBERT's head takes the mean over tokens, unless its config says otherwise.
-    _, backbone, split = cut_of("head", architecture)
+    _, backbone, split = split_of("head", architecture)
     assert split.first_token == (getattr(backbone.config, "classifier_pooling", "cls") == "cls")
-    assert not cut_of("flat", architecture)[2].first_token
-    assert not cut_of("lora_top", architecture)[2].first_token
+    assert not split_of("flat", architecture)[2].first_token
+    assert not split_of("lora_top", architecture)[2].first_token
 
 
 @pytest.mark.parametrize("method", ["lora", "bitfit", "houlsby", "prefix", "fl_tuning", "coda", "ia3"])
-def test_no_trunk_where_the_lowest_layer_is_adapted(method):
+def test_no_split_where_the_lowest_layer_is_adapted(method):
     model, backbone = adapted(method, "bert")
     assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
 
 
-def test_no_trunk_where_trained_prompts_stand_before_the_first_layer():
+def test_no_split_where_trained_prompts_stand_before_the_first_layer():
     # PEFT keeps them outside the layers: by its name alone such a parameter would seem to be above them.
     from peft import PromptTuningConfig, TaskType, get_peft_model
 
@@ -97,7 +97,7 @@ def test_no_trunk_where_trained_prompts_stand_before_the_first_layer():
     assert find_split(model, backbone.anatomy, inputs, nullcontext) is None
 
 
-def test_a_model_that_reads_its_layers_otherwise_is_not_cut(caplog):
+def test_a_model_that_reads_its_layers_otherwise_is_not_split(caplog):
     """A method from elsewhere may look into the frozen layers; given states would go unseen."""
     model, backbone = adapted("head", "bert")
     classifier = model.get_base_model()
@@ -127,7 +127,7 @@ def test_what_starts_at_zero_is_seen_all_the_same():
     zero_start(ladder, backbone, lambda states: states[1][:, 0, :1])
     assert find_split(ladder, backbone.anatomy, inputs, nullcontext) is None
     factor = ladder.get_base_model().factor
-    assert factor.item() == 0.0, "trying a model must not change it"
+    assert factor.item() == 0.0, "checking a model must not change it"
 
     for read in (lambda states: states[4][:, :, :1].mean(dim=1), lambda states: states[4][:, 1, :1]):
         model, backbone = adapted("head", "bert")
@@ -148,16 +148,16 @@ def test_adapters_that_merge_in_evaluation_mode_are_trained():
     assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
 
 
-def test_parts_that_the_anatomy_does_not_place_prevent_a_cut(caplog):
-    # DeBERTa's convolution stands beside the first layer.
+def test_parts_that_the_anatomy_does_not_place_prevent_a_split(caplog):
+    # DeBERTa's convolution runs parallel to the first layer.
     convolution = ["+backbone.architecture.conv_kernel_size=3", "+backbone.architecture.conv_act=gelu"]
     model, backbone = adapted("head", "deberta-v2", *convolution)
     assert find_split(model, backbone.anatomy, collate(rows(), np.array([0, 2])).inputs, nullcontext) is None
     assert "cannot be computed apart" in caplog.text
 
 
-def test_the_trunk_runs_without_dropout_while_the_rest_trains():
-    model, backbone, split = cut_of("lora_top", "bert")
+def test_frozen_layers_run_without_dropout_while_the_rest_trains():
+    model, backbone, split = split_of("lora_top", "bert")
     frozen = FrozenLayers(model, backbone.anatomy, split, nullcontext)
     source = FeatureBatchSource(rows(), torch.device("cpu"), frozen, None)
     model.train()

@@ -1,0 +1,52 @@
+"""The private interfaces of torch and accelerate that training and frozen layers rely on; each failure says what moved."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+
+from petl_bench.training.config import TrainConfig
+from petl_bench.training.device import fast_dropout, make_accelerator
+
+
+def test_accelerate_lets_one_process_change_device_and_precision():
+    assert hasattr(AcceleratorState, "_reset_state"), (
+        "accelerate has no AcceleratorState._reset_state any more, so training/device.py cannot give a second run of "
+        "the same process another precision"
+    )
+    assert hasattr(PartialState, "_shared_state"), (
+        "accelerate has no PartialState._shared_state any more, so training/device.py cannot see whether several "
+        "processes were started"
+    )
+    for precision in ("bf16", "fp32"):
+        accelerator = make_accelerator(TrainConfig(device="cpu", precision=precision))
+        assert accelerator.mixed_precision == {"fp32": "no"}.get(precision, precision), (
+            "accelerate keeps the precision of the first run of a process in spite of AcceleratorState._reset_state"
+        )
+
+
+def test_torch_lets_a_kernel_be_replaced_for_a_while():
+    assert hasattr(torch.library.Library("aten", "IMPL"), "_destroy"), (
+        "torch.library.Library has no _destroy any more, so training/device.py cannot restore torch's dropout kernel"
+    )
+    before = torch.manual_seed(0) and torch.empty(100).bernoulli_(0.5)
+    with fast_dropout(torch.device("cpu")):
+        torch.manual_seed(0)
+        replaced = torch.empty(100).bernoulli_(0.5)
+    torch.manual_seed(0)
+    assert not torch.equal(replaced, before), (
+        "torch ignores the kernel that training/device.py registers for bernoulli_"
+    )
+    assert torch.equal(torch.empty(100).bernoulli_(0.5), before), "torch's own kernel for bernoulli_ was not restored"
+
+
+def test_torch_keeps_a_compiled_module_apart_from_its_forward_pass():
+    module = torch.nn.Linear(1, 1)
+    assert module._compiled_call_impl is None, (
+        "torch.nn.Module has no _compiled_call_impl any more, so frozen/split.py cannot replace a compiled layer"
+    )
+    module.compile()
+    assert module._compiled_call_impl is not None, (
+        "torch.nn.Module.compile does not set _compiled_call_impl any more, so frozen/split.py would run a frozen layer"
+    )
