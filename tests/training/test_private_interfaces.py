@@ -1,4 +1,4 @@
-"""The private interfaces of torch and accelerate that training and frozen layers rely on; each failure says what moved."""
+"""The private interfaces of torch and accelerate that training and frozen layers use; each failure says what moved."""
 
 from __future__ import annotations
 
