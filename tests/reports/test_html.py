@@ -62,8 +62,8 @@ def test_rows_hold_the_statistics_by_hand():
     assert (row["score"], row["sd"], row["median"]) == pytest.approx((53.0, 3.605551, 52.0))
     # Of the 27 resamples, the lowest and the highest have 1/27 each, which is more than 2.5 %.
     assert (row["low"], row["high"]) == pytest.approx((50.0, 57.0))
-    assert row["estimate"] == pytest.approx(records[0].memory.estimate.peak_bytes / 2**20)
-    assert row["device"] is None
+    assert row["estimated_peak_bytes"] == pytest.approx(records[0].memory.estimate.peak_bytes / 2**20)
+    assert row["train_peak_allocated_bytes"] is None
     step, epoch, mean, _, n = row["history"][-1]
     assert (step, epoch, n) == (276, 3.0, 3)
     assert mean == pytest.approx(100 * sum(r.history[-1].scores["matthews_correlation"] for r in records) / 3)
@@ -238,7 +238,7 @@ def test_a_point_tells_its_numbers_and_lights_up_its_method(opened):
     )
     assert tip.is_displayed()
     assert f"{row['score']:.1f} ± {row['sd']:.1f}" in tip.text
-    assert f"{row['params']:,}" in tip.text
+    assert f"{row['params_trainable']:,}" in tip.text
     assert texts(opened, "tr.hot td:first-child") == ["houlsby"] * len(TASKS)
     assert count(opened, "#history .over path.line") == 1
     ActionChains(opened).move_to_element(opened.find_element("id", "title")).perform()
@@ -272,7 +272,7 @@ def test_another_cost_draws_other_points(opened):
 
     places = "return [...document.querySelectorAll('#scores .pt')].map((node) => node.getAttribute('transform'))"
     before = opened.execute_script(places)
-    Select(opened.find_element("id", "axis")).select_by_value("estimate")
+    Select(opened.find_element("id", "axis")).select_by_value("estimated_peak_bytes")
     drawn(opened)
     assert opened.execute_script(places) != before
     assert "estimate" in texts(opened, "#scores .axis-name")[0]

@@ -14,6 +14,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.ranking import rank_methods
@@ -54,7 +55,7 @@ def test_mean_and_sample_deviation_by_hand():
     sd = math.sqrt(sum((x - mean) ** 2 for x in (0.80, 0.82, 0.87)) / 2)
     assert group.score() == Statistic(pytest.approx(mean), pytest.approx(sd), 3)
     assert group.seeds == [0, 1, 2]
-    assert group.statistic("time", "train_seconds").mean == 11.0
+    assert group.statistic(FIELDS["train_seconds"]).mean == 11.0
 
 
 def test_one_seed_has_no_deviation():

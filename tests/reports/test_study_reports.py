@@ -100,7 +100,7 @@ def test_before_the_first_run_the_table_shows_what_was_planned():
     assert (lora["method params"], lora["head params"], lora["% of backbone"]) == ("1,234", "20", "0.750")
     assert (lora["estimated MiB"], lora["MRPC"], lora["seeds"]) == ("4", "-", "0/2")
     assert rows["FULL"]["method params"] == rows["FULL"]["estimated MiB"] == "-"
-    assert "counted by plan, not run: parameters and ledger of LORA" in table.notes
+    assert "counted by plan, not run: parameters and estimated memory of LORA" in table.notes
     assert "FULL: could not be counted" in table.notes
     assert "deviation: fewer rows" in table.notes
     made = [record("lora", "mrpc", 0, 0.8)]

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from petl_bench.reports.fields import FIELDS, QUANTITIES, Field
 from petl_bench.reports.results_table import StudyRecords, in_points, is_error, score_of
 from petl_bench.reports.significance import Statistic
 
@@ -114,55 +115,37 @@ def _in_words(method: str, other: str, differences: dict[str, list[float]], ours
     return f"{words}, {failed} failed runs left out" if failed else words
 
 
-# Where the record has a quantity, and the planned costs where they know it.
-QUANTITIES: dict[str, tuple[str, ...]] = {
-    "ledger_peak": ("memory", "estimate", "peak_bytes"),
-    "device_peak": ("memory", "device", "train_peak_allocated_bytes"),
-    "inference_throughput": ("inference", "examples_per_second"),
-    "train_throughput": ("time", "train_examples_per_second"),
-    "trainable": ("params", "trainable"),
-    "train_step_flops": ("flops", "train_step_flops"),
-    "inference_flops": ("flops", "inference_flops"),
-    "best_epoch": ("scores", "best_epoch"),
-}
-
-
 def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """The largest share of the backbone (head included) over the tasks."""
-    shares = [
-        share for task in test["tasks"] if (share := _planned_or_run(test["method"], task, ours, "share")) is not None
-    ]
-    if not shares:
+    """Tests the largest share of the backbone (head included) over the tasks against `percent`."""
+    field = FIELDS["params_trainable_share_of_backbone_percent"]
+    share = _most_parameters(field, test, ours)
+    if share is None:
         return not_run([(test["method"], task) for task in test["tasks"]], ours)
-    share = max(shares)
-    # As many digits as the claim has: 0.534 % is 0.53 %.
-    digits = len(str(test["percent"]).partition(".")[2])
-    words = f"{test['method']} trains {share:.3f} % of the backbone, head included; claimed: {test['percent']:g} %"
-    return Outcome(round(share, digits) <= test["percent"], words)
+    text = f"{test['method']} trains {share:.3f} % of the backbone, head included; claimed: {test['percent']:g} %"
+    return Outcome(_rounded_as(share, test["percent"]) <= test["percent"], text)
 
 
 def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """The method's own parameters, the head's not counted."""
-    counts = [
-        count for task in test["tasks"] if (count := _planned_or_run(test["method"], task, ours, "params")) is not None
-    ]
-    if not counts:
+    """Tests the method's own parameters, without the head's, against `millions`."""
+    count = _most_parameters(FIELDS["params_trainable_method"], test, ours)
+    if count is None:
         return not_run([(test["method"], task) for task in test["tasks"]], ours)
-    count = max(counts)
-    digits = len(str(test["millions"]).partition(".")[2])
-    words = f"{test['method']} trains {count:,.0f} parameters, head not counted; claimed: {test['millions']:g}M"
-    return Outcome(round(count / 1e6, digits) <= test["millions"], words)
+    text = f"{test['method']} trains {count:,.0f} parameters, head not counted; claimed: {test['millions']:g}M"
+    return Outcome(_rounded_as(count / 1e6, test["millions"]) <= test["millions"], text)
 
 
-def _planned_or_run(method: str, task: str, ours: StudyRecords, what: str) -> float | None:
-    for record in ours.by_seed(method, task).values():
-        assert record.params
-        params = record.params
-        return params.trainable_share_of_backbone_percent if what == "share" else params.trainable_method
-    costs = ours.costs(method, task)
-    if costs is None:
-        return None
-    return costs.trainable_share_of_backbone_percent if what == "share" else costs.trainable_method
+def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
+    """The largest number over the tasks, by a finished run or by the plan; None where neither is known."""
+    found = []
+    for task in test["tasks"]:
+        record = next(iter(ours.by_seed(test["method"], task).values()), None)
+        found.append(field.value(record) if record else field.planned_value(ours.costs(test["method"], task)))
+    return max((value for value in found if value is not None), default=None)
+
+
+def _rounded_as(value: float, claimed: float) -> float:
+    """Rounds a value to the digits that the claim gives: 0.534 is 0.53 if 0.53 is claimed."""
+    return round(value, len(str(claimed).partition(".")[2]))
 
 
 def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
@@ -185,23 +168,13 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
 
 
 def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
-    found: list[float | None] = []
-    for record in ours.by_seed(method, task).values():
-        node: Any = record
-        for name in QUANTITIES[quantity]:
-            node = getattr(node, name, None)
-        found.append(node)
-    measured = Statistic.of(found)
+    """The mean of a quantity over the seeds, as planned if no run has it; None where neither is known."""
+    field = FIELDS[QUANTITIES[quantity]]
+    measured = Statistic.of(field.value(record) for record in ours.by_seed(method, task).values())
     if measured is not None:
         return measured.mean
-    costs = ours.costs(method, task)
-    if costs is None:
-        return None
-    if quantity == "ledger_peak":
-        return costs.peak_bytes
-    if quantity == "trainable" and costs.trainable_method is not None:
-        return costs.trainable_method + (costs.trainable_head or 0)
-    return None
+    planned: float | None = field.planned_value(ours.costs(method, task))
+    return planned
 
 
 def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:

@@ -15,7 +15,6 @@ from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
 from petl_bench.reports.claim_tests import (
     NEEDS,
-    QUANTITIES,
     Outcome,
     better,
     comparable,
@@ -24,6 +23,7 @@ from petl_bench.reports.claim_tests import (
     same_choice,
     share_at_most,
 )
+from petl_bench.reports.fields import QUANTITIES
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import StudyRecords
 

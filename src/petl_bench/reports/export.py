@@ -7,24 +7,11 @@ import io
 import json
 from typing import Any
 
+from petl_bench.reports.fields import FIELDS, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.ranking import Comparison, Ranking
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
-
-_COSTS = {
-    "train_seconds": ("time", "train_seconds"),
-    "train_examples_per_second": ("time", "train_examples_per_second"),
-    "train_tokens_per_second": ("time", "train_tokens_per_second"),
-    "padding_share": ("time", "padding_share"),
-    "process_peak_rss_bytes": ("memory", "process_peak_rss_bytes"),
-    "train_peak_allocated_bytes": ("memory", "device", "train_peak_allocated_bytes"),
-    "estimated_peak_bytes": ("memory", "estimate", "peak_bytes"),
-    "train_step_flops": ("flops", "train_step_flops"),
-    "inference_flops": ("flops", "inference_flops"),
-    "inference_latency_ms": ("inference", "latency_ms_median"),
-    "inference_examples_per_second": ("inference", "examples_per_second"),
-}
 
 
 def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
@@ -46,7 +33,7 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
         by_seed = primary.pop("by_seed")
         flat = {**row, **primary, "seeds": " ".join(map(str, by_seed)), "unfinished": " ".join(row["unfinished"])}
         # The sparse ones come last.
-        costs = {name: flat.pop(name) for name in list(flat) if name.removesuffix("_mean") in _COSTS}
+        costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
         rows.append(flat | costs | {f"{name}_mean": score["mean"] for name, score in scores.items()})
     return rows
 
@@ -86,7 +73,7 @@ def _cell_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
                     "bold": method in ranking.tasks[task].bold,
                     "scores": _scores(cell.group),
                     **_params(cell),
-                    **_costs(cell.group),
+                    **_costs(cell),
                 }
             )
     return rows
@@ -127,34 +114,35 @@ def _described(score: Statistic | None) -> dict[str, Any]:
 
 
 def _params(cell: Cell) -> dict[str, Any]:
-    params = cell.group.first.params if cell.group else None
-    known, costs = params or cell.costs, cell.costs
-    method, head = (known.trainable_method, known.trainable_head) if known else (None, None)
+    params, costs = cell.group.first.params if cell.group else None, cell.costs
+    fields = [field for field in FIELDS.values() if field.export and field.kind == "parameters"]
     return {
         "counted": "run" if params else "plan" if costs else None,
-        "params_trainable": None if method is None or head is None else method + head,
-        "params_trainable_method": method,
-        "params_trainable_head": head,
-        "params_trainable_share_of_backbone_percent": known.trainable_share_of_backbone_percent if known else None,
-        "stored_bytes": params.stored_bytes if params else None,
-        "planned_peak_bytes": costs.peak_bytes if costs else None,
+        **{
+            field.key: field.value(cell.group.first) if cell.group and params else field.planned_value(costs)
+            for field in fields
+        },
+        "planned_peak_bytes": FIELDS["estimated_peak_bytes"].planned_value(costs),
     }
 
 
-def _costs(group: Group | None) -> dict[str, Any]:
-    protocol = group.first.protocol if group else None
-    shared = {
-        name: getattr(protocol, name, None)
-        for name in ("num_train_examples", "num_eval_examples", "selection_split", "report_split")
-    }
-    found = {name: group.statistic(*path) if group else None for name, path in _COSTS.items()}
-    return shared | {f"{name}_mean": one.mean if one else None for name, one in found.items()}
+_PROTOCOL = ("num_train_examples", "num_eval_examples", "selection_split", "report_split")
+
+
+def _costs(cell: Cell) -> dict[str, Any]:
+    protocol = cell.group.first.protocol if cell.group else None
+    shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
+    return shared | {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
+
+
+def _cost_fields() -> list[Field]:
+    return [field for field in FIELDS.values() if field.export and field.kind != "parameters"]
 
 
 def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {
-            "sheet": results.title,
+            "table": results.title,
             "study": results.study,
             "method": method,
             "average": ranking.averages.get(method),
@@ -170,7 +158,7 @@ def _comparison_row(one: Comparison) -> dict[str, Any]:
     found = one.difference
     interval = found.interval if found else None
     return {
-        "sheet": one.results,
+        "table": one.results,
         "method": one.method,
         "reference": one.reference,
         "n": found.n if found else 0,

@@ -13,6 +13,7 @@ from typing import Any
 from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT, backbone_name, method_label
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.reports.fields import Field
 from petl_bench.reports.significance import Statistic
 
 # They act through settings of `train`, which are shown.
@@ -75,9 +76,9 @@ class Group:
         assert self.first.scores
         return sorted(self.first.scores.best, key=lambda name: name != self.metric)
 
-    def statistic(self, *path: str) -> Statistic | None:
-        """A number of the record by its path, e.g. `time`, `train_seconds`, over the seeds."""
-        return Statistic.of(_at(record, path) for record in self.records)
+    def statistic(self, field: Field) -> Statistic | None:
+        """A number of the record over the seeds; None if no run measured it."""
+        return Statistic.of(field.value(record) for record in self.records)
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
@@ -139,13 +140,6 @@ def _seed(record: Record) -> int:
 
 def _trained(group: Group) -> int:
     return group.first.params.trainable if group.first.params else 0
-
-
-def _at(record: Record, path: tuple[str, ...]) -> float | None:
-    node: Any = record
-    for name in path:
-        node = getattr(node, name, None)
-    return node
 
 
 @dataclass(frozen=True)

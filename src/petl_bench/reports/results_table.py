@@ -10,6 +10,7 @@ from functools import cached_property
 from petl_bench.records.run_key import backbone_name
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
+from petl_bench.reports.fields import Field
 from petl_bench.reports.groups import Group, is_comparable
 from petl_bench.reports.significance import Statistic
 
@@ -120,6 +121,11 @@ class Cell:
     planned: int | None = None
     unfinished: tuple[str, ...] = ()
     costs: PlannedCosts | None = None
+
+    def measured(self, field: Field) -> float | None:
+        """The mean of a number over the finished runs; None if none measured it."""
+        statistic = self.group.statistic(field) if self.group else None
+        return statistic.mean if statistic else None
 
 
 @dataclass(frozen=True)

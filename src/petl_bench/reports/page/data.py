@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
-from petl_bench.reports.fields import AXES, COLUMNS, MEASURED
+from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.plots.panels import score_scale
@@ -19,6 +19,54 @@ from petl_bench.reports.significance import Statistic
 # More points than a plot has pixels for make the page large and show nothing more.
 _MOST_POINTS = 120
 _SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class PageColumn:
+    """A column of the page's table.
+
+    Attributes:
+        key: The key of its values in a row.
+        name: Its heading.
+        note: Its definition.
+        kind: How the page writes a value: `text`, `number`, or `score`, whose digits follow the metric.
+        digits: Decimals of numbers.
+        always: Whether it is there even if no row has a value.
+    """
+
+    key: str
+    name: str
+    note: str
+    kind: str = "number"
+    digits: int = 0
+    always: bool = True
+
+
+_ROW_COLUMNS = (
+    PageColumn("method", "method", "the method, with the settings in which its variants differ", "text"),
+    PageColumn("task", "task", "the task", "text"),
+    PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
+    PageColumn("rows", "train rows", "rows trained on"),
+    PageColumn("n", "seeds", "runs that differ in their seed alone"),
+    PageColumn(
+        "score",
+        "score ± sd",
+        "the primary metric on the report split, mean over seeds and sample standard deviation (n - 1); in percent, "
+        "errors (lower is better) as they are",
+        "score",
+    ),
+    PageColumn("median", "median", "median over seeds", "score"),
+    PageColumn("low", "95 % interval", "bootstrap 95 % interval of the mean over seeds", "score", always=False),
+)
+
+
+def page_columns() -> list[PageColumn]:
+    """The columns of the table: what a row is, its score, and the numbers of `FIELDS` that the page shows."""
+    fields = [field for field in FIELDS.values() if field.page]
+    return [
+        *_ROW_COLUMNS,
+        *(PageColumn(f.key, f.name, f.definition, digits=f.digits, always=f.always) for f in fields),
+    ]
 
 
 def page_data(
@@ -51,8 +99,12 @@ def page_data(
         "descriptions": [study.description for study in studies if study.description],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
-        "columns": [asdict(column) for column in COLUMNS if column.always or _any(rows, column.key)],
-        "axes": [asdict(axis) for axis in AXES if _any(rows, axis.key)],
+        "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
+        "axes": [
+            {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
+            for key in AXES
+            if _any(rows, key) and (axis := FIELDS[key])
+        ],
         "methods": list(dict.fromkeys(item.method for item in sorted(named, key=_trained))),
         "rows": rows,
         "rows_curves": [
@@ -68,9 +120,8 @@ def page_data(
 
 def _row(index: int, item: NamedGroup) -> dict[str, Any]:
     group = item.group
-    protocol, params = group.first.protocol, group.first.params
+    protocol = group.first.protocol
     assert protocol
-    assert params
     return {
         "id": index,
         "method": item.method,
@@ -86,11 +137,11 @@ def _row(index: int, item: NamedGroup) -> dict[str, Any]:
         "rows": item.rows,
         "seeds": group.seeds,
         **_score(group),
-        "method_params": params.trainable_method,
-        "head_params": params.trainable_head,
-        "params": params.trainable,
-        "share": params.trainable_share_of_backbone_percent,
-        **{key: _scaled(group.statistic(*path), unit) for key, (path, unit) in MEASURED.items()},
+        **{
+            key: statistic.mean / field.unit if (statistic := group.statistic(field)) else None
+            for key, field in FIELDS.items()
+            if field.page or field.axis
+        },
         "history": _history(group),
         "variability": _variability(group),
     }
@@ -113,10 +164,6 @@ def _score(group: Group) -> dict[str, Any]:
         "high": high,
         "values": known,
     }
-
-
-def _scaled(statistic: Statistic | None, unit: float) -> float | None:
-    return None if statistic is None else statistic.mean / unit
 
 
 def _history(group: Group) -> list[list[float]]:

@@ -31,7 +31,7 @@ function rowTip(row, extra) {
     m: row.m,
     title: row.method,
     under: `${row.task}, ${row.backbone}, ${plural(row.rows, "training row")}`,
-    lines: [...scoreLines(row), ["trained params", number(row.params)], ...extra],
+    lines: [...scoreLines(row), ["trained params", number(row.params_trainable)], ...extra],
   });
 }
 
@@ -87,7 +87,7 @@ function drawScores(container, rows, axis) {
   }
   for (const row of rows) {
     const [x, y] = at(row);
-    const extra = axis.key === "params" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
+    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
     const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
     drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
   }
