@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.process import DEBUG_VARIABLE, debugging, is_main_process, setup_logging
-from petl_bench.reports.output_files import PLOT_KINDS
+from petl_bench.reports.render import PLOT_KINDS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -356,7 +356,7 @@ def _predict(parsed: argparse.Namespace) -> int:
 def _plan(parsed: argparse.Namespace) -> int:
     from petl_bench.errors import parse_bytes
     from petl_bench.estimate.plan import plan
-    from petl_bench.reports.output_files import check_picture
+    from petl_bench.reports.render import check_picture
     from petl_bench.reports.plots.costs import draw_memory
     from petl_bench.reports.render import print_table
     from petl_bench.reports.tables import cost_table

@@ -6,6 +6,7 @@ out. Points are percent points of the primary metric, or of `metric`.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,10 @@ from typing import Any
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
-from petl_bench.reports.claim_tests import (
-    NEEDS,
-    Outcome,
-    better,
-    comparable,
-    params_at_most,
-    ratio,
-    same_choice,
-    share_at_most,
-)
-from petl_bench.reports.fields import QUANTITIES
+from petl_bench.reports.fields import FIELDS, QUANTITIES, Field
 from petl_bench.reports.render import ReportTable
-from petl_bench.reports.results_table import StudyRecords
+from petl_bench.reports.results_table import StudyRecords, in_points, is_error, score_of
+from petl_bench.reports.significance import Statistic
 
 REPRODUCED = "reproduced"
 
@@ -65,6 +57,193 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     notes = [f"deviation: {deviation}" for deviation in study.deviations]
     header = ["claim", "verdict", "numbers", "source"]
     return ReportTable(f"{study.name}: claims", header, cells, notes, prose=("claim", "numbers", "source"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`holds` is None where runs are missing; `numbers` are in words."""
+
+    holds: bool | None
+    numbers: str
+
+
+def not_run(cells: list[tuple[str, str]], ours: StudyRecords, words: str = "") -> Outcome:
+    """No verdict: how many runs of these (method, task) are missing; where none is, what else is, in `words`."""
+    missing = {cell: ours.num_missing(*cell) for cell in cells}
+    total = sum(missing.values())
+    first = next((f"{method} on {task}" for (method, task), number in missing.items() if number), "")
+    if not total:
+        return Outcome(None, words or "not measured in the runs that are there")
+    return Outcome(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
+
+
+# Where a difference must show: on the mean over tasks, on most of them, on every one.
+NEEDS = ("mean", "most", "every")
+
+
+def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Against each of the others.
+
+    On the mean: by more than two standard errors of the paired differences, and by `at_least` points. On most or on
+    every task: by more than 0 on the task's mean, and by `at_least` points.
+    """
+    least = test.get("at_least", 0)
+    outcomes = []
+    for other in test["than"]:
+        differences = _differences(test["method"], other, test, ours)
+        if isinstance(differences, Outcome):
+            return differences
+        needs = test.get("needs", "mean")
+        if needs == "mean":
+            every = [value for values in differences.values() for value in values]
+            if len(every) < 2:
+                return Outcome(None, f"{test['method']} against {other}: one pair has no spread, two are needed")
+            mean, error = statistics.fmean(every), statistics.stdev(every) / len(every) ** 0.5
+            holds = mean > 2 * error and mean >= least
+        else:
+            means = [round(statistics.fmean(values), 9) for values in differences.values()]
+            holds = _enough([mean > 0 and mean >= least for mean in means], needs)
+        outcomes.append(Outcome(holds, _in_words(test["method"], other, differences, ours)))
+    asked = f"; claimed: {least:g} points at least" if least else ""
+    return Outcome(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
+
+
+def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Not more than `within` points behind: on the mean, on most tasks or on every task."""
+    differences = _differences(test["method"], test["to"], test, ours)
+    if isinstance(differences, Outcome):
+        return differences
+    needs = test.get("needs", "mean")
+    if needs == "mean":
+        mean = statistics.fmean(value for values in differences.values() for value in values)
+        holds = round(mean, 9) >= -test["within"]
+    else:
+        means = [round(statistics.fmean(values), 9) for values in differences.values()]
+        holds = _enough([mean >= -test["within"] for mean in means], needs)
+    words = _in_words(test["method"], test["to"], differences, ours)
+    return Outcome(holds, f"{words}; claimed: not more than {test['within']:g} behind")
+
+
+def _enough(wins: list[bool], needs: str) -> bool:
+    return all(wins) if needs == "every" else 2 * sum(wins) > len(wins)
+
+
+def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> dict[str, list[float]] | Outcome:
+    """By task: the method less the other, seed by seed, in points; positive is better."""
+    found: dict[str, list[float]] = {}
+    cells = [(name, task) for name in (method, other) for task in test["tasks"]]
+    if any(ours.num_missing(*cell) for cell in cells):
+        return not_run(cells, ours)
+    for task in test["tasks"]:
+        metric = test.get("metric") or ours.primary_metric(task) or ""
+        mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
+        sign = -1 if is_error(metric) else 1
+        scores = [
+            (score_of(mine[seed], metric), score_of(theirs[seed], metric))
+            for seed in sorted(mine.keys() & theirs.keys())
+        ]
+        found[task] = [
+            # Rounded, so that equal scores differ by 0 and a bound is kept that is met exactly.
+            round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
+            for score, against in scores
+            if score is not None and against is not None
+        ]
+        if not found[task]:
+            return Outcome(None, f"{task}: no seed on which both {method} and {other} finished with {metric}")
+    return found
+
+
+def _in_words(method: str, other: str, differences: dict[str, list[float]], ours: StudyRecords) -> str:
+    every = [value for values in differences.values() for value in values]
+    spread = f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
+    words = f"{method} - {other}: {statistics.fmean(every):+.2f}{spread} points over {len(every)} pairs"
+    if len(differences) > 1:
+        words += " (" + ", ".join(f"{task} {statistics.fmean(v):+.2f}" for task, v in differences.items()) + ")"
+    failed = sum(ours.num_failed(name, task) for name in (method, other) for task in differences)
+    return f"{words}, {failed} failed runs left out" if failed else words
+
+
+def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests the largest share of the backbone (head included) over the tasks against `percent`."""
+    field = FIELDS["params_trainable_share_of_backbone_percent"]
+    share = _most_parameters(field, test, ours)
+    if share is None:
+        return not_run([(test["method"], task) for task in test["tasks"]], ours)
+    text = f"{test['method']} trains {share:.3f} % of the backbone, head included; claimed: {test['percent']:g} %"
+    return Outcome(_rounded_as(share, test["percent"]) <= test["percent"], text)
+
+
+def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests the method's own parameters, without the head's, against `millions`."""
+    count = _most_parameters(FIELDS["params_trainable_method"], test, ours)
+    if count is None:
+        return not_run([(test["method"], task) for task in test["tasks"]], ours)
+    text = f"{test['method']} trains {count:,.0f} parameters, head not counted; claimed: {test['millions']:g}M"
+    return Outcome(_rounded_as(count / 1e6, test["millions"]) <= test["millions"], text)
+
+
+def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
+    """The largest number over the tasks, by a finished run or by the plan; None where neither is known."""
+    found = []
+    for task in test["tasks"]:
+        record = next(iter(ours.by_seed(test["method"], task).values()), None)
+        found.append(field.value(record) if record else field.planned_value(ours.costs(test["method"], task)))
+    return max((value for value in found if value is not None), default=None)
+
+
+def _rounded_as(value: float, claimed: float) -> float:
+    """Rounds a value to the digits that the claim gives: 0.534 is 0.53 if 0.53 is claimed."""
+    return round(value, len(str(claimed).partition(".")[2]))
+
+
+def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """The geometric mean over tasks of the ratio of the two methods' means over seeds."""
+    ratios, pairs = {}, [(method, task) for method in (test["of"], test["over"]) for task in test["tasks"]]
+    for task in test["tasks"]:
+        above, below = (_quantity(test["quantity"], method, task, ours) for method in (test["of"], test["over"]))
+        if above is None or not below:
+            return not_run(pairs, ours, f"{test['quantity']} was not measured for both on {task}")
+        ratios[task] = above / below
+    if not ratios:
+        return not_run(pairs, ours)
+    mean = statistics.geometric_mean(ratios.values())
+    spread = f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f} over {len(ratios)} tasks)"
+    words = (
+        f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f}{spread if len(ratios) > 1 else ''}; "
+        f"claimed: {test['at_least']:g} at least"
+    )
+    return Outcome(round(mean, 9) >= test["at_least"], words)
+
+
+def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
+    """The mean of a quantity over the seeds, as planned if no run has it; None where neither is known."""
+    field = FIELDS[QUANTITIES[quantity]]
+    measured = Statistic.of(field.value(record) for record in ours.by_seed(method, task).values())
+    if measured is not None:
+        return measured.mean
+    planned: float | None = field.planned_value(ours.costs(method, task))
+    return planned
+
+
+def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """The layer that layers=variability chose, against that on the first task, seed by seed."""
+    method = test["method"]
+    cells = [(method, task) for task in test["tasks"]]
+    if any(ours.num_missing(*cell) for cell in cells):
+        return not_run(cells, ours)
+    chosen = {
+        task: {seed: record.layers.top for seed, record in ours.by_seed(method, task).items() if record.layers}
+        for task in test["tasks"]
+    }
+    if not all(chosen.values()):
+        return not_run(cells, ours)
+    first = chosen[test["tasks"][0]]
+    if not all(first.keys() & layers.keys() for layers in chosen.values()):
+        return Outcome(None, f"no seed of {method} finished on all of {', '.join(test['tasks'])}")
+    moves = [abs(layer - first[seed]) for layers in chosen.values() for seed, layer in layers.items() if seed in first]
+    words = ", ".join(f"{task} {'/'.join(map(str, layers.values()))}" for task, layers in chosen.items())
+    within = test.get("within", 0)
+    return Outcome(max(moves) <= within, f"layer chosen by {method}, a seed each: {words}; claimed: {within:g} apart")
 
 
 @dataclass(frozen=True)

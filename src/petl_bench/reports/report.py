@@ -11,14 +11,21 @@ from petl_bench.errors import RequestError
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, named_groups, panel_groups
 from petl_bench.reports.load import ReportInput, read_report_input
-from petl_bench.reports.output_files import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.page.data import page_data
 from petl_bench.reports.page.html import write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
 from petl_bench.reports.ranking import Comparison, Ranking, compare, rank_methods
-from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
+from petl_bench.reports.render import (
+    PLOT_KINDS,
+    ReportTable,
+    check_page,
+    check_picture,
+    print_table,
+    to_latex,
+    to_markdown,
+)
 from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.tables import comparison_table, scores_table
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from petl_bench.reports.output_files import check_page
+from petl_bench.reports.render import check_page
 
 STYLES = ("page.css", "charts.css")
 # In this order: each uses what stands in those before it.

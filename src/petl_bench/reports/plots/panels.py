@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
-from petl_bench.reports.output_files import check_picture
+from petl_bench.reports.render import check_picture
 from petl_bench.reports.significance import Statistic
 
 if TYPE_CHECKING:
