@@ -22,7 +22,7 @@ from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
-from reports.generated import sheet_tables
+from reports.generated import results_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -97,7 +97,7 @@ def test_variants_in_training_settings_are_told_apart_too():
     "override", ["backbone.attention=eager", "backbone.revision=other", "task.num_train_examples=7"]
 )
 def test_no_two_rows_share_a_name(override):
-    (table,) = sheet_tables([made(0.8), made(0.9, override)])
+    (table,) = results_tables([made(0.8), made(0.9, override)])
     assert len({row[0] for row in table.rows}) == len(table.rows) == 2
 
 
@@ -116,13 +116,13 @@ def test_a_finished_record_without_scores_is_left_out():
 def test_errors_are_not_percentages():
     record = made(0.3, "task=stsb", "task.metrics=[mean_squared_error]", "task.metric=mean_squared_error")
     record.protocol.higher_is_better = False
-    (table,) = sheet_tables([record])
+    (table,) = results_tables([record])
     assert table.rows[0][table.header.index("stsb mean_squared_error")] == "0.3000"
 
 
 def test_the_table_has_a_row_a_method_and_a_column_a_task():
     records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
-    (table,) = sheet_tables(records)
+    (table,) = results_tables(records)
     assert "demo acc" in table.header
     assert "mrpc acc" in table.header
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
@@ -137,12 +137,12 @@ def test_the_table_has_a_row_a_method_and_a_column_a_task():
 
 
 def test_device_memory_is_shown_where_it_was_measured():
-    (table,) = sheet_tables([made(0.8, device=True)])
+    (table,) = results_tables([made(0.8, device=True)])
     assert table.rows[0][table.header.index("peak device MiB")] == "3"
 
 
 def test_one_table_a_backbone():
-    tables = sheet_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
+    tables = results_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
     assert [table.title.split(":")[0] for table in tables] == ["minilm", "tiny_bert"]
 
 
@@ -160,13 +160,13 @@ def test_csv_and_json_round_nothing_and_hold_every_metric():
 
 
 def test_markdown_is_a_table():
-    (table,) = sheet_tables(SEEDS)
+    (table,) = results_tables(SEEDS)
     lines = to_markdown(table).splitlines()
     assert {line.count("|") for line in lines if line.startswith("|")} == {len(table.header) + 1}
 
 
 def test_latex_escapes_what_it_must():
-    (table,) = sheet_tables([*SEEDS, made(0.7, "method.r=16")])
+    (table,) = results_tables([*SEEDS, made(0.7, "method.r=16")])
     text = to_latex(table)
     assert r"\toprule" in text
     assert r"\% of backbone" in text

@@ -1,7 +1,7 @@
-"""Claims of papers, tested on a study's records by a small closed set of tests.
+"""Claims of papers, tested on the records of a study by a small fixed set of tests.
 
-A claim's `test` names its `kind`. Methods and tasks are the study's names, and all of its tasks where `tasks` is left
-out. Points are percent points of the primary metric, or of `metric`.
+The `test` of a claim names its `kind`. Methods and tasks go by the study's names; without `tasks` a test covers all of
+them. Points are percent points of the primary metric, or of `metric`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ NOT_RUN = "not run yet"
 
 
 def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One mapping a claim: claim, source, verdict, and in words the numbers behind it.
+    """Makes one mapping per claim: claim, source, verdict, and a sentence with the numbers behind it.
 
     Raises:
-        RequestError: where a claim's test is of no known kind, or names what the study does not have.
+        RequestError: If the test of a claim has no known kind, or names what the study does not have.
     """
     ours = StudyRecords(study, records)
     return [_row(claim, ours) for claim in study.claims]
@@ -49,7 +49,7 @@ def _row(claim: Claim, ours: StudyRecords) -> dict[str, Any]:
 
 
 def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
-    """The claims with their verdicts, and the study's deviations as notes; None where nothing is claimed."""
+    """Makes the table of claims with their verdicts, with deviations as notes; None if the study has no claims."""
     rows = claim_rows(study, records)
     if not rows:
         return None
@@ -61,31 +61,42 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
 
 @dataclass(frozen=True)
 class Outcome:
-    """`holds` is None where runs are missing; `numbers` are in words."""
+    """The outcome of a test.
+
+    Attributes:
+        holds: None if runs are missing.
+        numbers: A sentence with the numbers behind it.
+    """
 
     holds: bool | None
     numbers: str
 
 
-def not_run(cells: list[tuple[str, str]], ours: StudyRecords, words: str = "") -> Outcome:
-    """No verdict: how many runs of these (method, task) are missing; where none is, what else is, in `words`."""
+def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Outcome:
+    """Makes an outcome without a verdict, which says how many runs of these (method, task) cells are missing.
+
+    Args:
+        cells: The cells that the test needs.
+        ours: The records of the study.
+        reason: What to say if no run is missing.
+    """
     missing = {cell: ours.num_missing(*cell) for cell in cells}
     total = sum(missing.values())
     first = next((f"{method} on {task}" for (method, task), number in missing.items() if number), "")
     if not total:
-        return Outcome(None, words or "not measured in the runs that are there")
+        return Outcome(None, reason or "not measured in the runs that are there")
     return Outcome(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
 
 
-# Where a difference must show: on the mean over tasks, on most of them, on every one.
+# Whether a test must hold for the mean over tasks, for most tasks, or for every task.
 NEEDS = ("mean", "most", "every")
 
 
 def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Against each of the others.
+    """Tests whether a method is better than each of the others.
 
-    On the mean: by more than two standard errors of the paired differences, and by `at_least` points. On most or on
-    every task: by more than 0 on the task's mean, and by `at_least` points.
+    `needs: mean` asks for more than two standard errors of the paired differences and for `at_least` points.
+    `needs: most` and `needs: every` ask for more than 0 and for `at_least` points on the mean of the task.
     """
     least = test.get("at_least", 0)
     outcomes = []
@@ -103,13 +114,13 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         else:
             means = [round(statistics.fmean(values), 9) for values in differences.values()]
             holds = _enough([mean > 0 and mean >= least for mean in means], needs)
-        outcomes.append(Outcome(holds, _in_words(test["method"], other, differences, ours)))
+        outcomes.append(Outcome(holds, _numbers_text(test["method"], other, differences, ours)))
     asked = f"; claimed: {least:g} points at least" if least else ""
     return Outcome(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
 
 
 def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Not more than `within` points behind: on the mean, on most tasks or on every task."""
+    """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task."""
     differences = _differences(test["method"], test["to"], test, ours)
     if isinstance(differences, Outcome):
         return differences
@@ -120,8 +131,8 @@ def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     else:
         means = [round(statistics.fmean(values), 9) for values in differences.values()]
         holds = _enough([mean >= -test["within"] for mean in means], needs)
-    words = _in_words(test["method"], test["to"], differences, ours)
-    return Outcome(holds, f"{words}; claimed: not more than {test['within']:g} behind")
+    text = _numbers_text(test["method"], test["to"], differences, ours)
+    return Outcome(holds, f"{text}; claimed: not more than {test['within']:g} behind")
 
 
 def _enough(wins: list[bool], needs: str) -> bool:
@@ -129,7 +140,7 @@ def _enough(wins: list[bool], needs: str) -> bool:
 
 
 def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> dict[str, list[float]] | Outcome:
-    """By task: the method less the other, seed by seed, in points; positive is better."""
+    """Differences of two methods in points, by task and seed; positive if the first is better."""
     found: dict[str, list[float]] = {}
     cells = [(name, task) for name in (method, other) for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
@@ -143,7 +154,7 @@ def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecor
             for seed in sorted(mine.keys() & theirs.keys())
         ]
         found[task] = [
-            # Rounded, so that equal scores differ by 0 and a bound is kept that is met exactly.
+            # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
             round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
             for score, against in scores
             if score is not None and against is not None
@@ -153,14 +164,14 @@ def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecor
     return found
 
 
-def _in_words(method: str, other: str, differences: dict[str, list[float]], ours: StudyRecords) -> str:
+def _numbers_text(method: str, other: str, differences: dict[str, list[float]], ours: StudyRecords) -> str:
     every = [value for values in differences.values() for value in values]
     spread = f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
-    words = f"{method} - {other}: {statistics.fmean(every):+.2f}{spread} points over {len(every)} pairs"
+    text = f"{method} - {other}: {statistics.fmean(every):+.2f}{spread} points over {len(every)} pairs"
     if len(differences) > 1:
-        words += " (" + ", ".join(f"{task} {statistics.fmean(v):+.2f}" for task, v in differences.items()) + ")"
+        text += " (" + ", ".join(f"{task} {statistics.fmean(v):+.2f}" for task, v in differences.items()) + ")"
     failed = sum(ours.num_failed(name, task) for name in (method, other) for task in differences)
-    return f"{words}, {failed} failed runs left out" if failed else words
+    return f"{text}, {failed} failed runs left out" if failed else text
 
 
 def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
@@ -197,7 +208,7 @@ def _rounded_as(value: float, claimed: float) -> float:
 
 
 def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """The geometric mean over tasks of the ratio of the two methods' means over seeds."""
+    """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`."""
     ratios, pairs = {}, [(method, task) for method in (test["of"], test["over"]) for task in test["tasks"]]
     for task in test["tasks"]:
         above, below = (_quantity(test["quantity"], method, task, ours) for method in (test["of"], test["over"]))
@@ -208,11 +219,11 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         return not_run(pairs, ours)
     mean = statistics.geometric_mean(ratios.values())
     spread = f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f} over {len(ratios)} tasks)"
-    words = (
+    text = (
         f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f}{spread if len(ratios) > 1 else ''}; "
         f"claimed: {test['at_least']:g} at least"
     )
-    return Outcome(round(mean, 9) >= test["at_least"], words)
+    return Outcome(round(mean, 9) >= test["at_least"], text)
 
 
 def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
@@ -226,7 +237,7 @@ def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> floa
 
 
 def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """The layer that layers=variability chose, against that on the first task, seed by seed."""
+    """Tests whether layers=variability chose nearly the same layer on each task as on the first, seed by seed."""
     method = test["method"]
     cells = [(method, task) for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
@@ -241,9 +252,9 @@ def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     if not all(first.keys() & layers.keys() for layers in chosen.values()):
         return Outcome(None, f"no seed of {method} finished on all of {', '.join(test['tasks'])}")
     moves = [abs(layer - first[seed]) for layers in chosen.values() for seed, layer in layers.items() if seed in first]
-    words = ", ".join(f"{task} {'/'.join(map(str, layers.values()))}" for task, layers in chosen.items())
+    text = ", ".join(f"{task} {'/'.join(map(str, layers.values()))}" for task, layers in chosen.items())
     within = test.get("within", 0)
-    return Outcome(max(moves) <= within, f"layer chosen by {method}, a seed each: {words}; claimed: {within:g} apart")
+    return Outcome(max(moves) <= within, f"layer chosen by {method}, a seed each: {text}; claimed: {within:g} apart")
 
 
 @dataclass(frozen=True)
@@ -270,14 +281,23 @@ _NAMES = ("than", "tasks")
 
 
 def apply_test(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Computes the test of a claim that `check_claim` let pass."""
+    """Runs the test of a claim that has passed `check_claim`."""
     test = {"tasks": ours.study.tasks} | test
     lists = {key: _listed(test[key]) for key in _NAMES if key in test}
     return KINDS[test["kind"]].test(test | lists, ours)
 
 
 def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> None:
-    """Raises RequestError, naming the claim, where it cannot be computed from a study of these methods and tasks."""
+    """Checks that a claim can be tested on a study.
+
+    Args:
+        claim: The claim.
+        methods: The study's methods.
+        tasks: The study's tasks.
+
+    Raises:
+        RequestError: If it cannot be tested; the message names the claim.
+    """
     where = f"The claim {claim.claim!r}: test"
     if claim.untestable is not None:
         if claim.test:

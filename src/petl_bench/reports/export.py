@@ -1,4 +1,4 @@
-"""Reports for programs: CSV and JSON. Nothing is rounded."""
+"""CSV and JSON, for other programs. Nothing is rounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from petl_bench.reports.significance import Statistic, average_ranks
 
 
 def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
-    """One line a method and task: the primary metric's statistics, the means of the other metrics, the costs."""
+    """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics."""
     rows = [row for results, ranking in rankings for row in _flat_rows(results, ranking)]
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
@@ -32,7 +32,7 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
         flat = {**row, **primary, "seeds": " ".join(map(str, by_seed)), "unfinished": " ".join(row["unfinished"])}
-        # The sparse ones come last.
+        # Columns that are often empty come last.
         costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
         rows.append(flat | costs | {f"{name}_mean": score["mean"] for name, score in scores.items()})
     return rows
@@ -41,7 +41,13 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
 def to_json(
     rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], of_studies: dict[str, Any]
 ) -> str:
-    """All groups with all metrics, the methods' averages and ranks, the comparisons, what studies are held against."""
+    """Writes all cells with all metrics, averages and ranks of the methods, comparisons, and the studies' parts.
+
+    Args:
+        rankings: The results tables with their rankings.
+        comparisons: The comparisons of the report.
+        of_studies: Paper comparisons, claims and deviations, as `study_json` gives them.
+    """
     content = {
         "groups": [row for results, ranking in rankings for row in _cell_rows(results, ranking)],
         "methods": [row for results, ranking in rankings for row in _method_rows(results, ranking)],
@@ -80,7 +86,7 @@ def _cell_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def _ranks(results: ResultsTable, task: str) -> dict[str, float]:
-    """Ranks of the methods' means on one task."""
+    """Ranks the methods on one task by their means."""
     sign = 1 if results.in_percent(task) else -1
     means = {method: score.mean for method in results.methods if (score := results.score(method, task))}
     return average_ranks({method: {task: sign * mean} for method, mean in means.items()})[0]
@@ -169,5 +175,5 @@ def _comparison_row(one: Comparison) -> dict[str, Any]:
         "p_holm": one.p,
         "least_p": found.least_p if found else None,
         "least_p_holm": one.least_p,
-        "words": one.words(),
+        "sentence": one.sentence(),
     }

@@ -8,7 +8,6 @@ from it by key. A new report column is one entry of `FIELDS`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal
 
 from petl_bench.records.schema import Record
@@ -63,7 +62,10 @@ class Field:
 
     def value(self, record: Record) -> Any:
         """The number in the record's unit; None if it was not measured."""
-        return reduce(lambda node, name: getattr(node, name, None), self.path.split("."), record)
+        found: Any = record
+        for name in self.path.split("."):
+            found = getattr(found, name, None)
+        return found
 
     def planned_value(self, costs: PlannedCosts | None) -> Any:
         """The number that `petl-bench plan` computed, in the record's unit; None if it computed none."""

@@ -1,4 +1,4 @@
-"""Compares the runs below some folders: tables to stdout, plot and page to files."""
+"""`petl-bench report`: compares the runs below some folders in tables, a plot and an HTML page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_report(
     plot_kind: str | None = None,
     page: str | None = None,
 ) -> int:
-    """Reports on every finished run below `folders`; on a folder with a study, as the study has it.
+    """Reports on every finished run below `folders`; runs of a study go by its names and order.
 
     Args:
         folders: Searched for records.
@@ -57,7 +57,7 @@ def write_report(
         The exit code: 0.
 
     Raises:
-        RequestError: where there is no finished run and no study, or nothing that the picture could show.
+        RequestError: If there is neither a finished run nor a study, or nothing that the picture could show.
     """
     if plot_kind and not plot:
         raise RequestError(f"--plot-kind {plot_kind} draws nothing by itself: add --plot FILE.")
@@ -100,16 +100,16 @@ _log = logging.getLogger(__name__)
 
 
 def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, page: str | None) -> None:
-    """Writes the picture and the page that were asked for; runs of a study go by its names.
+    """Writes the requested picture and page.
 
     Args:
-        report_input: What was found.
+        report_input: The studies and records.
         plot: Picture to draw.
         plot_kind: What the picture shows, one of `PLOT_KINDS`.
         page: HTML page to write.
 
     Raises:
-        RequestError: where no run has what the picture shows.
+        RequestError: If no run has what the picture shows.
     """
     studies = [study for study, _ in report_input.studies]
     named = named_groups(report_input.records, studies)
@@ -120,9 +120,9 @@ def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, pag
         _draw(named, plot_kind, Path(plot))
         _log.info("plot: %s", Path(plot).resolve())
     if page:
-        held = study_json(report_input.studies)
-        data = page_data(named, report_input.found, studies, held["published"], held["claims"])
-        data["missing"] = [words for results in report_input.all_results for words in results.missing()]
+        compared = study_json(report_input.studies)
+        data = page_data(named, report_input.found, studies, compared["published"], compared["claims"])
+        data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
 

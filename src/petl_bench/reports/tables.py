@@ -15,7 +15,17 @@ from petl_bench.reports.significance import SIGNIFICANCE
 
 
 def score_text(results: ResultsTable, method: str, task: str, statistic: str) -> str:
-    """One score, in percent unless it is an error; how runs ended where none finished."""
+    """Formats the score of one cell, in percent unless it is an error.
+
+    Args:
+        results: The table that holds the cell.
+        method: Its row.
+        task: Its column.
+        statistic: `mean` (± sd) or `median` (with the range).
+
+    Returns:
+        The text; the statuses of the runs if none finished.
+    """
     cell, score = results.cells[method, task], results.score(method, task)
     if score is None:
         return ", ".join(cell.unfinished) or MISSING
@@ -34,7 +44,7 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
 
 
 def counts(cells: list[Cell]) -> str:
-    """How many seeds finished, over the tasks; with a study, of how many."""
+    """Formats how many seeds finished over the tasks, and for an incomplete study of how many."""
     found = [len(cell.group.records) if cell.group else 0 for cell in cells if cell.group or cell.planned]
     if not found:
         return MISSING
@@ -106,11 +116,11 @@ _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highe
 
 
 def scores_table(results: ResultsTable, ranking: Ranking, statistic: str = "mean") -> ReportTable:
-    """The table of one sheet. Scores are in percent; costs are those of the costliest task.
+    """Makes the table of scores and costs. Scores are in percent; costs are those of the costliest task.
 
     Args:
         results: The methods and tasks.
-        ranking: How the methods stand by the same statistic.
+        ranking: Their ranking by the same statistic.
         statistic: `mean` or `median`.
     """
     parameters = [field for field in FIELDS.values() if field.table and field.kind == "parameters"]
@@ -165,11 +175,11 @@ def _protocols(results: ResultsTable) -> list[str]:
 
 
 def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
-    """What bold means, where anything is bold."""
+    """Explains what bold means if any cell is bold."""
     notes = []
     if any(column.bold and not column.too_few for column in scored.values()):
         notes.append(
-            f"bold: the best {statistic} of a column and all that is not distinguishable from it (paired sign-flip "
+            f"bold: the best {statistic} of a column and all that are not distinguishable from it (paired sign-flip "
             f"test over seeds, of avg over (task, seed), p >= {SIGNIFICANCE} after Holm over the methods of the column)"
         )
     few = {name: column for name, column in scored.items() if column.bold and column.too_few}
@@ -204,12 +214,12 @@ def _notes(results: ResultsTable, ranking: Ranking, costs: list[Field], header: 
     if any(cell.planned is not None and cell.group and len(cell.group.seeds) < cell.planned for cell in cells):
         notes.append("(2/3): 2 of 3 seeds finished")
     if any(RATE_OPEN in cell.unfinished for cell in cells):
-        notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been taken")
+        notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been chosen")
     return notes + [f"deviation: {remark}" for remark in results.remarks]
 
 
 def _plan_notes(results: ResultsTable) -> list[str]:
-    """Of methods that have not run: whose costs are the plan's, and what the plan said of the others."""
+    """Names the methods without runs whose costs were planned, and gives the plan's remarks on the others."""
     counted, notes = [], []
     for method in results.methods:
         cells = [results.cells[method, task] for task in results.tasks]
@@ -227,7 +237,7 @@ def _plan_notes(results: ResultsTable) -> list[str]:
 
 
 def comparison_table(comparisons: list[Comparison]) -> ReportTable:
-    """The comparisons of one sheet, and each of them in words."""
+    """Makes the table of the comparisons within one results table; its notes give each as a sentence."""
     rows = []
     for one in comparisons:
         found = one.difference
@@ -240,7 +250,7 @@ def comparison_table(comparisons: list[Comparison]) -> ReportTable:
     unit = "points" if comparisons[0].points else "score (errors negated)"
     header = ["comparison", f"difference, {unit}", "95 % CI", "n", "p", "p after Holm"]
     notes = [
-        *(one.words() for one in comparisons),
+        *(one.sentence() for one in comparisons),
         "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
         "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
     ]
@@ -255,10 +265,10 @@ KINDS = [field.name.removesuffix("_bytes") for field in fields(MemoryAtPeak)]
 
 
 def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
-    """One row a method.
+    """Makes the table of `petl-bench plan`, one row per method.
 
     Args:
-        rows: As `petl-bench plan --json` prints them.
+        rows: The rows that `petl-bench plan --json` prints.
     """
     counted = [row for row in rows if row["params"]]
     estimate = counted[0]["memory"]["estimate"]

@@ -1,4 +1,4 @@
-"""What the page shows, as plain containers for JSON: numbers in the units they are shown in, None where missing."""
+"""The data of the HTML page, as plain containers for JSON: numbers in the units shown, None if missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from petl_bench.reports.plots.curves import layer_variability, learning_curve, r
 from petl_bench.reports.plots.panels import score_scale
 from petl_bench.reports.significance import Statistic
 
-# More points than a plot has pixels for make the page large and show nothing more.
+# More points would make the page larger without a visible difference.
 _MOST_POINTS = 120
 _SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
 
@@ -76,17 +76,19 @@ def page_data(
     published: Sequence[Mapping[str, Any]] = (),
     claims: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything on the page.
+    """Collects the data of the page.
 
     Args:
         named: The rows of its table.
         records: All records that were found, finished or not.
-        studies: What the records were made for.
-        published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`, and where
-            the two compare `verdict`.
-        claims: Rows `{claim, source, verdict, numbers}`.
+        studies: The studies that the records belong to.
+        published: Rows as `published_rows` makes them.
+        claims: Rows as `claim_rows` makes them.
+
+    Returns:
+        Plain containers that `json.dumps` takes.
     """
-    # A study's tasks in its order; of each, those trained on the most rows first.
+    # Tasks come in the order of the study; within a task, those trained on the most rows come first.
     order = task_order(studies)
     named = sorted(
         named,
@@ -167,14 +169,14 @@ def _score(group: Group) -> dict[str, Any]:
 
 
 def _history(group: Group) -> list[list[float]]:
-    """Points as [step, epoch, mean, sd, n]."""
+    """The learning curve as points [step, epoch, mean, sd, n], thinned to at most `_MOST_POINTS`."""
     scale = score_scale(group)
     points = [
         [point.step, point.epoch, scale * point.score.mean, scale * (point.score.sd or 0), point.score.n]
         for point in learning_curve(group)
     ]
     stride = math.ceil(len(points) / _MOST_POINTS) if points else 1
-    # The last one stays, whatever the stride.
+    # The last point is always kept.
     return points[:-1:stride] + points[-1:]
 
 

@@ -1,4 +1,4 @@
-"""Plots of costs: scores against costs, and the peak memory of `petl-bench plan` by kind."""
+"""Plots of costs: scores against costs, and the peak memory that `petl-bench plan` estimates, by kind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# The best number of the memory that every run has is drawn; the last is known of all runs.
+# The first of these that every group has is drawn. The last needs no check: every run measures it.
 _MEMORY = ("train_peak_allocated_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path) -> None:
-    """Writes the picture: a row a task and backbone, a column a cost, with the front of what no other method beats.
+    """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
 
     Raises:
-        RequestError: for a file format that is not drawn.
+        RequestError: If the ending names a format that is not drawn.
     """
     check_picture(file)
     import matplotlib as mpl
@@ -100,10 +100,10 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: Field, *, h
 
 
 def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
-    """Writes a picture of the peak by kind, a bar a method.
+    """Draws the estimated peak memory by kind, a bar per method.
 
     Raises:
-        RequestError: for a file format that is not drawn.
+        RequestError: If the ending names a format that is not drawn.
     """
     check_picture(file)
     import matplotlib as mpl
