@@ -78,14 +78,14 @@ def test_numbers_of_rows_share_the_name_of_their_method():
 
 
 def test_a_study_names_its_runs_and_leaves_out_what_it_did_not_take(tmp_path):
-    taken, output_or_none, foreign = (
+    taken, rejected, foreign = (
         made_record("lora", "cola", seed, variant=rate) for seed, rate in ((0, 1e-3), (0, 1), (7, 1e-3))
     )
-    for number, record in enumerate((taken, output_or_none, foreign)):
+    for number, record in enumerate((taken, rejected, foreign)):
         RunFolder(tmp_path / str(number)).write(record)
     runs = [
         PlannedRun("LoRA of the paper", "CoLA", 0, taken.run_key, "0", []),
-        PlannedRun("LoRA of the paper", "CoLA", 0, output_or_none.run_key, "1", [], chosen=False),
+        PlannedRun("LoRA of the paper", "CoLA", 0, rejected.run_key, "1", [], chosen=False),
     ]
     study = StudyFile("a study", "What it asks.", ["LoRA of the paper"], ["CoLA"], [0], runs, deviations=["Smaller."])
     study.write(tmp_path)

@@ -45,7 +45,7 @@ def test_six_seeds_tell_two_methods_apart_but_not_three():
     assert three.bold == {"best"}
 
 
-def test_too_few_seeds_are_told_and_only_the_best_is_bold():
+def test_with_too_few_seeds_only_the_best_is_bold_and_a_note_says_so():
     made = records({"a": {"mrpc": [0.8, 0.9, 0.8]}, "b": {"mrpc": [0.7, 0.9, 0.85]}, "c": {"mrpc": [0.8, 0.9, 0.8]}})
     (table,) = results_tables(made)
     place = table.header.index("mrpc acc")
@@ -128,7 +128,7 @@ def test_costs_over_several_tasks_are_the_costliest():
     assert row["method params"] == "15"
 
 
-def test_a_comparison_in_words():
+def test_a_comparison_as_a_sentence():
     scores = [0.80, 0.81, 0.82, 0.83, 0.84, 0.85]
     ahead = [0.01, 0.02, 0.01, 0.02, 0.01, 0.02]
     made = records({"full": {"mrpc": scores}, "lora": {"mrpc": [s + d for s, d in zip(scores, ahead, strict=True)]}})
@@ -141,7 +141,7 @@ def test_a_comparison_in_words():
     assert turned.sentence().endswith("n = 6: full is worse (p = 0.031 after Holm)")
 
 
-def test_no_difference_in_words():
+def test_no_difference_as_a_sentence():
     made = records({"full": {"mrpc": BEST}, "lora": {"mrpc": SECOND}})
     (found,) = compare([results_of(made)], "full")
     # Differences 1, -1, 1, -3, 1, -1, 1, -2 sum to -3; -3 / 8 points.
@@ -187,14 +187,14 @@ def test_what_is_compared_by_default():
     assert [one.name for one in compare([results_of(two_seeds)])] == ["b − a"]
 
 
-def test_methods_without_a_pair_in_common_are_told():
+def test_methods_without_a_common_pair_are_named():
     made = [record("a", "mrpc", 0, 0.8), record("b", "mrpc", 1, 0.9)]
     found = compare([results_of(made)])
     assert found[0].sentence() == "a − b: no (task, seed) that both finished"
     assert comparison_table(found).rows == [["a − b", "-", "-", "0", "-", "-"]]
 
 
-def test_an_unknown_reference_is_told_with_what_there_is():
+def test_an_unknown_reference_is_answered_with_the_known_ones():
     all_results = [results_of(records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}}))]
     with pytest.raises(RequestError, match="--compare c: no finished run of it here; there are a, b"):
         compare(all_results, "c")

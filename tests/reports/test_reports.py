@@ -193,6 +193,6 @@ def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
     assert any("left out, diverged: demo full seed 0" in message for message in caplog.messages)
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_raises(tmp_path):
     with pytest.raises(RequestError, match="No finished run"):
         write_report([str(tmp_path)], "table", None, print)
