@@ -15,7 +15,7 @@ from typing import Any
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError, first_line
 from petl_bench.process import DEBUG_VARIABLE, debugging, print_error, setup_logging
-from petl_bench.reports.output_files import PLOT_KINDS
+from petl_bench.reports.render import PLOT_KINDS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
 

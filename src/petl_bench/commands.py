@@ -136,9 +136,8 @@ def _predict(parsed: argparse.Namespace) -> int:
 def _plan(parsed: argparse.Namespace) -> int:
     from petl_bench.errors import parse_bytes
     from petl_bench.estimate.plan import plan
-    from petl_bench.reports.output_files import check_picture
     from petl_bench.reports.plots.costs import draw_memory
-    from petl_bench.reports.render import print_table
+    from petl_bench.reports.render import check_picture, print_table
     from petl_bench.reports.tables import cost_table
 
     if parsed.plot:

@@ -92,7 +92,7 @@ def study(methods: list[str], tasks: list[str], seeds: int, **fields) -> StudyFi
     return StudyFile("a_study", "", *names, list(range(seeds)), runs, **fields)
 
 
-def sheet_tables(made: list[Record], statistic: str = "mean") -> list[ReportTable]:
+def results_tables(made: list[Record], statistic: str = "mean") -> list[ReportTable]:
     """The tables of runs that belong to no study, one a backbone."""
     return [
         scores_table(results, rank_methods(results, statistic), statistic)

@@ -106,7 +106,7 @@ def test_one_pair_gives_no_verdict():
     assert verdict(test, seeds=(0,))[0] == "not run yet"
 
 
-def test_failed_runs_are_counted_in_words():
+def test_failed_runs_are_counted_in_the_numbers():
     failed = [
         item if item.run_key != key("b", "t", 2) else record(item.run_key, 0.0, seed=2, status="diverged")
         for item in MEASURED

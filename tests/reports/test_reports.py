@@ -14,6 +14,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.ranking import rank_methods
@@ -21,7 +22,7 @@ from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
-from reports.generated import sheet_tables
+from reports.generated import results_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -54,7 +55,7 @@ def test_mean_and_sample_deviation_by_hand():
     sd = math.sqrt(sum((x - mean) ** 2 for x in (0.80, 0.82, 0.87)) / 2)
     assert group.score() == Statistic(pytest.approx(mean), pytest.approx(sd), 3)
     assert group.seeds == [0, 1, 2]
-    assert group.statistic("time", "train_seconds").mean == 11.0
+    assert group.statistic(FIELDS["train_seconds"]).mean == 11.0
 
 
 def test_one_seed_has_no_deviation():
@@ -96,7 +97,7 @@ def test_variants_in_training_settings_are_told_apart_too():
     "override", ["backbone.attention=eager", "backbone.revision=other", "task.num_train_examples=7"]
 )
 def test_no_two_rows_share_a_name(override):
-    (table,) = sheet_tables([made(0.8), made(0.9, override)])
+    (table,) = results_tables([made(0.8), made(0.9, override)])
     assert len({row[0] for row in table.rows}) == len(table.rows) == 2
 
 
@@ -115,13 +116,13 @@ def test_a_finished_record_without_scores_is_left_out():
 def test_errors_are_not_percentages():
     record = made(0.3, "task=stsb", "task.metrics=[mean_squared_error]", "task.metric=mean_squared_error")
     record.protocol.higher_is_better = False
-    (table,) = sheet_tables([record])
+    (table,) = results_tables([record])
     assert table.rows[0][table.header.index("stsb mean_squared_error")] == "0.3000"
 
 
 def test_the_table_has_a_row_a_method_and_a_column_a_task():
     records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
-    (table,) = sheet_tables(records)
+    (table,) = results_tables(records)
     assert "demo acc" in table.header
     assert "mrpc acc" in table.header
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
@@ -136,12 +137,12 @@ def test_the_table_has_a_row_a_method_and_a_column_a_task():
 
 
 def test_device_memory_is_shown_where_it_was_measured():
-    (table,) = sheet_tables([made(0.8, device=True)])
+    (table,) = results_tables([made(0.8, device=True)])
     assert table.rows[0][table.header.index("peak device MiB")] == "3"
 
 
 def test_one_table_a_backbone():
-    tables = sheet_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
+    tables = results_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
     assert [table.title.split(":")[0] for table in tables] == ["minilm", "tiny_bert"]
 
 
@@ -159,13 +160,13 @@ def test_csv_and_json_round_nothing_and_hold_every_metric():
 
 
 def test_markdown_is_a_table():
-    (table,) = sheet_tables(SEEDS)
+    (table,) = results_tables(SEEDS)
     lines = to_markdown(table).splitlines()
     assert {line.count("|") for line in lines if line.startswith("|")} == {len(table.header) + 1}
 
 
 def test_latex_escapes_what_it_must():
-    (table,) = sheet_tables([*SEEDS, made(0.7, "method.r=16")])
+    (table,) = results_tables([*SEEDS, made(0.7, "method.r=16")])
     text = to_latex(table)
     assert r"\toprule" in text
     assert r"\% of backbone" in text
@@ -192,6 +193,6 @@ def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
     assert any("left out, diverged: demo full seed 0" in message for message in caplog.messages)
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_raises(tmp_path):
     with pytest.raises(RequestError, match="No finished run"):
         write_report([str(tmp_path)], "table", None, print)

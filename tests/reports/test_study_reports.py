@@ -72,7 +72,7 @@ def test_several_ends_of_runs_are_all_named_and_a_repetition_replaces_its_failur
         assert rows["LORA"]["MRPC acc"] == "80.0 (1/2)"
 
 
-def test_rates_that_were_not_taken_are_left_out_and_open_ones_are_told():
+def test_rates_that_were_not_chosen_are_left_out_and_open_ones_are_named():
     a_study = study(["lora", "full"], ["mrpc"], 1)
     a_study.runs = [
         PlannedRun("LORA", "MRPC", 0, "slow", "folder", [], learning_rate=1e-5, chosen=False),
@@ -100,7 +100,7 @@ def test_before_the_first_run_the_table_shows_what_was_planned():
     assert (lora["method params"], lora["head params"], lora["% of backbone"]) == ("1,234", "20", "0.750")
     assert (lora["estimated MiB"], lora["MRPC"], lora["seeds"]) == ("4", "-", "0/2")
     assert rows["FULL"]["method params"] == rows["FULL"]["estimated MiB"] == "-"
-    assert "counted by plan, not run: parameters and ledger of LORA" in table.notes
+    assert "counted by plan, not run: parameters and estimated memory of LORA" in table.notes
     assert "FULL: could not be counted" in table.notes
     assert "deviation: fewer rows" in table.notes
     made = [record("lora", "mrpc", 0, 0.8)]
@@ -116,7 +116,7 @@ def logged(caplog):
     return caplog
 
 
-def test_records_of_others_are_left_out_and_told(tmp_path, logged):
+def test_records_of_others_are_left_out_and_logged(tmp_path, logged):
     made = [*records(COMPLETE), record("head", "mrpc", 0, 0.5), record("head", "mrpc", 1, 0, status="diverged")]
     (results,) = read_report_input(
         [str(write(tmp_path, made, study(["lora", "full"], ["mrpc", "rte"], 2)))]

@@ -21,7 +21,7 @@ DESIGN = ROOT.parent / "shared" / "design"
 
 every_study = pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 with_design = pytest.mark.skipif(
-    not (DESIGN / "published.md").is_file(), reason="the notes on the papers' figures are not beside this checkout"
+    not (DESIGN / "published.md").is_file(), reason="the notes on the papers' figures are not next to this checkout"
 )
 
 
@@ -30,7 +30,7 @@ def loaded(file: Path) -> StudyConfig:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(file)))
 
 
-# --- what is shipped --------------------------------------------------------------------------------------------------
+# --- the shipped studies ----------------------------------------------------------------------------------------------
 
 
 def test_there_are_studies():
@@ -80,13 +80,13 @@ def test_every_claim_can_be_computed_or_says_why_not(file):
 
 def test_the_settings_of_the_rows_with_a_dagger():
     study = loaded(ROOT / "conf" / "study" / "lora_roberta_large.yaml")
-    words = {(cell.method, cell.task): cell.words for cell in cells(study, [])}
+    overrides = {(cell.method, cell.task): cell.words for cell in cells(study, [])}
     found = {
-        (method, task): load_config(words[method, task]).train
+        (method, task): load_config(overrides[method, task]).train
         for method, task in (("lora", "stsb"), ("adapter_h_6m", "mnli"), ("adapter_p_08m", "mnli"))
     }
-    told = {name: (train.batch_size, train.epochs, train.learning_rate) for name, train in found.items()}
-    assert told == {
+    settings = {name: (train.batch_size, train.epochs, train.learning_rate) for name, train in found.items()}
+    assert settings == {
         ("lora", "stsb"): (4, 10, 2e-4),
         ("adapter_h_6m", "mnli"): (32, 10, 3e-5),
         ("adapter_p_08m", "mnli"): (32, 5, 3e-4),
@@ -105,7 +105,7 @@ COLUMNS = {
 
 
 def trusted(line: str) -> bool:
-    """Lines whose only tag is that of recollections are no source."""
+    """Whether a line is a source; lines tagged only as recollections are not."""
     return "[R]" not in line or any(f"[{tag}]" in line for tag in "TCS")
 
 
@@ -154,7 +154,7 @@ def by_column(row: PublishedRow) -> dict[tuple[str, str | None], list[float]]:
 
 @with_design
 @every_study
-def test_every_published_cell_stands_in_the_notes(file):
+def test_every_published_cell_is_in_the_notes(file):
     for row in loaded(file).published:
         numbers = [number for cell in row.cells.values() for number in cell]
         numbers += [row.average] if row.average is not None else []
@@ -164,7 +164,7 @@ def test_every_published_cell_stands_in_the_notes(file):
 
 @with_design
 @pytest.mark.parametrize("name", ["lora_roberta_base", "lora_roberta_large", "he_2022", "houlsby_glue"])
-def test_published_cells_stand_in_their_columns(name):
+def test_published_cells_are_in_their_columns(name):
     rows = table_rows()
     for row in loaded(ROOT / "conf" / "study" / f"{name}.yaml").published:
         cells = by_column(row)
@@ -173,7 +173,7 @@ def test_published_cells_stand_in_their_columns(name):
 
 @with_design
 @every_study
-def test_the_figures_in_claims_stand_in_the_notes(file):
+def test_the_figures_in_claims_are_in_the_notes(file):
     lines = [
         *source_lines(),
         *(line for page in (DESIGN / "methods").glob("*.md") for line in page.open() if trusted(line)),

@@ -1,11 +1,12 @@
-"""Claims of papers, tested on a study's records by a small closed set of tests.
+"""Claims of papers, tested on the records of a study by a small fixed set of tests.
 
-A claim's `test` names its `kind`. Methods and tasks are the study's names, and all of its tasks where `tasks` is left
-out. Points are percent points of the primary metric, or of `metric`.
+The `test` of a claim names its `kind`. Methods and tasks go by the study's names; without `tasks` a test covers all of
+them. Points are percent points of the primary metric, or of `metric`.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,10 @@ from typing import Any
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
-from petl_bench.reports.claim_tests import (
-    NEEDS,
-    QUANTITIES,
-    Outcome,
-    better,
-    comparable,
-    params_at_most,
-    ratio,
-    same_choice,
-    share_at_most,
-)
+from petl_bench.reports.fields import FIELDS, QUANTITIES, Field
 from petl_bench.reports.render import ReportTable
-from petl_bench.reports.results_table import StudyRecords
+from petl_bench.reports.results_table import StudyRecords, in_points, is_error, score_of
+from petl_bench.reports.significance import Statistic
 
 REPRODUCED = "reproduced"
 
@@ -37,10 +29,10 @@ NOT_RUN = "not run yet"
 
 
 def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One mapping a claim: claim, source, verdict, and in words the numbers behind it.
+    """Makes one mapping per claim: claim, source, verdict, and a sentence with the numbers behind it.
 
     Raises:
-        RequestError: where a claim's test is of no known kind, or names what the study does not have.
+        RequestError: If the test of a claim has no known kind, or names what the study does not have.
     """
     ours = StudyRecords(study, records)
     return [_row(claim, ours) for claim in study.claims]
@@ -57,7 +49,7 @@ def _row(claim: Claim, ours: StudyRecords) -> dict[str, Any]:
 
 
 def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
-    """The claims with their verdicts, and the study's deviations as notes; None where nothing is claimed."""
+    """Makes the table of claims with their verdicts, with deviations as notes; None if the study has no claims."""
     rows = claim_rows(study, records)
     if not rows:
         return None
@@ -65,6 +57,204 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     notes = [f"deviation: {deviation}" for deviation in study.deviations]
     header = ["claim", "verdict", "numbers", "source"]
     return ReportTable(f"{study.name}: claims", header, cells, notes, prose=("claim", "numbers", "source"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a test.
+
+    Attributes:
+        holds: None if runs are missing.
+        numbers: A sentence with the numbers behind it.
+    """
+
+    holds: bool | None
+    numbers: str
+
+
+def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Outcome:
+    """Makes an outcome without a verdict, which says how many runs of these (method, task) cells are missing.
+
+    Args:
+        cells: The cells that the test needs.
+        ours: The records of the study.
+        reason: What to say if no run is missing.
+    """
+    missing = {cell: ours.num_missing(*cell) for cell in cells}
+    total = sum(missing.values())
+    first = next((f"{method} on {task}" for (method, task), number in missing.items() if number), "")
+    if not total:
+        return Outcome(None, reason or "not measured in the runs that are there")
+    return Outcome(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
+
+
+# Whether a test must hold for the mean over tasks, for most tasks, or for every task.
+NEEDS = ("mean", "most", "every")
+
+
+def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests whether a method is better than each of the others.
+
+    `needs: mean` asks for more than two standard errors of the paired differences and for `at_least` points.
+    `needs: most` and `needs: every` ask for more than 0 and for `at_least` points on the mean of the task.
+    """
+    least = test.get("at_least", 0)
+    outcomes = []
+    for other in test["than"]:
+        differences = _differences(test["method"], other, test, ours)
+        if isinstance(differences, Outcome):
+            return differences
+        needs = test.get("needs", "mean")
+        if needs == "mean":
+            every = [value for values in differences.values() for value in values]
+            if len(every) < 2:
+                return Outcome(None, f"{test['method']} against {other}: one pair has no spread, two are needed")
+            mean, error = statistics.fmean(every), statistics.stdev(every) / len(every) ** 0.5
+            holds = mean > 2 * error and mean >= least
+        else:
+            means = [round(statistics.fmean(values), 9) for values in differences.values()]
+            holds = _enough([mean > 0 and mean >= least for mean in means], needs)
+        outcomes.append(Outcome(holds, _numbers_text(test["method"], other, differences, ours)))
+    asked = f"; claimed: {least:g} points at least" if least else ""
+    return Outcome(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
+
+
+def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task."""
+    differences = _differences(test["method"], test["to"], test, ours)
+    if isinstance(differences, Outcome):
+        return differences
+    needs = test.get("needs", "mean")
+    if needs == "mean":
+        mean = statistics.fmean(value for values in differences.values() for value in values)
+        holds = round(mean, 9) >= -test["within"]
+    else:
+        means = [round(statistics.fmean(values), 9) for values in differences.values()]
+        holds = _enough([mean >= -test["within"] for mean in means], needs)
+    text = _numbers_text(test["method"], test["to"], differences, ours)
+    return Outcome(holds, f"{text}; claimed: not more than {test['within']:g} behind")
+
+
+def _enough(wins: list[bool], needs: str) -> bool:
+    return all(wins) if needs == "every" else 2 * sum(wins) > len(wins)
+
+
+def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> dict[str, list[float]] | Outcome:
+    """Differences of two methods in points, by task and seed; positive if the first is better."""
+    found: dict[str, list[float]] = {}
+    cells = [(name, task) for name in (method, other) for task in test["tasks"]]
+    if any(ours.num_missing(*cell) for cell in cells):
+        return not_run(cells, ours)
+    for task in test["tasks"]:
+        metric = test.get("metric") or ours.primary_metric(task) or ""
+        mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
+        sign = -1 if is_error(metric) else 1
+        scores = [
+            (score_of(mine[seed], metric), score_of(theirs[seed], metric))
+            for seed in sorted(mine.keys() & theirs.keys())
+        ]
+        found[task] = [
+            # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
+            round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
+            for score, against in scores
+            if score is not None and against is not None
+        ]
+        if not found[task]:
+            return Outcome(None, f"{task}: no seed on which both {method} and {other} finished with {metric}")
+    return found
+
+
+def _numbers_text(method: str, other: str, differences: dict[str, list[float]], ours: StudyRecords) -> str:
+    every = [value for values in differences.values() for value in values]
+    spread = f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
+    text = f"{method} - {other}: {statistics.fmean(every):+.2f}{spread} points over {len(every)} pairs"
+    if len(differences) > 1:
+        text += " (" + ", ".join(f"{task} {statistics.fmean(v):+.2f}" for task, v in differences.items()) + ")"
+    failed = sum(ours.num_failed(name, task) for name in (method, other) for task in differences)
+    return f"{text}, {failed} failed runs left out" if failed else text
+
+
+def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests the largest share of the backbone (head included) over the tasks against `percent`."""
+    field = FIELDS["params_trainable_share_of_backbone_percent"]
+    share = _most_parameters(field, test, ours)
+    if share is None:
+        return not_run([(test["method"], task) for task in test["tasks"]], ours)
+    text = f"{test['method']} trains {share:.3f} % of the backbone, head included; claimed: {test['percent']:g} %"
+    return Outcome(_rounded_as(share, test["percent"]) <= test["percent"], text)
+
+
+def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests the method's own parameters, without the head's, against `millions`."""
+    count = _most_parameters(FIELDS["params_trainable_method"], test, ours)
+    if count is None:
+        return not_run([(test["method"], task) for task in test["tasks"]], ours)
+    text = f"{test['method']} trains {count:,.0f} parameters, head not counted; claimed: {test['millions']:g}M"
+    return Outcome(_rounded_as(count / 1e6, test["millions"]) <= test["millions"], text)
+
+
+def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
+    """The largest number over the tasks, by a finished run or by the plan; None where neither is known."""
+    found = []
+    for task in test["tasks"]:
+        record = next(iter(ours.by_seed(test["method"], task).values()), None)
+        found.append(field.value(record) if record else field.planned_value(ours.costs(test["method"], task)))
+    return max((value for value in found if value is not None), default=None)
+
+
+def _rounded_as(value: float, claimed: float) -> float:
+    """Rounds a value to the digits that the claim gives: 0.534 is 0.53 if 0.53 is claimed."""
+    return round(value, len(str(claimed).partition(".")[2]))
+
+
+def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`."""
+    ratios, pairs = {}, [(method, task) for method in (test["of"], test["over"]) for task in test["tasks"]]
+    for task in test["tasks"]:
+        above, below = (_quantity(test["quantity"], method, task, ours) for method in (test["of"], test["over"]))
+        if above is None or not below:
+            return not_run(pairs, ours, f"{test['quantity']} was not measured for both on {task}")
+        ratios[task] = above / below
+    if not ratios:
+        return not_run(pairs, ours)
+    mean = statistics.geometric_mean(ratios.values())
+    spread = f" ({min(ratios.values()):.2f} to {max(ratios.values()):.2f} over {len(ratios)} tasks)"
+    text = (
+        f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f}{spread if len(ratios) > 1 else ''}; "
+        f"claimed: {test['at_least']:g} at least"
+    )
+    return Outcome(round(mean, 9) >= test["at_least"], text)
+
+
+def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
+    """The mean of a quantity over the seeds, as planned if no run has it; None where neither is known."""
+    field = FIELDS[QUANTITIES[quantity]]
+    measured = Statistic.of(field.value(record) for record in ours.by_seed(method, task).values())
+    if measured is not None:
+        return measured.mean
+    planned: float | None = field.planned_value(ours.costs(method, task))
+    return planned
+
+
+def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """Tests whether layers=variability chose nearly the same layer on each task as on the first, seed by seed."""
+    method = test["method"]
+    cells = [(method, task) for task in test["tasks"]]
+    if any(ours.num_missing(*cell) for cell in cells):
+        return not_run(cells, ours)
+    chosen = {
+        task: {seed: record.layers.top for seed, record in ours.by_seed(method, task).items() if record.layers}
+        for task in test["tasks"]
+    }
+    if not all(chosen.values()):
+        return not_run(cells, ours)
+    first = chosen[test["tasks"][0]]
+    if not all(first.keys() & layers.keys() for layers in chosen.values()):
+        return Outcome(None, f"no seed of {method} finished on all of {', '.join(test['tasks'])}")
+    moves = [abs(layer - first[seed]) for layers in chosen.values() for seed, layer in layers.items() if seed in first]
+    text = ", ".join(f"{task} {'/'.join(map(str, layers.values()))}" for task, layers in chosen.items())
+    within = test.get("within", 0)
+    return Outcome(max(moves) <= within, f"layer chosen by {method}, a seed each: {text}; claimed: {within:g} apart")
 
 
 @dataclass(frozen=True)
@@ -91,14 +281,23 @@ _NAMES = ("than", "tasks")
 
 
 def apply_test(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Computes the test of a claim that `check_claim` let pass."""
+    """Runs the test of a claim that has passed `check_claim`."""
     test = {"tasks": ours.study.tasks} | test
     lists = {key: _listed(test[key]) for key in _NAMES if key in test}
     return KINDS[test["kind"]].test(test | lists, ours)
 
 
 def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> None:
-    """Raises RequestError, naming the claim, where it cannot be computed from a study of these methods and tasks."""
+    """Checks that a claim can be tested on a study.
+
+    Args:
+        claim: The claim.
+        methods: The study's methods.
+        tasks: The study's tasks.
+
+    Raises:
+        RequestError: If it cannot be tested; the message names the claim.
+    """
     where = f"The claim {claim.claim!r}: test"
     if claim.untestable is not None:
         if claim.test:

@@ -1,4 +1,4 @@
-"""Reports for programs: CSV and JSON. Nothing is rounded."""
+"""CSV and JSON, for other programs. Nothing is rounded."""
 
 from __future__ import annotations
 
@@ -7,28 +7,15 @@ import io
 import json
 from typing import Any
 
+from petl_bench.reports.fields import FIELDS, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.ranking import Comparison, Ranking
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
 
-_COSTS = {
-    "train_seconds": ("time", "train_seconds"),
-    "train_examples_per_second": ("time", "train_examples_per_second"),
-    "train_tokens_per_second": ("time", "train_tokens_per_second"),
-    "padding_share": ("time", "padding_share"),
-    "process_peak_rss_bytes": ("memory", "process_peak_rss_bytes"),
-    "train_peak_allocated_bytes": ("memory", "device", "train_peak_allocated_bytes"),
-    "estimated_peak_bytes": ("memory", "estimate", "peak_bytes"),
-    "train_step_flops": ("flops", "train_step_flops"),
-    "inference_flops": ("flops", "inference_flops"),
-    "inference_latency_ms": ("inference", "latency_ms_median"),
-    "inference_examples_per_second": ("inference", "examples_per_second"),
-}
-
 
 def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
-    """One line a method and task: the primary metric's statistics, the means of the other metrics, the costs."""
+    """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics."""
     rows = [row for results, ranking in rankings for row in _flat_rows(results, ranking)]
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
@@ -45,8 +32,8 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
         flat = {**row, **primary, "seeds": " ".join(map(str, by_seed)), "unfinished": " ".join(row["unfinished"])}
-        # The sparse ones come last.
-        costs = {name: flat.pop(name) for name in list(flat) if name.removesuffix("_mean") in _COSTS}
+        # Columns that are often empty come last.
+        costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
         rows.append(flat | costs | {f"{name}_mean": score["mean"] for name, score in scores.items()})
     return rows
 
@@ -54,7 +41,13 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
 def to_json(
     rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], of_studies: dict[str, Any]
 ) -> str:
-    """All groups with all metrics, the methods' averages and ranks, the comparisons, what studies are held against."""
+    """Writes all cells with all metrics, averages and ranks of the methods, comparisons, and the studies' parts.
+
+    Args:
+        rankings: The results tables with their rankings.
+        comparisons: The comparisons of the report.
+        of_studies: Paper comparisons, claims and deviations, as `study_json` gives them.
+    """
     content = {
         "groups": [row for results, ranking in rankings for row in _cell_rows(results, ranking)],
         "methods": [row for results, ranking in rankings for row in _method_rows(results, ranking)],
@@ -86,14 +79,14 @@ def _cell_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
                     "bold": method in ranking.tasks[task].bold,
                     "scores": _scores(cell.group),
                     **_params(cell),
-                    **_costs(cell.group),
+                    **_costs(cell),
                 }
             )
     return rows
 
 
 def _ranks(results: ResultsTable, task: str) -> dict[str, float]:
-    """Ranks of the methods' means on one task."""
+    """Ranks the methods on one task by their means."""
     sign = 1 if results.in_percent(task) else -1
     means = {method: score.mean for method in results.methods if (score := results.score(method, task))}
     return average_ranks({method: {task: sign * mean} for method, mean in means.items()})[0]
@@ -127,34 +120,35 @@ def _described(score: Statistic | None) -> dict[str, Any]:
 
 
 def _params(cell: Cell) -> dict[str, Any]:
-    params = cell.group.first.params if cell.group else None
-    known, costs = params or cell.costs, cell.costs
-    method, head = (known.trainable_method, known.trainable_head) if known else (None, None)
+    params, costs = cell.group.first.params if cell.group else None, cell.costs
+    fields = [field for field in FIELDS.values() if field.export and field.kind == "parameters"]
     return {
         "counted": "run" if params else "plan" if costs else None,
-        "params_trainable": None if method is None or head is None else method + head,
-        "params_trainable_method": method,
-        "params_trainable_head": head,
-        "params_trainable_share_of_backbone_percent": known.trainable_share_of_backbone_percent if known else None,
-        "stored_bytes": params.stored_bytes if params else None,
-        "planned_peak_bytes": costs.peak_bytes if costs else None,
+        **{
+            field.key: field.value(cell.group.first) if cell.group and params else field.planned_value(costs)
+            for field in fields
+        },
+        "planned_peak_bytes": FIELDS["estimated_peak_bytes"].planned_value(costs),
     }
 
 
-def _costs(group: Group | None) -> dict[str, Any]:
-    protocol = group.first.protocol if group else None
-    shared = {
-        name: getattr(protocol, name, None)
-        for name in ("num_train_examples", "num_eval_examples", "selection_split", "report_split")
-    }
-    found = {name: group.statistic(*path) if group else None for name, path in _COSTS.items()}
-    return shared | {f"{name}_mean": one.mean if one else None for name, one in found.items()}
+_PROTOCOL = ("num_train_examples", "num_eval_examples", "selection_split", "report_split")
+
+
+def _costs(cell: Cell) -> dict[str, Any]:
+    protocol = cell.group.first.protocol if cell.group else None
+    shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
+    return shared | {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
+
+
+def _cost_fields() -> list[Field]:
+    return [field for field in FIELDS.values() if field.export and field.kind != "parameters"]
 
 
 def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {
-            "sheet": results.title,
+            "table": results.title,
             "study": results.study,
             "method": method,
             "average": ranking.averages.get(method),
@@ -170,7 +164,7 @@ def _comparison_row(one: Comparison) -> dict[str, Any]:
     found = one.difference
     interval = found.interval if found else None
     return {
-        "sheet": one.results,
+        "table": one.results,
         "method": one.method,
         "reference": one.reference,
         "n": found.n if found else 0,
@@ -181,5 +175,5 @@ def _comparison_row(one: Comparison) -> dict[str, Any]:
         "p_holm": one.p,
         "least_p": found.least_p if found else None,
         "least_p_holm": one.least_p,
-        "words": one.words(),
+        "sentence": one.sentence(),
     }

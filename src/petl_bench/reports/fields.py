@@ -1,206 +1,198 @@
-"""The fields of a record that reports show: where each is, its unit, its digits, what it means."""
+"""The numbers of a record that reports show, each declared once.
+
+A number's place in the record, its unit, its name and its definition are in `FIELDS` and nowhere else. Columns of
+tables and of the HTML page, CSV and JSON columns, axes of plots, the quantities of claims and the dashboards select
+from it by key. A new report column is one entry of `FIELDS`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from petl_bench.reports.results_table import Cell, ResultsTable
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedCosts
 
 MISSING = "-"
 
 MIB = 2**20
 
-
-@dataclass(frozen=True)
-class Column:
-    """A measured number: where the record has it, in what unit it is shown, and what it means.
-
-    Attributes:
-        planned: The field of `PlannedCosts` that holds the same, counted before the run.
-        more_is_better: Whether it is a speed, of which the lowest is the costliest.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    unit: float
-    digits: int
-    note: str
-    planned: str | None = None
-    more_is_better: bool = False
-
-    def cell(self, cells: list[Cell]) -> str:
-        """The costliest of the tasks' means; what was planned where nothing has finished."""
-        found = [cell.group.statistic(*self.path) for cell in cells if cell.group]
-        known = [statistic.mean for statistic in found if statistic is not None]
-        if not any(cell.group for cell in cells):
-            known = self._counted(cells)
-        if not known:
-            return MISSING
-        costliest = min(known) if self.more_is_better else max(known)
-        return f"{costliest / self.unit:,.{self.digits}f}"
-
-    def is_known(self, cells: list[Cell]) -> bool:
-        """Whether any of these cells has the number."""
-        measured = any(cell.group is not None and cell.group.statistic(*self.path) for cell in cells)
-        return measured or bool(self._counted(cells))
-
-    def _counted(self, cells: list[Cell]) -> list[float]:
-        if self.planned is None:
-            return []
-        counted = [getattr(cell.costs, self.planned) for cell in cells if cell.costs]
-        return [number for number in counted if number is not None]
-
-
-_COLUMNS = (
-    Column(
-        "features s",
-        ("time", "features_seconds"),
-        1,
-        1,
-        "computing the states of frozen layers before training, or finding them; not in train s",
-    ),
-    Column(
-        "peak device MiB",
-        ("memory", "device", "train_peak_allocated_bytes"),
-        MIB,
-        0,
-        "most bytes that the CUDA allocator held while training, the first updates left out",
-    ),
-    Column(
-        "estimated MiB",
-        ("memory", "estimate", "peak_bytes"),
-        MIB,
-        0,
-        "peak of one update of full-length rows, counted storage by storage",
-        planned="peak_bytes",
-    ),
-    Column(
-        "step GFLOP",
-        ("flops", "train_step_flops"),
-        1e9,
-        0,
-        "matrix products and attention of that update, a multiply-add as two",
-    ),
-    Column(
-        "infer ms",
-        ("inference", "latency_ms_median"),
-        1,
-        1,
-        "median time of one full-length row, adapter merged where the method can",
-    ),
-    Column(
-        "infer ex/s",
-        ("inference", "examples_per_second"),
-        1,
-        0,
-        "median throughput at 32 such rows",
-        more_is_better=True,
-    ),
-)
-
-_PROCESS = Column(
-    "peak process MiB",
-    ("memory", "process_peak_rss_bytes"),
-    MIB,
-    0,
-    "highest resident set of the whole process, interpreter and libraries included",
-)
-
-SPEED = Column(
-    "train ex/s",
-    ("time", "train_examples_per_second"),
-    1,
-    0,
-    "without evaluations and the first updates",
-    more_is_better=True,
-)
-
-
-def measured_columns(results: ResultsTable) -> list[Column]:
-    """The columns of what was measured in these runs; the process's memory only where nothing better was."""
-    cells = list(results.cells.values())
-    there = [column for column in _COLUMNS if column.is_known(cells)]
-    memory = any(column.path[0] == "memory" for column in there)
-    return [*there, _PROCESS] if not memory and _PROCESS.is_known(cells) else there
-
-
-# Where a record has it, and the unit it is shown in.
-MEASURED: dict[str, tuple[tuple[str, ...], float]] = {
-    "train_s": (("time", "train_seconds"), 1),
-    "train_eps": (("time", "train_examples_per_second"), 1),
-    "estimate": (("memory", "estimate", "peak_bytes"), MIB),
-    "device": (("memory", "device", "train_peak_allocated_bytes"), MIB),
-    "process": (("memory", "process_peak_rss_bytes"), MIB),
-    "gflop": (("flops", "train_step_flops"), 1e9),
-    "infer_ms": (("inference", "latency_ms_median"), 1),
-    "infer_eps": (("inference", "examples_per_second"), 1),
-}
+Kind = Literal["parameters", "time", "memory", "operations", "score"]
 
 
 @dataclass(frozen=True)
-class PageColumn:
-    """A column of the page's table.
+class Field:
+    """One number of a record.
 
     Attributes:
-        kind: How the page writes it: `text`, `number`, or `score`, whose digits follow the metric.
-        always: Whether it is there where no row has a number.
+        key: Its name in CSV, in JSON and in the data of the HTML page.
+        path: The attributes that lead to it from a `Record`, joined by dots.
+        name: The heading of its column, unit included.
+        definition: One line for the notes below a table.
+        kind: What is measured.
+        unit: How many of the record's units make one of the unit shown, e.g. `MIB`.
+        digits: Decimals shown.
+        higher_is_better: True for speeds.
+        planned: The attributes of `PlannedCosts` whose sum is the same number before a run; empty if there are none.
+        axis: The name of its axis in plots, unit included; empty if no plot has one.
+        log_axis: Whether that axis is logarithmic.
+        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, or their sum.
+        always: Whether its column is there even if no run has the number.
+        table: Whether the results table has a column for it.
+        page: Whether the table of the HTML page has one.
+        export: Whether CSV and JSON have one.
     """
 
     key: str
+    path: str
     name: str
-    note: str
-    kind: str = "number"
+    definition: str
+    kind: Kind
+    unit: float = 1
     digits: int = 0
-    always: bool = True
+    higher_is_better: bool = False
+    planned: tuple[str, ...] = ()
+    axis: str = ""
+    log_axis: bool = False
+    over_tasks: Literal["costliest", "sum"] = "costliest"
+    always: bool = False
+    table: bool = True
+    page: bool = True
+    export: bool = True
+
+    def value(self, record: Record) -> Any:
+        """The number in the record's unit; None if it was not measured."""
+        found: Any = record
+        for name in self.path.split("."):
+            found = getattr(found, name, None)
+        return found
+
+    def planned_value(self, costs: PlannedCosts | None) -> Any:
+        """The number that `petl-bench plan` computed, in the record's unit; None if it computed none."""
+        values = [getattr(costs, name, None) for name in self.planned]
+        return None if not values or None in values else sum(values)
+
+    def text(self, value: float | None) -> str:
+        """A value in the record's unit as a cell of a table."""
+        return MISSING if value is None else f"{value / self.unit:,.{self.digits}f}"
+
+    @property
+    def axis_label(self) -> str:
+        """The name of its axis in plots, with the direction if more is better."""
+        return self.axis + (" (more is better)" if self.higher_is_better else "")
+
+    @property
+    def tracker_key(self) -> str:
+        """Its name in W&B and TensorBoard."""
+        return self.path.replace(".", "/")
 
 
-@dataclass(frozen=True)
-class PageAxis:
-    """A cost that the page draws scores against."""
-
-    key: str
-    name: str
-    log: bool = False
-    less_is_better: bool = True
+def _by_key(*fields: Field) -> dict[str, Field]:
+    return {field.key: field for field in fields}
 
 
-COLUMNS = (
-    PageColumn("method", "method", "the method, and what tells it from its variants", "text"),
-    PageColumn("task", "task", "the task", "text"),
-    PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
-    PageColumn("rows", "train rows", "rows trained on"),
-    PageColumn("n", "seeds", "runs that differ in their seed alone"),
-    PageColumn(
-        "score",
-        "score ± sd",
-        "the primary metric on the report split, mean over seeds and sample standard deviation (n - 1); in percent, "
-        "errors (lower is better) as they are",
-        "score",
+FIELDS = _by_key(
+    Field(
+        "params_trainable", "params.trainable", "params", "trained parameters, head included", "parameters",
+        planned=("trainable_method", "trainable_head"), axis="trained parameters, head included", log_axis=True,
+        table=False, page=False,
     ),
-    PageColumn("median", "median", "median over seeds", "score"),
-    PageColumn("low", "95 % interval", "bootstrap 95 % interval of the mean over seeds", "score", always=False),
-    PageColumn("method_params", "method params", "trained parameters without the head"),
-    PageColumn("head_params", "head params", "trained parameters of the head"),
-    PageColumn("share", "% of backbone", "trained parameters, head included, over the encoder's", digits=3),
-    PageColumn("train_s", "train s", "time of the updates, evaluation excluded, mean over seeds", digits=1),
-    PageColumn("train_eps", "train ex/s", "rows trained on a second, the first updates left out"),
-    PageColumn(
-        "estimate", "estimated MiB", "peak of one update of full-length rows, counted storage by storage", always=False
+    Field(
+        "params_trainable_method", "params.trainable_method", "method params", "trained parameters without the head",
+        "parameters", planned=("trainable_method",), always=True,
     ),
-    PageColumn("device", "device MiB", "most bytes that the CUDA allocator held while training", always=False),
-    PageColumn("gflop", "step GFLOP", "matrix products and attention of one update", digits=1, always=False),
-    PageColumn(
-        "infer_ms", "infer ms", "median time of one full-length row, adapter merged where it can be", digits=1,
-        always=False,
+    Field(
+        "params_trainable_head", "params.trainable_head", "head params", "trained parameters of the head",
+        "parameters", planned=("trainable_head",), always=True,
     ),
-    PageColumn("infer_eps", "infer ex/s", "median throughput at the inference batch size", always=False),
+    Field(
+        "params_trainable_share_of_backbone_percent", "params.trainable_share_of_backbone_percent", "% of backbone",
+        "trained parameters, head included, over the encoder's (head excluded)", "parameters", digits=3,
+        planned=("trainable_share_of_backbone_percent",), always=True,
+    ),
+    Field(
+        "stored_bytes", "params.stored_bytes", "stored MiB", "size of the saved weights", "parameters", unit=MIB,
+        digits=1, table=False, page=False,
+    ),
+    Field(
+        "train_seconds", "time.train_seconds", "train s", "time of the updates, evaluation excluded", "time",
+        axis="training time, s", over_tasks="sum", always=True,
+    ),
+    Field(
+        "train_examples_per_second", "time.train_examples_per_second", "train ex/s",
+        "rows trained on per second, without evaluations and the first updates", "time", higher_is_better=True,
+        always=True,
+    ),
+    Field(
+        "train_tokens_per_second", "time.train_tokens_per_second", "train tok/s",
+        "tokens trained on per second, without evaluations and the first updates", "time", higher_is_better=True,
+        table=False, page=False,
+    ),
+    Field(
+        "padding_share", "time.padding_share", "padding", "share of the tokens that pad", "time", digits=3,
+        table=False, page=False,
+    ),
+    Field(
+        "features_seconds", "time.features_seconds", "features s",
+        "computing the features of frozen layers before training, or reading them from the cache; not in train s",
+        "time", digits=1, page=False, export=False,
+    ),
+    Field(
+        "train_peak_allocated_bytes", "memory.device.train_peak_allocated_bytes", "peak device MiB",
+        "most bytes that the CUDA allocator held during training, the first updates excluded", "memory", unit=MIB,
+        axis="peak device memory, MiB",
+    ),
+    Field(
+        "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
+        "estimated peak of one update of full-length rows, counted storage by storage", "memory", unit=MIB,
+        planned=("peak_bytes",), axis="estimated peak memory of one update, MiB",
+    ),
+    Field(
+        "process_peak_rss_bytes", "memory.process_peak_rss_bytes", "peak process MiB",
+        "highest resident set of the whole process, interpreter and libraries included", "memory", unit=MIB,
+        axis="peak resident memory of the process, MiB", page=False,
+    ),
+    Field(
+        "train_step_flops", "flops.train_step_flops", "step GFLOP",
+        "matrix products and attention of that update, a multiply-add counted as two", "operations", unit=1e9,
+    ),
+    Field(
+        "inference_flops", "flops.inference_flops", "inference GFLOP",
+        "the same for inference on these rows, adapter merged if the method can", "operations", unit=1e9,
+        table=False, page=False,
+    ),
+    Field(
+        "inference_latency_ms", "inference.latency_ms_median", "infer ms",
+        "median time of one full-length row, adapter merged if the method can", "time", digits=1,
+    ),
+    Field(
+        "inference_examples_per_second", "inference.examples_per_second", "infer ex/s",
+        "median throughput at 32 such rows", "time", higher_is_better=True, axis="inference, examples/s",
+    ),
+    Field(
+        "best_epoch", "scores.best_epoch", "best epoch", "epoch of the best evaluation", "score", digits=1,
+        table=False, page=False, export=False,
+    ),
 )  # fmt: skip
 
+# Scores are drawn against these.
 AXES = (
-    PageAxis("params", "trained parameters, head included", log=True),
-    PageAxis("estimate", "peak memory of an update estimated, MiB"),
-    PageAxis("device", "peak device memory, MiB"),
-    PageAxis("process", "peak resident memory of the process, MiB"),
-    PageAxis("train_s", "training time, s"),
-    PageAxis("infer_eps", "inference, examples/s (more is better)", less_is_better=False),
+    "params_trainable",
+    "estimated_peak_bytes",
+    "train_peak_allocated_bytes",
+    "process_peak_rss_bytes",
+    "train_seconds",
+    "inference_examples_per_second",
 )
+
+# What claims call the numbers that they compare. These names are part of the format of studies.
+QUANTITIES = {
+    "ledger_peak": "estimated_peak_bytes",
+    "device_peak": "train_peak_allocated_bytes",
+    "inference_throughput": "inference_examples_per_second",
+    "train_throughput": "train_examples_per_second",
+    "trainable": "params_trainable",
+    "train_step_flops": "train_step_flops",
+    "inference_flops": "inference_flops",
+    "best_epoch": "best_epoch",
+}

@@ -1,4 +1,4 @@
-"""Groups records that differ in seed alone, describes each group, and names it."""
+"""Groups records that differ only in their seed, and names each group."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT, backbone_name, method_label
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.reports.fields import Field
 from petl_bench.reports.significance import Statistic
 
-# They act through settings of `train`, which are shown.
+# They take effect through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 
-# Of the training settings: the seeds that a row is the mean of, and what changes no result.
+# Training settings by which runs are not told apart: the seed, and those that change no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
 
@@ -27,7 +28,7 @@ class Group:
     """Records of one method (with its settings) on one task with one backbone, over seeds.
 
     Attributes:
-        label: The method, and what tells it from its other variants in this report.
+        label: The method, with the settings in which its variants in this report differ.
     """
 
     task: str
@@ -37,7 +38,7 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """One record, for what all share."""
+        """The first record, to read what all records of the group share."""
         return self.records[0]
 
     @property
@@ -48,21 +49,21 @@ class Group:
 
     @property
     def in_percent(self) -> bool:
-        """Whether the primary metric is shown in percent: all but errors are."""
+        """Whether the primary metric is shown in percent; errors are not."""
         assert self.first.protocol
         return self.first.protocol.higher_is_better
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, in order."""
+        """The seeds in ascending order."""
         return sorted(record.protocol.seed for record in self.records if record.protocol)
 
     def score(self, metric: str | None = None) -> Statistic | None:
-        """A metric of the selected weights over the seeds; the primary one where none is named."""
+        """Describes a metric of the selected weights over the seeds; by default the primary metric."""
         return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
 
     def by_seed(self, metric: str | None = None) -> dict[int, float]:
-        """A metric of the selected weights by seed; where a seed was run twice, the mean."""
+        """A metric of the selected weights by seed; the mean if a seed was run twice."""
         found: dict[int, list[float]] = {}
         for record in self.records:
             value = record.selected_scores.get(metric or self.metric)
@@ -75,15 +76,16 @@ class Group:
         assert self.first.scores
         return sorted(self.first.scores.best, key=lambda name: name != self.metric)
 
-    def statistic(self, *path: str) -> Statistic | None:
-        """A number of the record by its path, e.g. `time`, `train_seconds`, over the seeds."""
-        return Statistic.of(_at(record, path) for record in self.records)
+    def statistic(self, field: Field) -> Statistic | None:
+        """A number of the record over the seeds; None if no run measured it."""
+        return Statistic.of(field.value(record) for record in self.records)
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
-    """Groups finished records; the same run found twice counts once.
+    """Groups finished records; a run that is found twice counts once.
 
-    Groups come in the order task, backbone, trainable parameters.
+    Returns:
+        The groups, sorted by task, backbone and number of trained parameters.
     """
     unique = {record.run_key: record for record in records if is_comparable(record)}
     by_settings: dict[str, tuple[dict[str, str], list[Record]]] = {}
@@ -106,24 +108,24 @@ def group_records(records: Iterable[Record]) -> list[Group]:
 
 
 def is_comparable(record: Record) -> bool:
-    """Whether a record has what a comparison needs."""
+    """Whether a record is of a finished run and has all parts that a comparison needs."""
     return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
 
 
 def _differing(variants: list[dict[str, str]]) -> set[str]:
-    """The settings in which the variants of a method differ, its PEFT type excepted, which its name has."""
+    """Names the settings in which the variants of a method differ, except for the PEFT type, which is in its name."""
     keys = set().union(*variants) - {"type"}
     return {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
 
 
 def _shown_settings(record: Record) -> dict[str, str]:
-    """Everything by which runs are told apart, the seed excepted, by short names, as text."""
+    """Collects all settings by which runs are told apart, apart from the seed, as text by short names."""
     config = record.config
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
     parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
     for (*_, later), default in ADDED_LATER.items():
-        # As in the records that do not know them.
+        # Records from before the setting lack it, which means the same.
         if parts.get(later, default) == default:
             parts.pop(later, None)
     parts |= {f"task.{key}": value for key, value in config["task"].items()}
@@ -141,20 +143,13 @@ def _trained(group: Group) -> int:
     return group.first.params.trainable if group.first.params else 0
 
 
-def _at(record: Record, path: tuple[str, ...]) -> float | None:
-    node: Any = record
-    for name in path:
-        node = getattr(node, name, None)
-    return node
-
-
 @dataclass(frozen=True)
 class NamedGroup:
-    """A group and its method's name.
+    """A group and the name of its method in plots and on the page.
 
     Attributes:
-        group: Its label tells it from all others of its task and backbone.
-        method: Its name without the number of training rows, so that groups which differ in it alone share one.
+        group: The group; its label is unique within its task and backbone.
+        method: Its name without the number of training rows, so that groups which differ only in that share one.
     """
 
     group: Group
@@ -168,12 +163,12 @@ class NamedGroup:
 
     @property
     def panel(self) -> tuple[str, str]:
-        """Task and backbone: scores are compared within one of these only."""
+        """Task and backbone. Scores are compared only within the same panel."""
         return self.group.task, self.group.backbone
 
 
 def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -> list[NamedGroup]:
-    """Groups finished records and names them, those of a study as it does."""
+    """Groups finished records and names them, those of a study by its names."""
     planned = {run.key: run for study in studies for run in study.runs}
     names = _names_without_rows(records)
     named = [_named(group, names.get(group.first.run_key, group.label), planned) for group in group_records(records)]
@@ -182,12 +177,12 @@ def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -
 
 
 def task_order(studies: Sequence[StudyFile]) -> dict[str, int]:
-    """The place of each task that a study names."""
+    """Numbers the tasks in the order in which the studies name them."""
     return {task: number for number, task in enumerate(task for study in studies for task in study.tasks)}
 
 
 def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:
-    """Groups to be compared within their task: each number of training rows is one of its own, the largest first."""
+    """Makes every number of training rows a task of its own, so that only its groups are compared; largest first."""
     sizes: dict[tuple[str, str], set[int]] = {}
     for item in named:
         sizes.setdefault(item.panel, set()).add(item.rows)
@@ -203,7 +198,7 @@ def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:
 
 
 def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
-    """Labels by run key where the records differ in the number of training rows."""
+    """Labels without the number of training rows, by run key; empty if all records have the same number."""
     if len({record.protocol.num_train_examples for record in records if record.protocol}) < 2:
         return {}
     groups = group_records(map(_without_rows, records))
@@ -211,7 +206,7 @@ def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _without_rows(record: Record) -> Record:
-    """The record as if all had been trained on the same rows."""
+    """Copies a record without the settings that say how many rows it was trained on."""
     task = {**record.config["task"], "num_train_examples": None}
     return replace(record, config={**record.config, "task": task}, data=None)
 

@@ -1,4 +1,4 @@
-"""What some folders hold for a report: studies with their records, and other runs."""
+"""Reads the input of a report: the studies and records below some folders."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a report is made from.
+    """What a report is made from, as read from disk.
 
     Attributes:
-        sheets: One a study, then one a backbone for the other runs.
+        all_results: One results table per study, then one per backbone for the other runs.
         studies: Each study with its records.
-        others: Records of no study.
-        found: All records, those among them that are left out.
+        others: Records that belong to no study.
+        found: All records, including those that the report leaves out.
     """
 
     all_results: list[ResultsTable]
@@ -39,21 +39,21 @@ class ReportInput:
 
 
 def read_report_input(folders: list[str]) -> ReportInput:
-    """Reads every study and every record at or below these folders; tells what is left out.
+    """Reads every study and every record at or below these folders, and logs what is left out.
 
     Raises:
-        RequestError: where there is no finished run and no study.
+        RequestError: If there is neither a finished run nor a study.
     """
     located, unreadable = locate_records(folders)
     for message in unreadable:
         _log.warning(message)
     files = (file for folder in folders for file in files_below(Path(folder), STUDY_FILE))
-    # The same folder by two names is one.
+    # A folder that is reached by two paths counts once.
     paths = list({file.resolve(): file.parent for file in reversed(list(files))}.values())[::-1]
     by_study: dict[Path | None, list[Record]] = {path: [] for path in paths}
     for file, record in located.items():
-        home = next((parent for parent in file.parents if parent in paths), None)
-        by_study.setdefault(home, []).append(record)
+        study_folder = next((parent for parent in file.parents if parent in paths), None)
+        by_study.setdefault(study_folder, []).append(record)
     others = by_study.pop(None, [])
     studies = [(study, _own(study, by_study[path])) for path in paths if (study := read_study(path)) is not None]
     groups = group_records(others)
@@ -66,18 +66,18 @@ def read_report_input(folders: list[str]) -> ReportInput:
 
 
 def _own(study: StudyFile, records: list[Record]) -> list[Record]:
-    """The study's records among those in its folder."""
+    """Selects the records of a study from those in its folder, and logs how many are left out."""
     own = reported_records(study, records)
     if len(own) < len(records):
         _log.info(
-            "%s: records left out that are not the study's, or of learning rates not taken: %d",
+            "%s: records left out because they are not the study's or their learning rate was not chosen: %d",
             *(study.name, len(records) - len(own)),
         )
     return own
 
 
 def _warn_unfinished(records: list[Record]) -> None:
-    """Names the runs that ended otherwise: a comparison must not hide them."""
+    """Warns of every run that did not finish, because a comparison must not hide it."""
     for record in records:
         if record.status != "finished":
             task, method, train = (record.config.get(part) or {} for part in ("task", "method", "train"))

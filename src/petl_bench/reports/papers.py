@@ -1,4 +1,4 @@
-"""Studies against papers: the rows of papers' tables beside the records of the same protocol, and their claims."""
+"""Paper comparison: rows of published tables next to the results of a study, and the claims of papers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OUTSIDE = "outside 2 sd"
 
 
 def published_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One mapping a published value.
+    """Makes one mapping per published value.
 
-    Values are in percent points, ours too. `verdict` is None where the two are not comparable; else it says whether the
-    published value lies within our mean ± 2 sd over seeds, which needs two runs at least.
+    All values are in percent points. `verdict` is None if the two are not comparable. Otherwise it says whether the
+    published value lies within our mean ± 2 sd over seeds, which needs at least two runs.
     """
     ours = StudyRecords(study, records)
     return [
@@ -77,7 +77,7 @@ def _verdict(value: float, statistic: Statistic | None) -> str:
 
 
 def _params(method: str | None, task: str, ours: StudyRecords) -> dict[str, int | None] | None:
-    """Trained parameters by the records, else as planned."""
+    """Trained parameters of the runs, or the planned ones if none has finished."""
     if method is None:
         return None
     for record in ours.by_seed(method, task).values():
@@ -90,7 +90,7 @@ def _params(method: str | None, task: str, ours: StudyRecords) -> dict[str, int 
 
 
 def published_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
-    """The rows as a table, its sources and the study's deviations as notes; None where nothing is published."""
+    """Makes the table of published rows, with sources and deviations as notes; None if the study names none."""
     rows = published_rows(study, records)
     if not rows:
         return None
@@ -116,7 +116,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(value: float, sd: float | None, digits: int | None = None) -> str:
-    """As the paper prints it, unless digits are given."""
+    """Formats value and spread with the digits of the paper unless `digits` is given."""
     if digits is None:
         return f"{float(value)}" if sd is None else f"{float(value)} ± {float(sd)}"
     return f"{value:.{digits}f}" if sd is None else f"{value:.{digits}f} ± {sd:.{digits}f}"
@@ -133,7 +133,7 @@ def _notes(study: StudyFile) -> list[str]:
     return [
         *dict.fromkeys(notes),
         "ours: mean ± sd over n seeds, in percent; our params: the method's + the head's",
-        f"published value is: `{WITHIN}` where it lies within our mean ± 2 sd; no verdict on rows that do not compare",
+        f"published value is: `{WITHIN}` if it is within our mean ± 2 sd; no verdict for rows that are not comparable",
         *(f"deviation: {deviation}" for deviation in study.deviations),
     ]
 
@@ -147,13 +147,13 @@ def _origin(row: PublishedRow) -> str:
 
 
 def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTable]:
-    """Published rows and claims of each study, where it has them."""
+    """Makes the tables of published rows and claims of all studies that have them."""
     tables = [make(study, records) for study, records in studies for make in (published_table, claims_table)]
     return [table for table in tables if table is not None]
 
 
 def study_json(studies: list[tuple[StudyFile, list[Record]]]) -> dict[str, Any]:
-    """The same for JSON, each row with its study's name: nothing is rounded."""
+    """Collects published rows, claims and deviations of all studies for JSON, unrounded."""
     return {
         "published": [
             {"study": study.name} | row for study, records in studies for row in published_rows(study, records)

@@ -1,4 +1,4 @@
-"""Which methods are best: columns and averages with their tests, and methods against one of them."""
+"""Ranks the methods: the best of each column with significance tests, and comparisons with a reference method."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ColumnRanking:
     """The methods of one column against its best.
 
     Attributes:
-        bold: The best, and what a test does not tell from it; the best alone where no test could.
-        p: By method, of the paired test against the best, after Holm over the methods of the column.
-        pairs: How many pairs the comparisons had, without repetition, in order.
-        too_few: Whether so few pairs cannot tell any two methods apart.
+        bold: The best method and all that do not differ significantly from it; the best alone if `too_few`.
+        p: By method, the p value of the paired test against the best, after Holm over the methods of the column.
+        pairs: The numbers of pairs that the tests had, ascending, without repetition.
+        too_few: Whether no test with so few pairs could be significant.
     """
 
     bold: frozenset[str] = frozenset()
@@ -40,13 +40,14 @@ class ColumnRanking:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every column of a sheet.
+    """The rankings of all columns of a results table.
 
     Attributes:
-        tasks: By task.
-        averages: By method with a score on every task, the mean over tasks.
-        average: The column of averages.
-        ranks: By method with any score, the mean rank over `blocks` (task, seed) that all of these finished.
+        tasks: The ranking of each task's column.
+        averages: The mean over tasks, by method; only methods with a score on every task have one.
+        average: The ranking of the column of averages.
+        ranks: The mean rank of each method that has a score, over the (task, seed) pairs that all of them finished.
+        blocks: The number of these pairs.
     """
 
     tasks: dict[str, ColumnRanking]
@@ -57,16 +58,16 @@ class Ranking:
 
 
 def central(statistic: Statistic, name: str) -> float:
-    """The mean or the median."""
+    """Selects the mean or the median of a statistic by name."""
     return statistic.median if name == "median" else statistic.mean
 
 
 def rank_methods(results: ResultsTable, statistic: str = "mean") -> Ranking:
-    """Works out who is best where.
+    """Ranks the methods of a results table on every task and on average.
 
     Args:
         results: The methods and tasks.
-        statistic: `mean` or `median`: by which the best is the best. Tests are on mean differences of pairs.
+        statistic: `mean` or `median`, which selects the best. Tests always use mean differences of pairs.
     """
     scores = {method: found for method in results.methods if (found := results.scores(method))}
     tasks = {task: _task_ranking(results, task, scores, statistic) for task in results.tasks}
@@ -90,7 +91,7 @@ def _task_ranking(
 
 
 def _averages(results: ResultsTable, statistic: str) -> dict[str, float]:
-    """Of tasks with different units there is no average."""
+    """Averages over all tasks by method; empty if the tasks differ in their unit."""
     if len(results.tasks) < 2 or not results.all_in_percent:
         return {}
     averages = {}
@@ -102,7 +103,12 @@ def _averages(results: ResultsTable, statistic: str) -> dict[str, float]:
 
 
 def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, float]]) -> ColumnRanking:
-    """Tests every method of a column against its best; of one method there is nothing to say."""
+    """Tests every method of a column against its best.
+
+    Args:
+        centres: The mean or median of each method, higher is better.
+        scores: Scores by method and pair, higher is better.
+    """
     if len(centres) < 2:
         return ColumnRanking()
     best = max(centres, key=lambda method: centres[method])
@@ -114,9 +120,9 @@ def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, fl
             differences[method] = difference
     adjusted = dict(zip(differences, holm([found.p for found in differences.values()]), strict=True))
     too_few = min(holm([found.least_p for found in differences.values()]), default=1.0) >= SIGNIFICANCE
-    alike = set() if too_few else {method for method, p in adjusted.items() if p >= SIGNIFICANCE}
+    not_different = set() if too_few else {method for method, p in adjusted.items() if p >= SIGNIFICANCE}
     pairs = sorted({found.n for found in differences.values()})
-    return ColumnRanking(frozenset(equal | alike), adjusted, tuple(pairs), too_few)
+    return ColumnRanking(frozenset(equal | not_different), adjusted, tuple(pairs), too_few)
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,11 @@ class Comparison:
     """One method against the reference.
 
     Attributes:
-        sheet: The title of the sheet that both are in.
+        results: The title of the results table that holds both.
         points: Whether scores are percentages, so that differences are points.
-        difference: None where the two have no pair in common.
-        p: After Holm over all comparisons of the report.
-        least_p: The least that `p` could be with so many pairs.
+        difference: None if the two share no pair.
+        p: The p value after Holm over all comparisons of the report.
+        least_p: The smallest value that `p` could have with so many pairs.
     """
 
     results: str
@@ -141,21 +147,21 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What is subtracted from what."""
+        """The method minus the reference."""
         return f"{self.method} − {self.reference}"
 
     @property
     def too_few(self) -> bool:
-        """Whether so few pairs cannot show any difference."""
+        """Whether no difference over so few pairs could be significant."""
         return self.least_p is None or self.least_p >= SIGNIFICANCE
 
     def show(self, difference: float, *, sign: bool = False) -> str:
-        """A difference, in points where scores are percentages."""
+        """Formats a difference, in points if scores are percentages."""
         value, digits = (100 * difference, 1) if self.points else (difference, 4)
         return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", "−")
 
-    def words(self) -> str:
-        """The comparison as a sentence."""
+    def sentence(self) -> str:
+        """The comparison as a sentence with its numbers."""
         found = self.difference
         if found is None or self.p is None or self.least_p is None:
             return f"{self.name}: no (task, seed) that both finished"
@@ -174,20 +180,20 @@ class Comparison:
 
 
 def show_p(p: float) -> str:
-    """Two significant digits."""
+    """Formats a p value with two significant digits."""
     return f"{p:.4f}".rstrip("0") if 0.0001 <= p < 0.01 else f"{p:.2g}"
 
 
 def compare(all_results: Sequence[ResultsTable], reference: str | None = None) -> list[Comparison]:
-    """Compares all methods of each sheet with one of its methods; Holm's correction is over all sheets.
+    """Compares all methods of each results table with one of its methods, with Holm's correction over all tables.
 
     Args:
-        all_results: Those of the report.
-        reference: The method to compare with; None: the best average of each sheet, where there is more than one
-            method, and more than one seed or a study.
+        all_results: The results tables of the report.
+        reference: The method to compare with. None takes the best average of each table that has more than one
+            method, and either more than one seed or a study.
 
     Raises:
-        RequestError: where no sheet has the named method with a score.
+        RequestError: If no table has a finished run of the named method.
     """
     labels = dict.fromkeys(group.label for results in all_results for group in results.groups())
     if reference is not None and reference not in labels:
@@ -214,7 +220,7 @@ def _compare_with(results: ResultsTable, reference: str) -> list[Comparison]:
 
 
 def _best(results: ResultsTable) -> str | None:
-    """The best mean over tasks, of the methods that have the most tasks."""
+    """Finds the method with the best mean over tasks among those that have the most tasks."""
     scores = {method: results.scores(method) for method in results.methods if results.groups_of(method)}
     seeds = {seed for blocks in scores.values() for _, seed in blocks}
     if len(scores) < 2 or (len(seeds) < 2 and results.study is None):
@@ -230,7 +236,7 @@ def _tasks_and_mean(scores: dict[tuple[str, int], float]) -> tuple[int, float]:
 
 
 def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    """Fills in p values after Holm, and the least that they could be."""
+    """Fills in the p values after Holm and the smallest values that they could have."""
     tested = [one.difference for one in comparisons if one.difference is not None]
     ps = iter(holm([difference.p for difference in tested]))
     least = iter(holm([difference.least_p for difference in tested]))

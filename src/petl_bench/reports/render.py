@@ -1,20 +1,23 @@
-"""A table of text, and the forms that it is written in: terminal, Markdown, LaTeX."""
+"""Output: a table of text in the terminal, in Markdown and in LaTeX, and checks of the files that a report writes."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from petl_bench.errors import RequestError, RunError
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of text cells under a header, with notes that say what the columns mean.
+    """Rows of text cells under a header, with notes that define the columns.
 
     Attributes:
         bold: (row, column) of the cells to print in bold.
-        prose: Names of columns that hold sentences: aligned to the left, and wrapped where a line has an end.
+        prose: The columns that hold sentences: they are aligned to the left and wrapped.
     """
 
     title: str
@@ -34,10 +37,10 @@ def print_table(table: ReportTable) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # As text: brackets in it are no markup.
+    # Text objects, so that rich does not read brackets as markup.
     shown = Table(title=Text(table.title), title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
-        # A word a line: numbers are short, and a table that fits can be read.
+        # One word per line keeps the columns of numbers narrow.
         prose = name in table.prose
         justify: Literal["left", "right"] = "left" if number == 0 or prose else "right"
         shown.add_column(Text(name.replace(" ", "\n")), justify=justify, no_wrap=not prose)
@@ -46,7 +49,7 @@ def print_table(table: ReportTable) -> None:
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
     console = Console()
-    # What is wider than the terminal is wrapped by it, rather than cut short.
+    # A table wider than the terminal is wrapped by it; rich would truncate the cells.
     natural = console.measure(shown, options=console.options.update(width=_WIDEST))
     console.width = max(console.width, natural.minimum if table.prose else natural.maximum)
     console.print(shown)
@@ -54,8 +57,11 @@ def print_table(table: ReportTable) -> None:
         console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
-# A table with more columns is made as narrow as the page.
+# A table with more columns than this is shrunk to the width of the page.
 _WIDE = 8
+
+# Written by hand so that plain pdflatex prints every text: pylatexenc gives commands that need further packages or font
+# encodings, e.g. \CYRZH, \ng and \lesssim, and leaves | as it is, which the default fonts print as a dash.
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -97,7 +103,7 @@ _GREEK_AS_LATIN = {
 
 
 def to_markdown(table: ReportTable) -> str:
-    """GitHub Markdown."""
+    """Writes a table as GitHub Markdown."""
     lines = [
         f"**{table.title}**",
         "",
@@ -115,7 +121,7 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def to_latex(table: ReportTable) -> str:
-    """A booktabs table with its notes below; a fragment to be put into a document."""
+    """Writes a table with its notes as a LaTeX fragment; its first line names the packages that it needs."""
     wide = len(table.header) > _WIDE
     rows = []
     for number, row in enumerate(table.rows):
@@ -150,13 +156,13 @@ def _latex_columns(table: ReportTable) -> str:
 
 
 def _latex_row(cells: list[str]) -> str:
-    # After \\ or a rule, a bracket would be read as an argument.
+    # LaTeX would read a bracket after \\ or a rule as an optional argument.
     first = "{}" + cells[0] if cells[0].startswith(("[", "*")) else cells[0]
     return " & ".join([first, *cells[1:]]) + r" \\"
 
 
 def latex_text(text: str) -> str:
-    """Any text so that pdflatex prints it; a letter that its fonts lack by its code."""
+    """Escapes any text for pdflatex; a character that its fonts lack becomes its code point, e.g. U+4E2D."""
     return "".join(_LATEX.get(character) or _latex_letter(character) for character in text)
 
 
@@ -164,7 +170,7 @@ def _latex_letter(character: str) -> str:
     if character.isascii():
         return character if character.isprintable() else " "
     greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
-    # Within the alphabet; LaTeX has no names for letters out of use.
+    # LaTeX has no commands for archaic letters.
     if greek and "\u0391" <= character <= "\u03c9":
         return _greek(greek[2].replace("LAMDA", "LAMBDA"), capital=greek[1] == "CAPITAL")
     base = unicodedata.normalize("NFKD", character)[0]
@@ -175,3 +181,43 @@ def _greek(name: str, *, capital: bool) -> str:
     if capital:
         return _GREEK_AS_LATIN.get(name) or rf"$\{name.capitalize()}$"
     return "o" if name == "OMICRON" else rf"$\{name.lower()}$"
+
+
+PICTURE_FORMATS = (".png", ".pdf", ".svg")
+
+PLOT_KINDS = ("pareto", "curves", "low_resource", "variability")
+
+PAGE_FORMATS = (".html", ".htm")
+
+
+def check_picture(file: Path) -> None:
+    """Checks that a picture can be written, and makes its folder.
+
+    Raises:
+        RequestError: If the ending names a format that is not drawn.
+        RunError: If nothing can be written there.
+    """
+    _check_file("--plot", file, PICTURE_FORMATS)
+
+
+def check_page(file: Path) -> None:
+    """Checks that an HTML page can be written, and makes its folder.
+
+    Raises:
+        RequestError: If browsers do not open files with this ending.
+        RunError: If nothing can be written there.
+    """
+    _check_file("--html", file, PAGE_FORMATS)
+
+
+def _check_file(option: str, file: Path, endings: tuple[str, ...]) -> None:
+    if file.suffix not in endings:
+        raise RequestError(f"{option} {file}: the ending must be one of {', '.join(endings)}.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        there = file.exists()
+        file.open("ab").close()
+        if not there:
+            file.unlink()
+    except OSError as error:
+        raise RunError(f"{option} {file} cannot be written ({error.strerror}): name another place.") from error

@@ -1,4 +1,4 @@
-"""Compares the runs below some folders: tables to stdout, plot and page to files."""
+"""`petl-bench report`: compares the runs below some folders in tables, a plot and an HTML page."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from petl_bench.errors import RequestError
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, named_groups, panel_groups
 from petl_bench.reports.load import ReportInput, read_report_input
-from petl_bench.reports.output_files import PLOT_KINDS, check_page, check_picture
 from petl_bench.reports.page.data import page_data
 from petl_bench.reports.page.html import write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
 from petl_bench.reports.ranking import Comparison, Ranking, compare, rank_methods
-from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
+from petl_bench.reports.render import (
+    PLOT_KINDS,
+    ReportTable,
+    check_page,
+    check_picture,
+    print_table,
+    to_latex,
+    to_markdown,
+)
 from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.tables import comparison_table, scores_table
 
@@ -34,7 +41,7 @@ def write_report(
     plot_kind: str | None = None,
     page: str | None = None,
 ) -> int:
-    """Reports on every finished run below `folders`; on a folder with a study, as the study has it.
+    """Reports on every finished run below `folders`; runs of a study go by its names and order.
 
     Args:
         folders: Searched for records.
@@ -50,7 +57,7 @@ def write_report(
         The exit code: 0.
 
     Raises:
-        RequestError: where there is no finished run and no study, or nothing that the picture could show.
+        RequestError: If there is neither a finished run nor a study, or nothing that the picture could show.
     """
     if plot_kind and not plot:
         raise RequestError(f"--plot-kind {plot_kind} draws nothing by itself: add --plot FILE.")
@@ -93,16 +100,16 @@ _log = logging.getLogger(__name__)
 
 
 def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, page: str | None) -> None:
-    """Writes the picture and the page that were asked for; runs of a study go by its names.
+    """Writes the requested picture and page.
 
     Args:
-        report_input: What was found.
+        report_input: The studies and records.
         plot: Picture to draw.
         plot_kind: What the picture shows, one of `PLOT_KINDS`.
         page: HTML page to write.
 
     Raises:
-        RequestError: where no run has what the picture shows.
+        RequestError: If no run has what the picture shows.
     """
     studies = [study for study, _ in report_input.studies]
     named = named_groups(report_input.records, studies)
@@ -113,9 +120,9 @@ def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, pag
         _draw(named, plot_kind, Path(plot))
         _log.info("plot: %s", Path(plot).resolve())
     if page:
-        held = study_json(report_input.studies)
-        data = page_data(named, report_input.found, studies, held["published"], held["claims"])
-        data["missing"] = [words for results in report_input.all_results for words in results.missing()]
+        compared = study_json(report_input.studies)
+        data = page_data(named, report_input.found, studies, compared["published"], compared["claims"])
+        data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
 

@@ -1,4 +1,4 @@
-"""What a table is about: methods, tasks, and a cell for each pair of them, whether it was run or not."""
+"""The results table: methods, tasks, and a cell for every pair of them, whether it was run or not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from petl_bench.records.run_key import backbone_name
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
+from petl_bench.reports.fields import Field
 from petl_bench.reports.groups import Group, is_comparable
 from petl_bench.reports.significance import Statistic
 
@@ -17,15 +18,15 @@ from petl_bench.reports.significance import Statistic
 class StudyRecords:
     """Looks records up by (method, task), through the run keys that the study planned.
 
-    Runs with rates that were tried and not taken count nowhere; where the rate of a cell is still open, none of its
-    runs counts yet.
+    Runs with learning rates that were tried and not chosen never count. As long as the rate of a cell has not been
+    chosen, none of its runs count.
     """
 
     def __init__(self, study: StudyFile, records: Iterable[Record]) -> None:
         self.study = study
         self._records: dict[str, Record] = {}
         for record in records:
-            # A folder may hold a failed attempt beside the run that was made again.
+            # A folder may hold a failed attempt next to the repeated run.
             if record.run_key not in self._records or is_comparable(record):
                 self._records[record.run_key] = record
         self._planned: dict[tuple[str, str], list[PlannedRun]] = {}
@@ -35,15 +36,15 @@ class StudyRecords:
         self._costs = {(cost.method, cost.task): cost for cost in study.costs}
 
     def seeds(self, method: str, task: str) -> list[int]:
-        """The seeds that are wanted, in order."""
+        """The planned seeds in ascending order."""
         return sorted({run.seed for run in self._runs(method, task)})
 
     def rate_open(self, method: str, task: str) -> bool:
-        """Whether several rates a seed are there: which of them is the method's has not been decided."""
+        """Whether several learning rates per seed are planned and none has been chosen yet."""
         return len(self._runs(method, task)) > len(self.seeds(method, task))
 
-    def there(self, method: str, task: str) -> list[Record]:
-        """All records of this cell, whatever became of the runs, in the order of their seeds."""
+    def ended(self, method: str, task: str) -> list[Record]:
+        """All records of this cell, whatever their status, in the order of their seeds."""
         return [self._records[run.key] for run in self._runs(method, task) if run.key in self._records]
 
     def by_seed(self, method: str, task: str) -> dict[int, Record]:
@@ -54,14 +55,14 @@ class StudyRecords:
         return {seed: record for seed, record in found.items() if record is not None and is_comparable(record)}
 
     def num_missing(self, method: str, task: str) -> int:
-        """Planned runs that have not ended; those that failed have."""
+        """The number of planned runs that have not ended; failed runs have ended."""
         runs = self._runs(method, task)
         if self.rate_open(method, task):
             return len(runs)
         return sum(not self._ended(run) for run in runs) if runs else 1
 
     def num_failed(self, method: str, task: str) -> int:
-        """Planned runs that ended otherwise than finished."""
+        """The number of planned runs that ended without finishing."""
         runs = self._runs(method, task)
         return sum(self._ended(run) and not is_comparable(self._records[run.key]) for run in runs)
 
@@ -69,11 +70,11 @@ class StudyRecords:
         return self._planned.get((method, task), [])
 
     def _ended(self, run: PlannedRun) -> bool:
-        """An interrupted run goes on."""
+        """Whether a run has ended; an interrupted run will be resumed."""
         return run.key in self._records and self._records[run.key].status != "interrupted"
 
     def primary_metric(self, task: str) -> str | None:
-        """The task's primary metric, by any of the study's records."""
+        """The task's primary metric by the first of the study's records; None if there is none."""
         for method in self.study.methods:
             for record in self.by_seed(method, task).values():
                 assert record.protocol
@@ -81,24 +82,24 @@ class StudyRecords:
         return None
 
     def costs(self, method: str, task: str) -> PlannedCosts | None:
-        """What was planned for this cell."""
+        """The planned costs of this cell."""
         return self._costs.get((method, task))
 
 
 def score_of(record: Record, metric: str) -> float | None:
-    """The selected weights' score; of `a+b` the mean of both, None where one is missing."""
+    """The score of the selected weights; for a metric `a+b` the mean of both, None if one is missing."""
     scores = [record.selected_scores.get(name) for name in metric.split("+")]
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if len(known) == len(scores) else None
 
 
 def is_error(metric: str) -> bool:
-    """Whether lower is better, and percent make no sense."""
+    """Whether a metric is an error: lower is better, and it is not shown in percent."""
     return metric.endswith("_error")
 
 
 def in_points(metric: str, value: float) -> float:
-    """A score as papers print it: fractions and correlations times 100, errors as they are."""
+    """Converts a score to the unit that papers print: fractions and correlations times 100, errors as they are."""
     return value if is_error(metric) else 100 * value
 
 
@@ -110,16 +111,21 @@ class Cell:
     """One method on one task.
 
     Attributes:
-        group: The finished runs; None where there are none.
-        planned: Seeds that a study wants; None without a study.
-        unfinished: How the study's runs ended that did not finish, or what keeps them from being reported.
-        costs: What a study's plan counted.
+        group: The finished runs; None if there are none.
+        planned: The number of seeds that a study plans; None without a study.
+        unfinished: The statuses of the study's runs that did not finish, or why none is reported.
+        costs: The costs that the study planned.
     """
 
     group: Group | None = None
     planned: int | None = None
     unfinished: tuple[str, ...] = ()
     costs: PlannedCosts | None = None
+
+    def measured(self, field: Field) -> float | None:
+        """The mean of a number over the finished runs; None if none measured it."""
+        statistic = self.group.statistic(field) if self.group else None
+        return statistic.mean if statistic else None
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class ResultsTable:
     Attributes:
         title: The backbone, or the study with its backbones.
         study: The study's name; None without a study.
-        remarks: In what a study departs from what it is held against.
+        remarks: How a study differs from the papers that it is compared with.
     """
 
     title: str
@@ -140,7 +146,7 @@ class ResultsTable:
     remarks: list[str] = field(default_factory=list)
 
     def groups(self) -> list[Group]:
-        """The groups with finished runs, method by method."""
+        """All groups with finished runs, method by method."""
         found = (self.cells[method, task].group for method in self.methods for task in self.tasks)
         return [group for group in found if group is not None]
 
@@ -150,27 +156,27 @@ class ResultsTable:
         return {task: group for task, group in found.items() if group is not None}
 
     def metric(self, task: str) -> str | None:
-        """The primary metric of a task's column; None where nothing was run."""
+        """The primary metric of a task's column; None if no run has finished."""
         first = self._firsts.get(task)
         return first.metric if first else None
 
     def in_percent(self, task: str) -> bool:
-        """Whether a task's column is shown in percent: all but errors are."""
+        """Whether a task's column is shown in percent; errors are not."""
         first = self._firsts.get(task)
         return first is None or first.in_percent
 
     @property
     def all_in_percent(self) -> bool:
-        """Whether scores of all tasks have one unit, so that they can be averaged."""
+        """Whether the scores of all tasks have the same unit, so that they can be averaged."""
         return all(map(self.in_percent, self.tasks))
 
     def score(self, method: str, task: str) -> Statistic | None:
-        """The column's metric of one cell."""
+        """The score of one cell in the metric of its column."""
         group = self.cells[method, task].group
         return group.score(self.metric(task)) if group else None
 
     def scores(self, method: str) -> dict[tuple[str, int], float]:
-        """A method's scores by (task, seed), turned so that more is better: errors are negated."""
+        """A method's scores by (task, seed). Errors are negated, so that higher is always better."""
         return {
             (task, seed): score if self.in_percent(task) else -score
             for task, group in self.groups_of(method).items()
@@ -178,7 +184,7 @@ class ResultsTable:
         }
 
     def missing(self) -> list[str]:
-        """What a study wants and has not finished, in words."""
+        """Describes each cell of a study in which seeds are missing."""
         counts = {pair: len(cell.group.seeds) if cell.group else 0 for pair, cell in self.cells.items()}
         return [
             f"{method} on {task} ({counts[method, task]} of {cell.planned} seeds)"
@@ -192,7 +198,7 @@ class ResultsTable:
 
 
 def backbone_results(groups: list[Group]) -> list[ResultsTable]:
-    """One sheet a backbone, for runs that belong to no study; fewest trained parameters first."""
+    """Makes one table per backbone for runs of no study, methods with the fewest trained parameters first."""
     all_results = []
     for backbone in dict.fromkeys(group.backbone for group in groups):
         mine = [group for group in groups if group.backbone == backbone]
@@ -209,9 +215,9 @@ def backbone_results(groups: list[Group]) -> list[ResultsTable]:
 
 
 def study_results(study: StudyFile, records: Iterable[Record]) -> ResultsTable:
-    """The sheet of a study: its methods and tasks in its order, by its names.
+    """Makes the table of a study: its methods and tasks in its order, by its names.
 
-    Records that are not the study's, or of learning rates that were not taken, have no place in it.
+    Records that are not the study's, or whose learning rate was not chosen, are left out.
     """
     ours = StudyRecords(study, records)
     cells = {(method, task): _cell(method, task, ours) for method in study.methods for task in study.tasks}
@@ -225,12 +231,12 @@ def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
     if ours.rate_open(method, task):
         return Cell(planned=len(seeds), unfinished=(RATE_OPEN,), costs=costs)
     finished = list(ours.by_seed(method, task).values())
-    ends = dict.fromkeys(record.status for record in ours.there(method, task) if record.status != "finished")
+    ends = dict.fromkeys(record.status for record in ours.ended(method, task) if record.status != "finished")
     group = Group(task, backbone_name(finished[0].config["backbone"]), method, finished) if finished else None
     return Cell(group, len(seeds), tuple(ends), costs)
 
 
 def reported_records(study: StudyFile, records: Iterable[Record]) -> list[Record]:
-    """The records that a study reports: its own, without learning rates that were not taken."""
+    """Selects the records of a study, without those of learning rates that were not chosen."""
     reported = {run.key for run in study.runs if run.chosen is not False}
     return [record for record in records if record.run_key in reported]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
-from petl_bench.records.schema import MemoryAtPeak, Params
-from petl_bench.records.study_file import PlannedCosts
-from petl_bench.reports.fields import MIB, MISSING, SPEED, Column, measured_columns
+from petl_bench.records.schema import MemoryAtPeak
+from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
 from petl_bench.reports.ranking import ColumnRanking, Comparison, Ranking, central, show_p
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
@@ -15,7 +15,17 @@ from petl_bench.reports.significance import SIGNIFICANCE
 
 
 def score_text(results: ResultsTable, method: str, task: str, statistic: str) -> str:
-    """One score, in percent unless it is an error; how runs ended where none finished."""
+    """Formats the score of one cell, in percent unless it is an error.
+
+    Args:
+        results: The table that holds the cell.
+        method: Its row.
+        task: Its column.
+        statistic: `mean` (± sd) or `median` (with the range).
+
+    Returns:
+        The text; the statuses of the runs if none finished.
+    """
     cell, score = results.cells[method, task], results.score(method, task)
     if score is None:
         return ", ".join(cell.unfinished) or MISSING
@@ -34,7 +44,7 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
 
 
 def counts(cells: list[Cell]) -> str:
-    """How many seeds finished, over the tasks; with a study, of how many."""
+    """Formats how many seeds finished over the tasks, and for an incomplete study of how many."""
     found = [len(cell.group.records) if cell.group else 0 for cell in cells if cell.group or cell.planned]
     if not found:
         return MISSING
@@ -49,72 +59,97 @@ def _span(numbers: list[int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def parameters(cells: list[Cell]) -> list[str]:
-    """Parameters of the method and of the head, and their share: of the task with the most, by plan where none ran."""
-    params = [cell.group.first.params for cell in cells if cell.group and cell.group.first.params]
-    if params:
-        most = max(params, key=lambda one: one.trainable)
-        return [f"{most.trainable_method:,}", f"{most.trainable_head:,}", _share(most)]
+def parameter_cells(columns: list[Field], cells: list[Cell]) -> list[str]:
+    """Numbers of parameters on the task where the method trains the most; the planned ones if no run has finished."""
+    records = [cell.group.first for cell in cells if cell.group and cell.group.first.params]
+    if records:
+        largest = max(records, key=FIELDS["params_trainable"].value)
+        return [column.text(column.value(largest)) for column in columns]
     planned = [cell.costs for cell in cells if cell.costs and cell.costs.trainable_method is not None]
-    if not planned:
-        return [MISSING] * 3
-    costs = max(planned, key=lambda one: (one.trainable_method or 0) + (one.trainable_head or 0))
-    return [
-        f"{costs.trainable_method:,}",
-        MISSING if costs.trainable_head is None else f"{costs.trainable_head:,}",
-        _share(costs),
-    ]
+    costs = max(planned, key=lambda one: (one.trainable_method or 0) + (one.trainable_head or 0), default=None)
+    return [column.text(column.planned_value(costs)) for column in columns]
 
 
-def _share(counted: Params | PlannedCosts) -> str:
-    share = counted.trainable_share_of_backbone_percent
-    return MISSING if share is None else f"{share:.3f}"
+def cost_columns(results: ResultsTable) -> list[Field]:
+    """The columns of measured costs, without those that no run of this table has.
+
+    The memory of the whole process is shown only if no better number of the memory is known.
+    """
+    cells = list(results.cells.values())
+    costs = [field for field in FIELDS.values() if field.table and field.kind != "parameters"]
+    known = [field for field in costs if field.always or any(map(partial(_known, field), cells))]
+    process = FIELDS["process_peak_rss_bytes"]
+    if any(field.kind == "memory" and field != process for field in known):
+        known = [field for field in known if field != process]
+    return known
 
 
-def total(cells: list[Cell]) -> str:
-    """Seconds of training, summed over the tasks."""
-    found = [cell.group.statistic("time", "train_seconds") for cell in cells if cell.group]
-    known = [statistic.mean for statistic in found if statistic is not None]
-    return f"{sum(known):,.0f}" if known else MISSING
+def _known(field: Field, cell: Cell) -> bool:
+    return cell.measured(field) is not None or field.planned_value(cell.costs) is not None
 
+
+def cost_cell(column: Field, cells: list[Cell]) -> str:
+    """One cost of a method over its tasks, planned if none of its runs has finished.
+
+    Args:
+        column: The cost.
+        cells: The method's cells, one per task.
+
+    Returns:
+        The highest of the tasks' means, the lowest if it is a speed, or their sum, as the column asks.
+    """
+    if any(cell.group for cell in cells):
+        values = [cell.measured(column) for cell in cells]
+    else:
+        values = [column.planned_value(cell.costs) for cell in cells]
+    known = [value for value in values if value is not None]
+    if not known:
+        return MISSING
+    if column.over_tasks == "sum":
+        return column.text(sum(known))
+    return column.text(min(known) if column.higher_is_better else max(known))
+
+
+_SHARE = FIELDS["params_trainable_share_of_backbone_percent"]
 
 _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
 
 
 def scores_table(results: ResultsTable, ranking: Ranking, statistic: str = "mean") -> ReportTable:
-    """The table of one sheet. Scores are in percent; costs are those of the costliest task.
+    """Makes the table of scores and costs. Scores are in percent; costs are those of the costliest task.
 
     Args:
         results: The methods and tasks.
-        ranking: How the methods stand by the same statistic.
+        ranking: Their ranking by the same statistic.
         statistic: `mean` or `median`.
     """
-    measured = [SPEED, *measured_columns(results)]
+    parameters = [field for field in FIELDS.values() if field.table and field.kind == "parameters"]
+    costs = cost_columns(results)
     scored: dict[str, ColumnRanking] = {_heading(results, task): ranking.tasks[task] for task in results.tasks}
-    header = ["method", "seeds", "method params", "head params", "% of backbone", *scored]
+    header = ["method", "seeds", *(column.name for column in parameters), *scored]
     if ranking.averages:
         header.append("avg")
         scored["avg"] = ranking.average
     if ranked := len(ranking.ranks) > 1 and ranking.blocks > 1:
         header.append("avg rank")
-    header += ["train s", *(column.name for column in measured)]
+    header += [column.name for column in costs]
     rows = []
     for method in results.methods:
         cells = [results.cells[method, task] for task in results.tasks]
-        row = [method, counts(cells), *parameters(cells)]
+        row = [method, counts(cells), *parameter_cells(parameters, cells)]
         row += [score_text(results, method, task, statistic) for task in results.tasks]
         row += [f"{100 * ranking.averages[method]:.1f}" if method in ranking.averages else MISSING] * bool(
             ranking.averages
         )
         row += [f"{ranking.ranks[method]:.2f}" if method in ranking.ranks else MISSING] * ranked
-        rows.append([*row, total(cells), *(column.cell(cells) for column in measured)])
+        rows.append([*row, *(cost_cell(column, cells) for column in costs)])
     bold = frozenset(
         (number, header.index(name))
         for name, column in scored.items()
         for number, method in enumerate(results.methods)
         if method in column.bold
     )
-    notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, measured, header)]
+    notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
     return ReportTable(f"{results.title}: {_TITLES[statistic]}", header, rows, notes, bold)
 
 
@@ -140,11 +175,11 @@ def _protocols(results: ResultsTable) -> list[str]:
 
 
 def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
-    """What bold means, where anything is bold."""
+    """Explains what bold means if any cell is bold."""
     notes = []
     if any(column.bold and not column.too_few for column in scored.values()):
         notes.append(
-            f"bold: the best {statistic} of a column and all that is not distinguishable from it (paired sign-flip "
+            f"bold: the best {statistic} of a column and all that are not distinguishable from it (paired sign-flip "
             f"test over seeds, of avg over (task, seed), p >= {SIGNIFICANCE} after Holm over the methods of the column)"
         )
     few = {name: column for name, column in scored.items() if column.bold and column.too_few}
@@ -161,7 +196,7 @@ def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
     return notes
 
 
-def _notes(results: ResultsTable, ranking: Ranking, measured: list[Column], header: list[str]) -> list[str]:
+def _notes(results: ResultsTable, ranking: Ranking, costs: list[Field], header: list[str]) -> list[str]:
     notes = ["scores in percent, errors (lower is better) as they are"]
     if "avg" in header:
         notes.append("avg: mean over the tasks, in percent, of methods that have all of them")
@@ -169,11 +204,9 @@ def _notes(results: ResultsTable, ranking: Ranking, measured: list[Column], head
         notes.append(
             f"avg rank: 1 is best; mean over the {ranking.blocks} (task, seed) that every method with a score finished"
         )
-    notes += [
-        "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
-        "train s: evaluation excluded, summed over the tasks that the method has run",
-        *(f"{column.name}: {column.note}" for column in measured),
-    ]
+    for column in (_SHARE, *costs):
+        summed = ", summed over the tasks that the method has run" if column.over_tasks == "sum" else ""
+        notes.append(f"{column.name}: {column.definition}{summed}")
     if len(results.tasks) > 1:
         notes.append("parameters, memory, operations and speed: of the costliest task")
     notes += _plan_notes(results)
@@ -181,12 +214,12 @@ def _notes(results: ResultsTable, ranking: Ranking, measured: list[Column], head
     if any(cell.planned is not None and cell.group and len(cell.group.seeds) < cell.planned for cell in cells):
         notes.append("(2/3): 2 of 3 seeds finished")
     if any(RATE_OPEN in cell.unfinished for cell in cells):
-        notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been taken")
+        notes.append(f"{RATE_OPEN}: several learning rates are being tried, none has been chosen")
     return notes + [f"deviation: {remark}" for remark in results.remarks]
 
 
 def _plan_notes(results: ResultsTable) -> list[str]:
-    """Of methods that have not run: whose costs are the plan's, and what the plan said of the others."""
+    """Names the methods without runs whose costs were planned, and gives the plan's remarks on the others."""
     counted, notes = [], []
     for method in results.methods:
         cells = [results.cells[method, task] for task in results.tasks]
@@ -196,11 +229,15 @@ def _plan_notes(results: ResultsTable) -> list[str]:
         if any(cost.trainable_method is not None for cost in costs):
             counted.append(method)
         notes += [f"{method}: {note}" for note in dict.fromkeys(cost.note for cost in costs if cost.note)]
-    return [f"counted by plan, not run: parameters and ledger of {', '.join(counted)}", *notes] if counted else notes
+    return (
+        [f"counted by plan, not run: parameters and estimated memory of {', '.join(counted)}", *notes]
+        if counted
+        else notes
+    )
 
 
 def comparison_table(comparisons: list[Comparison]) -> ReportTable:
-    """The comparisons of one sheet, and each of them in words."""
+    """Makes the table of the comparisons within one results table; its notes give each as a sentence."""
     rows = []
     for one in comparisons:
         found = one.difference
@@ -213,28 +250,32 @@ def comparison_table(comparisons: list[Comparison]) -> ReportTable:
     unit = "points" if comparisons[0].points else "score (errors negated)"
     header = ["comparison", f"difference, {unit}", "95 % CI", "n", "p", "p after Holm"]
     notes = [
-        *(one.words() for one in comparisons),
+        *(one.sentence() for one in comparisons),
         "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
         "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
     ]
     return ReportTable(f"{comparisons[0].results}: comparisons", header, rows, notes)
 
 
+_PLANNED_PARAMS = (FIELDS["params_trainable_method"], FIELDS["params_trainable_head"], _SHARE)
+
+_PLANNED_FLOPS = ("train_step_flops", "inference_flops")
+
 KINDS = [field.name.removesuffix("_bytes") for field in fields(MemoryAtPeak)]
 
 
 def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
-    """One row a method.
+    """Makes the table of `petl-bench plan`, one row per method.
 
     Args:
-        rows: As `petl-bench plan --json` prints them.
+        rows: The rows that `petl-bench plan --json` prints.
     """
     counted = [row for row in rows if row["params"]]
     estimate = counted[0]["memory"]["estimate"]
     with_budget = "fits" in counted[0]
-    header = ["method", "layers", "method params", "head params", "% of backbone"]
+    header = ["method", "layers", *(field.name for field in _PLANNED_PARAMS)]
     header += [f"{kind} MiB" for kind in KINDS]
-    header += ["peak MiB", "x below full", "step GFLOP", "inference GFLOP"]
+    header += ["peak MiB", "x below full", *(FIELDS[key].name for key in _PLANNED_FLOPS)]
     header += ["fits", "largest batch"] if with_budget else []
     title = (
         f"{counted[0]['backbone']}, {counted[0]['task']}: one update of {estimate['batch_size']} rows x "
@@ -250,14 +291,11 @@ def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
     cells = [
         row["label"],
         f"{layers['bottom']}-{layers['top']}",
-        f"{params['trainable_method']:,}",
-        f"{params['trainable_head']:,}",
-        f"{params['trainable_share_of_backbone_percent']:.3f}",
+        *(field.text(params[field.path.rpartition(".")[2]]) for field in _PLANNED_PARAMS),
         *(f"{estimate[f'{kind}_bytes'] / MIB:,.1f}" for kind in KINDS),
         f"{estimate['peak_bytes'] / MIB:,.1f}",
         MISSING if reduction is None else f"{reduction:.2f}",
-        f"{flops['train_step_flops'] / 1e9:,.1f}",
-        f"{flops['inference_flops'] / 1e9:,.1f}",
+        *(f"{flops[key] / FIELDS[key].unit:,.1f}" for key in _PLANNED_FLOPS),
     ]
     if with_budget:
         cells += ["yes" if row["fits"] else "no", f"{row['largest_batch_size']:,}"]
@@ -271,7 +309,7 @@ def _cost_notes(rows: list[dict[str, Any]], estimate: dict[str, Any]) -> list[st
         f"the update: optimizer states are there, no row is padded{split}; counted storage by storage as torch's "
         f"{estimate['device']} kernels allocate (attention: {', '.join(sorted(kernels))})",
         "each kind at its own most, temporaries at the peak; the kinds need not be at their most when the peak is",
-        "% of backbone: trained parameters, head included, over the encoder's (head excluded)",
+        f"{_SHARE.name}: {_SHARE.definition}",
         "GFLOP: matrix products and fused attention, a multiply-add as two; inference: the same rows, merged if it can",
     ]
     return notes + [f"{row['method']}: {row['note']}" for row in rows if row["note"]]

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.study_file import read_study
+from petl_bench.reports.fields import FIELDS
 from petl_bench.trackers.tracker import SCORE, SELECTION_SCORE, TrackerConfig
 
-TRAINABLE = "params/trainable"
+TRAINABLE = FIELDS["params_trainable"].tracker_key
 
-ESTIMATED_PEAK = "memory/estimate/peak_bytes"
+ESTIMATED_PEAK = FIELDS["estimated_peak_bytes"].tracker_key
 
-TRAIN_SPEED = "time/train_examples_per_second"
+TRAIN_SPEED = FIELDS["train_examples_per_second"].tracker_key
 
-TRAIN_SECONDS = "time/train_seconds"
+TRAIN_SECONDS = FIELDS["train_seconds"].tracker_key
 
-INFERENCE_SPEED = "inference/examples_per_second"
+INFERENCE_SPEED = FIELDS["inference_examples_per_second"].tracker_key
 
 TRAIN_LOSS = "train/loss"
 

@@ -1,1 +1,1 @@
-"""The page of `petl-bench report --html`: what it knows, and what it is made of."""
+"""The page of `petl-bench report --html`: its data, its scripts and its styles."""

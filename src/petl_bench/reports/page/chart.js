@@ -1,6 +1,6 @@
 // The parts of a plot: markers, scales, axes.
 
-// Colours and shapes are 7 and 8, so that 56 methods differ in one or the other.
+// 7 colours and 8 shapes: 56 methods differ in at least one of them.
 const COLOURS = 7;
 const SHAPES = [
   (r) => `M${-r},0A${r},${r} 0 1 1 ${r},0A${r},${r} 0 1 1 ${-r},0Z`,
@@ -74,7 +74,7 @@ function scaleOf(values, { log = false, whole = false, pad = 0.08, least = 0 } =
   };
 }
 
-// Axes and grid; gives where a value lies, and the layer that marks are drawn into.
+// Draws axes and grid; returns the positions of values and the layer for marks.
 function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
   const width = Math.max(240, Math.floor(container.clientWidth));
   const yTicks = y.ticks(Math.floor(height / 48));
@@ -113,7 +113,7 @@ function drawFrame(container, { x, y, xName, yName, label, height = 300 }) {
   return { root, marks, at };
 }
 
-// A marker with a tooltip; the arrow keys walk from one to the next.
+// Draws a marker with a tooltip; the arrow keys move from one to the next.
 function drawPoint(plot, { m, x, y, r = 5.5, text, tip }) {
   const first = !plot.root.querySelector(".pt");
   const point = svg(

@@ -1,24 +1,72 @@
-"""What the page shows, as plain containers for JSON: numbers in the units they are shown in, None where missing."""
+"""The data of the HTML page, as plain containers for JSON: numbers in the units shown, None if missing."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
-from petl_bench.reports.fields import AXES, COLUMNS, MEASURED
+from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.plots.panels import score_scale
 from petl_bench.reports.significance import Statistic
 
-# More points than a plot has pixels for make the page large and show nothing more.
+# More points would make the page larger without a visible difference.
 _MOST_POINTS = 120
 _SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class PageColumn:
+    """A column of the page's table.
+
+    Attributes:
+        key: The key of its values in a row.
+        name: Its heading.
+        note: Its definition.
+        kind: How the page writes a value: `text`, `number`, or `score`, whose digits follow the metric.
+        digits: Decimals of numbers.
+        always: Whether it is there even if no row has a value.
+    """
+
+    key: str
+    name: str
+    note: str
+    kind: str = "number"
+    digits: int = 0
+    always: bool = True
+
+
+_ROW_COLUMNS = (
+    PageColumn("method", "method", "the method, with the settings in which its variants differ", "text"),
+    PageColumn("task", "task", "the task", "text"),
+    PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
+    PageColumn("rows", "train rows", "rows trained on"),
+    PageColumn("n", "seeds", "runs that differ in their seed alone"),
+    PageColumn(
+        "score",
+        "score ± sd",
+        "the primary metric on the report split, mean over seeds and sample standard deviation (n - 1); in percent, "
+        "errors (lower is better) as they are",
+        "score",
+    ),
+    PageColumn("median", "median", "median over seeds", "score"),
+    PageColumn("low", "95 % interval", "bootstrap 95 % interval of the mean over seeds", "score", always=False),
+)
+
+
+def page_columns() -> list[PageColumn]:
+    """The columns of the table: what a row is, its score, and the numbers of `FIELDS` that the page shows."""
+    fields = [field for field in FIELDS.values() if field.page]
+    return [
+        *_ROW_COLUMNS,
+        *(PageColumn(f.key, f.name, f.definition, digits=f.digits, always=f.always) for f in fields),
+    ]
 
 
 def page_data(
@@ -28,17 +76,19 @@ def page_data(
     published: Sequence[Mapping[str, Any]] = (),
     claims: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Everything on the page.
+    """Collects the data of the page.
 
     Args:
         named: The rows of its table.
         records: All records that were found, finished or not.
-        studies: What the records were made for.
-        published: Rows `{row, source, task, metric, value, sd, ours_mean, ours_sd, n, comparable, why}`, and where
-            the two compare `verdict`.
-        claims: Rows `{claim, source, verdict, numbers}`.
+        studies: The studies that the records belong to.
+        published: Rows as `published_rows` makes them.
+        claims: Rows as `claim_rows` makes them.
+
+    Returns:
+        Plain containers that `json.dumps` takes.
     """
-    # A study's tasks in its order; of each, those trained on the most rows first.
+    # Tasks come in the order of the study; within a task, those trained on the most rows come first.
     order = task_order(studies)
     named = sorted(
         named,
@@ -51,8 +101,12 @@ def page_data(
         "descriptions": [study.description for study in studies if study.description],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
-        "columns": [asdict(column) for column in COLUMNS if column.always or _any(rows, column.key)],
-        "axes": [asdict(axis) for axis in AXES if _any(rows, axis.key)],
+        "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
+        "axes": [
+            {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
+            for key in AXES
+            if _any(rows, key) and (axis := FIELDS[key])
+        ],
         "methods": list(dict.fromkeys(item.method for item in sorted(named, key=_trained))),
         "rows": rows,
         "rows_curves": [
@@ -68,9 +122,8 @@ def page_data(
 
 def _row(index: int, item: NamedGroup) -> dict[str, Any]:
     group = item.group
-    protocol, params = group.first.protocol, group.first.params
+    protocol = group.first.protocol
     assert protocol
-    assert params
     return {
         "id": index,
         "method": item.method,
@@ -86,11 +139,11 @@ def _row(index: int, item: NamedGroup) -> dict[str, Any]:
         "rows": item.rows,
         "seeds": group.seeds,
         **_score(group),
-        "method_params": params.trainable_method,
-        "head_params": params.trainable_head,
-        "params": params.trainable,
-        "share": params.trainable_share_of_backbone_percent,
-        **{key: _scaled(group.statistic(*path), unit) for key, (path, unit) in MEASURED.items()},
+        **{
+            key: statistic.mean / field.unit if (statistic := group.statistic(field)) else None
+            for key, field in FIELDS.items()
+            if field.page or field.axis
+        },
         "history": _history(group),
         "variability": _variability(group),
     }
@@ -115,19 +168,15 @@ def _score(group: Group) -> dict[str, Any]:
     }
 
 
-def _scaled(statistic: Statistic | None, unit: float) -> float | None:
-    return None if statistic is None else statistic.mean / unit
-
-
 def _history(group: Group) -> list[list[float]]:
-    """Points as [step, epoch, mean, sd, n]."""
+    """The learning curve as points [step, epoch, mean, sd, n], thinned to at most `_MOST_POINTS`."""
     scale = score_scale(group)
     points = [
         [point.step, point.epoch, scale * point.score.mean, scale * (point.score.sd or 0), point.score.n]
         for point in learning_curve(group)
     ]
     stride = math.ceil(len(points) / _MOST_POINTS) if points else 1
-    # The last one stays, whatever the stride.
+    # The last point is always kept.
     return points[:-1:stride] + points[-1:]
 
 

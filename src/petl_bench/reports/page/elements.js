@@ -1,5 +1,5 @@
 "use strict";
-// Elements and numbers as text. Text of the data enters the page through textContent and setAttribute alone.
+// Creates elements and formats numbers. Data enters the page only through textContent and setAttribute.
 
 const MISSING = "–";
 const SVG = "http://www.w3.org/2000/svg";

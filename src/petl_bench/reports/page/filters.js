@@ -1,4 +1,4 @@
-// The filters, which are the legend too.
+// The filters; the one of methods is also the legend of the plots.
 
 function chips(kind, name, values, nameOf = String) {
   const boxes = values.map((value) => {

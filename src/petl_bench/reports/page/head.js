@@ -55,11 +55,11 @@ function buildCards() {
 function bestCard(rows) {
   const sign = rows[0].percent ? 1 : -1;
   const best = rows.reduce((a, b) => (sign * b.score > sign * a.score ? b : a));
-  const lines = [el("div", { class: "more" }, el("b", {}, best.method), `, ${number(best.params)} params`)];
+  const lines = [el("div", { class: "more" }, el("b", {}, best.method), `, ${number(best.params_trainable)} params`)];
   const close = rows.filter((row) => row.percent && row.score >= best.score - 1);
-  const small = close.length ? close.reduce((a, b) => (b.params < a.params ? b : a)) : best;
+  const small = close.length ? close.reduce((a, b) => (b.params_trainable < a.params_trainable ? b : a)) : best;
   if (small !== best) {
-    const params = `, ${number(small.params)} params`;
+    const params = `, ${number(small.params_trainable)} params`;
     lines.push(el("div", { class: "more" }, "within 1 point: ", el("b", {}, small.method), params));
   }
   const spread = isNumber(best.sd) ? [el("small", {}, ` ± ${scoreText(best, best.sd)}`)] : [];

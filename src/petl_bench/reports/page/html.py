@@ -1,4 +1,4 @@
-"""The page of `petl-bench report --html`: one file that asks nothing of any network."""
+"""Writes the page of `petl-bench report --html`: one file that loads nothing from any network."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from petl_bench.reports.output_files import check_page
+from petl_bench.reports.render import check_page
 
 STYLES = ("page.css", "charts.css")
-# In this order: each uses what stands in those before it.
+# The order matters: each script uses names of those before it.
 SCRIPTS = (
     "elements.js",
     "state.js",
@@ -36,19 +36,19 @@ def write_page(data: Mapping[str, Any], file: Path) -> None:
     """Writes the page.
 
     Args:
-        data: As `page_data` gives it.
-        file: Where to.
+        data: The data as `page_data` collects it.
+        file: The file to write.
 
     Raises:
-        RequestError: for an ending that browsers do not open.
-        RunError: where nothing can be written there.
+        RequestError: If browsers do not open files with this ending.
+        RunError: If nothing can be written there.
     """
     check_page(file)
     file.write_text(render_page(data), encoding="utf-8")
 
 
 def render_page(data: Mapping[str, Any]) -> str:
-    """The page's text. Its scripts run by their hash alone, so that no text of the data can become one."""
+    """Fills the template. The policy allows only scripts with this hash, so no text of the data can run as one."""
     script = "\n".join(map(_shipped, SCRIPTS))
     slots = {
         "title": html.escape(str(data["title"])),
@@ -70,6 +70,6 @@ def _policy(script: str) -> str:
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
-    """JSON in which nothing can end the element that it stands in."""
+    """Dumps JSON without characters that could end the element around it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

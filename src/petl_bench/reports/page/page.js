@@ -1,19 +1,19 @@
-// The page, top to bottom.
+// Builds the page from top to bottom.
 
 function buildTheme() {
   const root = document.documentElement;
   const preferred = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   const isDark = () => (root.dataset.theme || preferred()) === "dark";
   const button = byId("theme");
-  const tell = () => {
+  const label = () => {
     button.textContent = isDark() ? "Light theme" : "Dark theme";
     button.setAttribute("aria-pressed", String(isDark()));
   };
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    tell();
+    label();
   });
-  tell();
+  label();
 }
 
 buildTheme();

@@ -39,7 +39,7 @@ function buildLinePlot(id, title, sub, items, nameOf, keyOf, draw) {
     if (keys.size && !keys.has(menu.value)) menu.value = [...keys][0];
     const mine = there.filter((item) => keyOf(item) === menu.value);
     if (mine.length) draw(chart, mine);
-    else chart.replaceChildren(el("p", { class: "nothing" }, "Nothing here fits these filters."));
+    else chart.replaceChildren(el("p", { class: "nothing" }, "No row matches these filters."));
   };
   menu.addEventListener("change", () => redraw(shownRows()));
   const head = panelHead(id, title, sub, label);

@@ -5,10 +5,10 @@ const isNumber = (value) => value !== null && value !== undefined;
 const axisOf = (key) => DATA.axes.find((axis) => axis.key === key);
 const scoreName = (row) => row.metric + (row.percent ? ", %" : "");
 
-// How many larger numbers of training rows its task has.
+// How many larger numbers of training rows the panel's task has.
 const larger = ([row]) => [...sizesOf.get(row.task)].filter((size) => size > row.rows).length;
 
-// Those trained on the most rows of their task come first.
+// Groups rows into panels; those trained on the most rows of their task come first.
 function panelsOf(rows) {
   const panels = new Map();
   for (const row of rows) {
@@ -31,11 +31,11 @@ function rowTip(row, extra) {
     m: row.m,
     title: row.method,
     under: `${row.task}, ${row.backbone}, ${plural(row.rows, "training row")}`,
-    lines: [...scoreLines(row), ["trained params", number(row.params)], ...extra],
+    lines: [...scoreLines(row), ["trained params", number(row.params_trainable)], ...extra],
   });
 }
 
-// Indices of the points that no other is at least as good as in both and better in one, cheapest first.
+// Indices of the points on the Pareto front (x: less is better, y: more is better), cheapest first.
 function paretoFront(points) {
   const order = points.map((_, i) => i).sort((a, b) => points[a][0] - points[b][0] || points[b][1] - points[a][1]);
   let best = -Infinity;
@@ -87,14 +87,14 @@ function drawScores(container, rows, axis) {
   }
   for (const row of rows) {
     const [x, y] = at(row);
-    const extra = axis.key === "params" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
+    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
     const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
     drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
   }
   nameFront(plot, front, rows.map(at), at);
 }
 
-// Names at the front's points, where there is room for them.
+// Labels the points of the front if there is room.
 function nameFront(plot, front, points, at) {
   const taken = points.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
   const hits = (a) => taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);

@@ -1,4 +1,4 @@
-// What stands below the plots: papers, claims, deviations, definitions.
+// The sections below the plots: papers, claims, deviations, definitions.
 
 function plainTable(names, lines) {
   return el(
@@ -10,7 +10,7 @@ function plainTable(names, lines) {
 }
 
 const cell = (value, kind) => el("td", { class: kind }, isNumber(value) && value !== "" ? value : MISSING);
-// As a paper prints it, two digits at most.
+// A published value keeps its digits, two at most.
 const isTenths = (value) => Math.abs(value * 10 - Math.round(value * 10)) < 1e-6;
 const asPrinted = (value) => number(value, isNumber(value) && !isTenths(value) ? 2 : 1);
 const printedSpread = (mean, sd) => asPrinted(mean) + (isNumber(sd) ? ` ± ${asPrinted(sd)}` : "");
@@ -42,11 +42,13 @@ function buildPublished() {
   byId("published").hidden = false;
 }
 
+const VERDICT_CLASSES = { reproduced: "good", "not reproduced": "bad" };
+
 function buildClaims() {
   if (!DATA.claims.length) return;
   const lines = DATA.claims.map((row) => [
-    cell(row.claim, "why"), cell(row.source), cell(row.verdict, `verdict ${verdictKind(row.verdict)}`),
-    cell(numbersText(row.numbers), "why"),
+    cell(row.claim, "why"), cell(row.source), cell(row.verdict, `verdict ${VERDICT_CLASSES[row.verdict] || ""}`),
+    cell(row.numbers, "why"),
   ]);
   byId("claims").append(
     panelHead("claims", "Claims", "Sentences of the papers as tests over these records.", null),
@@ -55,29 +57,14 @@ function buildClaims() {
   byId("claims").hidden = false;
 }
 
-function verdictKind(verdict) {
-  const text = String(verdict || "").toLowerCase();
-  if (/not test|not run|untest|undecided|open|too few/.test(text)) return "";
-  if (/^(no\b|not|fail|false|contradict|refut|does not)/.test(text)) return "bad";
-  return /^(yes|hold|support|reproduced|true|confirm)/.test(text) ? "good" : "";
-}
-
-function numbersText(numbers) {
-  if (!isNumber(numbers)) return MISSING;
-  if (typeof numbers === "number") return brief(numbers);
-  if (typeof numbers !== "object") return String(numbers);
-  if (Array.isArray(numbers)) return numbers.map(numbersText).join("; ");
-  return Object.entries(numbers).map(([name, value]) => `${name}: ${numbersText(value)}`).join("; ");
-}
-
 function buildDeviations() {
   if (!DATA.deviations.length) return;
   byId("deviations").append(
-    panelHead("deviations", "Deviations", "In what this study departs from what it is held against.", null),
+    panelHead("deviations", "Deviations", "How this study differs from the papers that it is compared with.", null),
     el("ul", { class: "list" }, ...DATA.deviations.map((text) => el("li", {}, text))),
   );
   byId("deviations").hidden = false;
-  // Beside the comparison with papers where there is one, else beside the table.
+  // They follow the paper comparison if there is one, else the table.
   byId(DATA.published.length ? "published" : "table").after(byId("deviations"));
 }
 

@@ -1,4 +1,4 @@
-// What is shown: the filters, the method that is pointed at, the one that is pinned.
+// The state of the page: filters, the method under the pointer, the pinned method.
 
 const DATA = JSON.parse(byId("data").textContent);
 const METHODS = DATA.methods;
@@ -22,7 +22,7 @@ function panelName(row) {
 
 for (const row of DATA.rows) {
   row.m = METHOD_NUMBER.get(row.method);
-  row.words = `${row.method} ${row.label} ${row.task} ${row.backbone}`.toLowerCase();
+  row.searchText = `${row.method} ${row.label} ${row.task} ${row.backbone}`.toLowerCase();
 }
 
 const state = {
@@ -31,19 +31,19 @@ const state = {
   axis: DATA.axes.length ? DATA.axes[0].key : null,
   panels: {},
   hovered: null,
-  // The very mark or row that is pointed at.
+  // The mark or row under the pointer.
   target: null,
   pinned: null,
 };
 const redraws = [];
 
 const isShown = (row) =>
-  (!state.text || state.text.split(/\s+/).every((word) => row.words.includes(word))) &&
+  (!state.text || state.text.split(/\s+/).every((word) => row.searchText.includes(word))) &&
   Object.entries(state.off).every(([kind, off]) => !off.has(row[kind]));
 const shownRows = () => DATA.rows.filter(isShown);
 
 let waiting = false;
-// Several changes in one frame draw once.
+// Several changes within one frame are drawn once.
 function refresh() {
   if (waiting) return;
   waiting = true;
@@ -54,7 +54,7 @@ function refresh() {
   });
 }
 
-// Links table, legend and plots: all marks fade as one, and copies of the method's own are laid over them.
+// Highlights a method in table, legend and plots: all marks fade, and copies of its own are drawn above them.
 function link() {
   const hot = state.hovered ?? state.pinned;
   document.documentElement.classList.toggle("linked", hot !== null);

@@ -1,4 +1,4 @@
-// The table. Of many rows the first are shown, so that sorting answers at once.
+// The table. Only the first rows of a long table are shown, so that sorting stays fast.
 
 const FIRST_ROWS = 200;
 const builtRows = new Map();
@@ -53,7 +53,7 @@ function sortBy(column) {
   const compare = column.kind === "text" ? compareText : (a, b) => a - b;
   sorting.order = DATA.rows.slice().sort((a, b) => {
     const [x, y] = [a[column.key], b[column.key]];
-    // What is missing comes last either way.
+    // Missing values come last in both directions.
     if (!isNumber(x) || !isNumber(y)) return Number(!isNumber(x)) - Number(!isNumber(y)) || a.id - b.id;
     return sign * compare(x, y) || a.id - b.id;
   });
@@ -92,7 +92,7 @@ function buildTable() {
         el("thead", {}, el("tr", {}, ...shownColumns.map(headerOf))),
         el("tbody", { id: "rows" }),
       ),
-      el("p", { class: "empty", id: "no-rows", hidden: true }, "No row fits these filters."),
+      el("p", { class: "empty", id: "no-rows", hidden: true }, "No row matches these filters."),
       el("button", { type: "button", class: "button more-rows", id: "more-rows", onclick: showAll, hidden: true }),
     ),
   );

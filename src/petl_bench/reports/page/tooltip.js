@@ -1,4 +1,4 @@
-// What is pointed at: numbers beside it, and its method everywhere else.
+// The tooltip of the mark under the pointer, and the events that highlight and pin methods.
 
 const tips = new WeakMap();
 

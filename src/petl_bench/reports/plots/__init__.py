@@ -1,1 +1,1 @@
-"""The pictures of a report, one kind a file."""
+"""The plots of reports and plans."""

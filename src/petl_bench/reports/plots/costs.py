@@ -1,43 +1,29 @@
-"""Plots of costs: scores against costs, and the peak memory of `petl-bench plan` by kind."""
+"""Plots of costs: scores against costs, and the peak memory that `petl-bench plan` estimates, by kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from petl_bench.reports.fields import AXES, FIELDS, Field
 from petl_bench.reports.groups import Group
-from petl_bench.reports.output_files import check_picture
 from petl_bench.reports.plots.panels import draw_legend, pareto_front, score_name, score_scale, series_style
+from petl_bench.reports.render import check_picture
 from petl_bench.reports.tables import KINDS, cost_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_MEMORY = (
-    (("memory", "device", "train_peak_allocated_bytes"), "peak device memory, MiB"),
-    (("memory", "estimate", "peak_bytes"), "peak memory of an update estimated, MiB"),
-    (("memory", "process_peak_rss_bytes"), "peak resident memory of the process, MiB"),
-)
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """One axis: a number of each group, None where it was not measured."""
-
-    label: str
-    of: Callable[[Group], float | None]
-    log: bool = False
-    less_is_better: bool = True
+# The first of these that every group has is drawn. The last needs no check: every run measures it.
+_MEMORY = ("train_peak_allocated_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path) -> None:
-    """Writes the picture: a row a task and backbone, a column a cost, with the front of what no other method beats.
+    """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
 
     Raises:
-        RequestError: for a file format that is not drawn.
+        RequestError: If the ending names a format that is not drawn.
     """
     check_picture(file)
     import matplotlib as mpl
@@ -47,7 +33,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
 
     panels = list(dict.fromkeys((group.task, group.backbone) for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
-    costs = [cost for cost in _costs(groups) if any(cost.of(group) is not None for group in groups)]
+    costs = _costs(groups)
     figure, grid = plt.subplots(
         len(panels),
         len(costs),
@@ -67,37 +53,20 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     plt.close(figure)
 
 
-def _costs(groups: list[Group]) -> list[_Cost]:
-    path, memory = next(
-        (path, label) for path, label in _MEMORY if path == _MEMORY[-1][0] or all(g.statistic(*path) for g in groups)
-    )
-    return [
-        _Cost("trained parameters, head included", lambda group: _mean(group, "params", "trainable"), log=True),
-        _Cost(memory, lambda group: _scaled(_mean(group, *path), 2**20)),
-        _Cost("training time, s", lambda group: _mean(group, "time", "train_seconds")),
-        _Cost(
-            "inference, examples/s (more is better)",
-            lambda group: _mean(group, "inference", "examples_per_second"),
-            less_is_better=False,
-        ),
-    ]
+def _costs(groups: list[Group]) -> list[Field]:
+    """The costs to draw, one of them a memory."""
+    memory = next(key for key in _MEMORY if key == _MEMORY[-1] or all(g.statistic(FIELDS[key]) for g in groups))
+    costs = [FIELDS[key] for key in AXES if key == memory or FIELDS[key].kind != "memory"]
+    return [cost for cost in costs if any(group.statistic(cost) for group in groups)]
 
 
-def _mean(group: Group, *path: str) -> float | None:
-    statistic = group.statistic(*path)
-    return None if statistic is None else statistic.mean
-
-
-def _scaled(value: float | None, unit: int) -> float | None:
-    return None if value is None else value / unit
-
-
-def _panel(axes: Axes, groups: list[Group], cost: _Cost, labels: list[str]) -> None:
+def _panel(axes: Axes, groups: list[Group], cost: Field, labels: list[str]) -> None:
     points: list[tuple[float, float]] = []
     for group in groups:
-        x, score = cost.of(group), group.score()
-        if x is None or score is None:
+        measured, score = group.statistic(cost), group.score()
+        if measured is None or score is None:
             continue
+        x = measured.mean / cost.unit
         scale = score_scale(group)
         points.append((x, scale * score.mean))
         axes.errorbar(
@@ -110,31 +79,31 @@ def _panel(axes: Axes, groups: list[Group], cost: _Cost, labels: list[str]) -> N
             label=group.label,
             **series_style(labels.index(group.label)),
         )
-    axes.set_xlabel(cost.label)
+    axes.set_xlabel(cost.axis_label)
     if not points:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set_xticks([])
         return
     _draw_front(axes, points, cost, higher_is_better=groups[0].in_percent)
-    if cost.log:
+    if cost.log_axis:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     axes.margins(x=0.12, y=0.15)
 
 
-def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: _Cost, *, higher_is_better: bool) -> None:
-    directions = (1 if cost.less_is_better else -1, 1 if higher_is_better else -1)
+def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: Field, *, higher_is_better: bool) -> None:
+    directions = (-1 if cost.higher_is_better else 1, 1 if higher_is_better else -1)
     front = pareto_front([(directions[0] * x, directions[1] * y) for x, y in points])
     xs, ys = [points[index][0] for index in front], [points[index][1] for index in front]
     axes.plot(xs, ys, drawstyle="steps-post", color="0.5", linewidth=1, linestyle="--", zorder=0)
 
 
 def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
-    """Writes a picture of the peak by kind, a bar a method.
+    """Draws the estimated peak memory by kind, a bar per method.
 
     Raises:
-        RequestError: for a file format that is not drawn.
+        RequestError: If the ending names a format that is not drawn.
     """
     check_picture(file)
     import matplotlib as mpl

@@ -1,4 +1,4 @@
-"""Curves: the score by update and by number of training rows, the variability by layer."""
+"""Plots of curves: the score by update and by number of training rows, the variability by layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One evaluation: the primary metric of the seeds that got there."""
+    """One evaluation step: the primary metric over the seeds that reached it."""
 
     step: int
     epoch: float
@@ -27,7 +27,7 @@ class CurvePoint:
 
 
 def learning_curve(group: Group) -> list[CurvePoint]:
-    """Mean and spread over the seeds at every step that was evaluated."""
+    """Computes mean and spread over the seeds at every step that was evaluated."""
     by_step: dict[int, list[float | None]] = defaultdict(list)
     epochs: dict[int, float] = {}
     for record in group.records:
@@ -39,10 +39,10 @@ def learning_curve(group: Group) -> list[CurvePoint]:
 
 
 def draw_learning_curves(groups: list[Group], file: Path) -> None:
-    """Writes the picture: a panel a task and backbone, a line a method, a band of one sd over the seeds.
+    """Draws learning curves: a panel per task and backbone, a line per method, a band of one sd over the seeds.
 
     Raises:
-        RequestError: where no record has a history, or for a file format that is not drawn.
+        RequestError: If no record has a history, or the ending names a format that is not drawn.
     """
     curves = {id(group): learning_curve(group) for group in groups}
     shown = [group for group in groups if curves[id(group)]]
@@ -94,13 +94,13 @@ def rows_curves(named: Iterable[NamedGroup]) -> list[RowsCurve]:
 
 
 def draw_low_resource(named: list[NamedGroup], file: Path) -> None:
-    """Writes the picture: a panel a data set and backbone, a line a method, a band of one sd over the seeds.
+    """Draws scores by training rows: a panel per data set and backbone, a line per method, a band of one sd over seeds.
 
     Raises:
-        RequestError: where no method was trained on several numbers of rows, or for a file format that is not drawn.
+        RequestError: If no method was trained on several numbers of rows, or the format is not drawn.
     """
     curves = {(curve.task, curve.backbone, curve.method): curve for curve in rows_curves(named)}
-    # Each curve goes by its first group, under the name of the method.
+    # Each curve is represented by its first group, under the name of the method.
     heads = [replace(curve.points[0].group, task=curve.task, label=curve.method) for curve in curves.values()]
 
     def draw(axes: Axes, group: Group, panels: Panels) -> None:
@@ -118,11 +118,14 @@ def draw_low_resource(named: list[NamedGroup], file: Path) -> None:
 
 
 def layer_variability(group: Group, *, shuffled: bool = False) -> list[float | None]:
-    """The metric of layers 1..L, mean over the seeds; None where a seed has infinity, empty where nothing was computed.
+    """Computes the mean variability over the seeds for layers 1..L.
 
     Args:
         group: Runs of one method.
-        shuffled: The metric with shuffled labels instead.
+        shuffled: Whether to take the metric with shuffled labels.
+
+    Returns:
+        One value per layer, None for a layer that is infinite for a seed; an empty list if nothing was computed.
     """
     layers = [record.layers for record in group.records if record.layers is not None]
     found = [item.variability_shuffled if shuffled else item.variability for item in layers]
@@ -136,10 +139,10 @@ def _mean(column: tuple[float | None, ...]) -> float | None:
 
 
 def draw_variability(groups: list[Group], file: Path) -> None:
-    """Writes the picture: a panel a task and backbone, a line a method, dashed with shuffled labels.
+    """Draws the variability by layer: a panel per task and backbone, a line per method, dashed for shuffled labels.
 
     Raises:
-        RequestError: where no run computed the metric, or for a file format that is not drawn.
+        RequestError: If no run computed the metric, or the ending names a format that is not drawn.
     """
     from matplotlib.ticker import MaxNLocator
 

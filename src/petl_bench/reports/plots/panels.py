@@ -1,4 +1,4 @@
-"""What our plots share: markers, the legend, the grid of panels, the Pareto front."""
+"""Parts that all plots share: markers, the legend, the grid of panels, the Pareto front."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
-from petl_bench.reports.output_files import check_picture
+from petl_bench.reports.render import check_picture
 from petl_bench.reports.significance import Statistic
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other is at least as good as in both and better in one, cheapest first.
+    """Finds the points that no other point beats: none is at least as good in both numbers and better in one.
 
     Args:
-        points: (cost, score) each; less cost and more score are better.
+        points: Pairs (cost, score); a lower cost and a higher score are better.
+
+    Returns:
+        Their indices, cheapest first.
     """
     front: list[int] = []
     best = float("-inf")
@@ -32,7 +35,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-# Told apart by colour-blind readers; 7 colours and 8 markers, so that 56 methods differ in one or the other.
+# Colour-blind readers can tell them apart. With 7 colours and 8 markers, 56 methods differ in at least one.
 _COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#4a4f57")
 
 _MARKERS = "os^DvP*X"
@@ -43,12 +46,12 @@ _LEGEND_LINE = 0.21
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """Colour and marker of a method by its number."""
+    """The colour and marker of the method with this number."""
     return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
 def score_scale(group: Group) -> int:
-    """What a score is multiplied with to be shown."""
+    """The factor between a score and the number shown."""
     return 100 if group.in_percent else 1
 
 
@@ -58,7 +61,7 @@ def score_name(group: Group) -> str:
 
 
 def draw_legend(figure: Figure, panels: list[Axes]) -> None:
-    """One legend below the figure, each name once, in as many columns as fit."""
+    """Draws one legend below the figure, each name once, in as many columns as fit."""
     found: dict[str, Artist] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -70,16 +73,16 @@ def draw_legend(figure: Figure, panels: list[Axes]) -> None:
 
 
 def _legend_columns(names: list[str], width: float) -> int:
-    # Inches that the longest name takes at this size, its marker included.
+    # The width in inches of the longest name with its marker, at this font size.
     longest = 0.5 + 0.075 * max(map(len, names))
     return max(1, min(len(names), int(width / longest)))
 
 
 class Panels:
-    """A grid of panels, one a task and backbone, with one line a group.
+    """A grid of panels, one per task and backbone, with one line per group.
 
     Raises:
-        RequestError: where there is nothing to draw, or for a file format that is not drawn.
+        RequestError: If there is nothing to draw, or the ending names a format that is not drawn.
     """
 
     def __init__(self, groups: list[Group], file: Path, *, nothing: str) -> None:
@@ -91,12 +94,20 @@ class Panels:
         self._labels = list(dict.fromkeys(group.label for group in groups))
 
     def style(self, label: str) -> dict[str, Any]:
-        """Colour and marker of a method, the same in all panels."""
+        """The colour and marker of a method, which are the same in all panels."""
         return series_style(self._labels.index(label))
 
     @staticmethod
     def line(axes: Axes, xs: list[int], scores: list[Statistic], group: Group, **style: Any) -> None:
-        """A line of means with a band of one sd where there are several seeds."""
+        """Draws a line of means, with a band of one sd if there are several seeds.
+
+        Args:
+            axes: The panel.
+            xs: One x per score.
+            scores: Statistics over the seeds.
+            group: Gives the label and the unit of the scores.
+            style: Further options of matplotlib's `plot`.
+        """
         scale = score_scale(group)
         means = [scale * score.mean for score in scores]
         spread = [scale * (score.sd or 0) for score in scores]
@@ -108,7 +119,13 @@ class Panels:
     def draw(
         self, draw: Callable[[Axes, Group, Panels], None], *, x_label: str, y_label: Callable[[Group], str]
     ) -> None:
-        """Draws every group into its panel and writes the file."""
+        """Draws every group into its panel and writes the file.
+
+        Args:
+            draw: Draws one group into its axes.
+            x_label: The name of the x axis.
+            y_label: Gives the name of the y axis by the first group of a panel.
+        """
         import matplotlib as mpl
 
         mpl.use("Agg")

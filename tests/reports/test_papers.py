@@ -1,4 +1,4 @@
-"""Published rows beside the records, against comparisons worked out by hand; both in the report of a study."""
+"""Published rows next to the records, against comparisons worked out by hand; both in the report of a study."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def test_published_rows_before_the_runs():
     assert (one["n"], one["ours_sd"], one["verdict"]) == (1, None, "one run, no spread")
 
 
-def test_rates_that_were_not_taken_do_not_count():
-    output_or_none = study(published=[PAPER], seeds=(0,))
-    output_or_none.runs = [
+def test_rates_that_were_not_chosen_do_not_count():
+    both = study(published=[PAPER], seeds=(0,))
+    both.runs = [
         PlannedRun("a", "t", 0, key("a", "t", 0, rate), "folder", [], learning_rate=rate, chosen=chosen)
         for rate, chosen in ((0.1, False), (0.2, True))
     ]
     found = [record(key("a", "t", 0, 0.1), 0.1), record(key("a", "t", 0, 0.2), 0.9)]
-    assert published_rows(output_or_none, found)[0]["ours_mean"] == pytest.approx(90.0)
-    for run in output_or_none.runs:
+    assert published_rows(both, found)[0]["ours_mean"] == pytest.approx(90.0)
+    for run in both.runs:
         run.chosen = None
-    assert published_rows(output_or_none, found)[0]["ours_mean"] is None
+    assert published_rows(both, found)[0]["ours_mean"] is None
 
 
 def test_the_tables_show_deviations_and_sources():
@@ -100,7 +100,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "table"])
-def test_the_report_of_a_study_holds_it_against_the_papers(folder, capsys, form):
+def test_the_report_of_a_study_compares_it_with_the_papers(folder, capsys, form):
     written: list[str] = []
     assert write_report([str(folder)], form, None, written.append) == 0
     text = "".join(written) + capsys.readouterr().out

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from petl_bench.reports.significance import (
     Statistic,
@@ -70,11 +72,27 @@ def test_rounding_does_not_tell_equal_sums_apart():
     assert sign_flip_p([x / 1000 for x in integers]) == exact
 
 
-def test_beyond_twelve_pairs_flips_are_sampled():
-    differences = [0.5, -0.2, 0.1, 0.4, -0.3, 0.2, 0.6, -0.1, 0.3, -0.4, 0.2, 0.1, -0.1]
-    sums = [abs(sum(s * x for s, x in zip(signs, differences, strict=True)))
-            for signs in itertools.product((1, -1), repeat=13)]  # fmt: skip
-    exact = sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / 2**13
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 15])
+def test_up_to_fifteen_pairs_every_flip_is_counted(n):
+    rng = np.random.default_rng(n)
+    # Whole numbers, so that equal sums are equal to the last bit.
+    differences = rng.integers(-5, 9, size=n)
+    signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()))
+    assert sign_flip_p(differences) == exact
+    assert sign_flip_p([1] * n) == least_p(n)
+
+
+def test_the_exact_test_agrees_with_scipy():
+    differences = (np.array([0.5, -0.2, 0.1, 0.4, -0.3, 0.2, 0.6, -0.1]),)
+    found = scipy.stats.permutation_test(differences, np.mean, permutation_type="samples", n_resamples=2**8)
+    assert sign_flip_p(differences[0]) == found.pvalue
+
+
+def test_beyond_fifteen_pairs_flips_are_sampled():
+    differences = np.array([0.5, -0.2, 0.1, 0.4, -0.3, 0.2, 0.6, -0.1, 0.3, -0.4, 0.2, 0.1, -0.1, 0.2, -0.3, -0.2])
+    signs = np.array(list(itertools.product((1, -1), repeat=16)))
+    exact = np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9)
     sampled = sign_flip_p(differences)
     assert 0.1 < exact < 0.5
     # Four standard errors of 20,000 draws.
