@@ -21,17 +21,17 @@ def real(glue, minilm, tmp_path):
 
 
 def test_lora_learns_sst2_on_minilm(real):
-    quick = ["train.evaluate_every=32", "train.save_weights=false", "measure.ledger=false", "measure.inference=false"]
-    record = run(real("task=sst2", "method=lora", "task.num_train_examples=1000", "train.epochs=1", *quick))
+    quick = ["train.save_weights=false", "measure.ledger=false", "measure.inference=false"]
+    record = run(real("task=sst2", "method=lora", "task.num_train_examples=1000", "train.epochs=2", *quick))
+    losses = [entry.train_loss for entry in record.history]
+    assert losses[-1] < losses[0] < 0.72
     # The majority class scores 0.509.
     assert record.scores.best["accuracy"] > 0.65
     assert record.data.rows_per_split == {"train": 1000, "validation": 872}
 
 
 def test_regression_learns_stsb_on_minilm(real):
-    cfg = real(
-        "task=stsb", "method=flat", "task.num_train_examples=600", "train.evaluate_every=57", "train.batch_size=32"
-    )
+    cfg = real("task=stsb", "method=flat", "task.num_train_examples=1000", "train.evaluate_every=96")
     record = run(cfg)
     assert record.scores.best["pearson"] > 0.5
     assert set(record.scores.best) == {"pearson", "spearman"}
