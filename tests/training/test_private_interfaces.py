@@ -36,9 +36,7 @@ def test_torch_lets_a_kernel_be_replaced_for_a_while():
         torch.manual_seed(0)
         replaced = torch.empty(100).bernoulli_(0.5)
     torch.manual_seed(0)
-    assert not torch.equal(replaced, before), (
-        "torch ignores the bernoulli_ kernel of training/device.py"
-    )
+    assert not torch.equal(replaced, before), "torch ignores the bernoulli_ kernel of training/device.py"
     assert torch.equal(torch.empty(100).bernoulli_(0.5), before), "torch's own kernel for bernoulli_ was not restored"
 
 
