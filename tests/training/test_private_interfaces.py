@@ -1,4 +1,4 @@
-"""The private interfaces of torch and accelerate that training and frozen layers use; each failure says what moved."""
+"""Private interfaces of torch and accelerate that are used here; a failure says what changed in the library."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ def test_torch_lets_a_kernel_be_replaced_for_a_while():
     assert hasattr(torch.library.Library("aten", "IMPL"), "_destroy"), (
         "torch.library.Library has no _destroy any more, so training/device.py cannot restore torch's dropout kernel"
     )
-    before = torch.manual_seed(0) and torch.empty(100).bernoulli_(0.5)
+    torch.manual_seed(0)
+    before = torch.empty(100).bernoulli_(0.5)
     with fast_dropout(torch.device("cpu")):
         torch.manual_seed(0)
         replaced = torch.empty(100).bernoulli_(0.5)
     torch.manual_seed(0)
-    assert not torch.equal(replaced, before), (
-        "torch ignores the kernel that training/device.py registers for bernoulli_"
-    )
+    assert not torch.equal(replaced, before), "torch ignores the bernoulli_ kernel of training/device.py"
     assert torch.equal(torch.empty(100).bernoulli_(0.5), before), "torch's own kernel for bernoulli_ was not restored"
 
 
