@@ -1,18 +1,19 @@
-"""The record of a run: one JSON object, typed and versioned; `None` where something was not measured, never 0.
+"""The record of a run.
 
-Units are in the names. Fields are only ever added: records of an older version stay readable.
+A record is one JSON object, typed and versioned. Units are in the names, and `None` stands for what was not measured,
+never 0. Within a schema version fields are only ever added; `petl_bench.records.migrate` reads older versions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from petl_bench.records.migrate import SCHEMA_VERSION, migrated
-from petl_bench.records.open_parts import check_open_parts
-from petl_bench.records.typed import build, check
+from petl_bench.records.validate import Number, validate
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Params:
     trainable: int
     trainable_method: int
     trainable_head: int
-    trainable_share_of_backbone_percent: float
+    trainable_share_of_backbone_percent: Number
     stored_bytes: int | None = None
 
 
@@ -51,35 +52,35 @@ class Params:
 class Scores:
     """Scores on the report split: of the best weights (chosen on the selection split) and of the last."""
 
-    best: dict[str, float]
-    last: dict[str, float]
-    best_epoch: float
+    best: dict[str, Number]
+    last: dict[str, Number]
+    best_epoch: Number
 
 
 @dataclass
 class HistoryEntry:
     """One evaluation on the selection split."""
 
-    epoch: float
+    epoch: Number
     step: int
-    train_loss: float
-    scores: dict[str, float]
-    seconds: float
+    train_loss: Number
+    scores: dict[str, Number]
+    seconds: Number
 
 
 @dataclass
 class Time:
     """Where the time went; training excludes evaluation, and its rates the first updates, which warm up."""
 
-    train_seconds: float
-    eval_seconds: float
-    features_seconds: float | None
-    train_examples_per_second: float
-    train_tokens_per_second: float
-    padding_share: float
+    train_seconds: Number
+    eval_seconds: Number
+    features_seconds: Number | None
+    train_examples_per_second: Number
+    train_tokens_per_second: Number
+    padding_share: Number
     # First updates that the rates leave out, and how long they took.
     warm_up_updates: int = 0
-    warm_up_seconds: float = 0.0
+    warm_up_seconds: Number = 0.0
 
 
 @dataclass
@@ -165,10 +166,10 @@ class Inference:
 
     batch_size: int
     sequence_length: int
-    latency_ms_median: float
-    examples_per_second: float
-    latency_ms_quartiles: list[float] | None = None
-    examples_per_second_quartiles: list[float] | None = None
+    latency_ms_median: Number
+    examples_per_second: Number
+    latency_ms_quartiles: list[Number] | None = None
+    examples_per_second_quartiles: list[Number] | None = None
     repeats: int | None = None
     merged: bool = False
 
@@ -212,8 +213,8 @@ class Layers:
     top: int
     head: int
     num_layers: int
-    variability: list[float | None] | None = None
-    variability_shuffled: list[float | None] | None = None
+    variability: list[Number] | None = None
+    variability_shuffled: list[Number] | None = None
     num_examples: int | None = None
 
 
@@ -250,18 +251,23 @@ class Record:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
-        """Reads what `to_dict` wrote; unknown fields (of a newer version) are left out.
+        """Reads what `to_dict` wrote, in this schema version or an older one.
+
+        Unknown fields, which a newer minor version may have added, are ignored.
 
         Raises:
-            ValueError: where a field is missing or of another type, which it names; where the version is newer than
-                this program's.
+            ValueError: If a field is missing or has another type, naming the field; or if the schema version is newer
+                than this program's.
         """
-        check(dict, content, "")
+        if not isinstance(content, dict):
+            raise ValueError(f"it is {reprlib.repr(content)}, not an object")
         content = migrated(content)
         try:
-            record: Record = build(cls, content)
-            scored = None not in (record.protocol, record.scores)
-            check_open_parts(record.config, record.hardware, scored=scored)
+            record = validate(cls, content)
+            validate(_RecordedHardware, record.hardware, "hardware")
+            is_scored = record.protocol is not None and record.scores is not None
+            # A run that failed early may have recorded only part of its config.
+            validate(_RecordedConfig if is_scored else _PartialConfig, record.config, "config")
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
@@ -283,3 +289,61 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return value
+
+
+# The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
+
+
+@dataclass
+class _RecordedBackbone:
+    name: str
+    path: str | None = None
+
+
+@dataclass
+class _RecordedMethod:
+    name: str
+    # PEFT's name of the method, for methods that PEFT ships.
+    type: str = ""
+
+
+@dataclass
+class _RecordedTask:
+    name: str
+
+
+@dataclass
+class _RecordedTraining:
+    seed: int
+
+
+@dataclass
+class _RecordedTracker:
+    project: str | None = None
+
+
+@dataclass
+class _RecordedConfig:
+    backbone: _RecordedBackbone
+    method: _RecordedMethod
+    layers: dict[str, Any]
+    task: _RecordedTask
+    train: _RecordedTraining
+    tracker: _RecordedTracker | None = None
+
+
+@dataclass
+class _PartialConfig:
+    backbone: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _RecordedHardware:
+    device: str | None = None
+    processor: str | None = None
+    logical_cores: int | None = None
+    num_processes: int = 1

@@ -15,7 +15,7 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import finite
 from petl_bench.records.store import read_json, write_json
-from petl_bench.records.typed import build, check
+from petl_bench.records.validate import Number, validate
 
 STUDY_FILE = "study.json"
 STUDY_VERSION = 1
@@ -41,13 +41,13 @@ class PublishedRow:
 
     row: str
     source: str
-    cells: dict[str, list[float]]
+    cells: dict[str, list[Number]]
     method: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
     statistic: str | None = None
     split: str | None = None
     params: str | None = None
-    average: float | None = None
+    average: Number | None = None
     comparable: bool = False
     why: str | None = None
 
@@ -89,7 +89,7 @@ class PlannedRun:
     key: str
     folder: str
     overrides: list[str]
-    learning_rate: float | None = None
+    learning_rate: Number | None = None
     is_trial: bool = False
     chosen: bool | None = True
 
@@ -102,7 +102,7 @@ class PlannedCosts:
     task: str
     trainable_method: int | None = None
     trainable_head: int | None = None
-    trainable_share_of_backbone_percent: float | None = None
+    trainable_share_of_backbone_percent: Number | None = None
     peak_bytes: int | None = None
     note: str | None = None
 
@@ -140,6 +140,11 @@ class StudyFile:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass
+class _Versioned:
+    version: int = 0
+
+
 def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
     """The study whose runs lie in this folder; None where there is none.
 
@@ -151,11 +156,11 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
         return None
     try:
         content = read_json(file)
-        check(dict, content, "")
-        check(int, content.get("version", 0), "version")
-        if content.get("version", 0) > STUDY_VERSION:
-            raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
-        study: StudyFile = build(StudyFile, content)
+        # First of all: the fields of a newer version may have other types.
+        version = validate(_Versioned, content).version
+        if version > STUDY_VERSION:
+            raise ValueError(f"its version {version} is newer than this program: upgrade petl-bench")
+        study = validate(StudyFile, content)
         for number, row in enumerate(study.published):
             for task, cell in row.cells.items():
                 if cell[:1] in ([], [None]):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from petl_bench.records.schema import HistoryEntry, build
+from petl_bench.records.schema import HistoryEntry
 
 if TYPE_CHECKING:
     from petl_bench.training.loop import Fitter
@@ -131,9 +131,9 @@ def put_state(fitter: Fitter, state: dict[str, Any]) -> None:
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
     fitter.method_state.put(state["method"])
-    best_state = state["result"].pop("best_state")
-    fitter.result = build(FitResult, state["result"])
-    fitter.result.best_state = best_state
+    history = [HistoryEntry(**entry) for entry in state["result"]["history"]]
+    warm_up = WarmUp(**state["result"]["warm_up"])
+    fitter.result = FitResult(**(state["result"] | {"history": history, "warm_up": warm_up}))
     fitter.losses = [loss.to(device) for loss in state["losses"]]
     _set_generators(state["generators"], device)
 
