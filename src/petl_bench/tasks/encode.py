@@ -75,7 +75,7 @@ def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int
         identity = backend.to_str()
     else:
         identity = json.dumps([type(tokenizer).__name__, tokenizer.init_kwargs], default=str, sort_keys=True)
-    texts = Rows(rows.texts, None, rows.ids).fingerprint()
+    texts = Rows(rows.texts, None).fingerprint()
     words = [CACHE_VERSION, identity, tokenizer.model_input_names, texts, max_length]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 

@@ -46,11 +46,6 @@ class Task:
     extra: dict[str, ExtraRows] = field(default_factory=dict)
 
     @property
-    def num_labels(self) -> int:
-        """Outputs of the head; 1 for regression."""
-        return len(self.labels) if self.labels else 1
-
-    @property
     def higher_is_better(self) -> bool:
         """Which way the primary metric is better."""
         return METRICS[self.settings.metric].higher_is_better
