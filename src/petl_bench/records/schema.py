@@ -18,7 +18,7 @@ from petl_bench.records.validate import Number, validate
 
 @dataclass
 class Protocol:
-    """What was asked and how it was scored."""
+    """The protocol of a run: what it was trained on, selected on and scored on."""
 
     task: str
     metric: str
@@ -70,7 +70,7 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Where the time went; training excludes evaluation, and its rates the first updates, which warm up."""
+    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up."""
 
     train_seconds: Number
     eval_seconds: Number
@@ -78,7 +78,7 @@ class Time:
     train_examples_per_second: Number
     train_tokens_per_second: Number
     padding_share: Number
-    # First updates that the rates leave out, and how long they took.
+    # Number of first updates that the rates exclude, and how long they took.
     warm_up_updates: int = 0
     warm_up_seconds: Number = 0.0
 
@@ -96,9 +96,9 @@ class MemoryAtPeak:
 
 @dataclass
 class MemoryEstimate:
-    """Memory of one training step by kind, each kind at its own most; docs/measuring.md defines them.
+    """Memory of one training step by kind, each kind at its own maximum. docs/measuring.md defines the kinds.
 
-    `temporaries_bytes` is what was there at the peak beside the other kinds.
+    `temporaries_bytes` is everything at the peak that belongs to none of the other kinds.
     """
 
     batch_size: int
@@ -109,22 +109,22 @@ class MemoryEstimate:
     activations_bytes: int
     temporaries_bytes: int
     peak_bytes: int
-    # Passes that the rows of an update were split into.
+    # Number of forward and backward passes per update.
     accumulation: int = 1
     # forward, backward or optimizer
     peak_phase: str | None = None
     at_peak: MemoryAtPeak | None = None
-    # Whose kernels were counted, and which of them did the attention.
+    # The device whose kernels the estimate assumes, and its attention kernel.
     device: str | None = None
     attention_kernel: str | None = None
 
 
 @dataclass
 class DeviceMemory:
-    """Peaks of the CUDA allocator by phase; training's first updates, which warm up, are a phase of their own.
+    """Peaks of the CUDA allocator by phase; the first updates, which warm up, are a phase of their own.
 
-    `held_before_bytes` is what the device held before the run beside our own allocator: other processes, and the
-    CUDA context.
+    `held_before_bytes` is the memory that was in use on the device before the run outside of our own allocator: by
+    other processes and by the CUDA context.
     """
 
     load_peak_allocated_bytes: int | None
@@ -141,7 +141,7 @@ class DeviceMemory:
 
 @dataclass
 class Memory:
-    """Memory: the ledger's account, the device's peaks, the process's peak."""
+    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process."""
 
     estimate: MemoryEstimate | None = None
     device: DeviceMemory | None = None
@@ -150,7 +150,10 @@ class Memory:
 
 @dataclass
 class Flops:
-    """Floating-point operations at the ledger's batch shape; `merged`: the adapter was merged for inference."""
+    """Floating-point operations at the batch shape of the memory estimate.
+
+    `merged` says whether the adapter was merged into the weights for inference.
+    """
 
     train_step_flops: int
     inference_flops: int
@@ -159,9 +162,9 @@ class Flops:
 
 @dataclass
 class Inference:
-    """Speed of the finished model: latency of one row, throughput at `batch_size` rows, medians over repeats.
+    """Speed of the finished model: latency of one row and throughput at `batch_size` rows, medians over repeats.
 
-    `merged`: the adapter was merged into the weights before.
+    `merged` says whether the adapter was merged into the weights before.
     """
 
     batch_size: int
@@ -176,10 +179,10 @@ class Inference:
 
 @dataclass
 class FrozenFeatures:
-    """The frozen layers below all that is trained, and their states, which every epoch reads.
+    """The frozen layers below the lowest trained one, and the cache of their hidden states.
 
-    `layers` counts them, from the embeddings up; `states` is how many a token has; `reused`: they were there before the
-    run.
+    `layers` counts them from the embeddings up. `states` is the number of hidden states that are kept for each token.
+    `reused` says whether an earlier run had already computed them.
     """
 
     layers: int
@@ -203,10 +206,11 @@ class Data:
 
 @dataclass
 class Layers:
-    """The layers that were adapted (1-based), and how they were chosen where a rule chose them.
+    """The layers that were adapted, counted from 1, and how they were chosen if a rule chose them.
 
-    `variability` is the metric of layers 1..L over `num_examples` training rows, `variability_shuffled` the same with
-    shuffled labels: what a layer scores that knows nothing of the classes; None stands for infinity.
+    `variability` is the metric of layers 1..L over `num_examples` training rows. `variability_shuffled` is the same
+    metric with shuffled labels, the value of a layer that carries no information about the classes. None stands for
+    infinity.
     """
 
     bottom: int
@@ -242,7 +246,7 @@ class Record:
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None
-    # Updates after which the training was cut off and went on in another process; times are the parts' sums.
+    # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

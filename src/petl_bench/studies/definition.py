@@ -31,8 +31,8 @@ class CellConfig:
 class StudyConfig:
     """A grid of methods, tasks and seeds. Settings are overrides as `petl-bench run` takes them.
 
-    Where several overrides set the same key, the later wins: `settings`, then the method's, the task's, those of `cells`,
-    and the command line's.
+    Where several overrides set the same key, the later wins: `settings`, then the method's, the task's, those of
+    `cells`, and the command line's.
 
     Attributes:
         settings: For every run.
@@ -88,7 +88,7 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
         Its name, and what it asks for.
 
     Raises:
-        RequestError: where there is none, or it does not fit the schema.
+        RequestError: If there is none, or it does not fit the schema.
     """
     if name_or_file.endswith((_SUFFIX, ".yml")):
         path = Path(name_or_file).expanduser()

@@ -51,7 +51,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
         folder: Where its runs lie.
 
     Raises:
-        RequestError: where settings do not compose, or two runs are the same.
+        RequestError: If settings do not compose, or two runs are the same.
     """
     runs, trials = [], _rate_seeds(study)
     inputs: dict[str, list[int]] = {}

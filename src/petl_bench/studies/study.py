@@ -60,7 +60,7 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
     """Opens and expands a study; nothing is written.
 
     Raises:
-        RequestError: where it, or what is asked of it, cannot work.
+        RequestError: If it, or what is asked of it, cannot work.
     """
     name, config = open_study(name_or_file)
     if request.seeds is not None:
@@ -98,7 +98,7 @@ def keep(study: Study) -> None:
     """Writes `study.json`, where it differs from what is there.
 
     Raises:
-        RequestError: where the folder cannot be written.
+        RequestError: If the folder cannot be written.
     """
     try:
         if _read(study.folder) != study.file:
@@ -162,7 +162,7 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         The runs that are not finished: failed ones, and ones that nobody could make.
 
     Raises:
-        RunError: where workers cannot work at all.
+        RunError: If workers cannot work at all.
         Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
     """
     choose_rates(study.file.runs, study.folder)

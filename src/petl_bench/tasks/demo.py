@@ -1,7 +1,7 @@
 """The embedded task: generated sentences that mix sentiment, negation and contrast.
 
-Both sides of a contrast carry opposite sentiment, and negation flips a side, so a bag of words does not tell the
-label: the side that the sentence asserts does.
+Both sides of a contrast carry opposite sentiment, and negation flips a side, so a bag of words does not
+determine the label: the side that the sentence asserts does.
 """
 
 from __future__ import annotations

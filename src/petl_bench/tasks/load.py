@@ -18,7 +18,7 @@ from petl_bench.tasks.rows import UNLABELLED, Rows, label_name, require_labels, 
 
 @dataclass(frozen=True)
 class ExtraRows:
-    """Rows that the final checkpoint is scored on beside the report split."""
+    """Rows that the final checkpoint is scored on in addition to the report split."""
 
     rows: Rows
     metrics: list[str]
@@ -67,8 +67,8 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     """Loads a task's rows and applies its protocol.
 
     Raises:
-        RequestError: where files, columns, labels or the protocol do not fit.
-        RunError: where the hub cannot be reached.
+        RequestError: If files, columns, labels or the protocol do not fit.
+        RunError: If the hub cannot be reached.
     """
     labels = find_labels(settings)
     check_metrics(settings.metrics, settings.type, len(labels or []))

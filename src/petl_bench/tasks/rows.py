@@ -64,7 +64,7 @@ def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | N
         where: What the table was read from, for messages.
 
     Raises:
-        RequestError: where a text column is missing or a label is none of `labels`.
+        RequestError: If a text column is missing or a label is none of `labels`.
     """
     if len(table) == 0:
         raise RequestError(f"{where} holds no rows.")
@@ -80,7 +80,7 @@ def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
     """Returns the rows.
 
     Raises:
-        RequestError: where they have no label column, or it hides the labels.
+        RequestError: If they have no label column, or it hides the labels.
     """
     if rows.labels is None:
         raise RequestError(f"task.label_column={task.label_column} is not a column of {where}.")

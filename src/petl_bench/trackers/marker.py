@@ -25,7 +25,7 @@ class Mirror:
 
     Attributes:
         tracker: `wandb` or `tensorboard`.
-        project, entity, run_id, mode: W&B's, as W&B settled them; mode is `online` or `offline`.
+        project, entity, run_id, mode: W&B's, as W&B resolved them; mode is `online` or `offline`.
         record: Hash of the record that was mirrored.
         files: W&B's offline folder, seen from the run's where it lies in that; None online.
     """
