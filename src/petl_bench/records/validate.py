@@ -48,7 +48,7 @@ def validate(kind: type[T], content: Any, path: str = "") -> T:
 
     try:
         # pydantic accepts an object for a dataclass in strict mode only when it reads JSON itself.
-        validated: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
+        validated: T = _adapter(kind).validate_json(json.dumps(content), strict=True)  # type: ignore[arg-type]
         return validated
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
