@@ -1,8 +1,8 @@
-"""Rewrites records of older schemas in the present one, below the folders that are named.
+"""Rewrites the records of older schemas below some folders in the present schema.
 
 python scripts/migrate_records.py results
 
-Reports read older records as they are; this is for records that are committed or shared. Nothing but names changes.
+Reports read older records without it: the script is for records that are committed or shared. It only renames fields.
 """
 
 from __future__ import annotations

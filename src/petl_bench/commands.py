@@ -156,13 +156,13 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.request import parse_request
-    from petl_bench.studies.study import count_costs, keep_costs, prepare, run_study
+    from petl_bench.studies.study import keep_costs, plan_costs, prepare, run_study
     from petl_bench.studies.summary import print_outcome, print_plan
 
     name, overrides = _name_and_overrides(parsed.name_and_overrides)
     study = prepare(name, parse_request(overrides))
     if parsed.dry_run or parsed.plan:
-        costs = count_costs(study)
+        costs = plan_costs(study)
         if parsed.plan:
             keep_costs(study, costs)
         print_plan(study, costs, _print, as_json=parsed.json)

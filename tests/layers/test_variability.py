@@ -221,7 +221,7 @@ def test_a_run_prints_records_and_predicts_by_its_choice(method, tiny, caplog):
     assert record.config["layers"]["bottom"] is None
     folder = next(path.parent for path in __import__("pathlib").Path(cfg.runs_dir).rglob("result.json"))
     assert json.loads((folder / "result.json").read_text())["layers"]["head"] == record.layers.head
-    prediction = Predictor(folder).predict(Rows((["a fine film"],), None, [0]))[0]
+    prediction = Predictor(folder).predict(Rows((["a fine film"],), None))[0]
     assert prediction.label in ("negative", "positive")
 
 

@@ -29,23 +29,23 @@ SMALL = StudyConfig(
 )
 
 
-def words_of(study, method, task, *given):
-    return next(cell.words for cell in cells(study, list(given)) if (cell.method, cell.task) == (method, task))
+def overrides_of(study, method, task, *given):
+    return next(cell.overrides for cell in cells(study, list(given)) if (cell.method, cell.task) == (method, task))
 
 
 def test_settings_come_from_the_general_to_the_particular():
-    assert words_of(SMALL, "lora", "demo") == ["backbone=tiny_bert", "train.epochs=1", "method=lora", "task=demo"]
-    assert words_of(SMALL, "lora", "few") == [
+    assert overrides_of(SMALL, "lora", "demo") == ["backbone=tiny_bert", "train.epochs=1", "method=lora", "task=demo"]
+    assert overrides_of(SMALL, "lora", "few") == [
         "backbone=tiny_bert", "method=lora", "task=demo", "task.num_train_examples=20", "train.epochs=9", "method.r=2",
     ]  # fmt: skip
-    assert "train.epochs=9" not in words_of(SMALL, "head_pooler", "few")
-    assert words_of(SMALL, "lora", "few", "train.epochs=5", "backbone=minilm")[-2:] == [
+    assert "train.epochs=9" not in overrides_of(SMALL, "head_pooler", "few")
+    assert overrides_of(SMALL, "lora", "few", "train.epochs=5", "backbone=minilm")[-2:] == [
         "train.epochs=5",
         "backbone=minilm",
     ]
 
 
-def test_of_words_with_the_same_key_the_last_is_kept():
+def test_of_overrides_with_the_same_key_the_last_is_kept():
     assert last_of_each_key(["a=1", "+b.c=2", "a=3", "++b.c=4"]) == ["a=3", "++b.c=4"]
 
 
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 class TestRequests:
-    def test_words_are_sorted(self):
+    def test_overrides_are_sorted(self):
         request = parse_request(
             ["methods=lora,head", "tasks=[demo]", "seeds=1,2", "runs_dir=x", "executor=ray", "executor.workers=3", "a=1"]  # noqa: E501
         )  # fmt: skip
@@ -167,7 +167,7 @@ class TestRequests:
             "x",
         )
         assert (request.executor.name, request.executor.workers) == ("ray", 3)
-        assert request.words == ["a=1"]
+        assert request.overrides == ["a=1"]
 
     @pytest.mark.parametrize(
         ("word", "message"),

@@ -80,7 +80,7 @@ def test_every_claim_can_be_computed_or_says_why_not(file):
 
 def test_the_settings_of_the_rows_with_a_dagger():
     study = loaded(ROOT / "conf" / "study" / "lora_roberta_large.yaml")
-    overrides = {(cell.method, cell.task): cell.words for cell in cells(study, [])}
+    overrides = {(cell.method, cell.task): cell.overrides for cell in cells(study, [])}
     found = {
         (method, task): load_config(overrides[method, task]).train
         for method, task in (("lora", "stsb"), ("adapter_h_6m", "mnli"), ("adapter_p_08m", "mnli"))

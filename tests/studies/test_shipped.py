@@ -45,17 +45,19 @@ def kinds():
         )
         for cell in cells(study, []):
             if cell.task == tasks[0]:
-                found.setdefault(tuple(word for word in cell.words if word.startswith(("method", "layers"))), cell)
-    return [pytest.param(cell, id="-".join(words)) for words, cell in found.items()]
+                found.setdefault(
+                    tuple(override for override in cell.overrides if override.startswith(("method", "layers"))), cell
+                )
+    return [pytest.param(cell, id="-".join(overrides)) for overrides, cell in found.items()]
 
 
 def make_small(cell, folder, data_root):
     full = compose(cell, folder)
-    words = [word for word in cell.words if not word.startswith("backbone=")]
-    words += [f"backbone={TINY[full.backbone.name]}", f"data_root={data_root}", *SMALL]
+    overrides = [override for override in cell.overrides if not override.startswith("backbone=")]
+    overrides += [f"backbone={TINY[full.backbone.name]}", f"data_root={data_root}", *SMALL]
     if full.layers.name == "top":
-        words.append("layers.k=1")
-    small = compose(dataclasses.replace(cell, words=words), folder)
+        overrides.append("layers.k=1")
+    small = compose(dataclasses.replace(cell, overrides=overrides), folder)
     small.task.max_length = min(small.task.max_length, 64)
     return run(small)
 
@@ -88,7 +90,7 @@ def test_every_setting_composes(name, glue, tmp_path):
     _, study = open_study(name)
     data_root = [f"data_root={glue}"]
     for cell in narrowed(study):
-        assert compose(dataclasses.replace(cell, words=[*cell.words, *data_root]), tmp_path).method.name
+        assert compose(dataclasses.replace(cell, overrides=[*cell.overrides, *data_root]), tmp_path).method.name
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def tokenized(monkeypatch):
     return calls
 
 
-PAIRS = Rows((["ab", "x" * 50], ["cd", "yz"]), np.array([0, 1]), [0, 1])
+PAIRS = Rows((["ab", "x" * 50], ["cd", "yz"]), np.array([0, 1]))
 
 
 def test_pairs_are_encoded_jointly_and_cut_from_the_longer_side(tokenizer):
@@ -56,7 +56,7 @@ def test_other_rows_lengths_and_tokenizers_are_other_entries(tokenizer, tokenize
     encode(PAIRS, tokenizer, max_length=16)
     encode(PAIRS, tokenizer, max_length=17)
     encode(PAIRS.take(np.array([1, 0])), tokenizer, max_length=16)
-    encode(Rows((["ab"],), None, [0]), tokenizer, max_length=16)
+    encode(Rows((["ab"],), None), tokenizer, max_length=16)
     cfg = load_config(["backbone=tiny_roberta"])
     encode(PAIRS, open_backbone(cfg.backbone, cfg.layers).load_tokenizer(), max_length=16)
     assert len(tokenized) == 5
@@ -83,6 +83,6 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tokenizer, tmp_pa
 
 def test_labels_are_not_part_of_the_cache(tokenizer, tokenized):
     encode(PAIRS, tokenizer, max_length=16)
-    other = encode(Rows(PAIRS.texts, np.array([1, 0]), [0, 1]), tokenizer, max_length=16)
+    other = encode(Rows(PAIRS.texts, np.array([1, 0])), tokenizer, max_length=16)
     assert other.labels.tolist() == [1, 0]
     assert len(tokenized) == 1

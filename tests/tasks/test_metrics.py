@@ -50,5 +50,16 @@ def test_every_metric_is_an_evaluate_metric_without_the_hub(name):
     assert metric.compute()[name] == pytest.approx(0.0 if name == "mean_squared_error" else 1.0)
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_are_those_of_the_evaluate_metric(name):
+    rows = np.random.default_rng(0)
+    if METRICS[name].task_type == "classification":
+        predictions, references = rows.integers(2, size=50), rows.integers(2, size=50)
+    else:
+        predictions, references = rows.normal(size=50).astype("float32"), rows.normal(size=50)
+    scores = compute_metrics([name], predictions, references)
+    assert scores == TaskMetric(name).compute(predictions=predictions, references=references)
+
+
 def test_only_errors_are_better_when_lower():
     assert [name for name, spec in METRICS.items() if not spec.higher_is_better] == ["mean_squared_error"]

@@ -162,7 +162,7 @@ def test_the_plain_model_predicts_what_was_learnt(tiny):
     cfg = tiny(FIRST, "method=houlsby", "task=demo")
     record = run(cfg)
     predictor = Predictor(identify(cfg).folder)
-    predictions = predictor.predict(Rows(tuple([["a few words", "others"]] * len(cfg.task.text_columns)), None, [0, 1]))
+    predictions = predictor.predict(Rows(tuple([["a few words", "others"]] * len(cfg.task.text_columns)), None))
     assert record.status == "finished"
     assert np.isfinite([list(one.probabilities.values()) for one in predictions]).all()
 

@@ -1,1 +1,1 @@
-"""The record of a run: its schema, its identity and its store."""
+"""Records of runs and study files: their schema, their validation, the run key, and where they lie."""

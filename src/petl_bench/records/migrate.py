@@ -1,4 +1,4 @@
-"""Reads records of older schemas: each step turns the content of one version into that of the next."""
+"""Migrates records of older schemas: each step turns the content of one version into that of the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 SCHEMA_VERSION = 2
 
-# What schema 2 calls otherwise: where the field was, and its new name in the same object.
+# Fields that schema 2 renamed: the old path, and the new name within the same object.
 _RENAMED_IN_2 = (
     (("trunk",), "frozen"),
     (("time", "trunk_seconds"), "features_seconds"),
@@ -17,13 +17,13 @@ _RENAMED_IN_2 = (
 
 
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a record in the present schema; the content that is given stays as it is.
+    """Returns the content of a record in the present schema; the content that is given is not changed.
 
     Args:
-        content: A record as its file holds it.
+        content: The content of a record's file.
 
     Raises:
-        ValueError: where its version is none that this program knows.
+        ValueError: If its schema version is unknown to this program.
     """
     version = content.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:

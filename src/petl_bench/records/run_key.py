@@ -1,4 +1,4 @@
-"""The identity of a run: a content hash of the settings that can change its outcome; and how things are called."""
+"""The identity of a run: a hash of the settings that can change its outcome, and the names of runs and methods."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def run_name(config: Mapping[str, Any], key: str) -> str:
 
 
 def method_label(method: Mapping[str, Any]) -> str:
-    """The method's name; of PEFT's shelf, the type with it."""
+    """The method's name, with the type for methods that PEFT ships, e.g. `peft:ia3`."""
     return f"{method['name']}:{method['type'].lower()}" if "type" in method else str(method["name"])
 
 
-# 2: frozen layers below all that is trained run without dropout.
+# Version 2: frozen layers below the lowest trained one run without dropout.
 KEY_VERSION = 2
 
 KEY_LENGTH = 12
 
-# Training settings that change no result: what is kept, and where the frozen layers' states are.
+# Training settings that change no result: what is saved, and where the features of the frozen layers are cached.
 WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
 
-# Where things lie and where results are mirrored changes no outcome; what lies there does, and is hashed instead.
+# Paths and trackers do not change the outcome. The content of the files does, and is hashed instead.
 _LOCATIONS = (
     ("data_root",),
     ("runs_dir",),
     ("force",),
-    # Measured beside the run.
+    # Measured in addition to the run.
     ("measure",),
     ("tracker",),
     # Acts through the settings that it gives.

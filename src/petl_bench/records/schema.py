@@ -1,23 +1,24 @@
-"""The record of a run: one JSON object, typed and versioned; `None` where something was not measured, never 0.
+"""The record of a run.
 
-Units are in the names. Fields are only ever added: records of an older version stay readable.
+A record is one JSON object, typed and versioned. Units are in the names, and `None` stands for what was not measured,
+never 0. Within a schema version fields are only ever added; `petl_bench.records.migrate` reads older versions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from petl_bench.records.migrate import SCHEMA_VERSION, migrated
-from petl_bench.records.open_parts import check_open_parts
-from petl_bench.records.typed import build, check
+from petl_bench.records.validate import Number, validate
 
 
 @dataclass
 class Protocol:
-    """What was asked and how it was scored."""
+    """The protocol of a run: what it was trained on, selected on and scored on."""
 
     task: str
     metric: str
@@ -43,7 +44,7 @@ class Params:
     trainable: int
     trainable_method: int
     trainable_head: int
-    trainable_share_of_backbone_percent: float
+    trainable_share_of_backbone_percent: Number
     stored_bytes: int | None = None
 
 
@@ -51,35 +52,35 @@ class Params:
 class Scores:
     """Scores on the report split: of the best weights (chosen on the selection split) and of the last."""
 
-    best: dict[str, float]
-    last: dict[str, float]
-    best_epoch: float
+    best: dict[str, Number]
+    last: dict[str, Number]
+    best_epoch: Number
 
 
 @dataclass
 class HistoryEntry:
     """One evaluation on the selection split."""
 
-    epoch: float
+    epoch: Number
     step: int
-    train_loss: float
-    scores: dict[str, float]
-    seconds: float
+    train_loss: Number
+    scores: dict[str, Number]
+    seconds: Number
 
 
 @dataclass
 class Time:
-    """Where the time went; training excludes evaluation, and its rates the first updates, which warm up."""
+    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up."""
 
-    train_seconds: float
-    eval_seconds: float
-    features_seconds: float | None
-    train_examples_per_second: float
-    train_tokens_per_second: float
-    padding_share: float
-    # First updates that the rates leave out, and how long they took.
+    train_seconds: Number
+    eval_seconds: Number
+    features_seconds: Number | None
+    train_examples_per_second: Number
+    train_tokens_per_second: Number
+    padding_share: Number
+    # Number of first updates that the rates exclude, and how long they took.
     warm_up_updates: int = 0
-    warm_up_seconds: float = 0.0
+    warm_up_seconds: Number = 0.0
 
 
 @dataclass
@@ -95,9 +96,9 @@ class MemoryAtPeak:
 
 @dataclass
 class MemoryEstimate:
-    """Memory of one training step by kind, each kind at its own most; docs/measuring.md defines them.
+    """Memory of one training step by kind, each kind at its own maximum. docs/measuring.md defines the kinds.
 
-    `temporaries_bytes` is what was there at the peak beside the other kinds.
+    `temporaries_bytes` is everything at the peak that belongs to none of the other kinds.
     """
 
     batch_size: int
@@ -108,22 +109,22 @@ class MemoryEstimate:
     activations_bytes: int
     temporaries_bytes: int
     peak_bytes: int
-    # Passes that the rows of an update were split into.
+    # Number of forward and backward passes per update.
     accumulation: int = 1
     # forward, backward or optimizer
     peak_phase: str | None = None
     at_peak: MemoryAtPeak | None = None
-    # Whose kernels were counted, and which of them did the attention.
+    # The device whose kernels the estimate assumes, and its attention kernel.
     device: str | None = None
     attention_kernel: str | None = None
 
 
 @dataclass
 class DeviceMemory:
-    """Peaks of the CUDA allocator by phase; training's first updates, which warm up, are a phase of their own.
+    """Peaks of the CUDA allocator by phase; the first updates, which warm up, are a phase of their own.
 
-    `held_before_bytes` is what the device held before the run beside our own allocator: other processes, and the
-    CUDA context.
+    `held_before_bytes` is the memory that was in use on the device before the run outside of our own allocator: by
+    other processes and by the CUDA context.
     """
 
     load_peak_allocated_bytes: int | None
@@ -140,7 +141,7 @@ class DeviceMemory:
 
 @dataclass
 class Memory:
-    """Memory: the ledger's account, the device's peaks, the process's peak."""
+    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process."""
 
     estimate: MemoryEstimate | None = None
     device: DeviceMemory | None = None
@@ -149,7 +150,10 @@ class Memory:
 
 @dataclass
 class Flops:
-    """Floating-point operations at the ledger's batch shape; `merged`: the adapter was merged for inference."""
+    """Floating-point operations at the batch shape of the memory estimate.
+
+    `merged` says whether the adapter was merged into the weights for inference.
+    """
 
     train_step_flops: int
     inference_flops: int
@@ -158,27 +162,27 @@ class Flops:
 
 @dataclass
 class Inference:
-    """Speed of the finished model: latency of one row, throughput at `batch_size` rows, medians over repeats.
+    """Speed of the finished model: latency of one row and throughput at `batch_size` rows, medians over repeats.
 
-    `merged`: the adapter was merged into the weights before.
+    `merged` says whether the adapter was merged into the weights before.
     """
 
     batch_size: int
     sequence_length: int
-    latency_ms_median: float
-    examples_per_second: float
-    latency_ms_quartiles: list[float] | None = None
-    examples_per_second_quartiles: list[float] | None = None
+    latency_ms_median: Number
+    examples_per_second: Number
+    latency_ms_quartiles: list[Number] | None = None
+    examples_per_second_quartiles: list[Number] | None = None
     repeats: int | None = None
     merged: bool = False
 
 
 @dataclass
 class FrozenFeatures:
-    """The frozen layers below all that is trained, and their states, which every epoch reads.
+    """The frozen layers below the lowest trained one, and the cache of their hidden states.
 
-    `layers` counts them, from the embeddings up; `states` is how many a token has; `reused`: they were there before the
-    run.
+    `layers` counts them from the embeddings up. `states` is the number of hidden states that are kept for each token.
+    `reused` says whether an earlier run had already computed them.
     """
 
     layers: int
@@ -202,18 +206,19 @@ class Data:
 
 @dataclass
 class Layers:
-    """The layers that were adapted (1-based), and how they were chosen where a rule chose them.
+    """The layers that were adapted, counted from 1, and how they were chosen if a rule chose them.
 
-    `variability` is the metric of layers 1..L over `num_examples` training rows, `variability_shuffled` the same with
-    shuffled labels: what a layer scores that knows nothing of the classes; None stands for infinity.
+    `variability` is the metric of layers 1..L over `num_examples` training rows. `variability_shuffled` is the same
+    metric with shuffled labels, the value of a layer that carries no information about the classes. None stands for
+    infinity.
     """
 
     bottom: int
     top: int
     head: int
     num_layers: int
-    variability: list[float | None] | None = None
-    variability_shuffled: list[float | None] | None = None
+    variability: list[Number] | None = None
+    variability_shuffled: list[Number] | None = None
     num_examples: int | None = None
 
 
@@ -241,7 +246,7 @@ class Record:
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None
-    # Updates after which the training was cut off and went on in another process; times are the parts' sums.
+    # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,18 +255,23 @@ class Record:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
-        """Reads what `to_dict` wrote; unknown fields (of a newer version) are left out.
+        """Reads what `to_dict` wrote, in this schema version or an older one.
+
+        Unknown fields, which a newer minor version may have added, are ignored.
 
         Raises:
-            ValueError: where a field is missing or of another type, which it names; where the version is newer than
-                this program's.
+            ValueError: If a field is missing or has another type, naming the field; or if the schema version is newer
+                than this program's.
         """
-        check(dict, content, "")
+        if not isinstance(content, dict):
+            raise ValueError(f"it is {reprlib.repr(content)}, not an object")
         content = migrated(content)
         try:
-            record: Record = build(cls, content)
-            scored = None not in (record.protocol, record.scores)
-            check_open_parts(record.config, record.hardware, scored=scored)
+            record = validate(cls, content)
+            validate(_RecordedHardware, record.hardware, "hardware")
+            is_scored = record.protocol is not None and record.scores is not None
+            # A run that failed early may have recorded only part of its config.
+            validate(_RecordedConfig if is_scored else _PartialConfig, record.config, "config")
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
@@ -283,3 +293,61 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return value
+
+
+# The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
+
+
+@dataclass
+class _RecordedBackbone:
+    name: str
+    path: str | None = None
+
+
+@dataclass
+class _RecordedMethod:
+    name: str
+    # PEFT's name of the method, for methods that PEFT ships.
+    type: str = ""
+
+
+@dataclass
+class _RecordedTask:
+    name: str
+
+
+@dataclass
+class _RecordedTraining:
+    seed: int
+
+
+@dataclass
+class _RecordedTracker:
+    project: str | None = None
+
+
+@dataclass
+class _RecordedConfig:
+    backbone: _RecordedBackbone
+    method: _RecordedMethod
+    layers: dict[str, Any]
+    task: _RecordedTask
+    train: _RecordedTraining
+    tracker: _RecordedTracker | None = None
+
+
+@dataclass
+class _PartialConfig:
+    backbone: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _RecordedHardware:
+    device: str | None = None
+    processor: str | None = None
+    logical_cores: int | None = None
+    num_processes: int = 1

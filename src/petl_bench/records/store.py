@@ -21,8 +21,8 @@ def read_json(file: Path) -> Any:
     """Reads a file.
 
     Raises:
-        OSError: where it cannot be opened.
-        ValueError: where it is no JSON, or more than can be computed with.
+        OSError: If it cannot be opened.
+        ValueError: If it is no JSON, or more than can be computed with.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"), parse_int=_whole_number)
@@ -140,8 +140,8 @@ def read_record(file: Path) -> Record:
     """Reads a record.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where the file is no record.
+        FileNotFoundError: If there is none.
+        ValueError: If the file is no record.
     """
     return Record.from_dict(read_json(file))
 
@@ -153,7 +153,7 @@ def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]
         The records, and a message for each file that could not be read.
 
     Raises:
-        RequestError: where a folder does not exist.
+        RequestError: If a folder does not exist.
     """
     records, unreadable = locate_records(folders)
     return list(records.values()), unreadable
@@ -177,7 +177,7 @@ def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
     """The files of every record below these folders, in the order of their paths.
 
     Raises:
-        RequestError: where a folder does not exist.
+        RequestError: If a folder does not exist.
     """
     for folder in map(Path, folders):
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""`study.json`: what a study set out to run, and what it is held against; it lies beside the records.
+"""`study.json`: the runs of a study and the published results that it is compared with; it lies next to the records.
 
 A report reads it to know which records belong to the study, by which names, and which are missing.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import finite
 from petl_bench.records.store import read_json, write_json
-from petl_bench.records.typed import build, check
+from petl_bench.records.validate import Number, validate
 
 STUDY_FILE = "study.json"
 STUDY_VERSION = 1
@@ -29,25 +29,25 @@ class PublishedRow:
         row: How the paper calls it.
         source: Paper and table.
         cells: By the study's name of the task: the value, and its spread where the paper prints one.
-        method: The study's method that it is held against; None: the row is only shown.
+        method: The study's method that it is compared with; None if the row is only shown.
         metrics: By task, where the paper's metric is not the task's primary one here.
-        statistic: What the values are of several seeds, e.g. `median of 5`.
+        statistic: What the values are over several seeds, e.g. `median of 5`.
         split: The rows that the paper scored on, e.g. `validation`, `test`.
         params: Trained parameters in the paper's words.
         average: The paper's own last column, never computed again.
         comparable: Whether the paper's protocol is this study's.
-        why: What tells the two apart; required where they are not comparable.
+        why: How the two protocols differ; required if they are not comparable.
     """
 
     row: str
     source: str
-    cells: dict[str, list[float]]
+    cells: dict[str, list[Number]]
     method: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
     statistic: str | None = None
     split: str | None = None
     params: str | None = None
-    average: float | None = None
+    average: Number | None = None
     comparable: bool = False
     why: str | None = None
 
@@ -75,11 +75,11 @@ class PlannedRun:
 
     Attributes:
         method, task: The study's names, which need not be those of the configs.
-        learning_rate: Where several are tried; None: the method's own.
-        is_trial: Whether the run helps to choose among rates.
+        learning_rate: The rate, if the study tries several; None for the method's own.
+        is_trial: Whether the run is one of those that choose the rate.
         chosen: Whether the study reports it; False for rates that were tried and not taken, None while that is open.
         key: The run key.
-        folder: The run's folder, beside this file.
+        folder: The run's folder, next to this file.
         overrides: `petl-bench run` with these makes this run alone.
     """
 
@@ -89,20 +89,20 @@ class PlannedRun:
     key: str
     folder: str
     overrides: list[str]
-    learning_rate: float | None = None
+    learning_rate: Number | None = None
     is_trial: bool = False
     chosen: bool | None = True
 
 
 @dataclass
 class PlannedCosts:
-    """What one method takes on one task, as `petl-bench plan` counts it; None where it could not be counted."""
+    """Parameters and memory of one method on one task, as `petl-bench plan` counts them; None if that failed."""
 
     method: str
     task: str
     trainable_method: int | None = None
     trainable_head: int | None = None
-    trainable_share_of_backbone_percent: float | None = None
+    trainable_share_of_backbone_percent: Number | None = None
     peak_bytes: int | None = None
     note: str | None = None
 
@@ -113,7 +113,7 @@ class StudyFile:
 
     Attributes:
         methods, tasks, seeds: In the order of the tables.
-        deviations: In what the study departs from what it is held against; printed beside every table.
+        deviations: How the study departs from the papers that it is compared with; printed with every table.
     """
 
     name: str
@@ -140,22 +140,27 @@ class StudyFile:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass
+class _Versioned:
+    version: int = 0
+
+
 def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
     """The study whose runs lie in this folder; None where there is none.
 
     Raises:
-        RequestError: where its file cannot be read.
+        RequestError: If its file cannot be read.
     """
     file = folder / name
     if not file.is_file():
         return None
     try:
         content = read_json(file)
-        check(dict, content, "")
-        check(int, content.get("version", 0), "version")
-        if content.get("version", 0) > STUDY_VERSION:
-            raise ValueError(f"its version {content['version']} is newer than this program: upgrade petl-bench")
-        study: StudyFile = build(StudyFile, content)
+        # First of all: the fields of a newer version may have other types.
+        version = validate(_Versioned, content).version
+        if version > STUDY_VERSION:
+            raise ValueError(f"its version {version} is newer than this program: upgrade petl-bench")
+        study = validate(StudyFile, content)
         for number, row in enumerate(study.published):
             for task, cell in row.cells.items():
                 if cell[:1] in ([], [None]):

@@ -133,7 +133,7 @@ def _lines(predictor: Predictor, examples: list[list[str]], *, as_json: bool, he
                 f"{', '.join(columns)}."
             )
     texts = tuple([example[i] for example in examples] for i in range(len(columns)))
-    rows = Rows(texts, None, list(range(len(examples))))
+    rows = Rows(texts, None)
     yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=header)
 
 

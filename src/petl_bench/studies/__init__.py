@@ -1,1 +1,1 @@
-"""Studies: many runs as one thing that survives, is shared by processes, and is held against papers."""
+"""Studies: grids of runs that survive interruptions, are shared by processes, and are compared with papers."""

@@ -29,20 +29,20 @@ class CellConfig:
 
 @dataclass
 class StudyConfig:
-    """A grid of methods, tasks and seeds. Settings are words as `petl-bench run` takes them.
+    """A grid of methods, tasks and seeds. Settings are overrides as `petl-bench run` takes them.
 
-    Where several words set the same key, the later wins: `settings`, then the method's, the task's, those of `cells`,
-    and what stands on the command line.
+    Where several overrides set the same key, the later wins: `settings`, then the method's, the task's, those of
+    `cells`, and the command line's.
 
     Attributes:
         settings: For every run.
-        methods: By the name that tables show; no word of its own means `method=<name>`.
-        tasks: By the name that tables show; no word of its own means `task=<name>`.
+        methods: By the name that tables show; no settings mean `method=<name>`.
+        tasks: By the name that tables show; no settings mean `task=<name>`.
         seeds: One run each.
         cells: Settings per (method, task).
         learning_rates: By method: rates of which the best on the selection split is taken, task by task.
         rate_seeds: Seeds with which rates are compared; the other seeds run with the rate that was taken.
-        deviations: In what the study departs from the papers it is held against.
+        deviations: How the study departs from the papers that it is compared with.
         published: Rows of papers' tables.
         claims: Sentences of papers, as tests over the records.
     """
@@ -88,7 +88,7 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
         Its name, and what it asks for.
 
     Raises:
-        RequestError: where there is none, or it does not fit the schema.
+        RequestError: If there is none, or it does not fit the schema.
     """
     if name_or_file.endswith((_SUFFIX, ".yml")):
         path = Path(name_or_file).expanduser()
@@ -109,27 +109,27 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
 
 def _parse(text: str, where: str) -> StudyConfig:
     try:
-        content = _forgiving(OmegaConf.to_container(OmegaConf.create(text)))
+        content = _normalized(OmegaConf.to_container(OmegaConf.create(text)))
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), content))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         key = getattr(error, "full_key", None)
-        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {words}.") from error
+        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {message}.") from error
     assert isinstance(study, StudyConfig)
     _check(study, where)
     return study
 
 
-def _forgiving(content: Any) -> Any:
+def _normalized(content: Any) -> Any:
     """The file's content with what is meant by a name without settings, and by whole numbers where others may stand."""
     if not isinstance(content, dict):
         raise ValueError("it holds no settings")
     for kind in ("methods", "tasks"):
         if isinstance(content.get(kind), dict):
-            content[kind] = {str(name): words or [] for name, words in content[kind].items()}
+            content[kind] = {str(name): settings or [] for name, settings in content[kind].items()}
     tables = [content.get("learning_rates"), *(_cells(row) for row in content.get("published") or [])]
     for table in tables:
         if isinstance(table, dict):

@@ -27,48 +27,48 @@ _KEY = re.compile(r"[+~]*([\w./@]+)")
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One method on one task with one learning rate: what differs in seed alone.
 
     Attributes:
-        words: `petl-bench run` with these, and a seed, makes its runs.
+        overrides: `petl-bench run` with these, and a seed, makes its runs.
         learning_rate: None where the study tries no several.
     """
 
     method: str
     task: str
-    words: list[str]
+    overrides: list[str]
     learning_rate: float | None = None
 
 
-def expand(name: str, study: StudyConfig, words: list[str], folder: Path) -> tuple[StudyFile, Basis]:
+def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) -> tuple[StudyFile, Basis]:
     """Lists all runs of a study with their keys, and says on what these rest.
 
     Args:
         name: The study's.
         study: What it asks for.
-        words: Settings from the command line, which win over the study's.
+        overrides: Settings from the command line, which win over the study's.
         folder: Where its runs lie.
 
     Raises:
-        RequestError: where settings do not compose, or two runs are the same.
+        RequestError: If settings do not compose, or two runs are the same.
     """
     runs, trials = [], _rate_seeds(study)
     inputs: dict[str, list[int]] = {}
-    fingerprint = _fingerprint(study, words)
-    for cell in cells(study, words):
+    fingerprint = _fingerprint(study, overrides)
+    for cell in cells(study, overrides):
         cfg = compose(cell, folder)
         inputs |= {str(file): _stamp(file) for file in local_files(cfg).values()}
         for seed in study.seeds:
             identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
-            output_or_none = cell.learning_rate is not None
+            has_rates = cell.learning_rate is not None
             runs.append(
                 PlannedRun(
                     *(cell.method, cell.task, seed, identity.key, identity.folder.name),
-                    overrides=[*cell.words, f"train.seed={seed}"],
+                    overrides=[*cell.overrides, f"train.seed={seed}"],
                     learning_rate=cell.learning_rate,
-                    is_trial=output_or_none and seed in trials,
-                    chosen=None if output_or_none else True,
+                    is_trial=has_rates and seed in trials,
+                    chosen=None if has_rates else True,
                 )
             )
     _check_distinct(runs)
@@ -86,14 +86,14 @@ def expand(name: str, study: StudyConfig, words: list[str], folder: Path) -> tup
     return expanded, {"fingerprint": fingerprint, "inputs": inputs}
 
 
-def still_true(basis: Basis, study: StudyConfig, words: list[str]) -> bool:
+def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
     """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
-    return basis.get("fingerprint") == _fingerprint(study, words) and all(
+    return basis.get("fingerprint") == _fingerprint(study, overrides) and all(
         _stamp(Path(file)) == stamp for file, stamp in basis["inputs"].items()
     )
 
 
-def cells(study: StudyConfig, words: list[str]) -> Iterator[Cell]:
+def cells(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
     """Every method on every task, with each of its learning rates."""
     for method, of_method in study.methods.items():
         for task, of_task in study.tasks.items():
@@ -103,34 +103,34 @@ def cells(study: StudyConfig, words: list[str]) -> Iterator[Cell]:
                     *study.settings,
                     *(of_method or [f"method={method}"]),
                     *(of_task or [f"task={task}"]),
-                    *(word for cell in study.cells if _applies(cell.methods, method) and _applies(cell.tasks, task)
-                      for word in cell.settings),
+                    *(override for cell in study.cells if _applies(cell.methods, method) and _applies(cell.tasks, task)
+                      for override in cell.settings),
                     *([] if rate is None else [f"train.learning_rate={rate}"]),
-                    *words,
+                    *overrides,
                 ]  # fmt: skip
-                yield Cell(method, task, last_of_each_key(mine), rate)
+                yield StudyCell(method, task, last_of_each_key(mine), rate)
 
 
-def compose(cell: Cell, folder: Path) -> RunConfig:
+def compose(cell: StudyCell, folder: Path) -> RunConfig:
     """The config of a cell's runs.
 
     Raises:
-        RequestError: where its words do not compose, naming the cell.
+        RequestError: If its overrides do not compose, naming the cell.
     """
     try:
-        return replace(load_config(cell.words), runs_dir=str(folder))
+        return replace(load_config(cell.overrides), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
 
 
-def last_of_each_key(words: list[str]) -> list[str]:
-    """The words without those whose key comes again."""
+def last_of_each_key(overrides: list[str]) -> list[str]:
+    """The overrides without those whose key is set again by a later one."""
     by_key: dict[str, str] = {}
-    for word in words:
-        match = _KEY.match(word)
-        key = match.group(1) if match else word
+    for override in overrides:
+        match = _KEY.match(override)
+        key = match.group(1) if match else override
         by_key.pop(key, None)
-        by_key[key] = word
+        by_key[key] = override
     return list(by_key.values())
 
 
@@ -153,7 +153,7 @@ def _check_distinct(runs: list[PlannedRun]) -> None:
             )
 
 
-def _fingerprint(study: StudyConfig, words: list[str]) -> str:
+def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
     """Changes with all that the keys of a study's runs depend on, local rows excepted."""
     program = sorted(
         (str(file), _stamp(file))
@@ -161,8 +161,8 @@ def _fingerprint(study: StudyConfig, words: list[str]) -> str:
         for pattern in ("*.py", "*.yaml")
         for file in root.rglob(pattern)
     )
-    surroundings = [__version__, os.environ.get("PETL_BENCH_DATA"), gpu_may_be_there()]
-    text = json.dumps([asdict(study), words, surroundings, program], sort_keys=True)
+    environment = [__version__, os.environ.get("PETL_BENCH_DATA"), gpu_may_be_there()]
+    text = json.dumps([asdict(study), overrides, environment, program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A study's folder: what lies there beside the runs, who works on which run, and what became of each."""
+"""A study's folder: its private files, which process works on which run, and the status of every run."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class StudyFolder:
                 self.run_folder(run).remove_checkpoints()
 
     def tidy(self, run: PlannedRun) -> None:
-        """Deletes what a process that was killed left beside a record."""
+        """Deletes what a killed process left next to a record."""
         with self.held(run) as mine:
             if mine and self.ended(run):
                 self.run_folder(run).remove_leftovers()
@@ -154,7 +154,7 @@ class StudyFolder:
         """What `write_plan` kept.
 
         Raises:
-            RequestError: where it is gone.
+            RequestError: If it is gone.
         """
         study = read_study(self.private, name)
         if study is None:

@@ -82,9 +82,9 @@ class Progress:
     def _summary(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> str:
         failed = sum(counts[status] for status in FAILURES)
         left = [run for run in wanted if statuses[run.key] not in (FINISHED, *FAILURES)]
-        words = [f"{counts[FINISHED]} of {len(wanted)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
+        parts = [f"{counts[FINISHED]} of {len(wanted)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
         seconds = self._seconds_left(left, max(1, counts[RUNNING]))
-        return ", ".join(words if seconds is None else [*words, f"{_duration(seconds)} left"])
+        return ", ".join(parts if seconds is None else [*parts, f"{_duration(seconds)} left"])
 
     def _seconds_left(self, left: list[PlannedRun], workers: int) -> float | None:
         """By the mean of like runs: same method and task, else same task, else any; None where nothing is known."""
@@ -116,7 +116,7 @@ class Progress:
                 mine = [statuses[run.key] for run in wanted if (run.method, run.task) == (method, task)]
                 cells.append("".join(_MARKS.get(status, "✗") for status in mine))
             table.add_row(Text(method), *cells)
-        # Beside the table, not in it: it may be narrower.
+        # Above the table and not in it, because the table may be narrower.
         return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
 
 

@@ -22,17 +22,17 @@ _OWN = re.compile(r"(methods|tasks|seeds|runs_dir|executor(?:\.[\w.]+)?)=(.*)", 
 
 @dataclass
 class StudyRequest:
-    """The words of a command, sorted.
+    """The overrides of a command, sorted by what they are for.
 
     Attributes:
-        words: Settings of every run.
+        overrides: Settings of every run.
         methods, tasks: Of which runs are made now; None: all.
         seeds: In place of the study's; None: those.
         executor: How workers are started.
         runs_dir: The study's folder; None: `runs/<study>`.
     """
 
-    words: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
     methods: list[str] | None = None
     tasks: list[str] | None = None
     seeds: list[int] | None = None
@@ -60,36 +60,36 @@ class StudyRequest:
         ]
 
 
-def parse_request(words: list[str]) -> StudyRequest:
-    """Sorts a command's words.
+def parse_request(overrides: list[str]) -> StudyRequest:
+    """Sorts the overrides of a command: those of the study, those of the executor, and the settings of every run.
 
     Raises:
-        RequestError: for a word that is no setting, or a value that does not fit.
+        RequestError: If an override is no setting, or a value does not fit.
     """
-    request, executor, of_executor = StudyRequest(), "local", list[str]()
-    for word in words:
-        match = _OWN.fullmatch(word)
+    request, executor, executor_overrides = StudyRequest(), "local", list[str]()
+    for override in overrides:
+        match = _OWN.fullmatch(override)
         if match is None:
-            if "=" not in word and not word.startswith("~"):
-                raise RequestError(f"{word}: a setting is key=value; `petl-bench study --help` says more.")
-            if word.split("=")[0] in ("method", "task", "train.seed"):
-                raise RequestError(f"{word}: a study has several; narrow it with methods=, tasks= or seeds=.")
-            if word.split("=")[0] == "force":
-                raise RequestError(f"{word}: delete the folders of runs that a study is to make again.")
-            request.words.append(word)
+            if "=" not in override and not override.startswith("~"):
+                raise RequestError(f"{override}: a setting is key=value; `petl-bench study --help` says more.")
+            if override.split("=")[0] in ("method", "task", "train.seed"):
+                raise RequestError(f"{override}: a study has several; narrow it with methods=, tasks= or seeds=.")
+            if override.split("=")[0] == "force":
+                raise RequestError(f"{override}: delete the folders of runs that a study is to make again.")
+            request.overrides.append(override)
             continue
         key, value = match.groups()
         if key == "executor":
             executor = value
         elif key.startswith("executor."):
-            of_executor.append(f"{key.removeprefix('executor.')}={value}")
+            executor_overrides.append(f"{key.removeprefix('executor.')}={value}")
         elif key == "runs_dir":
             request.runs_dir = value
         elif key == "seeds":
             request.seeds = _seeds(value)
         else:
             setattr(request, key, _names(key, value))
-    request.executor = _executor(executor, of_executor)
+    request.executor = _executor(executor, executor_overrides)
     return request
 
 
@@ -109,13 +109,13 @@ def _seeds(value: str) -> list[int]:
     return seeds
 
 
-def _executor(name: str, words: list[str]) -> ExecutorConfig:
+def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
     if name not in EXECUTORS:
         raise unknown_choice("executor", name, EXECUTORS)
     text = files(CONFIG_MODULE).joinpath("executor", f"{name}.yaml").read_text(encoding="utf-8")
     try:
         option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), OmegaConf.create(text))
-        settings = OmegaConf.to_object(OmegaConf.merge(option, OmegaConf.from_dotlist(words)))
+        settings = OmegaConf.to_object(OmegaConf.merge(option, OmegaConf.from_dotlist(overrides)))
     except OmegaConfBaseException as error:
         raise RequestError(
             f"executor.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]} (conf/executor/{name}.yaml "

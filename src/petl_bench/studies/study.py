@@ -10,46 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from petl_bench.config import RunConfig, resolved
+from petl_bench.config import resolved
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
-from petl_bench.estimate.plan import PlanRow, estimate_all
+from petl_bench.estimate.plan import PlanRow
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.definition import StudyConfig, open_study
 from petl_bench.studies.executors import start_workers
-from petl_bench.studies.expand import Basis, Cell, cells, compose, expand, still_true
+from petl_bench.studies.expand import Basis, cells, compose, expand, still_true
 from petl_bench.studies.folder import FINISHED, StudyFolder
 from petl_bench.studies.progress import Progress
 from petl_bench.studies.rates import choose_rates
 from petl_bench.studies.request import StudyRequest
 from petl_bench.tasks.load import find_labels
 
-
-def predict_costs(configs: list[tuple[Cell, RunConfig]]) -> list[PlannedCosts]:
-    """Parameters and peak memory of each method on each task; cells that cost the same are counted once."""
-    by_cell = {(cell.method, cell.task): resolved(cfg) for cell, cfg in configs}
-    keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in by_cell.items()}
-    distinct = {keys[name]: cfg for name, cfg in by_cell.items()}
-    counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
-    return [_costs(*name, counted[keys[name]]) for name in by_cell]
-
-
-def _costs(method: str, task: str, row: PlanRow | Exception) -> PlannedCosts:
-    if not isinstance(row, PlanRow):
-        return PlannedCosts(method, task, note=str(row))
-    assert row.params
-    assert row.estimate
-    return PlannedCosts(
-        method=method,
-        task=task,
-        trainable_method=row.params.trainable_method,
-        trainable_head=row.params.trainable_head,
-        trainable_share_of_backbone_percent=row.params.trainable_share_of_backbone_percent,
-        peak_bytes=row.estimate.peak_bytes,
-        note=row.note,
-    )
-
-
+# Seconds between two looks at the workers.
 _PAUSE = 0.2
 
 _log = logging.getLogger(__name__)
@@ -85,17 +60,17 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
     """Opens and expands a study; nothing is written.
 
     Raises:
-        RequestError: where it, or what is asked of it, cannot work.
+        RequestError: If it, or what is asked of it, cannot work.
     """
     name, config = open_study(name_or_file)
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
     folder = StudyFolder(request.folder(name))
     found, known = _read(folder), folder.read_basis()
-    if found is not None and known.get("runs") == found.digest and still_true(known, config, request.words):
+    if found is not None and known.get("runs") == found.digest and still_true(known, config, request.overrides):
         file, basis = found, known
     else:
-        file, basis = expand(name, config, request.words, folder.path)
+        file, basis = expand(name, config, request.overrides, folder.path)
         basis["runs"] = file.digest
         file.costs = _still_right(found, file)
     return Study(file, folder, request.narrowed(file.runs, config), config, request, basis)
@@ -123,7 +98,7 @@ def keep(study: Study) -> None:
     """Writes `study.json`, where it differs from what is there.
 
     Raises:
-        RequestError: where the folder cannot be written.
+        RequestError: If the folder cannot be written.
     """
     try:
         if _read(study.folder) != study.file:
@@ -143,11 +118,37 @@ def keep_costs(study: Study, costs: list[PlannedCosts]) -> None:
     keep(study)
 
 
-def count_costs(study: Study) -> list[PlannedCosts]:
-    """Parameters and peak memory of the methods and tasks that are asked for, before any run."""
+def plan_costs(study: Study) -> list[PlannedCosts]:
+    """Counts parameters and peak memory of the methods and tasks that are asked for, before any run.
+
+    Cells that cost the same are counted once.
+    """
     asked_for = {(run.method, run.task) for run in study.runs}
-    found = (cell for cell in cells(study.config, study.request.words) if (cell.method, cell.task) in asked_for)
-    return predict_costs([(cell, compose(cell, study.folder.path)) for cell in found])
+    configs = {
+        (cell.method, cell.task): resolved(compose(cell, study.folder.path))
+        for cell in cells(study.config, study.request.overrides)
+        if (cell.method, cell.task) in asked_for
+    }
+    keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in configs.items()}
+    distinct = {keys[name]: cfg for name, cfg in configs.items()}
+    counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
+    return [_planned_costs(*name, counted[keys[name]]) for name in configs]
+
+
+def _planned_costs(method: str, task: str, row: PlanRow | Exception) -> PlannedCosts:
+    if not isinstance(row, PlanRow):
+        return PlannedCosts(method, task, note=str(row))
+    assert row.params
+    assert row.estimate
+    return PlannedCosts(
+        method=method,
+        task=task,
+        trainable_method=row.params.trainable_method,
+        trainable_head=row.params.trainable_head,
+        trainable_share_of_backbone_percent=row.params.trainable_share_of_backbone_percent,
+        peak_bytes=row.estimate.peak_bytes,
+        note=row.note,
+    )
 
 
 def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
@@ -161,7 +162,7 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         The runs that are not finished: failed ones, and ones that nobody could make.
 
     Raises:
-        RunError: where workers cannot work at all.
+        RunError: If workers cannot work at all.
         Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
     """
     choose_rates(study.file.runs, study.folder)

@@ -1,7 +1,7 @@
 """The embedded task: generated sentences that mix sentiment, negation and contrast.
 
-Both sides of a contrast carry opposite sentiment, and negation flips a side, so a bag of words does not tell the
-label: the side that the sentence asserts does.
+Both sides of a contrast carry opposite sentiment, and negation flips a side, so a bag of words does not
+determine the label: the side that the sentence asserts does.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def demo_rows(split: str, data_seed: int) -> Rows:
                 sentences.append(sentence)
                 labels.append(label)
         if name == split:
-            return Rows((sentences,), np.array(labels, dtype="int64"), list(range(size)))
+            return Rows((sentences,), np.array(labels, dtype="int64"))
     raise KeyError(split)
 
 

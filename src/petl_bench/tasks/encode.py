@@ -75,9 +75,9 @@ def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int
         identity = backend.to_str()
     else:
         identity = json.dumps([type(tokenizer).__name__, tokenizer.init_kwargs], default=str, sort_keys=True)
-    texts = Rows(rows.texts, None, rows.ids).fingerprint()
-    words = [CACHE_VERSION, identity, tokenizer.model_input_names, texts, max_length]
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+    texts = Rows(rows.texts, None).fingerprint()
+    parts = [CACHE_VERSION, identity, tokenizer.model_input_names, texts, max_length]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, np.ndarray]:

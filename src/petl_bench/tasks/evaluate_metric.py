@@ -1,4 +1,7 @@
-"""Our metrics as `evaluate.Metric`, so that they compose with that library."""
+"""The metrics of `petl_bench.tasks.metrics` as `evaluate.Metric`, for users of the evaluate library.
+
+Runs call the metrics directly: they need no cache of predictions.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from petl_bench.tasks.metrics import METRICS
 
 
 class TaskMetric(evaluate.Metric):
-    """The metric of this name in `petl_bench.tasks.metrics`; nothing is fetched, nothing is written to disk."""
+    """A metric of `petl_bench.tasks.metrics`.
+
+    Nothing is fetched from the hub and nothing is written to disk.
+
+    Args:
+        name: A key of `petl_bench.tasks.metrics.METRICS`.
+    """
 
     def __init__(self, name: str) -> None:
         self._spec = METRICS[name]

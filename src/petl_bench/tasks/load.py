@@ -18,7 +18,7 @@ from petl_bench.tasks.rows import UNLABELLED, Rows, label_name, require_labels, 
 
 @dataclass(frozen=True)
 class ExtraRows:
-    """Rows that the final checkpoint is scored on beside the report split."""
+    """Rows that the final checkpoint is scored on in addition to the report split."""
 
     rows: Rows
     metrics: list[str]
@@ -46,11 +46,6 @@ class Task:
     extra: dict[str, ExtraRows] = field(default_factory=dict)
 
     @property
-    def num_labels(self) -> int:
-        """Outputs of the head; 1 for regression."""
-        return len(self.labels) if self.labels else 1
-
-    @property
     def higher_is_better(self) -> bool:
         """Which way the primary metric is better."""
         return METRICS[self.settings.metric].higher_is_better
@@ -72,8 +67,8 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     """Loads a task's rows and applies its protocol.
 
     Raises:
-        RequestError: where files, columns, labels or the protocol do not fit.
-        RunError: where the hub cannot be reached.
+        RequestError: If files, columns, labels or the protocol do not fit.
+        RunError: If the hub cannot be reached.
     """
     labels = find_labels(settings)
     check_metrics(settings.metrics, settings.type, len(labels or []))

@@ -1,4 +1,7 @@
-"""The metrics, computed with scikit-learn and scipy behind `evaluate.Metric`; none needs the hub."""
+"""The metrics, computed with scikit-learn and scipy; none needs the hub.
+
+`petl_bench.tasks.evaluate_metric` offers each of them as an `evaluate.Metric`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ Scorer = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric: how it is computed, what it applies to, which way is better."""
+    """One metric.
+
+    Attributes:
+        score: Computes it from references and predictions, both of shape (rows,).
+        task_type: The type of task that it applies to.
+        higher_is_better: Whether a higher value is better.
+    """
 
     score: Scorer
     task_type: str
@@ -49,7 +58,7 @@ def _correlation(name: str) -> Scorer:
     def score(references: np.ndarray, predictions: np.ndarray) -> float:
         from scipy import stats
 
-        # A constant side has no correlation; 0 is what Matthews says of it, too.
+        # The correlation with a constant is undefined. 0 is what scikit-learn gives for Matthews' there, too.
         if np.ptp(references) == 0 or np.ptp(predictions) == 0:
             return 0.0
         return float(getattr(stats, name)(references, predictions).statistic)
@@ -73,7 +82,11 @@ METRICS: dict[str, MetricSpec] = {
 
 
 def check_metrics(names: list[str], task_type: str, num_labels: int) -> None:
-    """Raises RequestError for a metric that is unknown or does not fit the task."""
+    """Checks that metrics are known and fit the task.
+
+    Raises:
+        RequestError: If one is unknown or does not fit.
+    """
     for name in names:
         if name not in METRICS:
             raise unknown_choice("task.metrics", name, METRICS)
@@ -91,10 +104,13 @@ def compute_metrics(names: list[str], predictions: np.ndarray, references: np.nd
         names: Keys of `METRICS`.
         predictions: Class indices or values, shape (rows,).
         references: The labels, same shape.
-    """
-    from petl_bench.tasks.evaluate_metric import TaskMetric
 
-    scores: dict[str, float] = {}
+    Returns:
+        The value of each metric, by its name.
+    """
+    scores = {}
     for name in names:
-        scores |= TaskMetric(name).compute(predictions=predictions, references=references)
+        # Single precision would round means and correlations.
+        kind = "int64" if METRICS[name].task_type == "classification" else "float64"
+        scores[name] = METRICS[name].score(np.asarray(references, kind), np.asarray(predictions, kind))
     return scores

@@ -18,14 +18,14 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def read_table(path: str | Path, key: str) -> pd.DataFrame:
-    """Reads a table; its format is told by the file's ending.
+    """Reads a table; the file's ending gives its format.
 
     Args:
         path: The file.
         key: The setting that named it, for messages.
 
     Raises:
-        RequestError: where it is missing, of another format, or broken.
+        RequestError: If it is missing, of another format, or broken.
     """
     import pandas as pd
 
@@ -40,11 +40,11 @@ def read_table(path: str | Path, key: str) -> pd.DataFrame:
         if file.suffix == ".jsonl":
             return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
         # Everything is text, and only an empty field is missing: "null", "NA" and "007" stay what they are.
-        words: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
         if file.suffix == ".tsv":
             # As in GLUE's own files: a quotation mark is a character like any other.
-            return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, **words)
-        return pd.read_csv(file, **words)
+            return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, **options)
+        return pd.read_csv(file, **options)
     except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise RequestError(f"{key}={file} is truncated or not {file.suffix[1:]}: {error}") from error
 
@@ -59,8 +59,8 @@ def read_hub_split(task: TaskConfig, subset: str, split: str, data_root: str | N
         data_root: A folder that holds `<subset>/<split>-*.parquet`; None asks the hub (or its local cache).
 
     Raises:
-        RequestError: where the folder does not hold the split, or a file in it is broken.
-        RunError: where the hub cannot be reached.
+        RequestError: If the folder does not hold the split, or a file in it is broken.
+        RunError: If the hub cannot be reached.
     """
     import datasets
 

@@ -27,12 +27,10 @@ class Rows:
     Attributes:
         texts: One list a text column, all of the same length.
         labels: Class indices (int64) or targets (float64), shape (rows,); None where there are none.
-        ids: The row's position in the split that it was read from.
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray | None
-    ids: list[int]
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -42,7 +40,6 @@ class Rows:
         return Rows(
             tuple([column[i] for i in indices] for column in self.texts),
             None if self.labels is None else self.labels[indices],
-            [self.ids[i] for i in indices],
         )
 
     def fingerprint(self) -> str:
@@ -67,7 +64,7 @@ def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | N
         where: What the table was read from, for messages.
 
     Raises:
-        RequestError: where a text column is missing or a label is none of `labels`.
+        RequestError: If a text column is missing or a label is none of `labels`.
     """
     if len(table) == 0:
         raise RequestError(f"{where} holds no rows.")
@@ -76,14 +73,14 @@ def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | N
     if task.label_column in table:
         # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
         values = _label_values(table[task.label_column], labels, where, numbered=task.source == "hub")
-    return Rows(texts, values, list(range(len(table))))
+    return Rows(texts, values)
 
 
 def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
     """Returns the rows.
 
     Raises:
-        RequestError: where they have no label column, or it hides the labels.
+        RequestError: If they have no label column, or it hides the labels.
     """
     if rows.labels is None:
         raise RequestError(f"task.label_column={task.label_column} is not a column of {where}.")

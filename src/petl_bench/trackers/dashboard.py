@@ -96,8 +96,8 @@ SECTIONS = (
         (PanelPlan("score against trainable parameters", "scatter", (TRAINABLE, SCORE), log=True),),
     ),
     SectionPlan(
-        "Score against ledger memory",
-        "Peak of one update, counted storage by storage; comparable between machines.",
+        "Score against estimated memory",
+        "Peak memory of one update, estimated before training; comparable between machines.",
         (
             PanelPlan("score against peak memory of one update", "scatter", (ESTIMATED_PEAK, SCORE)),
             PanelPlan("peak memory of one update", "bars", (ESTIMATED_PEAK,)),
@@ -156,8 +156,8 @@ def show_dashboard(
         write: Takes the text.
 
     Raises:
-        RequestError: where the folder holds no study, or the package is missing.
-        RunError: where W&B cannot be reached.
+        RequestError: If the folder holds no study, or the package is missing.
+        RunError: If W&B cannot be reached.
     """
     try:
         from petl_bench.trackers.wandb_dashboard import build_report, build_workspace
@@ -186,7 +186,7 @@ def study_name(study: str | None) -> str | None:
     """The name of a study that is given by its folder or by its name.
 
     Raises:
-        RequestError: where the folder holds no study.
+        RequestError: If the folder holds no study.
     """
     if study is None or not (Path(study).is_dir() or os.sep in study):
         return study
@@ -233,8 +233,8 @@ def _saved(built: object) -> str:
 
 
 def _unreachable(error: Exception) -> RunError:
-    words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    message = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return RunError(
-        f"The dashboard could not be saved to Weights & Biases ({words}): log in with `wandb login`, and name a "
+        f"The dashboard could not be saved to Weights & Biases ({message}): log in with `wandb login`, and name a "
         "project that holds runs with --project; without --save nothing is sent."
     )

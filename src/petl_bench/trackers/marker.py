@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
-from petl_bench.records.schema import build
 from petl_bench.records.store import read_json, write_json
+from petl_bench.records.validate import validate
 
 MARKER_FILE = "synced.json"
 MARKER_VERSION = 1
@@ -25,7 +25,7 @@ class Mirror:
 
     Attributes:
         tracker: `wandb` or `tensorboard`.
-        project, entity, run_id, mode: W&B's, as W&B settled them; mode is `online` or `offline`.
+        project, entity, run_id, mode: W&B's, as W&B resolved them; mode is `online` or `offline`.
         record: Hash of the record that was mirrored.
         files: W&B's offline folder, seen from the run's where it lies in that; None online.
     """
@@ -58,7 +58,7 @@ def read_mirrors(folder: Path) -> list[Mirror]:
     """Where this run was mirrored; nowhere, where the file is missing or is none of ours."""
     try:
         content = read_json(folder / MARKER_FILE)
-        return [build(Mirror, item) for item in content["mirrors"]]
+        return [validate(Mirror, item) for item in content["mirrors"]]
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return []
 

@@ -16,7 +16,12 @@ from petl_bench.records.store import find_record_files, read_json
 from petl_bench.trackers.marker import Mirror, marker_lock, read_mirrors, record_hash
 from petl_bench.trackers.tracker import TrackerConfig, history_point, named, open_tracker
 
-_WORDS = {"synced": "mirrored", "pending": "to mirror", "already": "mirrored already", "copy": "left out, a copy"}
+_STATE_LABELS = {
+    "synced": "mirrored",
+    "pending": "to mirror",
+    "already": "mirrored already",
+    "copy": "left out, a copy",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +45,7 @@ class Synced:
         """For a terminal."""
         files = self.mirror.files if self.mirror else None
         hint = f"  (offline; to upload it: wandb sync {Path(self.folder) / files})" if files else ""
-        return f"{_WORDS[self.state]}: {self.folder}{hint}"
+        return f"{_STATE_LABELS[self.state]}: {self.folder}{hint}"
 
 
 def sync(
@@ -58,8 +63,8 @@ def sync(
         What became of each finished record.
 
     Raises:
-        RequestError: where a folder does not exist, holds no finished record, or W&B is disabled.
-        RunError: where W&B cannot be reached; the same command goes on.
+        RequestError: If a folder does not exist, holds no finished record, or W&B is disabled.
+        RunError: If W&B cannot be reached; the same command goes on.
     """
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled" and not dry_run:
         raise RequestError("WANDB_MODE=disabled mirrors nothing: unset it, or set WANDB_MODE=offline.")
@@ -106,7 +111,7 @@ def _mirror_of(folder: Path, wanted: Mirror) -> Mirror | None:
     """Where the run is mirrored, if that is a place that was asked for."""
     for mirror in reversed(read_mirrors(folder)):
         asked = [(wanted.project, mirror.project), (wanted.entity, mirror.entity)]
-        # W&B tells an entity only online.
+        # W&B knows the entity only online.
         if mirror.tracker == wanted.tracker and all(None in pair or pair[0] == pair[1] for pair in asked):
             return mirror
     return None

@@ -124,8 +124,8 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         live: Whether the run is being made now, or mirrored afterwards.
 
     Raises:
-        RequestError: where its package is missing.
-        RunError: where its service cannot be reached.
+        RequestError: If its package is missing.
+        RunError: If its service cannot be reached.
     """
     if settings.name == "wandb":
         from petl_bench.trackers.wandb_tracker import WandbTracker

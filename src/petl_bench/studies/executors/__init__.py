@@ -19,7 +19,7 @@ class Workers(Protocol):
         """Whether some are at work or waiting for a machine; looks after those that died.
 
         Raises:
-            RunError: where they cannot work at all.
+            RunError: If they cannot work at all.
         """
 
     def stop(self, signum: int) -> None:
@@ -36,7 +36,7 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
         runs: Those to make.
 
     Raises:
-        RequestError: where the executor is unknown, or its package or cluster is missing.
+        RequestError: If the executor is unknown, or its package or cluster is missing.
     """
     if settings.name == "local":
         from petl_bench.studies.executors.local import LocalWorkers

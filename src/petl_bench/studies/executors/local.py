@@ -79,7 +79,7 @@ class LocalWorkers:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches this process alone, which then tells its workers.
+                # Ctrl-C reaches this process alone, which then stops its workers.
                 start_new_session=True,
             )
 
@@ -94,8 +94,8 @@ class LocalWorkers:
             self._deaths[run.key] += 1
             if self._deaths[run.key] >= _MOST_DEATHS:
                 how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-                words = "; the system does so where memory runs out" if code == -signal.SIGKILL else ""
-                write_failure(run, self._folder, f"The run's process ended {_MOST_DEATHS} times with {how}{words}.")
+                cause = "; the system does so where memory runs out" if code == -signal.SIGKILL else ""
+                write_failure(run, self._folder, f"The run's process ended {_MOST_DEATHS} times with {how}{cause}.")
 
     def _held_by(self, pid: int) -> list[PlannedRun]:
         """The runs that a process of this machine held when it ended."""

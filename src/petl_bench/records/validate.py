@@ -1,0 +1,90 @@
+"""Validates the content of JSON files against dataclasses, through pydantic.
+
+The dataclasses are plain ones, and pydantic is imported only when something is validated.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import reprlib
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
+    from pydantic_core import CoreSchema, ErrorDetails
+
+T = TypeVar("T")
+
+
+class _NullAllowed:
+    """Tells pydantic that `null` may stand where a number is annotated; imports pydantic only when validating."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.nullable_schema(handler(source))
+
+
+# JSON has no infinity and no NaN: a number that is not finite is written as null, and is read back as None.
+Number = Annotated[float, _NullAllowed()]
+
+
+def validate(kind: type[T], content: Any, path: str = "") -> T:
+    """Builds a dataclass, nested ones included, from what JSON holds.
+
+    Types are strict: a whole number may stand for a float, but a boolean is no number and text is never converted.
+    Unknown fields are ignored.
+
+    Args:
+        kind: The dataclass.
+        content: The content of a JSON file, or of a part of it.
+        path: Where the content stands in its file, for messages.
+
+    Raises:
+        ValueError: Naming the first field that is missing or has another type, by its path.
+    """
+    from pydantic import ValidationError
+
+    try:
+        # pydantic accepts an object for a dataclass in strict mode only when it reads JSON itself.
+        validated: T = _adapter(kind).validate_json(json.dumps(content), strict=True)  # type: ignore[arg-type]
+        return validated
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValidationError as error:
+        raise ValueError(_message(error.errors(include_url=False)[0], path)) from error
+
+
+# Building a validator takes much longer than using it.
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+# What a field should have been, by pydantic's error types.
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "dataclass_type": "an object",
+}
+
+
+def _message(error: ErrorDetails, path: str) -> str:
+    """One sentence from an error of pydantic, with the field's path, e.g. `time.train_seconds is 'x', not a number`."""
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    if error["type"] == "json_invalid":
+        # The content was JSON already, so this is pydantic's limit of nesting.
+        return "it is nested too deeply"
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    found = "null" if error["input"] is None else reprlib.repr(error["input"])
+    expected = _EXPECTED.get(error["type"])
+    return f"{path or 'it'} is {found}, " + (f"not {expected}" if expected else error["msg"])
