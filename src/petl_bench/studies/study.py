@@ -13,7 +13,7 @@ from types import FrameType
 from petl_bench.config import resolved
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
-from petl_bench.estimate.plan import PlanRow
+from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.definition import StudyConfig, open_study
 from petl_bench.studies.executors import start_workers
