@@ -13,7 +13,7 @@ from typing import Any
 from petl_bench.backbones.layers import LayersConfig, extreme_plans
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config, resolved
-from petl_bench.errors import RequestError, RunError
+from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.estimate.costs import estimate_costs, largest_batch
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.run_key import backbone_name, method_label
@@ -183,9 +183,8 @@ def _estimate(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | Ru
     except (RequestError, RunError) as error:
         return error
     except Exception as error:  # a method of a plugin may need the values that fake tensors do not have
-        message = (str(error).strip().splitlines() or [""])[0]
         what = f"method={cfg.method.name} with backbone={cfg.backbone.name}"
-        return RunError(f"{what} cannot be counted: {type(error).__name__}: {message}")
+        return RunError(f"{what} cannot be counted: {type(error).__name__}: {first_line(error)}")
 
 
 def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from petl_bench.errors import Interrupted, OutOfMemoryError, RequestError, RunError
+from petl_bench.errors import Interrupted, OutOfMemoryError, RequestError, RunError, first_line
 from petl_bench.process import is_main_process
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
@@ -135,8 +135,7 @@ class RunLifecycle:
                 "train.batch_size or train.eval_batch_size, or shorten task.max_length."
             )
         if isinstance(error, Exception):
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            return RunError(f"The run failed: {type(error).__name__}: {first_line} (details: {self.folder.log})")
+            return RunError(f"The run failed: {type(error).__name__}: {first_line(error)} (details: {self.folder.log})")
         return error
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
+from petl_bench.errors import first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
@@ -27,7 +28,7 @@ from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
-from petl_bench.trackers.tracker import open_tracker
+from petl_bench.trackers import open_tracker
 from petl_bench.training.device import freed_memory_kept
 
 if TYPE_CHECKING:
@@ -283,7 +284,6 @@ def _try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | 
     try:
         return measure()
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        _log.warning("%s: %s (%s=false leaves it out)", failure, first_line, setting)
+        _log.warning("%s: %s (%s=false leaves it out)", failure, first_line(error), setting)
         _log.debug(failure, exc_info=error)
         return None

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import CONFIG_MODULE
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, first_line
 from petl_bench.records.study_file import Claim, PublishedRow
 from petl_bench.reports.claims import check_claim
 
@@ -115,9 +115,8 @@ def _parse(text: str, where: str) -> StudyConfig:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         key = getattr(error, "full_key", None)
-        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {message}.") from error
+        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {first_line(error)}.") from error
     assert isinstance(study, StudyConfig)
     _check(study, where)
     return study

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ class TrackerConfig:
 
 # One key for every task: the primary metric, on the report split and on the selection split.
 SCORE = "score"
-
 SELECTION_SCORE = "selection_score"
 
 # Part of the record, but no result.
@@ -113,30 +111,6 @@ class NoTracker:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Does nothing."""
-
-
-def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True) -> Tracker:
-    """Opens the configured tracker.
-
-    Args:
-        settings: Which; of a live run, W&B's variable for the project wins over them.
-        run: How the run is called.
-        live: Whether the run is being made now, or mirrored afterwards.
-
-    Raises:
-        RequestError: If its package is missing.
-        RunError: If its service cannot be reached.
-    """
-    if settings.name == "wandb":
-        from petl_bench.trackers.wandb_tracker import WandbTracker
-
-        asked = os.environ.get("WANDB_PROJECT") if live else None
-        return WandbTracker(asked or settings.project, run, live=live)
-    if settings.name == "tensorboard":
-        from petl_bench.trackers.tensorboard_tracker import TensorBoardTracker
-
-        return TensorBoardTracker(run, live=live)
-    return NoTracker()
 
 
 def named(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:

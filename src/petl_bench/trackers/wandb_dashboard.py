@@ -8,7 +8,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from petl_bench.trackers.dashboard import (
+from petl_bench.trackers.panels import (
     ESTIMATED_PEAK,
     METHOD,
     SECTIONS,
