@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -81,7 +82,7 @@ def _register(methods: tuple[registry.Method, ...]) -> None:
     store.store(group="schema", name="run", node=RunConfig)
     for method in methods:
         store.store(group="schema/method", name=method.name, node=method.config)
-        if not method.ships_yaml:
+        if not files(CONFIG_MODULE).joinpath("method", f"{method.name}.yaml").is_file():
             store.store(group="method", name=method.name, node=method.config)
 
 

@@ -1,40 +1,54 @@
-"""What our PEFT tuners share, and how a PEFT config is put onto a sequence classifier."""
+"""The common parts of our PEFT tuners, and the functions that add an adapter to a sequence classifier."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from petl_bench.backbones.anatomy import ANATOMIES, Anatomy
-from petl_bench.backbones.layers import LayerPlan
 from petl_bench.errors import RequestError
-from petl_bench.methods.registry import MethodConfig, register_tuners
+from petl_bench.methods.peft_types import register_tuners
+from petl_bench.methods.registry import AdaptContext, MethodConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 @dataclass
-class LayerwiseConfig(PeftConfig):
+class TunerConfig(PeftConfig):
+    """Base of the configs of our tuners."""
+
+    # Name of the method, and in upper case of its PEFT type.
+    method: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Whatever was imported first, PEFT knows the type from here on.
+        register_tuners()
+        self.peft_type = PeftType(self.method.upper())
+
+
+@dataclass
+class LayerwiseConfig(TunerConfig):
     """Base of the configs of tuners that adapt parts of a transformer's layers.
 
     Args:
-        target_modules: Names of the adapted modules, as a regular expression that the whole name must match. None:
-            found by the architecture; this is what you want, and what is saved with the adapter.
-        layers_to_transform: 0-based numbers of the layers to adapt; None: all.
-        modules_to_save: Further modules that are trained and saved whole, such as a new head.
+        target_modules: A regular expression that must match the whole name of every adapted module. None: the tuner
+            fills it in from the anatomy table, which is what you usually want. It is saved with the adapter.
+        layers_to_transform: Numbers of the adapted layers, counted from 0. None: all layers.
+        modules_to_save: Other modules that are trained and saved as a whole, such as a new head.
     """
 
     target_modules: str | None = field(default=None, metadata={"help": "Regular expression; None: by architecture."})
-    layers_to_transform: list[int] | None = field(default=None, metadata={"help": "0-based layers; None: all."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    layers_to_transform: list[int] | None = field(default=None, metadata={"help": "Layers, from 0; None: all."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved as a whole."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,32 +57,46 @@ class LayerwiseConfig(PeftConfig):
 
 
 class AnatomyTuner(BaseTuner):
-    """Base of the tuners that find their targets in the anatomy table."""
+    """Base of the tuners that find their target modules in the anatomy table."""
 
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's contract)
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT expects it)
 
     def default_targets(self, peft_config: Any, anatomy: Anatomy, layers: list[int]) -> str:
-        """A regular expression for what the method adapts in these layers (1-based).
+        """Chooses the modules that are wrapped.
+
+        Args:
+            peft_config: The config of the adapter.
+            anatomy: The anatomy of the model's architecture.
+            layers: Numbers of the adapted layers, counted from 1.
+
+        Returns:
+            A regular expression that matches the whole names of these modules.
 
         Raises:
-            ValueError: where the method does not fit the architecture, with the reason.
+            ValueError: If the method does not fit the architecture.
         """
         raise NotImplementedError
 
     def create_layer(self, peft_config: Any, target: nn.Module, key: str) -> Any:
-        """Wraps one target in a tuner layer that has no adapter yet."""
+        """Wraps a target module in a `TunerLayer` without an adapter.
+
+        Args:
+            peft_config: The config of the adapter.
+            target: The module to wrap.
+            key: Its name in the model.
+        """
         raise NotImplementedError
 
     def extend_layer(self, layer: Any, adapter_name: str, peft_config: Any) -> None:
-        """Adds an adapter to a wrapped target."""
+        """Adds an adapter to a wrapped module."""
         layer.update_layer(adapter_name, peft_config, device=self.device)
 
     @property
     def anatomy(self) -> Anatomy:
-        """Where the parts of the adapted architecture are.
+        """The anatomy of the adapted model.
 
         Raises:
-            ValueError: for an architecture outside the table.
+            ValueError: If the table has no row for its architecture.
         """
         model_type = getattr(getattr(self.model, "config", None), "model_type", None)
         if model_type not in ANATOMIES:
@@ -80,10 +108,10 @@ class AnatomyTuner(BaseTuner):
 
     @property
     def device(self) -> torch.device:
-        """Where the adapted model is."""
+        """The device of the adapted model."""
         return next(self.model.parameters()).device
 
-    # PEFT hands each tuner its own config class.
+    # In PEFT too, every tuner narrows the type of the config.
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         anatomy = self.anatomy
         if peft_config.target_modules is None:
@@ -115,20 +143,25 @@ class AnatomyTuner(BaseTuner):
         layer.set_adapter(layer.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own moves `weight` along, which dropouts, whole layers and encoders lack.
+        # PEFT's own method also moves `weight`, which dropouts, whole layers and encoders do not have.
         setattr(parent, child_name, new_module)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # PEFT expects the name at the end or one before; in ours a whole module may follow it.
+        # PEFT expects the adapter's name in the last or the second last place of a parameter's name. Our containers may
+        # hold whole modules, whose parameter names are longer.
         return re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
-    """Base of our tuner layers: a wrapped module and containers of adapters by name."""
+    """Base of our tuner layers: a wrapped module, and containers that hold the adapters by name.
+
+    Args:
+        base_layer: The module to wrap.
+    """
 
     adapter_layer_names: tuple[str, ...] = ()
-    # The reason why the adapter cannot become part of the wrapped module; None where it can.
+    # Why the adapter cannot be merged into the wrapped module; None if it can.
     unmergeable: ClassVar[str | None] = None
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -138,7 +171,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        # Models ask their parts for more than a forward: a layer for its kind, an encoder for its embeddings.
+        # transformers reads other attributes of its modules too, such as the attention type of a layer or the
+        # embeddings of an encoder.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -147,42 +181,46 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             return getattr(self.base_layer, name)
 
     def active_in(self, container: nn.ModuleDict | nn.ParameterDict) -> list[str]:
-        """Names of the adapters in `container` that are to act now."""
+        """Returns the names of the active adapters in `container`; none if adapters are disabled or merged."""
         if self.disable_adapters or self.merged:
             return []
         return [name for name in self.active_adapters if name in container]
 
     def cast_adapter(self, name: str, dtype: torch.dtype) -> None:
-        """Brings an adapter to the model's precision, as PEFT does; PEFT then lifts half precision to float32."""
+        """Casts an adapter to the precision of the model, as PEFT does; PEFT then casts half precision to float32."""
         containers = [getattr(self, attribute) for attribute in self.adapter_layer_names]
         for adapter in (container[name] for container in containers if name in container):
             for parameter in adapter.parameters() if isinstance(adapter, nn.Module) else [adapter]:
                 parameter.data = parameter.data.to(dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Makes the adapter part of the wrapped module.
+        """Merges adapters into the wrapped module.
 
         Raises:
-            ValueError: where that is impossible, with the reason.
+            ValueError: If that is impossible, with the reason.
         """
         raise ValueError(f"this adapter cannot be merged: {self.unmergeable}")
 
     def unmerge(self) -> None:
-        """Undoes `merge`; nothing to do where there is no merging."""
+        """Undoes `merge`; a tuner that cannot merge has nothing to undo."""
 
 
 def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -> list[str]:
-    """Names of the encoder's norms that have parameters, without the encoder's own name in front.
+    """Lists the norms of the encoder that have parameters.
 
     Args:
         model: The model, adapted or not.
-        anatomy: Of its architecture.
-        layers: 0-based layers whose norms are wanted; None: all norms, those outside the layers included.
+        anatomy: The anatomy of its architecture.
+        layers: Numbers of the layers, counted from 0, whose norms are listed. None: all norms, also those outside the
+            layers.
+
+    Returns:
+        Their names, without the name of the encoder in front.
     """
     found = []
     inside = f"{anatomy.encoder}." if hasattr(model, anatomy.encoder) else ""
     for name, module in model.named_modules():
-        # PEFT keeps copies of the modules it trains whole inside its wrappers.
+        # Where PEFT trains a module as a whole, its wrapper holds the original and a copy for each adapter.
         plain = name.split(".original_module")[0].split(".modules_to_save")[0].replace(".base_layer", "")
         if "norm" not in type(module).__name__.lower() or not plain.startswith(inside):
             continue
@@ -195,44 +233,66 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
 
 
 def train_whole(config: LayerwiseConfig, modules: Iterable[str]) -> None:
-    """Adds modules to those that PEFT trains and saves whole."""
+    """Adds modules to those that PEFT trains and saves as a whole."""
     config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules]))
 
 
-AnyPeftConfig = TypeVar("AnyPeftConfig", bound="PeftConfig")
+def adapt_with_peft_config(
+    config_class: type[PeftConfig], model: nn.Module, config: MethodConfig, context: AdaptContext
+) -> PeftModel:
+    """Adds an adapter whose options are those of the method.
 
-# Heads that PEFT trains and saves of its own accord in a sequence classifier.
-_PEFTS_GUESS = ("classifier", "score")
+    A `LayerwiseConfig` also gets the adapted layers. All other tuners read every layer up to the one that the head
+    reads, and can only be used if the layer plan adapts all of these.
 
-
-def build_config(config_class: type[AnyPeftConfig], settings: MethodConfig, **further: Any) -> AnyPeftConfig:
-    """Builds a PEFT config from the method's settings of the same names.
+    Args:
+        config_class: The config class of the adapter; its fields have the names of the method's options.
+        model: A plain sequence classifier, which is changed in place.
+        config: The options of the method.
+        context: The anatomy of the model and the layer plan.
 
     Raises:
-        RequestError: where a setting is outside its range.
+        RequestError: If an option is out of range, or the method does not fit the layer plan or the architecture.
     """
-    known = {field.name for field in fields(config_class)}
-    shared = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in known}
+    known = {option.name for option in fields(config_class)}
+    options = {option.name: getattr(config, option.name) for option in fields(config) if option.name in known}
+    if issubclass(config_class, LayerwiseConfig):
+        options["layers_to_transform"] = context.layers_to_transform
+    elif (context.plan.bottom, context.plan.top) != (1, context.plan.head):
+        raise RequestError(
+            f"method={config.name} reads every layer up to the head's and adapts none by itself: use layers=all, or "
+            "layers=window layers.bottom=1 to read fewer."
+        )
     try:
-        return config_class(**shared, **further)
+        peft_config = config_class(**options)
     except ValueError as error:
-        raise RequestError(f"method={settings.name}: {error}.") from error
+        raise RequestError(f"method={config.name}: {error}.") from error
+    return with_adapter(model, peft_config, context.anatomy)
+
+
+# Heads that PEFT trains and saves in every sequence classifier, without being asked.
+_HEADS_KNOWN_TO_PEFT = ("classifier", "score")
 
 
 def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> PeftModel:
-    """Returns the PEFT model: backbone frozen, the config's adapter and the head trained.
+    """Freezes a sequence classifier, adds an adapter, and makes the adapter and the head trainable.
+
+    Args:
+        model: A plain sequence classifier, which is changed in place.
+        config: The config of the adapter.
+        anatomy: The anatomy of the model's architecture.
 
     Raises:
-        RequestError: where the tuner refuses the combination.
+        RequestError: If PEFT refuses to combine the adapter with this architecture.
     """
     from peft import TaskType, get_peft_model
 
     config.task_type = TaskType.SEQ_CLS
     # Tuners without `modules_to_save` bring a head of their own.
     if hasattr(config, "modules_to_save"):
-        # By architecture: PEFT's own guess leaves DeBERTa's pooler and ModernBERT's dense layer frozen.
-        further = [module for module in anatomy.head if module not in _PEFTS_GUESS]
-        config.modules_to_save = [*(config.modules_to_save or ()), *further] or None
+        # PEFT finds the head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen.
+        others = [module for module in anatomy.head if module not in _HEADS_KNOWN_TO_PEFT]
+        config.modules_to_save = [*(config.modules_to_save or ()), *others] or None
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -242,18 +302,5 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
         ) from error
 
 
-def whole_encoder(settings: MethodConfig, plan: LayerPlan) -> None:
-    """Checks that a method which reads all layers is not asked to adapt some.
-
-    Raises:
-        RequestError: where it is.
-    """
-    if (plan.bottom, plan.top) != (1, plan.head):
-        raise RequestError(
-            f"method={settings.name} reads every layer up to the head's and adapts none by itself: use layers=all, or "
-            "layers=window layers.bottom=1 to read fewer."
-        )
-
-
-# Importing PEFT above was too early for the tuners that are built on this module.
+# If the import of this module is what imported PEFT, the tuners could not be registered before this line.
 register_tuners()

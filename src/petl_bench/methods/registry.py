@@ -1,15 +1,18 @@
-"""The methods there are, by name: from this package, and through the entry-point group `petl_bench.methods`."""
+"""The methods by name: those of this package, and those of other packages (entry-point group `petl_bench.methods`).
+
+This module and every `methods/<name>/__init__.py` import neither torch nor PEFT, so that `petl-bench list` and
+`--help` answer at once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache, cached_property, partial
 from importlib.metadata import entry_points
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
@@ -21,26 +24,42 @@ from petl_bench.errors import RequestError, unknown_choice
 if TYPE_CHECKING:
     from torch import nn
 
+ENTRY_POINT_GROUP = "petl_bench.methods"
+
 
 @dataclass
 class MethodConfig:
-    """Base of every method's settings."""
+    """What the `method` section of every run's config holds; the options of the method follow in a subclass.
+
+    Attributes:
+        name: Name of the method.
+        default_learning_rate: Used where the user sets no `train.learning_rate`.
+        default_head_learning_rate: Used where the user sets no `train.head_learning_rate`. None: the head is trained at
+            the learning rate of the method.
+    """
 
     name: str = MISSING
-    # train.learning_rate where the user gives none.
-    default_learning_rate: float = 1e-3
-    # train.head_learning_rate likewise; null: the head learns at the method's rate.
+    default_learning_rate: float = MISSING
     default_head_learning_rate: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The subclasses are made at run time, so pickle cannot import them; it gets them from the registry instead.
+        values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}
+        return _make_config, (self.name, values)
+
+
+def _make_config(name: str, values: dict[str, Any]) -> MethodConfig:
+    return get_method(name).config(**values)
 
 
 @dataclass(frozen=True)
 class AdaptContext:
-    """The model's anatomy, the layers to adapt, and the length of the training to come.
+    """What a method may know about the run in which it adapts a model.
 
     Attributes:
-        anatomy: Where layers, projections, norms and head of this architecture are.
+        anatomy: Where the layers, projections, norms and the head of this architecture are.
         plan: Which layers are adapted.
-        num_training_steps: Number of updates, for methods that schedule themselves by it.
+        num_training_steps: Number of updates to come, for methods with a schedule.
     """
 
     anatomy: Anatomy
@@ -49,62 +68,91 @@ class AdaptContext:
 
     @property
     def layers_to_transform(self) -> list[int] | None:
-        """The adapted layers as PEFT counts them, from 0; None where the whole backbone is adapted."""
+        """The adapted layers as PEFT counts them, from 0; None if the whole backbone is adapted."""
         return None if self.plan.everything else [layer - 1 for layer in self.plan.adapted]
 
 
-ENTRY_POINT_GROUP = "petl_bench.methods"
+AdaptFunction = Callable[["nn.Module", Any, AdaptContext], "nn.Module"]
 
 
 @dataclass(frozen=True)
 class Method:
     """One way to adapt a backbone.
 
+    A method either names the PEFT config that its options go to, or a function of its own that adapts the model.
+
     Attributes:
-        name: What `method=NAME` says.
+        name: Name of the method, as in `method=NAME`.
         summary: One line for `petl-bench list methods`.
-        origin: `paper`, `authors' code`, `reconstruction` or the library that implements it.
-        config: Dataclass of its settings; light to import.
-        adapt: "module:function"; imported when first used, so that `petl-bench --help` stays fast.
-        tuner: The module that registers a PEFT tuner of its own, where the method has one.
-        ships_yaml: Whether conf/method/NAME.yaml exists; otherwise the dataclass defaults serve.
+        origin: `paper`, `authors' code`, `reconstruction`, or the library that implements the method.
+        settings: Dataclass that declares the options: name, type, default, and a help text in the field's metadata.
+            None if the method has no options.
+        peft_config: "module:Class" of the PEFT config. The options are passed to its fields of the same names.
+        tuner: "module:Class" of a PEFT tuner of our own, which is registered in PEFT together with `peft_config`.
+        adapt: "module:function" called with the model, the `MethodConfig` and an `AdaptContext`; it returns the adapted
+            model. None: the model gets an adapter of `peft_config`.
+        default_learning_rate: Learning rate of a method without a `conf/method/NAME.yaml`, which sets its own.
     """
 
     name: str
     summary: str
     origin: str
-    config: type[MethodConfig]
-    adapt: str
+    settings: type | None = None
+    peft_config: str | None = None
     tuner: str | None = None
-    ships_yaml: bool = False
+    adapt: str | None = None
+    default_learning_rate: float = 1e-3
 
-    def load_adapt(self) -> Callable[[nn.Module, MethodConfig, AdaptContext], nn.Module]:
-        """Imports and returns the function that adapts a model."""
-        import peft  # noqa: F401 (first, so that all tuners are registered in order)
+    @cached_property
+    def config(self) -> type[MethodConfig]:
+        """Schema of the `method` section: the options together with the fields of `MethodConfig`."""
+        return make_dataclass(
+            f"{self.name.title().replace('_', '')}MethodConfig",
+            [
+                ("name", str, field(default=self.name)),
+                ("default_learning_rate", float, field(default=self.default_learning_rate)),
+            ],
+            # The fields come in the reverse order of the bases: the options follow the name and the learning rates.
+            bases=(self.settings, MethodConfig) if self.settings else (MethodConfig,),
+        )
 
-        function: Callable[[nn.Module, MethodConfig, AdaptContext], nn.Module] = pkgutil.resolve_name(self.adapt)
-        return function
+    def load_adapt(self) -> AdaptFunction:
+        """Imports and returns the function that adapts a model.
+
+        Returns:
+            A function of the model, the `MethodConfig` and an `AdaptContext`. It changes the model in place and returns
+            the adapted one.
+        """
+        import peft  # noqa: F401 (before any module of a method, so that all tuners are registered)
+
+        if self.adapt is not None:
+            function: AdaptFunction = pkgutil.resolve_name(self.adapt)
+            return function
+        from petl_bench.methods.base import adapt_with_peft_config
+
+        assert self.peft_config is not None
+        return partial(adapt_with_peft_config, pkgutil.resolve_name(self.peft_config))
 
 
 _METHODS: dict[str, Method] = {}
 
 
 def register(method: Method) -> Method:
-    """Adds a method.
+    """Adds a method to the registry.
 
     Raises:
-        ValueError: where another method has this name.
+        ValueError: If another method has this name.
     """
     known = _METHODS.get(method.name)
     if known is not None and known != method:
-        raise ValueError(f"There are two methods named {method.name!r}: {known.adapt} and {method.adapt}.")
+        raise ValueError(f"There are two methods named {method.name!r}: {known.summary!r} and {method.summary!r}.")
     _METHODS[method.name] = method
     return method
 
 
 @cache
 def _load_all() -> None:
-    """Imports every method folder beside this file, then those that other packages bring."""
+    """Imports every folder of this package, then the methods of other packages; each registers itself."""
     package = importlib.import_module("petl_bench.methods")
     for module in pkgutil.iter_modules(package.__path__):
         if module.ispkg:
@@ -121,7 +169,7 @@ def _load_all() -> None:
 
 
 def all_methods() -> dict[str, Method]:
-    """Every method by name, in alphabetical order."""
+    """Returns every method by name, in alphabetical order."""
     _load_all()
     return dict(sorted(_METHODS.items()))
 
@@ -130,66 +178,9 @@ def get_method(name: str) -> Method:
     """Returns the method of this name.
 
     Raises:
-        RequestError: where there is none.
+        RequestError: If there is none.
     """
     methods = all_methods()
     if name not in methods:
         raise unknown_choice("method", name, methods)
     return methods[name]
-
-
-def register_tuner(name: str, config: type, model: type) -> None:
-    """Registers a tuner under the new `PeftType` NAME; a second call with the same name changes nothing.
-
-    Args:
-        name: Lower case; the prefix of its parameters is `name_`.
-        config: Subclass of `peft.PeftConfig`.
-        model: Subclass of `peft.tuners.tuners_utils.BaseTuner`.
-    """
-    from peft.utils import register_peft_method
-
-    if _add_peft_type(name.upper()):
-        register_peft_method(name=name, config_cls=config, model_cls=model)
-
-
-def _add_peft_type(name: str) -> bool:
-    """Adds a member to `PeftType`, as PEFT 0.21 refuses types outside the enum; False where it is there already."""
-    from peft import PeftType
-
-    if name in PeftType.__members__:
-        return False
-    member: Any = str.__new__(PeftType, name)
-    member._name_ = name
-    member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType.__members__)
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
-    # Python 3.12 and later look members up as class attributes; the enum's own __setattr__ refuses them.
-    type.__setattr__(PeftType, name, member)
-    return True
-
-
-def on_peft_import(_peft: ModuleType) -> None:
-    """Registers our tuners as soon as PEFT is imported, unless `methods.base` imports it, which does so at its end."""
-    if not _being_imported("petl_bench.methods.base"):
-        register_tuners()
-
-
-def register_tuners() -> None:
-    """Imports the module of every method that brings a PEFT tuner of its own; each registers itself.
-
-    A method whose own import is what brought PEFT in registers itself when that import is through.
-    """
-    for method in all_methods().values():
-        if method.tuner and not _being_imported(f"{method.tuner.rpartition('.')[0]}."):
-            importlib.import_module(method.tuner)
-
-
-def _being_imported(prefix: str) -> bool:
-    return any(
-        getattr(module.__spec__, "_initializing", False)
-        for name, module in list(sys.modules.items())
-        if name.startswith(prefix) and hasattr(module, "__spec__")
-    )

@@ -10,7 +10,6 @@ from torch import nn
 from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.bitfit.config import BitFitConfig
 from petl_bench.methods.bitfit.layer import BitFitLayer
-from petl_bench.methods.registry import register_tuner
 
 
 class BitFitModel(BaseTuner):
@@ -76,6 +75,3 @@ def _within_any(name: str, endings: tuple[str, ...]) -> bool:
     parts = name.split(".")
     around = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     return any(outer.endswith(endings) for outer in around) if endings else False
-
-
-register_tuner("bitfit", BitFitConfig, BitFitModel)

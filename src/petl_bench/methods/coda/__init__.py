@@ -1,29 +1,63 @@
-"""CoDA: conditional adapters, which let only some tokens through each frozen layer (arXiv 2304.04947)."""
+"""CoDA: conditional adapters, which let only some tokens pass each frozen layer (arXiv 2304.04947)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from petl_bench.methods.registry import Method, register
 
 
 @dataclass
-class CodaMethodConfig(MethodConfig):
-    """Settings of CoDA; `CodaConfig` says what each means."""
+class CodaSettings:
+    """Options of CoDA."""
 
-    name: str = "coda"
-    bottleneck: int = 64
-    reduction: float = 3.0
-    attention: str = "k2k"
-    router: str = "learned"
-    solver: str = "exact"
-    epsilon: float = 0.03
-    iterations: int = 20
-    epsilon_start: float = 4.0
-    epsilon_decay: float = 0.7
-    straight_through: bool = False
-    force_first: bool = True
-    router_std: float = 0.02
-    activation: str = "gelu"
-    train_layernorm: bool = False
+    bottleneck: int = field(default=64, metadata={"help": "Width m of the parallel adapter, which every token passes."})
+    reduction: float = field(
+        default=3.0,
+        metadata={
+            "help": "r = n / k: k of the n tokens of a sequence pass the frozen layer. 1 is a plain parallel adapter, "
+            "without a router."
+        },
+    )
+    attention: str = field(
+        default="k2k",
+        metadata={
+            "help": "k2k: routed tokens attend to routed tokens. k2all: they attend to all tokens, which is slower and "
+            "learns far more where sentences are short."
+        },
+    )
+    router: str = field(
+        default="learned",
+        metadata={
+            "help": "learned, or an ablation: random positions (drawn once for each layer), the first k tokens, or the "
+            "k tokens of the largest norm."
+        },
+    )
+    solver: str = field(
+        default="exact",
+        metadata={"help": "exact: closed form of the soft top-k. iterative: the solver that the paper reports."},
+    )
+    epsilon: float = field(default=0.03, metadata={"help": "Temperature of the soft top-k."})
+    iterations: int = field(default=20, metadata={"help": "Steps of the iterative solver."})
+    epsilon_start: float = field(default=4.0, metadata={"help": "Temperature of the iterative solver's first step."})
+    epsilon_decay: float = field(
+        default=0.7, metadata={"help": "Factor on its temperature from step to step, down to epsilon."}
+    )
+    straight_through: bool = field(
+        default=False,
+        metadata={"help": "Give routed tokens the weight 1 in the forward pass, with the gradient of the soft weight."},
+    )
+    force_first: bool = field(
+        default=True,
+        metadata={
+            "help": "Always route the first token, which classifiers read, with weight 1. The paper's T5 has no such "
+            "token."
+        },
+    )
+    router_std: float = field(
+        default=0.02,
+        metadata={"help": "Standard deviation of the router at the start; with 0 all tokens would be tied."},
+    )
+    activation: str = field(default="gelu", metadata={"help": "Activation of the adapter."})
+    train_layernorm: bool = field(default=False, metadata={"help": "Also train the norms of the backbone."})
 
 
 register(
@@ -31,9 +65,8 @@ register(
         name="coda",
         summary="parallel adapters for all tokens; a router picks those that pass each frozen layer",
         origin="reconstruction",
-        config=CodaMethodConfig,
-        adapt="petl_bench.methods.coda.adapt:adapt",
-        tuner="petl_bench.methods.coda.model",
-        ships_yaml=True,
+        settings=CodaSettings,
+        peft_config="petl_bench.methods.coda.config:CodaConfig",
+        tuner="petl_bench.methods.coda.model:CodaModel",
     )
 )

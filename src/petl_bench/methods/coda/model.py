@@ -11,7 +11,6 @@ from petl_bench.methods.base import AnatomyTuner, norm_modules, train_whole
 from petl_bench.methods.coda.config import CodaConfig
 from petl_bench.methods.coda.layer import CodaLayer
 from petl_bench.methods.hidden_states import give_capture_back, take_capture
-from petl_bench.methods.registry import register_tuner
 
 
 class CodaModel(AnatomyTuner):
@@ -64,6 +63,3 @@ class CodaModel(AnatomyTuner):
         if isinstance(child, CodaLayer):
             give_capture_back(child, new_module)
         super()._replace_module(parent, child_name, new_module, child)
-
-
-register_tuner("coda", CodaConfig, CodaModel)

@@ -1,18 +1,32 @@
-"""FL-tuning: further hidden units in every feed-forward network (arXiv 2206.15312)."""
+"""FL-tuning: additional hidden units in every feed-forward network (arXiv 2206.15312)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from petl_bench.methods.registry import Method, register
 
 
 @dataclass
-class FlTuningMethodConfig(MethodConfig):
-    """Settings of FL-tuning; `FlTuningConfig` says what each means."""
+class FlTuningSettings:
+    """Options of FL-tuning."""
 
-    name: str = "fl_tuning"
-    units: int = 160
-    init_std: float = 0.02
-    zero_init: bool = False
+    units: int = field(
+        default=160,
+        metadata={"help": "Hidden units that every feed-forward network gains; the authors use 160 everywhere."},
+    )
+    init_std: float = field(
+        default=0.02,
+        metadata={
+            "help": "Standard deviation of both new matrices at the start, truncated at two standard deviations; new "
+            "biases start at zero."
+        },
+    )
+    zero_init: bool = field(
+        default=False,
+        metadata={
+            "help": "Start the new output matrix at zero, so that the model is unchanged at the start. The authors do "
+            "not do this."
+        },
+    )
 
 
 register(
@@ -20,9 +34,8 @@ register(
         name="fl_tuning",
         summary="further hidden units in every feed-forward network",
         origin="authors' code",
-        config=FlTuningMethodConfig,
-        adapt="petl_bench.methods.fl_tuning.adapt:adapt",
-        tuner="petl_bench.methods.fl_tuning.model",
-        ships_yaml=True,
+        settings=FlTuningSettings,
+        peft_config="petl_bench.methods.fl_tuning.config:FlTuningConfig",
+        tuner="petl_bench.methods.fl_tuning.model:FlTuningModel",
     )
 )

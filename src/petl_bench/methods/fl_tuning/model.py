@@ -11,7 +11,6 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.fl_tuning.config import FlTuningConfig
 from petl_bench.methods.fl_tuning.layer import WidenedIn, WidenedOut, WidenedProjection
-from petl_bench.methods.registry import register_tuner
 
 
 class FlTuningModel(AnatomyTuner):
@@ -58,6 +57,3 @@ class FlTuningModel(AnatomyTuner):
                 "say: the merged model runs, but from_pretrained cannot load it.",
                 stacklevel=2,
             )
-
-
-register_tuner("fl_tuning", FlTuningConfig, FlTuningModel)

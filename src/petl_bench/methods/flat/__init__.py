@@ -1,22 +1,37 @@
 """FLAT: a side network that fuses the representations of all layers (Neural Networks 179, 2024, 106631)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from petl_bench.methods.registry import Method, register
 
 
 @dataclass
-class FlatMethodConfig(MethodConfig):
-    """Settings of FLAT; `FlatConfig` says what each means."""
+class FlatSettings:
+    """Options of FLAT."""
 
-    name: str = "flat"
-    width: int | None = None
-    score: str = "dot"
-    side: str = "transformer"
-    num_blocks: int = 2
-    pool: str = "mean"
-    include_embeddings: bool = True
-    dropout: float = 0.1
+    width: int | None = field(
+        default=None,
+        metadata={
+            "help": "Width r of the side network. None: a sixteenth of the backbone's width, and at least 16 (48 for "
+            "BERT-base)."
+        },
+    )
+    score: str = field(
+        default="dot",
+        metadata={
+            "help": "How a token weighs the layers. dot: its top state is the query. additive: each state scores "
+            "itself. scalar: the same trained weights for all tokens, as in ELMo. uniform: the mean. last: only the "
+            "top layer."
+        },
+    )
+    side: str = field(
+        default="transformer",
+        metadata={"help": "What follows the fusion: transformer blocks, mlp blocks, or none."},
+    )
+    num_blocks: int = field(default=2, metadata={"help": "Number of these blocks."})
+    pool: str = field(default="mean", metadata={"help": "mean over the tokens, or cls (the first token)."})
+    include_embeddings: bool = field(default=True, metadata={"help": "Treat the embeddings as a layer."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout in the blocks."})
 
 
 register(
@@ -24,9 +39,8 @@ register(
         name="flat",
         summary="a side network that weighs all layers token by token; nothing enters the backbone",
         origin="reconstruction",
-        config=FlatMethodConfig,
-        adapt="petl_bench.methods.flat.adapt:adapt",
-        tuner="petl_bench.methods.flat.model",
-        ships_yaml=True,
+        settings=FlatSettings,
+        peft_config="petl_bench.methods.flat.config:FlatConfig",
+        tuner="petl_bench.methods.flat.model:FlatModel",
     )
 )

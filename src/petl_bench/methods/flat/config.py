@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from peft import PeftConfig, PeftType
-
+from petl_bench.methods.base import TunerConfig
+from petl_bench.methods.flat import FlatSettings
 from petl_bench.methods.side_network import POOLS
 
 SCORES = ("dot", "additive", "scalar", "uniform", "last")
@@ -13,36 +13,21 @@ SIDES = ("transformer", "mlp", "none")
 
 
 @dataclass
-class FlatConfig(PeftConfig):
-    """Configuration of a `FlatModel`; it trains a classifier of its own, so there is no `modules_to_save`.
+class FlatConfig(FlatSettings, TunerConfig):
+    """Configuration of a `FlatModel`: the options of `FlatSettings`.
+
+    It has no `modules_to_save`, as the side network brings a classifier of its own.
 
     Args:
-        width: Width r of the side network; None: a sixteenth of the model's, at least 16 (48 for BERT-base).
-        score: How a token weighs the layers: `dot` (its top state asks), `additive` (each state scores itself),
-            `scalar` (the same trained weights for all tokens, as ELMo), `uniform`, or `last` (the top layer alone).
-        side: What follows the fusion: `transformer` blocks, `mlp` blocks or `none`.
-        num_blocks: Number of those blocks.
-        pool: `mean` over tokens, or `cls`.
-        include_embeddings: Whether the embeddings count as a layer.
-        dropout: Dropout in the blocks.
-        target_modules: Found by the architecture.
+        target_modules: Filled in by the tuner: the encoder and the classifier.
     """
 
-    width: int | None = field(default=None, metadata={"help": "Width of the side network; None: d/16."})
-    score: str = field(default="dot", metadata={"help": "dot, additive, scalar, uniform or last."})
-    side: str = field(default="transformer", metadata={"help": "transformer, mlp or none."})
-    num_blocks: int = field(default=2, metadata={"help": "Blocks of the side network."})
-    pool: str = field(default="mean", metadata={"help": "mean or cls."})
-    include_embeddings: bool = field(default=True, metadata={"help": "Count the embeddings as a layer."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout in the blocks."})
+    method = "flat"
+
     target_modules: str | None = field(default=None, metadata={"help": "Found by the architecture."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Registers the type, in whatever order things were imported.
-        from petl_bench.methods.flat import model  # noqa: F401
-
-        self.peft_type = PeftType("FLAT")
         if self.width is not None and self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1, or null")
         for name, allowed in (("score", SCORES), ("side", SIDES), ("pool", POOLS)):

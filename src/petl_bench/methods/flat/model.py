@@ -6,7 +6,6 @@ from torch import nn
 
 from petl_bench.methods.flat.config import FlatConfig
 from petl_bench.methods.flat.network import FlatNetwork
-from petl_bench.methods.registry import register_tuner
 from petl_bench.methods.side_network import SideTuner
 
 
@@ -26,6 +25,3 @@ class FlatModel(SideTuner):
     def new_network(self, config: FlatConfig) -> nn.Module:
         """See `SideTuner.new_network`."""
         return FlatNetwork(self.anatomy.num_layers(self.model.config) + 1, self.model.config.hidden_size, config)
-
-
-register_tuner("flat", FlatConfig, FlatModel)

@@ -1,15 +1,30 @@
 """Full fine-tuning: every parameter of the adapted layers is trained."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from typing import TYPE_CHECKING
+
+from petl_bench.backbones.anatomy import is_within
+from petl_bench.methods.registry import AdaptContext, Method, MethodConfig, register
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-@dataclass
-class FullMethodConfig(MethodConfig):
-    """Full fine-tuning has no settings of its own."""
+def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:
+    """Makes all parameters trainable, or those of the adapted layers, of the modules above all layers, and of the head.
 
-    name: str = "full"
+    The embeddings are trained only if every layer is adapted and the head reads the last one, as in the code of Xie et
+    al. (2022).
+    """
+    anatomy, plan = context.anatomy, context.plan
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = (
+            plan.everything
+            or anatomy.layer_number(name) in plan.adapted
+            or is_within(name, anatomy.above_layers + anatomy.head)
+        )
+    return model
 
 
 register(
@@ -17,8 +32,6 @@ register(
         name="full",
         summary="every parameter is trained",
         origin="transformers",
-        config=FullMethodConfig,
-        adapt="petl_bench.methods.full.adapt:adapt",
-        ships_yaml=True,
+        adapt="petl_bench.methods.full:adapt",
     )
 )

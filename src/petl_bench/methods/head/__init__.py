@@ -1,21 +1,42 @@
-"""Linear probe: the head alone is trained."""
+"""Linear probe: only the head is trained, on top of the frozen backbone."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.methods.registry import AdaptContext, Method, register
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
-class HeadMethodConfig(MethodConfig):
-    """Settings of the linear probe.
+class HeadSettings:
+    """Options of the linear probe."""
 
-    Attributes:
-        pooler: Train the dense layer below the classifier too. BERT keeps it, pretrained, outside the head; the other
-            architectures have it in their heads, where it is trained anyway.
+    pooler: bool = field(
+        default=False,
+        metadata={
+            "help": "Also train the pretrained dense layer below the classifier. It is outside the head in BERT only; "
+            "in the other architectures it is a part of the head and trained anyway."
+        },
+    )
+
+
+def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
+    """Trains the head, and the pooler if asked for.
+
+    The result is a LoRA adapter without targets, so that plain PEFT can save and load it.
     """
+    from peft import LoraConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    name: str = "head"
-    pooler: bool = False
+    from petl_bench.methods.base import with_adapter
+
+    pooler = context.anatomy.pooler if config.pooler else None
+    lora = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[pooler] if pooler else None)
+    return with_adapter(model, lora, context.anatomy)
 
 
 register(
@@ -23,8 +44,7 @@ register(
         name="head",
         summary="the head alone (linear probe), or with the pooler below it",
         origin="PEFT",
-        config=HeadMethodConfig,
-        adapt="petl_bench.methods.head.adapt:adapt",
-        ships_yaml=True,
+        settings=HeadSettings,
+        adapt="petl_bench.methods.head:adapt",
     )
 )

@@ -1,22 +1,51 @@
 """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv 1902.00751), with two well-known variants."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from petl_bench.methods.registry import Method, register
 
 
 @dataclass
-class HoulsbyMethodConfig(MethodConfig):
-    """Settings of bottleneck adapters; `HoulsbyConfig` says what each means."""
+class HoulsbySettings:
+    """Options of bottleneck adapters."""
 
-    name: str = "houlsby"
-    bottleneck: int = 64
-    variant: str = "houlsby"
-    activation: str = "gelu_pytorch_tanh"
-    init: str = "truncated_normal"
-    init_std: float = 0.01
-    scale: float = 1.0
-    train_layernorm: bool | None = None
+    bottleneck: int = field(default=64, metadata={"help": "Width m of the adapters; the paper uses 8, 64 and 256."})
+    variant: str = field(
+        default="houlsby",
+        metadata={
+            "help": "houlsby: two serial adapters in each layer. pfeiffer: one serial adapter in each layer, between "
+            "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network."
+        },
+    )
+    activation: str = field(
+        default="gelu_pytorch_tanh",
+        metadata={
+            "help": "An activation of transformers' table, or `model` for that of the backbone. The authors' code uses "
+            "the tanh approximation of GELU."
+        },
+    )
+    init: str = field(
+        default="truncated_normal",
+        metadata={
+            "help": "truncated_normal (truncated at two standard deviations, as in the paper), normal, or lora (the "
+            "up-projection starts at zero)."
+        },
+    )
+    init_std: float = field(
+        default=0.01,
+        metadata={
+            "help": "Standard deviation of the weights at the start. The main runs of the paper use 0.01, the authors' "
+            "code 0.001."
+        },
+    )
+    scale: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the output of the adapters; He et al. (2022) use 4 for the variant parallel."},
+    )
+    train_layernorm: bool | None = field(
+        default=None,
+        metadata={"help": "Also train the norms of the backbone. None: only with the variant houlsby."},
+    )
 
 
 register(
@@ -24,9 +53,8 @@ register(
         name="houlsby",
         summary="bottleneck adapters after attention and feed-forward network, and the norms",
         origin="paper, authors' code",
-        config=HoulsbyMethodConfig,
-        adapt="petl_bench.methods.houlsby.adapt:adapt",
-        tuner="petl_bench.methods.houlsby.model",
-        ships_yaml=True,
+        settings=HoulsbySettings,
+        peft_config="petl_bench.methods.houlsby.config:HoulsbyConfig",
+        tuner="petl_bench.methods.houlsby.model:HoulsbyModel",
     )
 )

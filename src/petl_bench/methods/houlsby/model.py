@@ -10,7 +10,6 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, TunerLayer, norm_modules, train_whole
 from petl_bench.methods.houlsby.config import VARIANTS, HoulsbyConfig
 from petl_bench.methods.houlsby.layer import NormAdapter, ParallelEnd, ParallelStart, Relay, SerialAdapter
-from petl_bench.methods.registry import register_tuner
 
 
 class HoulsbyModel(AnatomyTuner):
@@ -32,7 +31,7 @@ class HoulsbyModel(AnatomyTuner):
                 f"variant=pfeiffer stands between the norms after the feed-forward network, and {anatomy.model_type} "
                 "has its norms before it"
             )
-        return anatomy.layer_pattern(layers, VARIANTS[peft_config.variant].roles)
+        return anatomy.layer_pattern(layers, VARIANTS[peft_config.variant])
 
     def _prepare_model(self, peft_config: HoulsbyConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.train_layernorm:
@@ -59,6 +58,3 @@ class HoulsbyModel(AnatomyTuner):
         variants = {settings.variant for settings in known.values()}
         if len(variants) > 1:
             raise ValueError(f"adapters on one model must be of one variant, not {' and '.join(sorted(variants))}")
-
-
-register_tuner("houlsby", HoulsbyConfig, HoulsbyModel)

@@ -8,7 +8,6 @@ from torch import nn
 
 from petl_bench.methods.lst.config import LstConfig
 from petl_bench.methods.lst.network import LadderNetwork
-from petl_bench.methods.registry import register_tuner
 from petl_bench.methods.side_network import SideTuner
 
 
@@ -27,6 +26,3 @@ class LstModel(SideTuner):
         """See `SideTuner.new_network`."""
         shape: Any = self.model.config
         return LadderNetwork(self.anatomy.num_layers(shape), shape.hidden_size, shape.num_attention_heads, config)
-
-
-register_tuner("lst", LstConfig, LstModel)

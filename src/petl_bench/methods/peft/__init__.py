@@ -1,18 +1,82 @@
-"""Any method of the PEFT library, by its type name."""
+"""Any method of the PEFT library, by the name of its type."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.methods.registry import AdaptContext, Method, register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The defaults of (IA)3 rescale keys, values and the second feed-forward projection; most other types adapt what LoRA
+# adapts.
+_IA3_ROLES = ("key", "value", "feed_forward_out")
+_DEFAULT_ROLES = ("query", "value")
 
 
 @dataclass
-class PeftMethodConfig(MethodConfig):
+class PeftSettings:
     """A PEFT type and the arguments of its config class."""
 
-    name: str = "peft"
-    type: str = "IA3"
-    args: dict[str, Any] = field(default_factory=dict)
+    type: str = field(default="IA3", metadata={"help": "Name of the PEFT type, such as IA3, ADALORA or LOHA."})
+    args: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Arguments of the config class: +method.args.NAME=VALUE."}
+    )
+
+
+def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
+    """Creates the config of the PEFT type and applies it; targets that the user does not name follow the anatomy table.
+
+    Raises:
+        RequestError: If the type or an argument is unknown, or if PEFT refuses them for this architecture.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from petl_bench.methods.base import with_adapter
+
+    known = {str(peft_type.value): cls for peft_type, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if config.type.upper() not in known:
+        raise unknown_choice("method.type", config.type, known)
+    config_class = known[config.type.upper()]
+    names = {known_field.name for known_field in fields(config_class)}
+    for name in config.args:
+        if name not in names:
+            raise unknown_choice("method.args", name, names)
+    try:
+        peft_config = config_class(**(_default_arguments(names, config.type, context) | config.args))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"method.args do not fit {config_class.__name__}: {error}") from error
+    return with_adapter(model, peft_config, context.anatomy)
+
+
+def _default_arguments(names: set[str], peft_type: str, context: AdaptContext) -> dict[str, Any]:
+    """Arguments that follow from the architecture, the adapted layers and the length of the training.
+
+    Args:
+        names: Fields of the type's config class.
+        peft_type: Name of the type.
+        context: Of this run.
+
+    Raises:
+        RequestError: If the type cannot be limited to the adapted layers.
+    """
+    defaults: dict[str, Any] = {}
+    pattern = context.anatomy.layer_pattern
+    if "feedforward_modules" in names:
+        defaults["target_modules"] = pattern(context.plan.adapted, _IA3_ROLES)
+        defaults["feedforward_modules"] = pattern(context.plan.adapted, ("feed_forward_out",))
+    elif "target_modules" in names:
+        defaults["target_modules"] = pattern(context.plan.adapted, _DEFAULT_ROLES)
+    elif not context.plan.everything:
+        raise RequestError(f"method.type={peft_type} adapts no single layers: use layers=all.")
+    if peft_type.upper() == "ADALORA":
+        defaults["total_step"] = context.num_training_steps
+    if "num_virtual_tokens" in names:
+        defaults["num_virtual_tokens"] = 20
+    return defaults
 
 
 register(
@@ -20,8 +84,7 @@ register(
         name="peft",
         summary="any PEFT type by name: method.type=IA3, ADALORA, LOHA, ...",
         origin="PEFT",
-        config=PeftMethodConfig,
-        adapt="petl_bench.methods.peft.adapt:adapt",
-        ships_yaml=True,
+        settings=PeftSettings,
+        adapt="petl_bench.methods.peft:adapt",
     )
 )

@@ -1,19 +1,32 @@
 """Prefix tuning in every layer (Li & Liang, ACL 2021; P-tuning v2, arXiv 2110.07602), on every encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from petl_bench.methods.registry import Method, MethodConfig, register
+from petl_bench.methods.registry import Method, register
 
 
 @dataclass
-class PrefixMethodConfig(MethodConfig):
-    """Settings of prefix tuning; `PrefixConfig` says what each means."""
+class PrefixSettings:
+    """Options of prefix tuning."""
 
-    name: str = "prefix"
-    length: int = 20
-    mlp_hidden: int | None = None
-    dropout: float = 0.1
-    init_std: float = 0.02
+    length: int = field(
+        default=20, metadata={"help": "Number l of prefix vectors for the keys, and for the values, of every layer."}
+    )
+    mlp_hidden: int | None = field(
+        default=None,
+        metadata={
+            "help": "Hidden width of a network that computes all prefixes during training (Li & Liang 2021, section "
+            "4.3). None: the prefixes are trained directly. Only the prefixes are saved, not the network."
+        },
+    )
+    dropout: float = field(
+        default=0.1,
+        metadata={"help": "Dropout on the prefixes during training; P-tuning v2 uses the model's hidden dropout."},
+    )
+    init_std: float = field(
+        default=0.02,
+        metadata={"help": "Standard deviation of the prefixes, or of the network's input, at the start."},
+    )
 
 
 register(
@@ -21,9 +34,8 @@ register(
         name="prefix",
         summary="trained key and value vectors in front of every layer's attention",
         origin="authors' code",
-        config=PrefixMethodConfig,
-        adapt="petl_bench.methods.prefix.adapt:adapt",
-        tuner="petl_bench.methods.prefix.model",
-        ships_yaml=True,
+        settings=PrefixSettings,
+        peft_config="petl_bench.methods.prefix.config:PrefixConfig",
+        tuner="petl_bench.methods.prefix.model:PrefixModel",
     )
 )

@@ -13,7 +13,6 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner
 from petl_bench.methods.prefix.config import PrefixConfig
 from petl_bench.methods.prefix.layer import PrefixLayer
-from petl_bench.methods.registry import register_tuner
 
 
 class PrefixModel(AnatomyTuner):
@@ -83,6 +82,3 @@ class PrefixModel(AnatomyTuner):
 
 def _prefix_layers(model: nn.Module) -> list[PrefixLayer]:
     return [module for module in model.modules() if isinstance(module, PrefixLayer)]
-
-
-register_tuner("prefix", PrefixConfig, PrefixModel)
