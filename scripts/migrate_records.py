@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from petl_bench.records.migrate import migrated
+from petl_bench.records.reading import migrated
 from petl_bench.records.store import find_record_files, read_json, write_json
 
 

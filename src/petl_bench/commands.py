@@ -155,7 +155,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _study(parsed: argparse.Namespace) -> int:
-    from petl_bench.studies.request import parse_request
+    from petl_bench.studies.definition import parse_request
     from petl_bench.studies.study import keep_costs, plan_costs, prepare, run_study
     from petl_bench.studies.summary import print_outcome, print_plan
 

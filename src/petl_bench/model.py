@@ -71,7 +71,7 @@ def build_adapted(
     import torch
     from accelerate.utils import set_seed
 
-    from petl_bench.backbones.last_layer import narrow_last_layer
+    from petl_bench.frozen.last_layer import narrow_last_layer
 
     method = get_method(cfg.method.name)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps)

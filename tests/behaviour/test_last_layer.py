@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, adapted, batch, logits, opened, train
-from petl_bench.backbones import last_layer
-from petl_bench.backbones.equivalence import perturbed
-from petl_bench.backbones.last_layer import narrow_last_layer
 from petl_bench.errors import RequestError
+from petl_bench.frozen import last_layer
+from petl_bench.frozen.last_layer import narrow_last_layer
+from petl_bench.frozen.split import perturbed
 from petl_bench.methods.registry import AdaptContext, get_method
 
 # What reads other tokens of the last layer, or acts between its parts, with words of the reason.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from petl_bench.records.migrate import SCHEMA_VERSION, migrated
+from petl_bench.records.reading import SCHEMA_VERSION, migrated
 from petl_bench.records.schema import Record
 
 FILES = sorted((Path(__file__).parents[1] / "snapshot" / "adapters").glob("*/result.json"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from petl_bench.reports.plots.panels import pareto_front
+from petl_bench.reports.plots import pareto_front
 
 
 def test_the_front_by_hand():

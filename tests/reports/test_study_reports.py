@@ -13,9 +13,8 @@ from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
-from petl_bench.reports.load import read_report_input
 from petl_bench.reports.ranking import rank_methods
-from petl_bench.reports.report import write_report
+from petl_bench.reports.report import read_report_input, write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.tables import scores_table
 from reports.generated import record, records, study

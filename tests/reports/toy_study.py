@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from petl_bench.records.schema import (  # fmt: skip
-    Inference,
-    Layers,
-    Memory,
-    MemoryEstimate,
-    Params,
-    Protocol,
-    Record,
-    Scores,
-    Time,
-)
+from petl_bench.records.schema import Inference, Layers, Memory, MemoryEstimate, Params, Protocol, Record, Scores, Time
 from petl_bench.records.study_file import PlannedRun, PublishedRow, StudyFile
 
 

@@ -13,8 +13,9 @@ import pytest
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.store import find_records
 from petl_bench.records.study_file import PlannedRun
+from petl_bench.studies import executors as local
 from petl_bench.studies.definition import ExecutorConfig
-from petl_bench.studies.executors import local, start_workers
+from petl_bench.studies.executors import start_workers
 from petl_bench.studies.folder import StudyFolder
 
 STUDY = """

@@ -13,11 +13,9 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import HistoryEntry, Protocol, Record
 from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
 from petl_bench.run.identity import identify
-from petl_bench.studies.definition import CellConfig, StudyConfig, open_study, study_names
+from petl_bench.studies.definition import CellConfig, StudyConfig, open_study, parse_request, study_names
 from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
-from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.rates import choose_rates, wanted_now
-from petl_bench.studies.request import parse_request
+from petl_bench.studies.folder import StudyFolder, choose_rates, wanted_now
 from petl_bench.studies.study import keep, keep_costs, prepare
 
 SMALL = StudyConfig(

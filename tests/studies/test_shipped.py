@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 
 from petl_bench.run.run import run
-from petl_bench.studies.definition import open_study, study_names
+from petl_bench.studies.definition import open_study, parse_request, study_names
 from petl_bench.studies.expand import cells, compose
-from petl_bench.studies.request import parse_request
 from petl_bench.studies.study import prepare
 
 TINY = {

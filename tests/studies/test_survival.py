@@ -221,7 +221,7 @@ def test_members_that_fail_are_recorded_and_the_rest_is_finished(tmp_path, study
 
 def test_a_finished_study_of_a_hundred_runs_is_recognised_without_expanding_it(tmp_path, study, monkeypatch):
     from petl_bench.records.schema import Record
-    from petl_bench.studies.request import parse_request
+    from petl_bench.studies.definition import parse_request
     from petl_bench.studies.study import keep, prepare
 
     (tmp_path / "mine.yaml").write_text(

@@ -73,7 +73,7 @@ def test_tensorboard_holds_history_and_results(tiny):
 
 
 def test_a_tracker_that_fails_at_the_end_loses_nothing(tiny, monkeypatch, caplog):
-    from petl_bench.trackers.tensorboard_tracker import TensorBoardTracker
+    from petl_bench.trackers.tracker import TensorBoardTracker
 
     def broken(*_):
         raise ConnectionError("gone")

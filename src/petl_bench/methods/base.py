@@ -1,4 +1,4 @@
-"""The common parts of our PEFT tuners, and the functions that add an adapter to a sequence classifier."""
+"""What our PEFT tuners share, and how a PEFT config is put onto a sequence classifier."""
 
 from __future__ import annotations
 
@@ -11,14 +11,44 @@ import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from petl_bench.backbones.anatomy import ANATOMIES, Anatomy
 from petl_bench.errors import RequestError
-from petl_bench.methods.peft_types import register_tuners
-from petl_bench.methods.registry import AdaptContext, MethodConfig
+from petl_bench.methods.registry import AdaptContext, MethodConfig, register_tuners
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+def take_capture(model: nn.Module, layer: nn.Module, wrapper: nn.Module) -> None:
+    """Moves the hooks that record hidden states from a layer of `model` to its wrapper."""
+    owners = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel) and any(inner is layer for inner in module.modules())
+    ]
+    # The innermost, which is the encoder: it installs them, and another one would install them a second time.
+    if owners:
+        maybe_install_capturing_hooks(owners[-1])
+    _move(layer, wrapper)
+
+
+def give_capture_back(wrapper: nn.Module, layer: nn.Module) -> None:
+    """Undoes `take_capture`."""
+    _move(wrapper, layer)
+
+
+def _move(source: nn.Module, target: nn.Module) -> None:
+    for key, hook in list(source._forward_hooks.items()):
+        if _records(hook):
+            del source._forward_hooks[key]
+            target.register_forward_hook(hook)
+
+
+def _records(hook: Any) -> bool:
+    return getattr(hook, "__module__", "") == maybe_install_capturing_hooks.__module__
 
 
 @dataclass

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, cached_property, partial
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
@@ -23,6 +25,7 @@ from petl_bench.errors import RequestError, unknown_choice
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 
@@ -128,10 +131,10 @@ class Method:
         if self.adapt is not None:
             function: AdaptFunction = pkgutil.resolve_name(self.adapt)
             return function
-        from petl_bench.methods.base import adapt_with_peft_config
-
         assert self.peft_config is not None
-        return partial(adapt_with_peft_config, pkgutil.resolve_name(self.peft_config))
+        # By name, as that module needs PEFT and this one must not.
+        adapt = pkgutil.resolve_name("petl_bench.methods.base:adapt_with_peft_config")
+        return partial(adapt, pkgutil.resolve_name(self.peft_config))
 
 
 _METHODS: dict[str, Method] = {}
@@ -184,3 +187,65 @@ def get_method(name: str) -> Method:
     if name not in methods:
         raise unknown_choice("method", name, methods)
     return methods[name]
+
+
+def on_peft_import(_peft: ModuleType) -> None:
+    """Registers our tuners as soon as PEFT is imported; `petl_bench/__init__.py` installs this hook."""
+    # If `methods.base` is what imports PEFT, the tuners cannot be imported before it is complete: it registers them.
+    if not _is_being_imported("petl_bench.methods.base"):
+        register_tuners()
+
+
+def register_tuners() -> None:
+    """Registers the tuner of every method that has one of its own; a second call changes nothing.
+
+    A method whose own module is being imported at the moment is left out. It is registered when the first of its
+    configs is created.
+    """
+    for method in all_methods().values():
+        if method.tuner is None or method.peft_config is None:
+            continue
+        if not _is_being_imported(method.tuner.partition(":")[0].rpartition(".")[0] + "."):
+            register_tuner(method.name, method.peft_config, method.tuner)
+
+
+def register_tuner(name: str, config: str, model: str) -> None:
+    """Registers a tuner in PEFT under the type `name.upper()`; a second call with the same name changes nothing.
+
+    Args:
+        name: Name in lower case; `name_` is the prefix of the tuner's parameters.
+        config: "module:Class" of the `peft.PeftConfig`.
+        model: "module:Class" of the `peft.tuners.tuners_utils.BaseTuner`.
+    """
+    from peft import PeftType
+    from peft.utils import register_peft_method
+
+    if name.upper() not in PeftType.__members__:
+        classes = pkgutil.resolve_name(config), pkgutil.resolve_name(model)
+        _add_peft_type(name.upper())
+        register_peft_method(name=name, config_cls=classes[0], model_cls=classes[1])
+
+
+def _add_peft_type(name: str) -> None:
+    """Adds a member to the enum `PeftType`."""
+    from peft import PeftType
+
+    member: Any = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType.__members__)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    # Python 3.12 and later look members up as class attributes; the enum's own __setattr__ refuses new ones.
+    type.__setattr__(PeftType, name, member)
+
+
+def _is_being_imported(prefix: str) -> bool:
+    """Whether the import of a module whose name starts with `prefix` has begun and is not complete."""
+    return any(
+        getattr(module.__spec__, "_initializing", False)
+        for name, module in list(sys.modules.items())
+        if name.startswith(prefix) and hasattr(module, "__spec__")
+    )

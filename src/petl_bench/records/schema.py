@@ -1,7 +1,7 @@
 """The record of a run.
 
 A record is one JSON object, typed and versioned. Units are in the names, and `None` stands for what was not measured,
-never 0. Within a schema version fields are only ever added; `petl_bench.records.migrate` reads older versions.
+never 0. Within a schema version fields are only ever added; `petl_bench.records.reading` reads older versions.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.records.migrate import SCHEMA_VERSION, migrated
-from petl_bench.records.validate import Number, validate
+from petl_bench.records.reading import SCHEMA_VERSION, Number, migrated, validate
 
 
 @dataclass

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
+from petl_bench.records.reading import Number, validate
 from petl_bench.records.schema import finite
 from petl_bench.records.store import read_json, write_json
-from petl_bench.records.validate import Number, validate
 
 STUDY_FILE = "study.json"
 STUDY_VERSION = 1

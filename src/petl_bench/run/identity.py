@@ -7,7 +7,7 @@ from pathlib import Path
 from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
 from petl_bench.config import RunConfig, resolved
 from petl_bench.records.run_key import run_key, run_name
-from petl_bench.tasks.read import split_files
+from petl_bench.tasks.rows import split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
 

@@ -1,13 +1,15 @@
-"""A study's folder: its private files, which process works on which run, and the status of every run."""
+"""A study's folder: its files, who works on which run, what became of each, and which learning rate was chosen."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from petl_bench.records.store import RECORD_FILE, RunFolder, write_json
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 
 _PRIVATE = ".study"
+
 _BASIS_FILE = "basis.json"
 
 WAITING, RUNNING, INTERRUPTED, FINISHED = "waiting", "running", "interrupted", "finished"
+
 # What ends a run until it is asked for again.
 FAILURES = ("failed", "out_of_memory", "diverged")
 
@@ -166,3 +170,54 @@ class StudyFolder:
 
     def _holder_file(self, run: PlannedRun) -> Path:
         return self.private / f"{run.key}.holder"
+
+
+def choose_rates(runs: list[PlannedRun], folder: StudyFolder) -> None:
+    """Sets `chosen` of every run with one of several rates: None until all trials of its method and task have ended.
+
+    The rate with the best mean over the trials' seeds wins, the smaller one of equals; a rate with a trial that failed
+    is left out, unless all are. The same records give the same choice in every process.
+    """
+    several = [run for run in runs if run.learning_rate is not None]
+    for _, group in groupby(sorted(several, key=_cell), key=_cell):
+        mine = list(group)
+        trials = [run for run in mine if run.is_trial]
+        if all(folder.ended(run) for run in trials):
+            rate = _best_rate(trials, folder)
+            for run in mine:
+                run.chosen = run.learning_rate == rate
+        else:
+            for run in mine:
+                run.chosen = None
+
+
+def wanted_now(run: PlannedRun) -> bool:
+    """Whether a run can be made now: rates that were not taken end with their trials."""
+    return run.is_trial or run.chosen is True
+
+
+def _cell(run: PlannedRun) -> tuple[str, str]:
+    return run.method, run.task
+
+
+def _best_rate(trials: list[PlannedRun], folder: StudyFolder) -> float | None:
+    by_rate: dict[float, list[float | None]] = {}
+    for run in trials:
+        assert run.learning_rate is not None
+        record = folder.record(run)
+        by_rate.setdefault(run.learning_rate, []).append(None if record is None else selection_score(record))
+    means = {
+        rate: statistics.fmean(score for score in scores if score is not None)
+        for rate, scores in by_rate.items()
+        if None not in scores
+    }
+    return max(sorted(means or by_rate), key=lambda rate: means.get(rate, 0.0))
+
+
+def selection_score(record: Record) -> float | None:
+    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
+    if record.status != FINISHED or record.protocol is None or not record.history:
+        return None
+    sign = 1.0 if record.protocol.higher_is_better else -1.0
+    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
+    return max(scores) if record.protocol.selection == "best" else scores[-1]

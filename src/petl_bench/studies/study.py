@@ -15,13 +15,11 @@ from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
-from petl_bench.studies.definition import StudyConfig, open_study
+from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import Basis, cells, compose, expand, still_true
-from petl_bench.studies.folder import FINISHED, StudyFolder
+from petl_bench.studies.folder import FINISHED, StudyFolder, choose_rates
 from petl_bench.studies.progress import Progress
-from petl_bench.studies.rates import choose_rates
-from petl_bench.studies.request import StudyRequest
 from petl_bench.tasks.load import find_labels
 
 # Seconds between two looks at the workers.

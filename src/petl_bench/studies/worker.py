@@ -17,8 +17,7 @@ from pathlib import Path
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.rates import choose_rates, wanted_now
+from petl_bench.studies.folder import StudyFolder, choose_rates, wanted_now
 
 # Before looking again at what other processes do.
 _PAUSE = 1.0

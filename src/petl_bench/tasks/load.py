@@ -12,8 +12,16 @@ from petl_bench.errors import RequestError
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics
-from petl_bench.tasks.read import read_hub_split, read_table, split_files
-from petl_bench.tasks.rows import UNLABELLED, Rows, label_name, require_labels, rows_from_table
+from petl_bench.tasks.rows import (
+    UNLABELLED,
+    Rows,
+    label_name,
+    read_hub_split,
+    read_table,
+    require_labels,
+    rows_from_table,
+    split_files,
+)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         asked = os.environ.get("WANDB_PROJECT") if live else None
         return WandbTracker(asked or settings.project, run, live=live)
     if settings.name == "tensorboard":
-        from petl_bench.trackers.tensorboard_tracker import TensorBoardTracker
+        from petl_bench.trackers.tracker import TensorBoardTracker
 
         return TensorBoardTracker(run, live=live)
     return NoTracker()

@@ -14,8 +14,15 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_record_files, read_json
 from petl_bench.trackers import open_tracker
-from petl_bench.trackers.marker import Mirror, marker_lock, read_mirrors, record_hash
-from petl_bench.trackers.tracker import TrackerConfig, history_point, named
+from petl_bench.trackers.tracker import (
+    Mirror,
+    TrackerConfig,
+    history_point,
+    marker_lock,
+    named,
+    read_mirrors,
+    record_hash,
+)
 
 _STATE_LABELS = {
     "synced": "mirrored",

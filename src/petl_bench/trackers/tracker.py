@@ -1,17 +1,25 @@
-"""What a tracker is: a mirror of a run's record; never the source of a number."""
+"""What a tracker is: a mirror of a run's record; the one for TensorBoard; and where it is noted what was mirrored."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import BaseFileLock, FileLock
 from omegaconf import MISSING
 
+from petl_bench.errors import RequestError
+from petl_bench.records.reading import validate
 from petl_bench.records.run_key import backbone_name, method_label, run_name
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.records.schema import Protocol as RunProtocol
+from petl_bench.records.store import read_json, write_json
 
 TRACKERS = ("none", "wandb", "tensorboard")
 
@@ -26,6 +34,7 @@ class TrackerConfig:
 
 # One key for every task: the primary metric, on the report split and on the selection split.
 SCORE = "score"
+
 SELECTION_SCORE = "selection_score"
 
 # Part of the record, but no result.
@@ -124,3 +133,100 @@ def named(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
         folder=folder,
         config=config,
     )
+
+
+MARKER_FILE = "synced.json"
+
+MARKER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One finished record in one place.
+
+    Attributes:
+        tracker: `wandb` or `tensorboard`.
+        project, entity, run_id, mode: W&B's, as W&B resolved them; mode is `online` or `offline`.
+        record: Hash of the record that was mirrored.
+        files: W&B's offline folder, seen from the run's where it lies in that; None online.
+    """
+
+    tracker: str
+    record: str
+    project: str | None = None
+    entity: str | None = None
+    run_id: str | None = None
+    mode: str | None = None
+    files: str | None = None
+
+    def same_place(self, other: Mirror) -> bool:
+        """Whether the later of the two took the earlier's place."""
+        return (self.tracker, self.project, self.entity) == (other.tracker, other.project, other.entity)
+
+
+def marker_lock(folder: Path) -> BaseFileLock:
+    """Keeps other processes from mirroring this run; the process that holds it may take it again."""
+    return FileLock(folder / f"{MARKER_FILE}.lock", is_singleton=True)
+
+
+def record_hash(content: Mapping[str, Any]) -> str:
+    """Hash of a record as it stands in its file."""
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_mirrors(folder: Path) -> list[Mirror]:
+    """Where this run was mirrored; nowhere, where the file is missing or is none of ours."""
+    try:
+        content = read_json(folder / MARKER_FILE)
+        return [validate(Mirror, item) for item in content["mirrors"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
+def mark(folder: Path, mirror: Mirror) -> None:
+    """Notes by an atomic rename that the run was mirrored; to be called once nothing is left to send."""
+    with marker_lock(folder):
+        mirrors = [*(other for other in read_mirrors(folder) if not mirror.same_place(other)), mirror]
+        content = {"version": MARKER_VERSION, "mirrors": [dataclasses.asdict(item) for item in mirrors]}
+        write_json(folder / MARKER_FILE, content)
+
+
+_RESULTS = ("params", "scores", "time", "memory", "flops", "inference")
+
+
+class TensorBoardTracker:
+    """Scalars by number of updates, the config as text, the record's results at the end.
+
+    Args:
+        run: How the run is called.
+        live: Whether the run is being made now; afterwards, its event files are replaced.
+    """
+
+    def __init__(self, run: RunIdentity, *, live: bool = True) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RequestError(
+                "tracker=tensorboard needs TensorBoard: `pip install 'petl-bench[tensorboard]'`."
+            ) from error
+        self._folder = run.folder
+        events = run.folder / "tensorboard"
+        if not live:
+            shutil.rmtree(events, ignore_errors=True)
+        self._writer = SummaryWriter(log_dir=str(events))
+        self._writer.add_text("config", f"```json\n{json.dumps(run.config, indent=2)}\n```")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point of the history."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Adds the record's results, closes the files, and marks a finished run as mirrored."""
+        numbers = headline(record) | flat_numbers({name: record.get(name) or {} for name in _RESULTS})
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"record/{name}", value)
+        self._writer.close()
+        if record.get("status") == "finished":
+            mark(self._folder, Mirror(tracker="tensorboard", record=record_hash(record)))

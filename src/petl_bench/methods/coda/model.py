@@ -7,10 +7,9 @@ import re
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.base import AnatomyTuner, norm_modules, train_whole
+from petl_bench.methods.base import AnatomyTuner, give_capture_back, norm_modules, take_capture, train_whole
 from petl_bench.methods.coda.config import CodaConfig
 from petl_bench.methods.coda.layer import CodaLayer
-from petl_bench.methods.hidden_states import give_capture_back, take_capture
 
 
 class CodaModel(AnatomyTuner):

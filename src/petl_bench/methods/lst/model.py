@@ -1,14 +1,63 @@
-"""The PEFT tuner of ladder side-tuning."""
+"""Ladder side-tuning: the side network, whose blocks each read a layer of the backbone, and its PEFT tuner."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from petl_bench.methods.lst.config import LstConfig
-from petl_bench.methods.lst.network import LadderNetwork
-from petl_bench.methods.side_network import SideTuner
+from petl_bench.methods.side_network import SideBlock, SideTuner, fitting_heads, pool
+
+
+class LadderNetwork(nn.Module):
+    """`s_0 = D_0 h_0`; for every layer l `s_l = block_l(mu_l s_(l-1) + (1 - mu_l) D_l h_l)`; at last up to width d.
+
+    `mu = sigmoid(alpha / T)` with alpha 0 at the start. The blocks start at random: the authors cut theirs from the
+    backbone by Fisher scores.
+
+    Args:
+        num_layers: Layers L of the backbone.
+        hidden_size: Its width d.
+        num_heads: Its heads, kept in the side network where they divide its width.
+        config: An `LstConfig`.
+    """
+
+    def __init__(self, num_layers: int, hidden_size: int, num_heads: int, config: Any) -> None:
+        super().__init__()
+        width = config.width or max(1, hidden_size // config.reduction)
+        kept = [layer for layer in range(num_layers) if layer not in config.drop_layers]
+        if not kept or not set(config.drop_layers) <= set(range(num_layers)):
+            raise ValueError(
+                f"drop_layers={list(config.drop_layers)} must leave some of the layers 0..{num_layers - 1}"
+            )
+        self.states = [0, *(layer + 1 for layer in kept)]
+        self.num_states, self.temperature, self.pool = num_layers + 1, config.temperature, config.pool
+        self.downs = nn.ModuleList(nn.Linear(hidden_size, width) for _ in self.states)
+        self.gates = nn.Parameter(torch.zeros(len(kept)))
+        heads = fitting_heads(width, num_heads)
+        self.blocks = nn.ModuleList(SideBlock(width, heads, config.dropout) for _ in kept)
+        self.up = nn.Linear(width, hidden_size)
+
+    def forward(self, states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """Pooled features, shape (batch, d).
+
+        Args:
+            states: The L + 1 hidden states, each of shape (batch, tokens, d).
+            mask: 1 for tokens, 0 for padding, shape (batch, tokens).
+
+        Raises:
+            ValueError: where a state is missing or one too many.
+        """
+        if len(states) != self.num_states:
+            raise ValueError(f"the ladder was built for {self.num_states} hidden states and got {len(states)}")
+        pairs = zip(self.downs, self.states, strict=True)
+        start, *rungs = [down(states[index].to(self.up.weight.dtype)) for down, index in pairs]
+        side = start
+        for block, rung, gate in zip(self.blocks, rungs, torch.sigmoid(self.gates / self.temperature), strict=True):
+            side = block(gate * side + (1 - gate) * rung, mask)
+        return pool(self.up(side), mask, self.pool)
 
 
 class LstModel(SideTuner):

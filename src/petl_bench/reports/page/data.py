@@ -12,8 +12,8 @@ from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
+from petl_bench.reports.plots import score_scale
 from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
-from petl_bench.reports.plots.panels import score_scale
 from petl_bench.reports.significance import Statistic
 
 # More points would make the page larger without a visible difference.

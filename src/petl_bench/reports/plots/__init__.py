@@ -1,1 +1,153 @@
-"""The plots of reports and plans."""
+"""What our plots share: markers, the legend, the grid of panels, the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.errors import RequestError
+from petl_bench.reports.groups import Group
+from petl_bench.reports.render import check_picture
+from petl_bench.reports.significance import Statistic
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Finds the points that no other point beats: none is at least as good in both numbers and better in one.
+
+    Args:
+        points: Pairs (cost, score); a lower cost and a higher score are better.
+
+    Returns:
+        Their indices, cheapest first.
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
+
+
+# Colour-blind readers can tell them apart. With 7 colours and 8 markers, 56 methods differ in at least one.
+_COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#4a4f57")
+
+_MARKERS = "os^DvP*X"
+
+_MOST_COLUMNS = 3
+
+_LEGEND_LINE = 0.21
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """The colour and marker of the method with this number."""
+    return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def score_scale(group: Group) -> int:
+    """The factor between a score and the number shown."""
+    return 100 if group.in_percent else 1
+
+
+def score_name(group: Group) -> str:
+    """The primary metric with its unit."""
+    return f"{group.metric.replace('_', ' ')}{', %' if group.in_percent else ''}"
+
+
+def draw_legend(figure: Figure, panels: list[Axes]) -> None:
+    """Draws one legend below the figure, each name once, in as many columns as fit."""
+    found: dict[str, Artist] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    columns = _legend_columns(list(found), figure.get_figwidth())
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
+
+
+def _legend_columns(names: list[str], width: float) -> int:
+    # The width in inches of the longest name with its marker, at this font size.
+    longest = 0.5 + 0.075 * max(map(len, names))
+    return max(1, min(len(names), int(width / longest)))
+
+
+class Panels:
+    """A grid of panels, one per task and backbone, with one line per group.
+
+    Raises:
+        RequestError: If there is nothing to draw, or the ending names a format that is not drawn.
+    """
+
+    def __init__(self, groups: list[Group], file: Path, *, nothing: str) -> None:
+        check_picture(file)
+        if not groups:
+            raise RequestError(f"--plot {file}: {nothing}; choose another --plot-kind.")
+        self._groups = groups
+        self._file = file
+        self._labels = list(dict.fromkeys(group.label for group in groups))
+
+    def style(self, label: str) -> dict[str, Any]:
+        """The colour and marker of a method, which are the same in all panels."""
+        return series_style(self._labels.index(label))
+
+    @staticmethod
+    def line(axes: Axes, xs: list[int], scores: list[Statistic], group: Group, **style: Any) -> None:
+        """Draws a line of means, with a band of one sd if there are several seeds.
+
+        Args:
+            axes: The panel.
+            xs: One x per score.
+            scores: Statistics over the seeds.
+            group: Gives the label and the unit of the scores.
+            style: Further options of matplotlib's `plot`.
+        """
+        scale = score_scale(group)
+        means = [scale * score.mean for score in scores]
+        spread = [scale * (score.sd or 0) for score in scores]
+        axes.plot(xs, means, label=group.label, markersize=5, linewidth=1.5, **style)
+        low = [mean - sd for mean, sd in zip(means, spread, strict=True)]
+        high = [mean + sd for mean, sd in zip(means, spread, strict=True)]
+        axes.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+    def draw(
+        self, draw: Callable[[Axes, Group, Panels], None], *, x_label: str, y_label: Callable[[Group], str]
+    ) -> None:
+        """Draws every group into its panel and writes the file.
+
+        Args:
+            draw: Draws one group into its axes.
+            x_label: The name of the x axis.
+            y_label: Gives the name of the y axis by the first group of a panel.
+        """
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
+
+        panels = list(dict.fromkeys((group.task, group.backbone) for group in self._groups))
+        columns = min(_MOST_COLUMNS, len(panels))
+        rows = -(-len(panels) // columns)
+        width = 1.6 + 4.2 * columns
+        lines = -(-len(self._labels) // _legend_columns(self._labels, width))
+        size = (width, 0.6 + 3.1 * rows + _LEGEND_LINE * lines)
+        figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        for (task, backbone), axes in zip(panels, grid.flat, strict=False):
+            mine = [group for group in self._groups if (group.task, group.backbone) == (task, backbone)]
+            for group in mine:
+                draw(axes, group, self)
+            axes.set_title(f"{task}, {backbone}", loc="left", fontsize=10)
+            axes.set_xlabel(x_label)
+            axes.set_ylabel(y_label(mine[0]))
+            axes.grid(alpha=0.3)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        draw_legend(figure, list(grid.flat[: len(panels)]))
+        figure.savefig(self._file, dpi=150)
+        plt.close(figure)

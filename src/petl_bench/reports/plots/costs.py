@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.reports.fields import AXES, FIELDS, Field
 from petl_bench.reports.groups import Group
-from petl_bench.reports.plots.panels import draw_legend, pareto_front, score_name, score_scale, series_style
+from petl_bench.reports.plots import draw_legend, pareto_front, score_name, score_scale, series_style
 from petl_bench.reports.render import check_picture
 from petl_bench.reports.tables import KINDS, cost_table
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from petl_bench.reports.groups import Group, NamedGroup
-from petl_bench.reports.plots.panels import Panels, score_name
+from petl_bench.reports.plots import Panels, score_name
 from petl_bench.reports.significance import Statistic
 
 if TYPE_CHECKING:

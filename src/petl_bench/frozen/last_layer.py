@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 from petl_bench.backbones.attention import CALLED_ROLES, AttendToAll
-from petl_bench.backbones.equivalence import output_or_none, outputs_match, perturbed
 from petl_bench.errors import RequestError
+from petl_bench.frozen.split import output_or_none, outputs_match, perturbed
 
 # Modules that do nothing of their own beside what is done here.
 _PLAIN = ("torch.", "transformers.")
