@@ -10,26 +10,25 @@ import sys
 import pytest
 
 MODULE = """
-from dataclasses import dataclass
-from petl_bench.methods.registry import MethodConfig
+from dataclasses import dataclass, field
 from petl_bench.methods.registry import Method
 
 
 @dataclass
-class NormsMethodConfig(MethodConfig):
-    name: str = "norms"
-    default_learning_rate: float = 1e-3
-    embeddings: bool = False
+class NormsSettings:
+    embeddings: bool = field(default=False, metadata={"help": "Also train the norm of the embeddings."})
 
 
 def adapt(model, config, context):
     for name, parameter in model.named_parameters():
-        wanted = "norm" in name.lower() and (config.embeddings or "embeddings" not in name)
-        parameter.requires_grad = wanted or context.anatomy.in_head(name)
+        is_norm = "norm" in name.lower() and (config.embeddings or "embeddings" not in name)
+        parameter.requires_grad = is_norm or context.anatomy.in_head(name)
     return model
 
 
-NORMS = Method("norms", "the norms alone", "reconstruction", NormsMethodConfig, "their_package:adapt")
+NORMS = Method(
+    "norms", "the norms alone", "reconstruction", settings=NormsSettings, adapt="their_package:adapt"
+)
 """
 
 

@@ -148,7 +148,7 @@ def test_peft_refusing_an_architecture_is_one_sentence():
 
 def test_two_methods_of_one_name_are_refused():
     known = all_methods()["full"]
-    clash = Method("full", "another", "nowhere", known.config, "elsewhere:adapt")
+    clash = Method("full", "another", "nowhere", adapt="elsewhere:adapt")
     with pytest.raises(ValueError, match="two methods"):
         register(clash)
     assert register(known) is known
