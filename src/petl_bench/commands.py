@@ -173,7 +173,7 @@ def _study(parsed: argparse.Namespace) -> int:
 
 
 def _name_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
-    """Tells a study's name from the overrides, in whatever order they are given."""
+    """Separates a study's name from the overrides, in whatever order they are given."""
     names = [one for one in arguments if "=" not in one and not one.startswith("~")]
     if len(names) != 1:
         given = f"{len(names)} are given ({', '.join(names)})" if names else "none is given"

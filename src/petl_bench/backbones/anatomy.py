@@ -41,7 +41,7 @@ class Anatomy:
         feed_forward_size_key: Name of the width of the feed-forward network in the config.
         activation_key: Name of the feed-forward network's activation in the config.
         gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
-        norm_first: Whether the norms stand before attention and the feed-forward network, not after the sums.
+        norm_first: Whether the norms come before attention and the feed-forward network, not after the sums.
     """
 
     model_type: str
@@ -207,7 +207,7 @@ _ROWS = (
         attention_end="attn.out_drop",
         feed_forward_in="mlp.Wi",
         feed_forward_out="mlp.Wo",
-        # Its dropout stands before the projection.
+        # Its dropout comes before the projection.
         feed_forward_end="mlp.Wo",
         norms=("attn_norm", "mlp_norm"),
         above_layers=("model.final_norm",),
@@ -227,7 +227,7 @@ def anatomy_of(model_type: str) -> Anatomy:
     """Returns the row for a `model_type`.
 
     Raises:
-        RequestError: where the table has none.
+        RequestError: If the table has none.
     """
     if model_type not in ANATOMIES:
         raise unknown_choice("backbone.model_type", model_type, ANATOMIES)

@@ -25,7 +25,7 @@ def attention_kernel(attention: nn.Module, name: str) -> Callable[..., tuple[tor
         name: As `attn_implementation` has it.
     """
     if name == "eager":
-        # Each architecture has its own, beside its attention module.
+        # Each architecture has its own, in the module of its attention class.
         own: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
         own = sys.modules[type(attention).__module__].eager_attention_forward
         return own
@@ -81,7 +81,7 @@ class AttendToAll:
         return output
 
     def _end(self, projection: str, end: str, x: torch.Tensor) -> torch.Tensor:
-        """A projection, and the dropout after it where there is one."""
+        """A projection, and the dropout after it if there is one."""
         projected = self._part(projection, x)
         return (
             projected if getattr(self.anatomy, projection) == getattr(self.anatomy, end) else self._part(end, projected)

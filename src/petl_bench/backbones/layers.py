@@ -62,7 +62,7 @@ def resolve_layers(layers: LayersConfig, num_layers: int) -> LayerPlan:
             raise RequestError(f"layers.k={layers.k} must lie in 1..{num_layers}, the layers of this backbone.")
         return LayerPlan(num_layers - layers.k + 1, num_layers, num_layers, num_layers)
     if layers.name == "variability":
-        raise RequestError("layers=variability is chosen by a task's rows: use layers=window where there are none.")
+        raise RequestError("layers=variability is chosen by a task's rows: use layers=window if there are none.")
     if layers.bottom is None or layers.top is None:
         raise RequestError("layers=window needs layers.bottom and layers.top.")
     head = layers.top if layers.head is None else layers.head
@@ -101,7 +101,7 @@ def check_variability(layers: LayersConfig) -> None:
 def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
     """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
 
-    A plan that asks no rows stands for itself.
+    A plan that does not depend on rows is returned as it is.
 
     Raises:
         RequestError: for a setting out of its range.

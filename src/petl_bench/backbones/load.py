@@ -91,7 +91,7 @@ class Backbone:
         return self.anatomy.max_length(self.config)
 
     def check_length(self, length: int) -> None:
-        """Raises RequestError where the model does not take `length` tokens."""
+        """Raises RequestError if the model does not take `length` tokens."""
         if length > self.max_length:
             raise RequestError(
                 f"task.max_length={length} does not fit backbone={self.settings.name}, which takes at most "
@@ -113,7 +113,7 @@ class Backbone:
             device: "cpu", or "meta" for a model without weights.
 
         Raises:
-            RunError: where the weights cannot be read or do not fit.
+            RunError: If the weights cannot be read or do not fit.
         """
         import torch
         from transformers import AutoModelForSequenceClassification
@@ -157,8 +157,8 @@ def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bo
             up or downloaded.
 
     Raises:
-        RequestError: where the settings do not fit the backbone.
-        RunError: where its files cannot be had or read.
+        RequestError: If the settings do not fit the backbone.
+        RunError: If its files cannot be had or read.
     """
     source = find_source(settings) if weights and settings.weights == "pretrained" else None
     config = _read_config(source.folder) if source else _config_without_weights(settings)

@@ -60,8 +60,8 @@ def find_source(backbone: BackboneConfig) -> Source:
     """Finds (and where need be downloads) a backbone's files.
 
     Raises:
-        RequestError: where `backbone.path` holds no model in the safetensors format.
-        RunError: where the hub cannot be reached or has no safetensors, or the weights are corrupted.
+        RequestError: If `backbone.path` holds no model in the safetensors format.
+        RunError: If the hub cannot be reached or has no safetensors, or the weights are corrupted.
     """
     if backbone.path is not None:
         folder = local_folder(backbone.path)
@@ -84,7 +84,7 @@ def local_folder(path: str) -> Path:
     """The folder of `backbone.path`.
 
     Raises:
-        RequestError: where it describes no model.
+        RequestError: If it describes no model.
     """
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():

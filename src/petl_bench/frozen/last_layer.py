@@ -18,14 +18,14 @@ from petl_bench.backbones.attention import CALLED_ROLES, AttendToAll
 from petl_bench.errors import RequestError
 from petl_bench.frozen.split import output_or_none, outputs_match, perturbed
 
-# Modules that do nothing of their own beside what is done here.
+# Packages whose modules do nothing of their own besides what is done here.
 _PLAIN = ("torch.", "transformers.")
 
 _PROBE_ROWS, _PROBE_TOKENS = 3, 8
 
 
 def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
-    """Changes the last layer to give the first token's state alone, shape (batch, 1, d); a model with values is tried.
+    """Changes the last layer to give the first token's state alone, shape (batch, 1, d), after an equivalence check.
 
     The layer stays where it is, with its parts and their names; it gets another class, so that gradient checkpointing
     and hooks go on as before.
@@ -35,7 +35,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
         anatomy: Of its architecture.
 
     Raises:
-        RequestError: where something reads, or may read, the last layer's states of other tokens.
+        RequestError: If something reads, or may read, the last layer's states of other tokens.
     """
     classifier = classifier_of(model)
     obstacle = _obstacle(model, classifier, anatomy)
@@ -55,7 +55,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
 
 
 def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str | None:
-    """What can be seen without running the model; None where nothing stands in the way."""
+    """What prevents it, as far as can be seen without running the model; None if nothing does."""
     if anatomy.norm_first:
         return f"the norms of {anatomy.model_type} do not follow the sums"
     layer = anatomy.get_layers(classifier)[-1]
@@ -97,7 +97,7 @@ def _narrowing_matches(model: nn.Module, anatomy: Anatomy, layer: nn.Module, nar
     """Narrows the layer, and says whether its parts' outputs and the model's stay, with padding and without."""
     was_training, device = model.training, next(model.parameters()).device
     tokens = min(_PROBE_TOKENS, anatomy.max_length(model.config))
-    # Small numbers stand for special tokens.
+    # Small ids are special tokens.
     ids = _PROBE_TOKENS + torch.arange(_PROBE_ROWS * tokens, device=device).view(_PROBE_ROWS, tokens)
     mask = torch.ones_like(ids)
     mask[1:, tokens // 2 :] = 0

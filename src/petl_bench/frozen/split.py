@@ -1,4 +1,8 @@
-"""Tries two ways to run a model against each other: with what is trained a little off, their outputs must agree."""
+"""Finds the split point of a model: the layers below its lowest trained parameter can be computed apart.
+
+Autograd shows up to which layer no state depends on a trained parameter, and an equivalence check shows that the rest
+of the model gives the same outputs on given states. So any method is split correctly, those of other packages included.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +18,21 @@ from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 
-# Of the outputs; the sums are the same but for their order.
+# Outputs differ in the order of their sums.
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
-
 _LOW_PRECISION_TOLERANCE = {"rtol": 1e-1, "atol": 1e-1}
 
-# Added to what is trained while a model is tried: adapters that start at zero would hide what they read.
+# Standard deviation of the noise in an equivalence check: adapters that start at zero would hide what they read.
 _NOISE = 0.05
+
+Autocast = Callable[[], AbstractContextManager[None]]
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def perturbed(model: nn.Module) -> Iterator[None]:
-    """Within it all that is trained is a little off."""
+    """Within it, random noise is added to all trained parameters."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [parameter.detach().clone() for parameter in trained]
     try:
@@ -42,24 +47,21 @@ def perturbed(model: nn.Module) -> Iterator[None]:
 
 
 def output_or_none(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """What it returns; None where the model, as it is now, cannot do it."""
+    """What the call returns, or None if it fails."""
     try:
         return call()
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
-        _log.debug("the model fails while it is tried", exc_info=error)
+        _log.debug("the model fails during an equivalence check", exc_info=error)
         return None
 
 
 def outputs_match(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    """Whether two outputs are there, and the same but for the order of sums."""
+    """Whether neither output is None, and both are equal up to the order of sums."""
     if first is None or second is None:
         return False
     tolerance = _TOLERANCE if first.dtype == torch.float32 == second.dtype else _LOW_PRECISION_TOLERANCE
     same_shape = first.shape == second.shape
     return same_shape and torch.allclose(first.float(), second.float(), **tolerance, equal_nan=True)
-
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

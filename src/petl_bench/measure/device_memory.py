@@ -1,4 +1,4 @@
-"""Peak memory by phase: the process's resident set always, the CUDA allocator's where there is a GPU."""
+"""Peak memory by phase: the process's resident set always, the CUDA allocator's if there is a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What FLAT and ladder side-tuning share: a small network beside a frozen encoder, with a classifier of its own.
+"""What FLAT and ladder side-tuning share: a small network next to a frozen encoder, with a classifier of its own.
 
 The encoder runs without dropout and without a graph; its hidden states feed the side network, whose pooled output the
 new classifier reads. Nothing is propagated back into the encoder.
@@ -119,7 +119,7 @@ class SideClassifier(SideLayer):
 
 
 class SideTuner(AnatomyTuner):
-    """Base of the tuners that put a network beside the encoder."""
+    """Base of the tuners that put a network next to the encoder."""
 
     tuner_layer_cls = SideLayer
 

@@ -58,7 +58,7 @@ class Claim:
 
     Attributes:
         claim: The sentence.
-        source: Where it stands.
+        source: The paper, and where in it.
         test: What `petl_bench.reports.claims` is to compute; empty where nothing can be.
         untestable: Why it cannot be tested here; None where it can.
     """

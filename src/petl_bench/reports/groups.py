@@ -19,7 +19,7 @@ from petl_bench.reports.significance import Statistic
 # They take effect through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 
-# Training settings by which runs are not told apart: the seed, and those that change no result.
+# Training settings that do not distinguish runs: the seed, and those that change no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
 
@@ -119,7 +119,7 @@ def _differing(variants: list[dict[str, str]]) -> set[str]:
 
 
 def _shown_settings(record: Record) -> dict[str, str]:
-    """Collects all settings by which runs are told apart, apart from the seed, as text by short names."""
+    """Collects all settings that distinguish runs, apart from the seed, as text by short names."""
     config = record.config
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}

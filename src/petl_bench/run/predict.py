@@ -50,7 +50,7 @@ class Predictor:
         run_dir: The run's folder.
 
     Raises:
-        RequestError: where it holds no finished run, or no weights.
+        RequestError: If it holds no finished run, or no weights.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -157,7 +157,7 @@ def submit(run_dir: str, out_dir: str, data_root: str | None) -> Iterator[Path]:
     An MNLI run also predicts the mismatched rows and the diagnostics.
 
     Raises:
-        RequestError: where the task is none of GLUE's, or test rows are missing.
+        RequestError: If the task is none of GLUE's, or test rows are missing.
     """
     predictor = Predictor(run_dir)
     task = predictor.task

@@ -34,7 +34,7 @@ def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None 
         num_classes: How many classes there must be; None: those that occur.
 
     Raises:
-        ValueError: where a class has no example, there are fewer than two, or a state is not finite. A class with one
+        ValueError: If a class has no example, there are fewer than two, or a state is not finite. A class with one
             example is allowed; it adds no spread of its own.
 
     Returns:

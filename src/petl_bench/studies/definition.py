@@ -127,7 +127,7 @@ def _parse(text: str, where: str) -> StudyConfig:
 
 
 def _normalized(content: Any) -> Any:
-    """The file's content with what is meant by a name without settings, and by whole numbers where others may stand."""
+    """The file's content, with an empty list for a name without settings and floats for whole numbers."""
     if not isinstance(content, dict):
         raise ValueError("it holds no settings")
     for kind in ("methods", "tasks"):
@@ -147,7 +147,7 @@ def _cells(row: Any) -> Any:
 
 
 def _check(study: StudyConfig, where: str) -> None:
-    """Raises RequestError where names do not fit together."""
+    """Raises RequestError if names do not fit together."""
     if not study.methods or not study.tasks or not study.seeds:
         raise RequestError(f"{where} needs at least one of each: methods, tasks, seeds.")
     check_seeds(f"{where}, seeds", study.seeds)
@@ -176,7 +176,7 @@ def _check(study: StudyConfig, where: str) -> None:
 
 
 def check_seeds(where: str, seeds: list[int]) -> None:
-    """Raises RequestError where seeds are none, come twice or are out of range."""
+    """Raises RequestError if seeds are none, come twice or are out of range."""
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise RequestError(f"{where} must name at least one seed, each once, in 0..{2**32 - 1}.")
 

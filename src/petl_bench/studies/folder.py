@@ -49,7 +49,7 @@ class StudyFolder:
         return RunFolder(self.path / run.folder)
 
     def record(self, run: PlannedRun) -> Record | None:
-        """A run's record; None where there is none. Read again only where the file has changed."""
+        """A run's record, or None. It is read again only if the file has changed."""
         try:
             changed = (self.path / run.folder / RECORD_FILE).stat().st_mtime_ns
         except OSError:

@@ -67,8 +67,8 @@ def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) 
         write(json.dumps([asdict(run) | {"status": status} for run, status in found], indent=2))
         return
     counts = Counter(status for _, status in found)
-    words = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in _ORDER if counts[status])
-    write(f"{study.file.name}: {len(found)} runs: {words}")
+    counted = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in _ORDER if counts[status])
+    write(f"{study.file.name}: {len(found)} runs: {counted}")
     for run, status in found:
         if status in FAILURES:
             record = study.folder.record(run)

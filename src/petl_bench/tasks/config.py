@@ -61,7 +61,7 @@ class TaskConfig:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Raises RequestError where the settings contradict each other."""
+    """Raises RequestError if the settings contradict each other."""
     for key, value, allowed in (
         ("task.source", task.source, SOURCES),
         ("task.type", task.type, TYPES),

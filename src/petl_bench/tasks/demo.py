@@ -42,7 +42,7 @@ _CONTRASTS = (
 
 
 def demo_rows(split: str, data_seed: int) -> Rows:
-    """Generates a split; no sentence stands in two splits.
+    """Generates a split; no sentence is in two splits.
 
     Args:
         split: `train` (4,000 rows), `validation` or `test` (400 each).

@@ -22,7 +22,7 @@ STEP = "step"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dashboard stands and which runs it shows.
+    """Where a dashboard is kept and which runs it shows.
 
     Attributes:
         entity: Empty until it is saved.

@@ -59,7 +59,7 @@ class Synced:
 def sync(
     folders: Iterable[str | Path], *, tracker: str = "wandb", project: str | None = None, dry_run: bool = False
 ) -> Iterator[Synced]:
-    """Mirrors every finished record below `folders` that is not mirrored as it stands.
+    """Mirrors every finished record below `folders` that is not mirrored in its present form.
 
     Args:
         folders: Searched for records.

@@ -170,7 +170,7 @@ def marker_lock(folder: Path) -> BaseFileLock:
 
 
 def record_hash(content: Mapping[str, Any]) -> str:
-    """Hash of a record as it stands in its file."""
+    """Hash of a record as its file holds it."""
     as_read = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
 

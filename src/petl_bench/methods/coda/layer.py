@@ -1,4 +1,4 @@
-"""A frozen transformer layer that only some tokens pass, beside an adapter that all take."""
+"""A frozen transformer layer that only some tokens pass, parallel to an adapter that all take."""
 
 from __future__ import annotations
 

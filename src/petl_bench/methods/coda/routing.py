@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# Stands for minus infinity: exp() of it is 0, and no gradient through it is NaN.
+# Represents minus infinity: exp() of it is 0, and no gradient through it is NaN.
 _NEVER = -1e30
 
 
@@ -111,7 +111,7 @@ def real_tokens(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
 
 
 def _visible(mask: torch.Tensor) -> torch.Tensor:
-    """True where a query may see a key; a float mask is added to the scores, so 0 stands for true."""
+    """True where a query may see a key; a float mask is added to the scores, so 0 means true."""
     return mask == 0 if mask.is_floating_point() else mask.bool()
 
 

@@ -44,7 +44,7 @@ class FlTuningModel(AnatomyTuner):
         return model
 
     def _note_width(self, model: nn.Module) -> None:
-        """Tells the model's config of the wider networks, so that the merged model can be saved and loaded."""
+        """Writes the width of the wider networks into the config, so that the merged model can be saved and loaded."""
         anatomy, config = self.anatomy, cast("Any", model.config)
         key = anatomy.feed_forward_size_key
         outs = [module for name, module in model.named_modules() if anatomy.is_role(name, "feed_forward_out")]

@@ -46,7 +46,7 @@ class LayerFusion(nn.Module):
         """Normed projections, shape (batch, tokens, layers, r).
 
         Raises:
-            ValueError: where a state is missing or one too many.
+            ValueError: If a state is missing or one too many.
         """
         if len(states) != self.num_states:
             raise ValueError(f"FLAT was built for {self.num_states} hidden states and got {len(states)}")
@@ -131,7 +131,7 @@ class FlatNetwork(nn.Module):
 
 
 class FlatModel(SideTuner):
-    """Fuses the representations of all layers beside the frozen encoder (doi 10.1016/j.neunet.2024.106631).
+    """Fuses the representations of all layers next to the frozen encoder (doi 10.1016/j.neunet.2024.106631).
 
     A reconstruction, FLAT-P: only the paper's abstract could be read.
 

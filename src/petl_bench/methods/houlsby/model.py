@@ -28,7 +28,7 @@ class HoulsbyModel(AnatomyTuner):
         """See `AnatomyTuner.default_targets`."""
         if peft_config.variant == "pfeiffer" and anatomy.norm_first:
             raise ValueError(
-                f"variant=pfeiffer stands between the norms after the feed-forward network, and {anatomy.model_type} "
+                f"variant=pfeiffer is between the norms after the feed-forward network, but {anatomy.model_type} "
                 "has its norms before it"
             )
         return anatomy.layer_pattern(layers, VARIANTS[peft_config.variant])

@@ -48,7 +48,7 @@ class LadderNetwork(nn.Module):
             mask: 1 for tokens, 0 for padding, shape (batch, tokens).
 
         Raises:
-            ValueError: where a state is missing or one too many.
+            ValueError: If a state is missing or one too many.
         """
         if len(states) != self.num_states:
             raise ValueError(f"the ladder was built for {self.num_states} hidden states and got {len(states)}")

@@ -160,7 +160,7 @@ class PrefixLayer(TunerLayer):
 
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_network")
     other_param_names = ("prefix_dropout", "prefix_place")
-    unmergeable: ClassVar[str | None] = "attention has no weights that could stand for further keys and values"
+    unmergeable: ClassVar[str | None] = "attention has no weights that could represent further keys and values"
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, num_heads: int) -> None:
         super().__init__(base_layer)
