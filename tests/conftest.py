@@ -20,7 +20,7 @@ os.environ.pop("PETL_BENCH_DATA", None)
 
 
 # Tests in these folders train whole runs, start processes, or build every method on every architecture.
-INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training"}
+INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen"}
 
 
 def pytest_configure(config):

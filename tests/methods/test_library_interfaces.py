@@ -1,0 +1,78 @@
+"""Interfaces of PEFT and transformers that are not documented for our use; each failure says what to change here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+import torch
+from peft import LoraConfig, PeftType, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from transformers import BertConfig, BertModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from petl_bench.backbones.anatomy import ANATOMIES
+from petl_bench.methods.registry import _add_peft_type
+
+
+def test_pefts_enum_of_types_takes_new_members():
+    _add_peft_type("OF_A_TEST")
+    try:
+        found = PeftType("OF_A_TEST")
+        assert found is PeftType["OF_A_TEST"] is PeftType.OF_A_TEST, (
+            "PeftType no longer finds added members: see _add_peft_type in methods/registry.py"
+        )
+        assert str(found.value) == "OF_A_TEST"
+    finally:
+        PeftType._member_names_.remove("OF_A_TEST")
+        del PeftType._member_map_["OF_A_TEST"], PeftType._value2member_map_["OF_A_TEST"]
+        type.__delattr__(PeftType, "OF_A_TEST")
+
+
+def test_transformers_records_hidden_states_through_hooks_that_can_be_moved():
+    output_capturing = importlib.import_module("transformers.utils.output_capturing")
+    install = getattr(output_capturing, "maybe_install_capturing_hooks", None)
+    assert install is not None, "transformers installs its capturing hooks elsewhere: see methods/base.py"
+    model = BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8))
+    install(model)
+    hooks = model.encoder.layer[0]._forward_hooks.values()
+    assert any(getattr(hook, "__module__", "") == install.__module__ for hook in hooks), (
+        "transformers no longer hooks the layers themselves: see take_capture in methods/base.py"
+    )
+
+
+def test_attention_functions_can_be_registered_and_looked_up():
+    assert "petl_bench_prefix" in ALL_ATTENTION_FUNCTIONS.valid_keys(), (
+        "transformers' attention interface has changed: see methods/prefix/layer.py"
+    )
+
+
+@pytest.mark.parametrize("model_type", [name for name in ANATOMIES if name != "deberta-v2"])
+def test_every_architecture_has_its_eager_attention_next_to_its_attention_class(model_type):
+    module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
+    assert callable(getattr(module, "eager_attention_forward", None)), (
+        f"{model_type} has moved its eager attention: see attention_kernel in backbones/attention.py"
+    )
+
+
+def test_debertas_attention_is_the_one_that_prefixes_reimplement():
+    from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+
+    expected = ["self", "hidden_states", "attention_mask", "output_attentions", "query_states", "relative_pos",
+                "rel_embeddings"]  # fmt: skip
+    assert list(inspect.signature(DisentangledSelfAttention.forward).parameters) == expected, (
+        "DeBERTa's attention takes other arguments: see disentangled_attention in methods/prefix/layer.py"
+    )
+    for name in ("transpose_for_scores", "disentangled_attention_bias"):
+        assert hasattr(DisentangledSelfAttention, name), (
+            f"DeBERTa's attention has no {name}: see methods/prefix/layer.py"
+        )
+
+
+def test_peft_takes_an_adapter_without_targets():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    adapted = get_peft_model(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES))
+    assert not [name for name, one in adapted.named_parameters() if one.requires_grad], (
+        "PEFT's placeholder for no targets now matches modules: see methods/head"
+    )
