@@ -12,7 +12,7 @@ from petl_bench.errors import first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
-from petl_bench.records.schema import Inference, Memory, Record
+from petl_bench.records.schema import Inference, Memory, Params, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.run.describe import (
     describe_data,
@@ -29,6 +29,7 @@ from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers import open_tracker
+from petl_bench.trackers.tracker import RunIdentity
 from petl_bench.training.device import freed_memory_kept
 
 if TYPE_CHECKING:
@@ -72,90 +73,80 @@ def run(cfg: RunConfig) -> Record:
     record = Record(run_key=identity.key, config=identity.config)
     with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
         _log.info("run %s", identity.folder)
-        from accelerate.utils import set_seed
-
-        from petl_bench.estimate.costs import estimate_costs_once
-        from petl_bench.frozen.batch_source import open_batch_sources
-        from petl_bench.measure.device_memory import PeakMemory
-        from petl_bench.training.device import compile_layers, make_accelerator
-        from petl_bench.training.loop import num_training_steps
-
-        accelerator = make_accelerator(cfg.train)
-        on_cuda = accelerator.device.type == "cuda"
-        peaks = PeakMemory(on_cuda=on_cuda)
-        record.versions, record.git = versions(), git()
-        record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
-
-        # The task's rows, the backbone, and the model that the method makes of it.
-        with peaks.phase("load"):
-            task = load_task(cfg.task, cfg.data_root)
-            # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
-            record.config["task"]["labels"] = task.labels
-            # Layers are chosen on the backbone that will be trained, random weights included.
-            set_seed(cfg.train.seed)
-            layers, chosen = choose_layers(
-                cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
-            )
-            backbone = open_backbone(cfg.backbone, layers)
-            record.layers = chosen or describe_layers(backbone)
-            encoded = encode_task(task, backbone)
-            num_steps = num_training_steps(len(encoded["train"]), cfg.train)
-            model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
-            _log.info(
-                "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
-                *(f"{count:,}" for count in (record.params.trainable, record.params.trainable_head)),
-                record.params.trainable_share_of_backbone_percent,
-                f"{record.params.backbone:,}",
-            )
-            model = accelerator.prepare_model(model)
-        plain_model = accelerator.unwrap_model(model)
-        record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, plain_model)
-
-        # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
-        record.memory = Memory()
-        if lifecycle.is_main and cfg.measure.ledger:
-            costs = _try_measuring(
-                "the memory estimate could not be counted",
-                "measure.ledger",
-                lambda: estimate_costs_once(cfg, backbone, task.labels),
-            )
-            if costs is not None:
-                record.memory.estimate, record.flops = costs.estimate, costs.flops
-                _log.info(
-                    "one update of %d rows x %d tokens: %.0f MiB estimated",
-                    *(costs.estimate.batch_size, costs.estimate.sequence_length, costs.estimate.peak_bytes / 2**20),
-                )
-        if lifecycle.is_main:
-            lifecycle.tracker = open_tracker(cfg.tracker, identity)
-
-        # Features of the frozen layers are computed once; training and evaluation start from them.
-        with peaks.phase("frozen"):
-            sources = open_batch_sources(plain_model, backbone.anatomy, encoded, cfg.train, accelerator)
-            record.frozen = sources.frozen
-        if cfg.train.compile:
-            compile_layers(plain_model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
-
-        evaluator = Evaluator(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-        progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
-        with peaks.phase("eval"):
-            record.scores = evaluator.final_scores(progress, cfg.train.selection)
-
-        peaks.log()
-        record.time = describe_time(progress, sources.seconds, accelerator)
-        record.memory.device = describe_device_memory(peaks)
-        record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
-        if lifecycle.is_main:
-            trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            if cfg.train.save_weights:
-                record.params.stored_bytes = save_trained(folder, trained, backbone)
-            if cfg.measure.inference:
-                seconds = _INFERENCE_SHARE * record.time.train_seconds
-                record.inference = _try_measuring(
-                    "inference could not be timed",
-                    "measure.inference",
-                    lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
-                )
+        _make(cfg, identity, lifecycle)
     return record
+
+
+def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> None:
+    """Makes a run from its rows to its scores, and fills in its record."""
+    from accelerate.utils import set_seed
+
+    from petl_bench.frozen.batch_source import open_batch_sources
+    from petl_bench.measure.device_memory import PeakMemory
+    from petl_bench.training.device import compile_layers, make_accelerator
+    from petl_bench.training.loop import num_training_steps
+
+    record = lifecycle.record
+    accelerator = make_accelerator(cfg.train)
+    on_cuda = accelerator.device.type == "cuda"
+    peaks = PeakMemory(on_cuda=on_cuda)
+    record.versions, record.git = versions(), git()
+    record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
+
+    # The task's rows, the backbone, and the model that the method makes of it.
+    with peaks.phase("load"):
+        task = load_task(cfg.task, cfg.data_root)
+        # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
+        record.config["task"]["labels"] = task.labels
+        # Layers are chosen on the backbone that will be trained, random weights included.
+        set_seed(cfg.train.seed)
+        layers, chosen = choose_layers(
+            cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
+        )
+        backbone = open_backbone(cfg.backbone, layers)
+        record.layers = chosen or describe_layers(backbone)
+        encoded = encode_task(task, backbone)
+        num_steps = num_training_steps(len(encoded["train"]), cfg.train)
+        model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
+        _log_params(record.params)
+        model = accelerator.prepare_model(model)
+    plain_model = accelerator.unwrap_model(model)
+    record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, plain_model)
+
+    # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
+    record.memory = Memory()
+    if lifecycle.is_main and cfg.measure.ledger:
+        _estimate(cfg, backbone, task.labels, record)
+    if lifecycle.is_main:
+        lifecycle.tracker = open_tracker(cfg.tracker, identity)
+
+    # Features of the frozen layers are computed once; training and evaluation start from them.
+    with peaks.phase("features"):
+        sources = open_batch_sources(plain_model, backbone.anatomy, encoded, cfg.train, accelerator)
+        record.frozen = sources.frozen
+    if cfg.train.compile:
+        compile_layers(plain_model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
+
+    evaluator = Evaluator(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+    progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
+    with peaks.phase("eval"):
+        record.scores = evaluator.final_scores(progress, cfg.train.selection)
+
+    peaks.log()
+    record.time = describe_time(progress, sources.seconds, accelerator)
+    record.memory.device = describe_device_memory(peaks)
+    record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
+    if lifecycle.is_main:
+        trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if cfg.train.save_weights:
+            record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone)
+        if cfg.measure.inference:
+            seconds = _INFERENCE_SHARE * record.time.train_seconds
+            record.inference = _try_measuring(
+                "inference could not be timed",
+                "measure.inference",
+                lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
+            )
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
@@ -175,6 +166,40 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
     same_rows = task.report is task.selection
     return encoded | {"report": encoded["selection"] if same_rows else encode(task.report, tokenizer, length)}
+
+
+def _log_params(params: Params) -> None:
+    _log.info(
+        "%s parameters trained, %s of them in the head: %.3f %% of the backbone's %s",
+        *(f"{count:,}" for count in (params.trainable, params.trainable_head)),
+        params.trainable_share_of_backbone_percent,
+        f"{params.backbone:,}",
+    )
+
+
+def _estimate(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, record: Record) -> None:
+    """Fills in the memory estimate and the operations of one update, as `petl-bench plan` gives them.
+
+    Args:
+        cfg: The whole config.
+        backbone: Opened with the run's layers.
+        labels: Names of the classes; None for regression.
+        record: The record with an empty `memory`.
+    """
+    from petl_bench.estimate.costs import estimate_costs_once
+
+    assert record.memory
+    costs = _try_measuring(
+        "the memory estimate could not be counted",
+        "measure.ledger",
+        lambda: estimate_costs_once(cfg, backbone, labels),
+    )
+    if costs is not None:
+        record.memory.estimate, record.flops = costs.estimate, costs.flops
+        _log.info(
+            "one update of %d rows x %d tokens: %.0f MiB estimated",
+            *(costs.estimate.batch_size, costs.estimate.sequence_length, costs.estimate.peak_bytes / 2**20),
+        )
 
 
 def _train(

@@ -17,7 +17,14 @@ _ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, *FAILURES)
 
 
 def print_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints every method on every task: what is finished, what would run, what it is predicted to take."""
+    """Prints every method on every task: what is finished, what would run, and its estimated costs.
+
+    Args:
+        study: The study.
+        costs: Estimated costs by method and task.
+        write: Prints text.
+        as_json: Whether to print a JSON list with an object a run.
+    """
     if as_json:
         by_cell = {(cost.method, cost.task): asdict(cost) for cost in costs}
         rows = [

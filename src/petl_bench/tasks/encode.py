@@ -54,7 +54,17 @@ class EncodedRows:
 
 
 def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cached: bool = True) -> EncodedRows:
-    """Tokenizes rows, text pairs jointly and cut to `max_length` from the longer side, or reads them from the cache."""
+    """Tokenizes rows, or reads their token ids from the cache.
+
+    Args:
+        rows: Texts; those of a pair are tokenized jointly.
+        tokenizer: The backbone's.
+        max_length: Most tokens of a row. Longer rows are truncated, of a pair the longer text.
+        cached: Whether to read from the cache and write to it.
+
+    Returns:
+        Token ids of all rows without padding.
+    """
     file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
     arrays = _read(file) if cached else None
     if arrays is None:

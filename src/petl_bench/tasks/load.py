@@ -102,7 +102,18 @@ def has_validation(settings: TaskConfig) -> bool:
 
 
 def read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
-    """Reads the rows of a role: `train`, `validation` or `test`."""
+    """Reads the rows of a role.
+
+    Args:
+        settings: The task.
+        role: `train`, `validation` or `test`.
+        labels: Names of the classes; None for regression.
+        data_root: Folder of local rows; None: from the hub or its cache.
+
+    Raises:
+        RequestError: If files, columns or labels do not fit.
+        RunError: If the hub cannot be reached.
+    """
     if settings.source == "files":
         key = f"{role}_file"
         file = getattr(settings, key)
@@ -117,7 +128,19 @@ def read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_ro
 
 
 def read_subset(settings: TaskConfig, subset: str, split: str, labels: list[str] | None, data_root: str | None) -> Rows:
-    """Reads a split of any subset of the task's hub dataset."""
+    """Reads a split of any subset of the task's hub dataset.
+
+    Args:
+        settings: The task.
+        subset: The dataset's config, such as `mrpc`.
+        split: Name of the split, such as `validation_matched`.
+        labels: Names of the classes; None for regression.
+        data_root: Folder of local rows; None: from the hub or its cache.
+
+    Raises:
+        RequestError: If there is no such split, or its columns or labels do not fit.
+        RunError: If the hub cannot be reached.
+    """
     table = read_hub_split(settings, subset, split, data_root)
     return rows_from_table(table, settings, labels, f"{subset}/{split}")
 

@@ -81,10 +81,19 @@ def disentangled_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """DeBERTa's attention with a prefix: `DisentangledSelfAttention.forward` of transformers 5, which has no interface.
 
-    The prefix takes part in the content-to-content term alone.
+    The prefix takes part only in the content-to-content term.
+
+    Args:
+        module: The attention module; its `prefix_source` gives keys and values of shape (heads, length, head width).
+        hidden_states: Shape (batch, tokens, d).
+        attention_mask: Zero where a key is hidden, shape (batch, 1, tokens, tokens).
+        output_attentions: Whether to return the probabilities.
+        query_states: States that ask, if they are others; shape (batch, tokens, d).
+        relative_pos: Relative distances of tokens, as the library computes them.
+        rel_embeddings: The table of relative positions.
 
     Returns:
-        Context of shape (batch, tokens, d); the probabilities where asked for, else None.
+        Context of shape (batch, tokens, d), and the probabilities if asked for, else None.
     """
     keys, values = module.prefix_source()
     heads, length, _ = keys.shape
