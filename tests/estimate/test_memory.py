@@ -28,6 +28,12 @@ PAIRS = sorted(
     | {(method, ARCHITECTURES[1 + number % (len(ARCHITECTURES) - 1)]) for number, method in enumerate(METHODS)}
     | {("full", architecture) for architecture in ARCHITECTURES}
 )
+OTHER_PAIRS = [
+    pytest.param(method, architecture, marks=pytest.mark.slow)
+    for method in METHODS
+    for architecture in ARCHITECTURES
+    if (method, architecture) not in PAIRS
+]
 
 
 def adapted(device: str, *overrides: str):
@@ -66,7 +72,7 @@ def costs(*overrides: str):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("method", "architecture"), PAIRS)
+@pytest.mark.parametrize(("method", "architecture"), [*PAIRS, *OTHER_PAIRS])
 def test_fake_tensors_give_the_same_bytes_as_real_ones(method, architecture):
     overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}")
     autocast = None if architecture == "bert" else torch.bfloat16
