@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
-from petl_bench.config import CONFIG_ERRORS, config_from_dict, explain, load_config
+from petl_bench.config import config_from_dict, load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.run_key import run_key
 
@@ -63,13 +63,10 @@ def test_a_record_config_reads_back_equal():
     ],
 )
 def test_wrong_overrides_are_explained(override, words):
-    names = ["train.epochs", "train.seed", "method.r", "method.alpha"]
-    with pytest.raises(CONFIG_ERRORS) as raised:
+    with pytest.raises(RequestError) as raised:
         load_config(["method=peft", override] if "args" in override else [override])
-    explained = explain(raised.value, names)
-    assert isinstance(explained, RequestError)
-    assert words in str(explained)
-    assert "\n" not in str(explained)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

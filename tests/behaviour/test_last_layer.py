@@ -59,7 +59,7 @@ def test_it_is_right_or_refused_with_and_without_values(method, architecture, mo
     meta_model = without_memory(method, architecture)
     reason = REFUSED_ON.get(architecture) or REFUSED.get(method.split("_")[0])
     if reason is not None:
-        monkeypatch.setattr(last_layer, "_agrees", lambda *_: pytest.fail("seen without a trial"))
+        monkeypatch.setattr(last_layer, "_narrowing_matches", lambda *_: pytest.fail("seen without a trial"))
         for one in (model, meta_model):
             with pytest.raises(RequestError, match=reason) as raised:
                 narrow_last_layer(one, backbone.anatomy)
