@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.layers import LayersConfig
@@ -33,7 +33,7 @@ from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
 
 CONFIG_MODULE = "petl_bench.conf"
-CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
+_CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
 _GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
@@ -168,8 +168,10 @@ def run_help(overrides: list[str]) -> str:
     """The text of `run --help`, as Hydra prints it but in a fraction of the time: Hydra also looks up all groups."""
     overrides = [one for one in overrides if not one.startswith("-")]
     with explained(overrides), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        settings = compose("config", overrides=overrides)
-        template = compose("config", overrides=overrides, return_hydra_config=True).hydra.help.template
+        settings = compose("config", overrides=overrides, return_hydra_config=True)
+    template = settings.hydra.help.template
+    with open_dict(settings):
+        del settings["hydra"]
     return str(template).replace("$CONFIG", OmegaConf.to_yaml(settings)).rstrip()
 
 
@@ -178,22 +180,17 @@ def explained(overrides: list[str]) -> Iterator[None]:
     """Within it, errors of Hydra and OmegaConf become a request error that says what is wrong with the overrides."""
     try:
         yield
-    except CONFIG_ERRORS as error:
-        raise explain(error, _known_settings(overrides)) from error
+    except _CONFIG_ERRORS as error:
+        raise _explain(error, overrides) from error
 
 
-def explain(error: Exception, known_settings: Iterable[str] = ()) -> RequestError:
-    """Turns an error of Hydra or OmegaConf into a request error that names the key and the way out.
-
-    Args:
-        error: What Hydra raised.
-        known_settings: Dotted keys that exist, for suggestions.
-    """
+def _explain(error: Exception, overrides: list[str]) -> RequestError:
+    """Turns an error of Hydra or OmegaConf into a request error that names the key and the way out."""
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _missing_option(error, text)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_setting(match.group(1), known_settings)
+        return _unknown_setting(match.group(1), _known_settings(overrides))
     if match := re.search(r"Error merging override (\S+)", text):
         return RequestError(f"{match.group(1)}: {_cause(error)}. {_HELP}")
     if match := re.search(r"Could not append to config.*?'([^']+)'.*?already", text, re.DOTALL):
@@ -202,12 +199,12 @@ def explain(error: Exception, known_settings: Iterable[str] = ()) -> RequestErro
     return RequestError(f"{first_lines.rstrip('.')}. {_HELP}")
 
 
-def setting_names(config: DictConfig) -> list[str]:
+def _setting_names(config: DictConfig) -> list[str]:
     """The dotted keys of all settings of a config."""
     names: list[str] = []
     for key in map(str, config):
         node = OmegaConf.select(config, key, throw_on_missing=False)
-        names += [f"{key}.{name}" for name in setting_names(node)] if isinstance(node, DictConfig) else [key]
+        names += [f"{key}.{name}" for name in _setting_names(node)] if isinstance(node, DictConfig) else [key]
     return names
 
 
@@ -218,10 +215,9 @@ def _missing_option(error: MissingConfigException, text: str) -> RequestError:
     return RequestError(f"{text.splitlines()[0]}. {_HELP}")
 
 
-def _unknown_setting(key: str, known_settings: Iterable[str]) -> RequestError:
+def _unknown_setting(key: str, known: list[str]) -> RequestError:
     if key in _FREE_MAPPINGS:
         return RequestError(f"{key} takes names of its own: add each with a plus sign, as in +{key}.NAME=VALUE.")
-    known = list(known_settings)
     parent = f"{key.rpartition('.')[0]}." if "." in key else ""
     siblings = sorted({name[len(parent) :].partition(".")[0] for name in known if name.startswith(parent)})
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
@@ -241,6 +237,6 @@ def _known_settings(overrides: list[str]) -> list[str]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return setting_names(compose("config", overrides=options))
-    except CONFIG_ERRORS:
+            return _setting_names(compose("config", overrides=options))
+    except _CONFIG_ERRORS:
         return []

@@ -18,8 +18,6 @@ from petl_bench.reports.significance import (
     paired_difference,
 )
 
-STATISTICS = ("mean", "median")
-
 
 @dataclass(frozen=True)
 class ColumnRanking:

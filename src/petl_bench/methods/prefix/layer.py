@@ -19,9 +19,6 @@ from petl_bench.methods.base import TunerLayer
 # The name under which attention modules with a prefix look up their attention function.
 IMPLEMENTATION = "petl_bench_prefix"
 
-# How an attention module gives the prefix its keys and values, each (heads, length, head width); None: none active.
-PrefixSource = Callable[[], tuple[torch.Tensor, torch.Tensor] | None]
-
 
 def prefixed_attention(
     module: nn.Module,
