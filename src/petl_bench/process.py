@@ -6,6 +6,9 @@ import logging
 import os
 import sys
 from pathlib import Path
+from types import FrameType
+
+from petl_bench.errors import Interrupted
 
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
@@ -20,6 +23,11 @@ def gpu_may_be_there() -> bool:
     if sys.platform != "linux":
         return True
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
+
+
+def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
+    """A signal handler that ends what is being done as Ctrl-C would."""
+    raise Interrupted(signum)
 
 
 def cache_dir() -> Path:

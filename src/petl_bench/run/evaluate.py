@@ -117,9 +117,9 @@ class Evaluator:
 
     def _report_scores(self, selection_scores: dict[str, float]) -> dict[str, float]:
         """Scores the report split, unless it is the selection split, and the extra splits under their names."""
-        same_rows = self._task.report is self._task.selection
-        scores = dict(selection_scores) if same_rows else self._scores("report", self._task.settings.metrics)
-        for name, extra in self._task.extra.items():
+        task = self._task
+        scores = dict(selection_scores) if task.reports_on_selection else self._scores("report", task.settings.metrics)
+        for name, extra in task.extra.items():
             scores |= {f"{name}_{metric}": value for metric, value in self._scores(name, extra.metrics).items()}
         return scores
 

@@ -9,11 +9,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from petl_bench.errors import Interrupted, OutOfMemoryError, RequestError, RunError, first_line
-from petl_bench.process import is_main_process
+from petl_bench.process import is_main_process, raise_interrupted
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
@@ -48,8 +48,8 @@ class RunLifecycle:
     def __enter__(self) -> Self:
         # A cluster's engine has handlers of its own, which queue the job again.
         ours = threading.current_thread() is threading.main_thread()
-        if ours and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _raise_interrupted):
-            self._previous_signal = signal.signal(signal.SIGTERM, _raise_interrupted)
+        if ours and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, raise_interrupted):
+            self._previous_signal = signal.signal(signal.SIGTERM, raise_interrupted)
         if self.is_main:
             try:
                 self._open_log()
@@ -160,7 +160,3 @@ def _signals_ignored() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-def _raise_interrupted(signum: int, _frame: FrameType | None) -> None:
-    raise Interrupted(signum)

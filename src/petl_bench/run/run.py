@@ -164,8 +164,8 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     splits = {"train": task.train, "selection": task.selection}
     splits |= {name: extra.rows for name, extra in task.extra.items()}
     encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
-    same_rows = task.report is task.selection
-    return encoded | {"report": encoded["selection"] if same_rows else encode(task.report, tokenizer, length)}
+    report = encoded["selection"] if task.reports_on_selection else encode(task.report, tokenizer, length)
+    return encoded | {"report": report}
 
 
 def _log_params(params: Params) -> None:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
 
 from petl_bench.config import resolved
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
 from petl_bench.estimate.plan import PlanRow, estimate_all
+from petl_bench.process import raise_interrupted
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study
 from petl_bench.studies.executors import start_workers
@@ -201,10 +201,7 @@ def _left(study: Study) -> list[PlannedRun]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    def interrupt(signum: int, _frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, raise_interrupted)
     try:
         yield
     finally:

@@ -58,6 +58,11 @@ class Task:
         """Which way the primary metric is better."""
         return METRICS[self.settings.metric].higher_is_better
 
+    @property
+    def reports_on_selection(self) -> bool:
+        """Whether the rows to report on are those that choose the checkpoint, so that they are scored once."""
+        return self.report is self.selection
+
     def fingerprint(self) -> str:
         """Hex sha256 of all rows in use."""
         extra = [item.rows for item in self.extra.values()]
