@@ -9,13 +9,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from petl_bench.frozen import cache as feature_cache
 from petl_bench.frozen.cache import FeatureFile, prune
 from petl_bench.process import cache_dir
-from petl_bench.run.identity import identify
 from petl_bench.run.run import run
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 FROZEN = {
     "head": ["method=head"],
@@ -26,27 +26,12 @@ FROZEN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch, tmp_path):
-    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    feature_cache._kept.clear()
-    yield
-    feature_cache._kept.clear()
-
-
-def outcome(cfg):
-    record = run(cfg)
-    (file,) = identify(cfg).folder.glob("*/*.safetensors")
-    losses = [(entry.train_loss, entry.scores) for entry in record.history]
-    return record, losses, load_file(file)
-
-
 def entries():
     return sorted((cache_dir() / "frozen").glob("*.states"))
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path):
+def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path, outcome):
     found = {}
     for number, cache in enumerate(("off", "memory", "memory", "disk", "disk")):
         cfg = tiny(*FROZEN[name], f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
@@ -86,7 +71,7 @@ def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
-def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog):
+def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog, outcome):
     options = ["method=head", "train.cache=disk", "train.epochs=2"]
     cfg = tiny(*options)
     _, losses, _ = outcome(cfg)

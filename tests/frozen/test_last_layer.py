@@ -5,38 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
-from petl_bench.frozen import cache as feature_cache
 from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.predict import Predictor
 from petl_bench.run.run import run
 from petl_bench.tasks.rows import Rows
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
 FIRST = "train.last_layer=first_token"
 TOP = ["layers=top", "layers.k=1"]
 SHORT = ["train.max_steps=2", "task.num_train_examples=32"]
 TINY = ["task=demo", "backbone=tiny_bert", "train.batch_size=16", "task.max_length=16"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch, tmp_path):
-    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    feature_cache._kept.clear()
-    yield
-    feature_cache._kept.clear()
-
-
-def outcome(cfg):
-    record = run(cfg)
-    (file,) = identify(cfg).folder.glob("*/*.safetensors")
-    return record, [(entry.train_loss, entry.scores) for entry in record.history], load_file(file)
 
 
 def assert_same_bits(first, second):
@@ -63,7 +49,7 @@ def test_scores_are_those_of_the_whole_layer(tiny):
 
 
 @pytest.mark.parametrize("overrides", [["method=head"], [*TOP], ["method=full", *TOP], ["method=houlsby", *TOP]])
-def test_cached_or_not_to_the_bit(overrides, tiny, tmp_path):
+def test_cached_or_not_to_the_bit(overrides, tiny, tmp_path, outcome):
     found = [
         outcome(tiny(*overrides, FIRST, "train.epochs=2", f"train.cache={cache}", f"runs_dir={tmp_path / cache}"))
         for cache in ("off", "memory", "disk")
@@ -85,7 +71,7 @@ def test_states_of_the_whole_layer_and_of_its_first_token_have_different_keys(ti
     assert run(tiny(*lower, FIRST)).frozen.reused
 
 
-def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeypatch):
+def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeypatch, outcome):
     from petl_bench.training.loop import TrainingLoop
 
     options = [FIRST, "train.epochs=2", "train.checkpoint_seconds=0"]
