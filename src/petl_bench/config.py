@@ -71,6 +71,12 @@ class RunConfig:
         return asdict(self)
 
 
+def option_names(group: str) -> list[str]:
+    """The names of the options that a group of conf/ ships, in alphabetical order."""
+    folder = files(CONFIG_MODULE).joinpath(group)
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
 def register_schemas() -> None:
     """Makes the schema of a run, and of every registered method, known to Hydra."""
     _register(tuple(registry.all_methods().values()))

@@ -54,6 +54,11 @@ class Group:
         return self.first.protocol.higher_is_better
 
     @property
+    def trained(self) -> int:
+        """The number of trained parameters, head included."""
+        return self.first.params.trainable if self.first.params else 0
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds in ascending order."""
         return sorted(record.protocol.seed for record in self.records if record.protocol)
@@ -104,7 +109,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
             label = " ".join([method, *(f"{key}={value}" for key, value in settings.items() if key in differing)])
             groups.append(Group(task, backbone, label, sorted(same, key=_seed)))
     assert len({(group.task, group.backbone, group.label) for group in groups}) == len(groups)
-    return sorted(groups, key=lambda group: (group.task, group.backbone, _trained(group), group.label))
+    return sorted(groups, key=lambda group: (group.task, group.backbone, group.trained, group.label))
 
 
 def is_comparable(record: Record) -> bool:
@@ -137,10 +142,6 @@ def _shown_settings(record: Record) -> dict[str, str]:
 
 def _seed(record: Record) -> int:
     return record.protocol.seed if record.protocol else 0
-
-
-def _trained(group: Group) -> int:
-    return group.first.params.trainable if group.first.params else 0
 
 
 @dataclass(frozen=True)

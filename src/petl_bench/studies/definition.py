@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from petl_bench.config import CONFIG_MODULE
+from petl_bench.config import CONFIG_MODULE, option_names
 from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
@@ -81,8 +81,7 @@ _SUFFIX = ".yaml"
 
 def study_names() -> list[str]:
     """The studies that ship."""
-    folder = files(CONFIG_MODULE).joinpath("study")
-    return sorted(item.name.removesuffix(_SUFFIX) for item in folder.iterdir() if item.name.endswith(_SUFFIX))
+    return option_names("study")
 
 
 def open_study(name_or_file: str) -> tuple[str, StudyConfig]:

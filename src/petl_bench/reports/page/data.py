@@ -92,7 +92,7 @@ def page_data(
     order = task_order(studies)
     named = sorted(
         named,
-        key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, _trained(item), item.method),
+        key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
     rows = [_row(index, item) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
@@ -107,7 +107,7 @@ def page_data(
             for key in AXES
             if _any(rows, key) and (axis := FIELDS[key])
         ],
-        "methods": list(dict.fromkeys(item.method for item in sorted(named, key=_trained))),
+        "methods": list(dict.fromkeys(item.method for item in sorted(named, key=lambda item: item.group.trained))),
         "rows": rows,
         "rows_curves": [
             {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
@@ -226,7 +226,3 @@ def _commit(git: Mapping[str, Any]) -> str:
 
 def _any(rows: list[dict[str, Any]], key: str) -> bool:
     return any(row.get(key) is not None for row in rows)
-
-
-def _trained(item: NamedGroup) -> int:
-    return item.group.first.params.trainable if item.group.first.params else 0
