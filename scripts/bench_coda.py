@@ -15,7 +15,8 @@ import torch
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext
 
 VARIANTS = {
     "r=1": ["method.reduction=1"],
@@ -33,7 +34,7 @@ def build(backbone: str, overrides: list[str]) -> torch.nn.Module:
     opened = open_backbone(cfg.backbone, cfg.layers)
     torch.manual_seed(0)
     context = AdaptContext(opened.anatomy, opened.plan, num_training_steps=1)
-    return get_method("coda").load_adapt()(opened.build_model(2), cfg.method, context).eval()
+    return adapt(opened.build_model(2), cfg.method, context).eval()
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from petl_bench.backbones.load import open_backbone
-from petl_bench.config import CONFIG_MODULE, load_config
+from petl_bench.config import CONFIG_MODULE, load_config, option_names
 from petl_bench.errors import RequestError
-from petl_bench.methods.registry import AdaptContext, all_methods, get_method
+from petl_bench.methods.registry import AdaptContext, all_methods
 
 Row = dict[str, Any]
 
@@ -130,9 +130,8 @@ def _described(group: str) -> Callable[[], list[Row]]:
 
 def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
     folder = files(CONFIG_MODULE).joinpath(group)
-    names = sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
     found = []
-    for name in names:
+    for name in option_names(group):
         content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
         assert isinstance(content, dict)
         found.append((name, {str(key): value for key, value in content.items()}))
@@ -164,6 +163,8 @@ def probe(request: list[str], architecture: str) -> Capability:
         request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
         architecture: A `model_type` of the anatomy table.
     """
+    from petl_bench.methods.base import adapt
+
     cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", "layers=all", *request])
     backbone = open_backbone(cfg.backbone, cfg.layers)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
@@ -171,7 +172,7 @@ def probe(request: list[str], architecture: str) -> Capability:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model = get_method(cfg.method.name).load_adapt()(backbone.build_model(2), cfg.method, context)
+            model = adapt(backbone.build_model(2), cfg.method, context)
         except RequestError as error:
             return Capability(label, architecture, str(error), "it does not adapt")
         return Capability(label, architecture, None, _merging_refused(model))

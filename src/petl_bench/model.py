@@ -12,7 +12,7 @@ from torch import nn
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, RunError
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.registry import AdaptContext
 from petl_bench.records.schema import Params
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 
@@ -72,14 +72,14 @@ def build_adapted(
     from accelerate.utils import set_seed
 
     from petl_bench.frozen.last_layer import narrow_last_layer
+    from petl_bench.methods.base import adapt
 
-    method = get_method(cfg.method.name)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps)
     set_seed(cfg.train.seed)
     model: nn.Module = backbone.build_model(len(labels) if labels else 1, labels, device)
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
-        model = method.load_adapt()(model, cfg.method, context)
+        model = adapt(model, cfg.method, context)
     params = count_parameters(model, num_backbone, backbone.anatomy.in_head)
     if params.trainable == 0:
         raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")

@@ -8,7 +8,8 @@ import torch
 from behaviour.matrix import LABELS, adapted, batch, logits, opened, plain_model, train
 from petl_bench.backbones.layers import LayersConfig
 from petl_bench.backbones.load import open_backbone
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext
 
 
 def full(*layers: str, architecture: str = "roberta"):
@@ -16,7 +17,7 @@ def full(*layers: str, architecture: str = "roberta"):
     torch.manual_seed(0)
     model = backbone.build_model(2)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=10)
-    return get_method("full").load_adapt()(model, cfg.method, context), backbone
+    return adapt(model, cfg.method, context), backbone
 
 
 @pytest.mark.parametrize("head", [1, 3, 4])

@@ -12,7 +12,8 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext
 
 ARCHITECTURES = list(TINY_BACKBONES)
 # What one layer gains, as (role in the anatomy table, names inside that part).
@@ -127,7 +128,7 @@ def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.M
     plain = backbone.build_model(2)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
     torch.manual_seed(1)
-    return get_method(cfg.method.name).load_adapt()(plain, cfg.method, context).eval(), backbone
+    return adapt(plain, cfg.method, context).eval(), backbone
 
 
 def batch(padded: bool = True) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from petl_bench.errors import RequestError
 from petl_bench.frozen import last_layer
 from petl_bench.frozen.last_layer import narrow_last_layer
 from petl_bench.frozen.split import perturbed
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext
 
 # What reads other tokens of the last layer, or acts between its parts, with words of the reason.
 REFUSED = {
@@ -30,7 +31,7 @@ def without_memory(method, architecture):
     cfg, backbone = opened(architecture, *METHODS[method].overrides)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
     with torch.device("meta"):
-        return get_method(cfg.method.name).load_adapt()(backbone.build_model(2, device="meta"), cfg.method, context)
+        return adapt(backbone.build_model(2, device="meta"), cfg.method, context)
 
 
 def narrowed(method, architecture, *overrides):
@@ -206,7 +207,7 @@ def test_parts_that_mix_tokens_are_found_by_trying():
     """Lily's router takes the mean over tokens, in the query's projection too; the outputs hardly show it."""
     cfg, backbone = opened("bert", "method=peft", "method.type=LILY")
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
-    model = get_method("peft").load_adapt()(backbone.build_model(2), cfg.method, context)
+    model = adapt(backbone.build_model(2), cfg.method, context)
     with pytest.raises(RequestError, match="other tokens"):
         narrow_last_layer(model, backbone.anatomy)
 

@@ -17,7 +17,8 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import _search, estimate_costs, largest_batch, pass_sizes
 from petl_bench.estimate.memory import measure_update
 from petl_bench.estimate.tensor_modes import as_fake_cpu
-from petl_bench.methods.registry import AdaptContext, all_methods, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext, all_methods
 
 MIB = 2**20
 METHODS = [name for name in all_methods() if name != "layer_selection"]
@@ -41,7 +42,7 @@ def adapted(device: str, *overrides: str):
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
     with torch.device("meta") if device == "meta" else nullcontext():
-        return get_method(cfg.method.name).load_adapt()(backbone.build_model(2, device=device), cfg.method, context)
+        return adapt(backbone.build_model(2, device=device), cfg.method, context)
 
 
 def batch(rows, length, device="cpu"):

@@ -9,7 +9,8 @@ import pytest
 from petl_bench.backbones.layers import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
-from petl_bench.methods.registry import AdaptContext, get_method
+from petl_bench.methods.base import adapt
+from petl_bench.methods.registry import AdaptContext
 from petl_bench.model import count_backbone, count_parameters
 
 ENCODER = {
@@ -48,7 +49,7 @@ def count(backbone: str, num_labels: int, *overrides: str):
     in_head = opened.anatomy.in_head
     encoder = count_backbone(model, in_head)
     context = AdaptContext(opened.anatomy, opened.plan, num_training_steps=10)
-    adapted = get_method(cfg.method.name).load_adapt()(model, cfg.method, context)
+    adapted = adapt(model, cfg.method, context)
     return count_parameters(adapted, encoder, in_head)
 
 

@@ -13,6 +13,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES, probe_all
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
+from petl_bench.methods import base
 from petl_bench.methods.bitfit.config import BitFitConfig
 from petl_bench.methods.registry import AdaptContext, Method, all_methods, get_method, register
 
@@ -31,7 +32,7 @@ def adapt(backbone: str, *overrides: str):
     torch.manual_seed(0)
     plain = opened.build_model(2)
     context = AdaptContext(opened.anatomy, opened.plan, num_training_steps=10)
-    return get_method(cfg.method.name).load_adapt()(plain, cfg.method, context), opened
+    return base.adapt(plain, cfg.method, context), opened
 
 
 def batch(length: int = 8) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -16,7 +17,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from petl_bench.backbones.anatomy import ANATOMIES, Anatomy
 from petl_bench.errors import RequestError
-from petl_bench.methods.registry import AdaptContext, MethodConfig, register_tuners
+from petl_bench.methods.registry import AdaptContext, MethodConfig, get_method, register_tuners
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -267,7 +268,29 @@ def train_whole(config: LayerwiseConfig, modules: Iterable[str]) -> None:
     config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules]))
 
 
-def adapt_with_peft_config(
+def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:
+    """Applies a method to a model.
+
+    Args:
+        model: A plain sequence classifier, which is changed in place.
+        config: The options of the method; its name says which.
+        context: The anatomy of the model, the layer plan and the number of updates to come.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        RequestError: If an option is out of range, or the method does not fit the layer plan or the architecture.
+    """
+    method = get_method(config.name)
+    if method.adapt is not None:
+        adapted: nn.Module = pkgutil.resolve_name(method.adapt)(model, config, context)
+        return adapted
+    assert method.peft_config is not None
+    return _adapt_with_peft_config(pkgutil.resolve_name(method.peft_config), model, config, context)
+
+
+def _adapt_with_peft_config(
     config_class: type[PeftConfig], model: nn.Module, config: MethodConfig, context: AdaptContext
 ) -> PeftModel:
     """Adds an adapter whose options are those of the method.

@@ -10,22 +10,17 @@ import dataclasses
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.layers import LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
-
-if TYPE_CHECKING:
-    from torch import nn
-
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 
@@ -75,9 +70,6 @@ class AdaptContext:
         return None if self.plan.everything else [layer - 1 for layer in self.plan.adapted]
 
 
-AdaptFunction = Callable[["nn.Module", Any, AdaptContext], "nn.Module"]
-
-
 @dataclass(frozen=True)
 class Method:
     """One way to adapt a backbone.
@@ -118,23 +110,6 @@ class Method:
             # The fields come in the reverse order of the bases: the options follow the name and the learning rates.
             bases=(self.settings, MethodConfig) if self.settings else (MethodConfig,),
         )
-
-    def load_adapt(self) -> AdaptFunction:
-        """Imports and returns the function that adapts a model.
-
-        Returns:
-            A function of the model, the `MethodConfig` and an `AdaptContext`. It changes the model in place and returns
-            the adapted one.
-        """
-        import peft  # noqa: F401 (before any module of a method, so that all tuners are registered)
-
-        if self.adapt is not None:
-            function: AdaptFunction = pkgutil.resolve_name(self.adapt)
-            return function
-        assert self.peft_config is not None
-        # By name, as that module needs PEFT and this one must not.
-        adapt = pkgutil.resolve_name("petl_bench.methods.base:adapt_with_peft_config")
-        return partial(adapt, pkgutil.resolve_name(self.peft_config))
 
 
 _METHODS: dict[str, Method] = {}
