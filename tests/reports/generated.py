@@ -18,10 +18,11 @@ from petl_bench.records.schema import (
     Time,
 )
 from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.reports.differences import find_differences
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.ranking import rank_methods
+from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import ReportTable
-from petl_bench.reports.results_table import backbone_results
+from petl_bench.reports.results_table import ResultsTable, backbone_results
 from petl_bench.reports.tables import scores_table
 
 
@@ -95,6 +96,10 @@ def study(methods: list[str], tasks: list[str], seeds: int, **fields) -> StudyFi
 def results_tables(made: list[Record], statistic: str = "mean") -> list[ReportTable]:
     """The tables of runs that belong to no study, one a backbone."""
     return [
-        scores_table(results, rank_methods(results, statistic), statistic)
-        for results in backbone_results(group_records(made))
+        scores_table(analysis, statistic) for analysis in analyses(backbone_results(group_records(made)), statistic)
     ]
+
+
+def analyses(all_results: list[ResultsTable], statistic: str = "mean") -> list[Analysis]:
+    """The analyses of results tables, without a reference."""
+    return analyse([find_differences(results) for results in all_results], statistic, None)

@@ -43,16 +43,18 @@ def ratio(quantity: str, of: str, over: str, at_least: float) -> dict:
         (ratio("trainable", "b", "a", 10), "reproduced", "10.00"),
         (ratio("best_epoch", "b", "a", 1.17), "reproduced", "1.50"),
         (ratio("device_peak", "b", "a", 1), "not run yet", "not measured"),
-        # On the mean 1.5 is less than 2 x 0.764; on t alone 3 is more than 2 x 0.577.
-        (A_BEATS_B, "not reproduced", "+1.50 ± 1.87 points over 6 pairs"),
-        (A_BEATS_B | {"tasks": ["t"]}, "reproduced", "+3.00 ± 1.00 points over 3 pairs"),
+        # The means over the tasks are 0.5, 1.5, 2.5, 4.303 x 0.577 on either side; on t alone they are 2, 3, 4.
+        (A_BEATS_B, "not reproduced", "+1.50 [-0.98, +3.98] points over 3 seeds"),
+        (A_BEATS_B | {"tasks": ["t"]}, "reproduced", "+3.00 [+0.52, +5.48] points over 3 seeds"),
         ({"kind": "better", "method": "a", "than": ["b"], "tasks": ["t"], "at_least": 3.5}, "not reproduced", "+3.00"),
         (A_BEATS_B | {"tasks": ["t"], "metric": "f1"}, "reproduced", "+3.00"),
         (A_BEATS_B | {"needs": "every"}, "not reproduced", "t +3.00, u +0.00"),
         (A_BEATS_B | {"needs": "most"}, "not reproduced", "t +3.00"),
         ({"kind": "better", "method": "b", "than": "a", "tasks": ["t"]}, "not reproduced", "-3.00"),
-        (b_keeps_up(1), "not reproduced", "-1.50"),
-        (b_keeps_up(1.6), "reproduced", "-1.50"),
+        (b_keeps_up(1), "undecided", "-1.50"),
+        (b_keeps_up(3.9), "undecided", "-1.50"),
+        (b_keeps_up(4), "reproduced", "-1.50"),
+        (b_keeps_up(0.5, tasks=["t"]), "not reproduced", "-3.00"),
         (b_keeps_up(1, needs="every"), "not reproduced", "u +0.00"),
         (b_keeps_up(1, tasks=["u"], needs="most"), "reproduced", ""),
         ({"kind": "same_choice", "method": "a", "tasks": ["t", "u"]}, "reproduced", "t 2/2/2, u 2/2/2"),
@@ -80,12 +82,13 @@ def test_a_choice_that_moves():
 
 def test_lower_errors_are_better():
     found = [
-        record(key("a", "t", 0), 0.2, error=True), record(key("a", "t", 1), 0.3, error=True),
-        record(key("b", "t", 0), 0.4, error=True), record(key("b", "t", 1), 0.5, error=True),
-    ]  # fmt: skip
+        record(key(method, "t", seed), score + seed / 10, error=True, seed=seed)
+        for method, score in (("a", 0.2), ("b", 0.4))
+        for seed in range(3)
+    ]
     test = A_BEATS_B | {"tasks": ["t"]}
-    assert verdict(test, found, seeds=(0, 1))[0] == "reproduced"
-    assert "+0.20" in verdict(test, found, seeds=(0, 1))[1]
+    assert verdict(test, found)[0] == "reproduced"
+    assert "+0.20" in verdict(test, found)[1]
 
 
 def test_missing_runs_give_no_verdict():
@@ -101,9 +104,12 @@ def test_missing_runs_give_no_verdict():
         assert verdict(test, [])[0] == "not run yet"
 
 
-def test_one_pair_gives_no_verdict():
-    test = A_BEATS_B | {"tasks": ["t"]}
-    assert verdict(test, seeds=(0,))[0] == "not run yet"
+@pytest.mark.parametrize("needs", ["mean", "most", "every"])
+def test_fewer_than_three_seeds_give_no_verdict(needs):
+    for test in (A_BEATS_B, b_keeps_up(1)):
+        found, said = verdict(test | {"tasks": ["t"], "needs": needs}, seeds=(0, 1))
+        assert found == "too few seeds"
+        assert "3 seeds that finished every task are needed" in said
 
 
 def test_failed_runs_are_counted_in_the_numbers():
@@ -112,8 +118,8 @@ def test_failed_runs_are_counted_in_the_numbers():
         for item in MEASURED
     ]
     found, said = verdict(A_BEATS_B | {"tasks": ["t"]}, failed)
-    assert found == "reproduced"
-    assert "over 2 pairs, 1 failed runs left out" in said
+    assert found == "too few seeds"
+    assert "over 2 seeds, 1 failed runs left out" in said
 
 
 def test_what_cannot_be_tested_says_why():

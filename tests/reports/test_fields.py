@@ -16,11 +16,10 @@ from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import AXES, FIELDS, MIB, QUANTITIES, Field
 from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.page.data import page_data
-from petl_bench.reports.ranking import rank_methods
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import scores_table
 from petl_bench.trackers import panels
-from reports.generated import record
+from reports.generated import analyses, record
 
 
 def type_at(path: str) -> type:
@@ -60,14 +59,13 @@ def test_one_entry_adds_a_column_to_table_csv_json_and_page(monkeypatch):
     added = Field("eval_seconds", "time.eval_seconds", "eval s", "time of the evaluations", "time", digits=1)
     monkeypatch.setitem(FIELDS, added.key, added)
     made = record("lora", "mrpc", 0, 0.8)
-    (results,) = backbone_results(group_records([made]))
-    rankings = [(results, rank_methods(results))]
-    table = scores_table(*rankings[0])
+    found = analyses(backbone_results(group_records([made])))
+    table = scores_table(found[0])
     assert table.rows[0][table.header.index("eval s")] == "1.0"
     assert "eval s: time of the evaluations" in table.notes
-    (line,) = csv.DictReader(io.StringIO(to_csv(rankings)))
+    (line,) = csv.DictReader(io.StringIO(to_csv(found)))
     assert line["eval_seconds_mean"] == "1.0"
-    assert json.loads(to_json(rankings, [], {}))["groups"][0]["eval_seconds_mean"] == 1.0
+    assert json.loads(to_json(found, {}))["groups"][0]["eval_seconds_mean"] == 1.0
     page = page_data(named_groups([made]), [made])
     assert page["rows"][0]["eval_seconds"] == 1.0
     assert {"key": "eval_seconds", "name": "eval s"}.items() <= page["columns"][-1].items()

@@ -18,12 +18,12 @@ from reports.toy_study import MEASURED, PAPER, key, record, study
 
 def test_published_rows_by_hand():
     on_t, on_u = published_rows(study(published=[PAPER]), MEASURED)
-    # 82, 83, 84: mean 83, sd 1; 84.5 lies within 2 sd. 69, 70, 71: 75 does not.
+    # 82, 83, 84: mean 83, 2.48 on either side; 84.5 lies within. 69, 70, 71: 75 does not.
     assert on_t["ours_mean"] == pytest.approx(83.0)
     assert on_t["ours_sd"] == pytest.approx(1.0)
     assert on_t["difference"] == pytest.approx(-1.5)
     assert (on_t["value"], on_t["sd"], on_t["n"], on_t["metric"]) == (84.5, 0.3, 3, "accuracy")
-    assert (on_t["verdict"], on_u["verdict"]) == ("within 2 sd", "outside 2 sd")
+    assert (on_t["verdict"], on_u["verdict"]) == ("within our 95 % interval", "outside our 95 % interval")
     assert (on_u["sd"], on_u["comparable"], on_u["why"], on_u["source"]) == (None, True, None, "a paper, table 1")
     assert on_t["ours_params"] == {"method": 43, "head": 10}
 
@@ -54,7 +54,7 @@ def test_published_rows_before_the_runs():
     assert (on_t["verdict"], on_t["ours_mean"], on_t["n"], on_t["difference"]) == ("not run", None, 0, None)
     assert (on_t["ours_params"], on_u["ours_params"]) == ({"method": 43, "head": 10}, None)
     (one, _) = published_rows(study(published=[PAPER], seeds=(0,)), MEASURED)
-    assert (one["n"], one["ours_sd"], one["verdict"]) == (1, None, "one run, no spread")
+    assert (one["n"], one["ours_sd"], one["verdict"]) == (1, None, "too few seeds")
 
 
 def test_rates_that_were_not_chosen_do_not_count():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
+import scipy.stats
 
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Predictions
+from petl_bench.reports.comparison_table import comparison_table, sentence
+from petl_bench.reports.differences import find_differences, no_predictions
+from petl_bench.reports.export import to_json
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.ranking import compare, rank_methods
+from petl_bench.reports.ranking import analyse
 from petl_bench.reports.results_table import backbone_results
-from petl_bench.reports.tables import comparison_table
+from petl_bench.reports.significance import over_seeds_and_rows
 from reports.generated import record, records, results_tables
 
 # Eight seeds: `second` differs from `best` now up, now down; `worst` is lower with every seed.
@@ -16,49 +24,64 @@ BEST = [0.90, 0.91, 0.92, 0.93, 0.90, 0.91, 0.92, 0.93]
 SECOND = [0.91, 0.90, 0.93, 0.90, 0.91, 0.90, 0.93, 0.91]
 WORST = [0.80, 0.82, 0.81, 0.82, 0.80, 0.81, 0.82, 0.83]
 
+# Seven tasks of data sets of their own.
+TASKS = ["cola", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli"]
 
-def results_of(made):
+
+def analysed(made, reference=None, statistic="mean", read=no_predictions):
     (results,) = backbone_results(group_records(made))
-    return results
+    (analysis,) = analyse([find_differences(results, read)], statistic, reference)
+    return analysis
 
 
-def column(made, task="mrpc", statistic="mean"):
-    return rank_methods(results_of(made), statistic).tasks[task]
+def column(made, task="mrpc", **settings):
+    return analysed(made, **settings).ranking.tasks[task]
+
+
+def paired_t(first, second):
+    return scipy.stats.ttest_rel(first, second).pvalue
 
 
 def test_what_cannot_be_told_from_the_best_is_bold_too():
     found = column(records({"best": {"mrpc": BEST}, "second": {"mrpc": SECOND}, "worst": {"mrpc": WORST}}))
     assert found.bold == {"best", "second"}
-    # All eight differences have one sign: 2 of 2^8 flips; times two methods.
-    assert found.p["worst"] == 2 * 2 / 2**8
-    assert found.p["second"] > 0.05
-    assert (found.pairs, found.too_few) == ((8,), False)
+    assert found.untested == ()
+    # Holm over all three pairs: the largest of them stands alone, the smallest is counted three times.
+    ps = {"best": paired_t(BEST, WORST), "second": paired_t(SECOND, WORST), "none": paired_t(BEST, SECOND)}
+    assert ps["best"] < ps["second"] < 0.05 < ps["none"]
+    assert found.p["worst"] == pytest.approx(3 * ps["best"])
+    assert found.p["second"] == pytest.approx(ps["none"])
 
 
-def test_six_seeds_tell_two_methods_apart_but_not_three():
-    # 2 / 2^6 = 0.031 is below 0.05; times two comparisons, 0.0625, it is not.
-    two = {"best": {"mrpc": BEST[:6]}, "worst": {"mrpc": WORST[:6]}}
-    assert column(records(two)).bold == {"best"}
-    assert not column(records(two)).too_few
-    three = column(records({**two, "second": {"mrpc": SECOND[:6]}}))
-    assert three.too_few
-    assert three.bold == {"best"}
+def test_the_correction_is_for_every_pair_as_the_best_was_picked_by_looking():
+    three = {"best": {"mrpc": BEST[:3]}, "worst": {"mrpc": WORST[:3]}, "between": {"mrpc": [0.85, 0.89, 0.86]}}
+    ps = sorted([
+        paired_t(BEST[:3], WORST[:3]), paired_t(BEST[:3], [0.85, 0.89, 0.86]), paired_t(WORST[:3], [0.85, 0.89, 0.86]),
+    ])  # fmt: skip
+    assert min(column(records(three)).p.values()) == pytest.approx(3 * ps[0])
 
 
-def test_with_too_few_seeds_only_the_best_is_bold_and_a_note_says_so():
-    made = records({"a": {"mrpc": [0.8, 0.9, 0.8]}, "b": {"mrpc": [0.7, 0.9, 0.85]}, "c": {"mrpc": [0.8, 0.9, 0.8]}})
+def test_with_too_few_seeds_nothing_is_bold_and_a_note_says_so():
+    made = records({"a": {"mrpc": [0.8, 0.9]}, "b": {"mrpc": [0.7, 0.8]}, "c": {"mrpc": [0.8, 0.9]}})
     (table,) = results_tables(made)
-    place = table.header.index("mrpc acc")
-    # a and c have the same mean; both are the best.
-    assert table.bold == {(0, place), (2, place)}
-    assert any(note.startswith("n = 3: too few seeds to tell methods apart") for note in table.notes)
+    assert table.bold == frozenset()
+    assert "nothing is bold: too few seeds or data sets to tell methods apart" in table.notes
     assert not any(note.startswith("bold: ") for note in table.notes)
+
+
+def test_a_method_without_a_test_is_not_bold_and_is_named():
+    """Not even one that was ahead in its only run."""
+    made = records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}, "once": {"mrpc": [0.99]}})
+    found = column(made)
+    assert (found.bold, found.untested) == ({"a"}, ("once",))
+    (table,) = results_tables(made)
+    assert "mrpc acc: not tested against the best, with too few seeds: once" in table.notes
 
 
 def test_the_note_says_what_bold_means():
     (table,) = results_tables(records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}}))
     (note,) = [note for note in table.notes if "bold" in note]
-    assert note.startswith("bold: the best mean of a column and all that are not distinguishable from it")
+    assert note.startswith("bold: the best mean of a column and all that are not told from it (p >= 0.05, corrected")
 
 
 def test_nothing_is_bold_where_there_is_nothing_to_compare():
@@ -69,40 +92,40 @@ def test_nothing_is_bold_where_there_is_nothing_to_compare():
 
 
 def test_of_errors_the_lowest_is_best():
-    made = [record("low", "stsb", 0, 0.2, error_metric=True), record("high", "stsb", 0, 0.4, error_metric=True)]
+    made = [record("low", "stsb", seed, 0.2 + seed / 100, error_metric=True) for seed in range(4)]
+    made += [record("high", "stsb", seed, 0.4 + seed**2 / 100, error_metric=True) for seed in range(4)]
     assert column(made, "stsb").bold == {"low"}
+    (one,) = analysed(made, "low").comparisons
+    assert (one.verdict, one.points) == ("worse", False)
+    assert sentence(one).startswith("stsb: high − low: −0.2200 [−0.")
     made += [record("low", "mrpc", 0, 0.7), record("high", "mrpc", 0, 0.7)]
-    found = rank_methods(results_of(made))
-    # Percentages and errors have no mean, but ranks: (1 + 1.5) / 2 and (2 + 1.5) / 2.
-    assert found.averages == {}
-    assert found.ranks == {"low": 1.25, "high": 1.75}
+    found = analysed(made)
+    # Percentages and errors have no mean, but ranks: four blocks of stsb, one tie on mrpc.
+    assert found.ranking.averages == {}
+    assert found.ranking.ranks == {"low": 5.5 / 5, "high": 9.5 / 5}
+    assert all(one.task for one in found.comparisons)
 
 
 def test_a_column_shows_one_metric():
     """Of a run with another primary metric, the column's, or nothing."""
     made = [record("a", "stsb", 0, 0.8), record("b", "stsb", 0, 0.3, error_metric=True), record("c", "stsb", 0, 0.7)]
     made[1].scores.best["accuracy"] = 0.9
-    found = results_of(made)
+    found = analysed(made).results
     assert [found.scores(method) for method in "abc"] == [{("stsb", 0): score} for score in (0.8, 0.9, 0.7)]
-    assert rank_methods(found).tasks["stsb"].bold == {"b"}
     del made[1].scores.best["accuracy"]
     (table,) = results_tables(made)
     assert [row[table.header.index("stsb acc")] for row in table.rows] == ["80.0", "-", "70.0"]
 
 
-def test_a_seed_that_was_run_twice_is_one_pair():
-    made = [record("a", "mrpc", 0, 0.8), record("a", "mrpc", 0, 0.9, key="again"), record("b", "mrpc", 0, 0.5)]
-    (found,) = compare([results_of(made)], "b")
-    assert found.difference.n == 1
-    assert found.difference.mean == pytest.approx((0.8 + 0.9) / 2 - 0.5)
-
-
 def test_the_best_median_need_not_be_the_best_mean():
-    made = records({"a": {"mrpc": [0.1, 0.8, 0.8]}, "b": {"mrpc": [0.7, 0.7, 0.7]}})
-    assert column(made).bold == {"b"}
-    assert column(made, statistic="median").bold == {"a"}
+    made = records({"a": {"mrpc": [0.1, 0.8, 0.81, 0.8]}, "b": {"mrpc": [0.7, 0.7, 0.7, 0.71]}})
+    tight = records({"a": {"mrpc": [0.70, 0.80, 0.80]}, "b": {"mrpc": [0.79, 0.78, 0.79]}})
+    assert [max(analysed(tight, statistic=name).ranking.tasks["mrpc"].bold) for name in ("mean", "median")] == [
+        "b",
+        "b",
+    ]
     (table,) = results_tables(made, "median")
-    assert table.rows[0][table.header.index("mrpc acc")] == "80.0 (3) [10.0, 80.0]"
+    assert table.rows[0][table.header.index("mrpc acc")] == "80.0 (4) [10.0, 81.0]"
 
 
 def test_average_and_average_rank_by_hand():
@@ -132,69 +155,202 @@ def test_a_comparison_as_a_sentence():
     scores = [0.80, 0.81, 0.82, 0.83, 0.84, 0.85]
     ahead = [0.01, 0.02, 0.01, 0.02, 0.01, 0.02]
     made = records({"full": {"mrpc": scores}, "lora": {"mrpc": [s + d for s, d in zip(scores, ahead, strict=True)]}})
-    (found,) = compare([results_of(made)], "full")
-    # Mean of the differences 1.5 points; 2 / 2^6.
-    assert found.sentence().startswith("lora − full: +1.5 points [")
-    assert found.sentence().endswith("], n = 6: lora is better (p = 0.031 after Holm)")
-    (turned,) = compare([results_of(made)])
-    assert turned.sentence().startswith("full − lora: −1.5 points [−")
-    assert turned.sentence().endswith("n = 6: full is worse (p = 0.031 after Holm)")
+    (found,) = analysed(made, "full").comparisons
+    # Mean 1.5 points, standard error 0.5477 / sqrt(6), 2.5706 of them on either side; t = 6.708.
+    assert sentence(found) == "mrpc: lora − full: +1.5 points [0.9, 2.1], 6 seeds: lora is better (p = 0.0011)"
+    (turned,) = analysed(made).comparisons
+    assert sentence(turned) == "mrpc: full − lora: −1.5 points [−2.1, −0.9], 6 seeds: full is worse (p = 0.0011)"
 
 
 def test_no_difference_as_a_sentence():
-    made = records({"full": {"mrpc": BEST}, "lora": {"mrpc": SECOND}})
-    (found,) = compare([results_of(made)], "full")
+    (found,) = analysed(records({"full": {"mrpc": BEST}, "lora": {"mrpc": SECOND}}), "full").comparisons
     # Differences 1, -1, 1, -3, 1, -1, 1, -2 sum to -3; -3 / 8 points.
-    assert found.sentence().startswith("lora − full: −0.4 points")
-    assert "no difference shown (p = " in found.sentence()
+    assert sentence(found).startswith("mrpc: lora − full: −0.4 points [")
+    assert "no difference shown (p = " in sentence(found)
 
 
-def test_few_pairs_can_show_nothing_and_the_words_say_so():
-    made = records({name: {"mrpc": [0.8 + k, 0.81 + k, 0.83 + k]} for name, k in (("a", 0), ("b", 0.1), ("c", 0.05))})
-    words = [one.sentence() for one in compare([results_of(made)], "a")]
-    assert words[0].startswith("b − a: +10.0 points [10.0, 10.0], n = 3: n is too small to show anything")
-    # 2 / 2^3 = 0.25, times two comparisons.
-    assert "0.25, 0.5 after Holm" in words[0]
+def test_too_few_seeds_are_named_once():
+    made = records({name: {"mrpc": [0.8 + k, 0.81 + k]} for name, k in (("a", 0), ("b", 0.1), ("c", 0.05))})
+    analysis = analysed(made, "a")
+    assert [one.verdict for one in analysis.comparisons] == ["not tested", "not tested"]
+    assert sentence(analysis.comparisons[0]) == (
+        "mrpc: b − a: +10.0 points, 2 seeds: too few for a test (3 are needed, with a spread)"
+    )
+    notes = comparison_table(analysis).notes
+    assert sum("too few" in note for note in notes) == 1
+    assert "too few seeds for a test (3 are needed, with a spread): mrpc (b, c)" in notes
 
 
-def test_of_errors_less_is_better():
-    made = [record("a", "stsb", seed, 0.4 + seed / 100, error_metric=True) for seed in range(6)]
-    made += [record("b", "stsb", seed, 0.3 + seed / 100, error_metric=True) for seed in range(6)]
-    (found,) = compare([results_of(made)], "a")
-    assert found.difference.mean == pytest.approx(0.1)
-    assert found.sentence() == "b − a: +0.1000 [0.1000, 0.1000], n = 6: b is better (p = 0.031 after Holm)"
+def test_equal_differences_of_few_seeds_are_a_coincidence():
+    made = records({"a": {"mrpc": [0.80, 0.81, 0.83]}, "b": {"mrpc": [0.81, 0.82, 0.84]}})
+    assert [one.verdict for one in analysed(made).comparisons] == ["not tested"]
 
 
-def test_the_correction_is_over_all_comparisons_of_the_report():
-    made = records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}})
-    for one in records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}}):
-        one.config["backbone"]["name"] = "another"
-        one.run_key += "another"
-        made.append(one)
-    found = compare(backbone_results(group_records(made)), "a")
-    assert [one.p for one in found] == [2 * 2 / 2**8] * 2
+def test_with_a_reference_the_correction_is_for_its_comparisons_alone():
+    made = records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}, "c": {"mrpc": SECOND}})
+    against_all = {(one.method, one.reference): one for one in analysed(made).comparisons}
+    assert {one.family for one in against_all.values()} == {3}
+    named = analysed(made, "a").comparisons
+    assert [(one.method, one.family) for one in named] == [("b", 2), ("c", 2)]
+    assert named[0].p == pytest.approx(2 * paired_t(BEST, WORST))
 
 
-def test_what_is_compared_by_default():
-    one_seed = records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}})
-    assert compare([results_of(one_seed)]) == []
-    assert [one.sentence() for one in compare([results_of(one_seed)], "a")] == [
-        "b − a: +10.0 points, n = 1: n is too small to show anything (the least p that the test can give is 1, "
-        "1 after Holm)"
-    ]
-    two_seeds = records({"a": {"mrpc": [0.8, 0.9], "rte": [0.9, 0.9]}, "b": {"mrpc": [0.9, 0.9]}})
-    # b's mean is higher, but of one task only.
-    assert [one.name for one in compare([results_of(two_seeds)])] == ["b − a"]
-
-
-def test_methods_without_a_common_pair_are_named():
-    made = [record("a", "mrpc", 0, 0.8), record("b", "mrpc", 1, 0.9)]
-    found = compare([results_of(made)])
-    assert found[0].sentence() == "a − b: no (task, seed) that both finished"
-    assert comparison_table(found).rows == [["a − b", "-", "-", "0", "-", "-"]]
+def test_methods_without_a_common_seed_are_named():
+    analysis = analysed([record("a", "mrpc", 0, 0.8), record("b", "mrpc", 1, 0.9)])
+    assert [sentence(one) for one in analysis.comparisons] == ["mrpc: a − b: no seed that both finished"]
 
 
 def test_an_unknown_reference_is_answered_with_the_known_ones():
-    all_results = [results_of(records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}}))]
+    made = records({"a": {"mrpc": [0.8]}, "b": {"mrpc": [0.9]}})
     with pytest.raises(RequestError, match="--compare c: no finished run of it here; there are a, b"):
-        compare(all_results, "c")
+        analysed(made, "c")
+
+
+def over_tasks(tasks, seeds=2):
+    """`b` is one to seven points behind `a` on these tasks."""
+    behind = {task: (number + 1) / 100 for number, task in enumerate(tasks)}
+    return records({
+        "a": {task: [0.8] * seeds for task in tasks},
+        "b": {task: [0.8 - behind[task]] * seeds for task in tasks},
+    })  # fmt: skip
+
+
+def test_data_sets_are_the_unit_over_tasks():
+    analysis = analysed(over_tasks(TASKS), "a")
+    (found,) = [one for one in analysis.comparisons if one.task is None]
+    # Seven data sets with one sign, whatever the number of seeds.
+    assert (found.difference.n, found.p) == (7, 2 / 2**7)
+    assert found.difference.mean == pytest.approx(-0.04)
+    assert sentence(found).startswith(
+        "over data sets: b − a: −4.0 points [−6.0, −2.0], 7 data sets: b is worse (p = 0.016)"
+    )
+    assert analysis.ranking.average.bold == {"a"}
+
+
+def test_fewer_than_six_data_sets_say_nothing_about_others():
+    analysis = analysed(over_tasks(TASKS[:5], seeds=8))
+    (found,) = [one for one in analysis.comparisons if one.task is None]
+    assert (found.p, found.verdict) == (None, "not tested")
+    assert sentence(found).endswith("5 data sets: too few to say anything about others (6 are needed)")
+    assert analysis.ranking.average.bold == frozenset()
+    assert "5 data sets are too few to say anything about others (6 are needed)" in comparison_table(analysis).notes
+
+
+def test_subsets_of_one_data_set_are_one_unit():
+    made = over_tasks(TASKS)
+    for one in made:
+        if one.protocol.task in TASKS[:4]:
+            # Four numbers of training rows of one task, as a study names them.
+            one.protocol.task = "several numbers of rows"
+    analysis = analysed(made)
+    assert analysis.differences.data_sets == [TASKS[:4], *[[task] for task in TASKS[4:]]]
+    (found,) = [one for one in analysis.comparisons if one.task is None]
+    # The mean over four data sets: 2.5, 5, 6 and 7 points.
+    assert (found.difference.n, found.p) == (4, None)
+    assert found.difference.mean == pytest.approx(-(0.025 + 0.05 + 0.06 + 0.07) / 4)
+    assert "cola, mrpc, qnli, qqp are scored on the same rows: one data set" in comparison_table(analysis).notes
+
+
+def test_comparisons_over_data_sets_use_the_tasks_that_both_finished():
+    made = [one for one in over_tasks(TASKS) if (one.config["method"]["name"], one.protocol.task) != ("b", "wnli")]
+    (found,) = [one for one in analysed(made).comparisons if one.task is None]
+    assert found.tasks == tuple(TASKS[:6])
+    assert (found.difference.n, found.p) == (6, 2 / 2**6)
+    # The column of averages has only methods with every task.
+    assert analysed(made).ranking.average.bold == frozenset()
+
+
+IDS = np.array([f"{number:016x}" for number in range(200)])
+LABELS = np.arange(200) % 2
+
+
+def with_rows(wrong):
+    """Records and their predictions, from the rows that are wrong, by method and seed."""
+    made, kept = [], {}
+    for method, by_seed in wrong.items():
+        for seed, rows in enumerate(by_seed):
+            one = record(method, "mrpc", seed, 1 - len(rows) / 200)
+            outputs = np.eye(2, dtype=np.float32)[LABELS]
+            outputs[rows] = 1 - outputs[rows]
+            made.append(one)
+            kept[one.run_key] = Predictions(IDS, LABELS, outputs)
+    return made, lambda one: kept.get(one.run_key)
+
+
+def test_two_single_runs_are_compared_row_by_row():
+    made, read = with_rows({"full": [list(range(12))], "lora": [[20, 21]]})
+    (found,) = analysed(made, "full", read=read).comparisons
+    # 12 rows that only lora has right against 2 that only full has.
+    assert found.p == pytest.approx(0.0129, abs=5e-5)
+    assert sentence(found) == (
+        "mrpc: lora − full: +5.0 points [1.4, 8.6], one run each on 200 rows, which differ on 14: this run of lora is "
+        "better (p = 0.013); another seed may give another order"
+    )
+    close, read = with_rows({"full": [[0, 1, 2]], "lora": [[2, 3]]})
+    (found,) = analysed(close, "full", read=read).comparisons
+    assert sentence(found).endswith("one run each on 200 rows, which differ on 3: no difference shown (p = 1)")
+
+
+def test_seeds_and_rows_are_both_chance():
+    rng = np.random.default_rng(0)
+    wrong = {
+        name: [list(np.flatnonzero(rng.random(200) < share)) for _ in range(3)]
+        for name, share in (("full", 0.1), ("lora", 0.3))
+    }
+    made, read = with_rows(wrong)
+    (found,) = analysed(made, "full", read=read).comparisons
+    right = {name: np.array([~np.isin(np.arange(200), rows) for rows in by_seed]) for name, by_seed in wrong.items()}
+    rows = right["lora"].astype(float) - right["full"]
+    assert found.difference.estimate == over_seeds_and_rows(rows, pytest.approx(rows.mean()))
+    assert (found.difference.test, found.difference.rows, found.verdict) == ("seeds and rows", 200, "worse")
+    assert sentence(found).partition("], ")[2].startswith("3 seeds x 200 rows: lora is worse")
+    (note,) = [note for note in comparison_table(analysed(made, "full", read=read)).notes if "standard error" in note]
+    assert note.startswith("mrpc: 3 seeds x 200 rows show differences of about ")
+
+
+def test_rows_are_paired_by_their_ids():
+    made, read = with_rows({"full": [[0, 1], [3]], "lora": [[20, 21], [5]]})
+    shuffled = np.random.default_rng(1).permutation(200)
+
+    def reordered(one):
+        kept = read(one)
+        if one.config["method"]["name"] == "full":
+            return kept
+        return Predictions(kept.row_ids[shuffled], kept.labels[shuffled], kept.outputs[shuffled])
+
+    assert analysed(made, read=read).comparisons == analysed(made, read=reordered).comparisons
+
+
+def test_runs_scored_on_other_rows_are_compared_over_seeds_alone(caplog):
+    made, read = with_rows({"full": [[0, 1], [3], [4]], "lora": [[20, 21], [5], [7, 9]]})
+
+    def other(one):
+        kept = read(one)
+        ids = np.char.add(kept.row_ids, "x") if one.config["method"]["name"] == "lora" else kept.row_ids
+        return Predictions(ids, kept.labels, kept.outputs)
+
+    (found,) = analysed(made, read=other).comparisons
+    assert found.difference.test == "seeds"
+    assert "mrpc: runs whose predictions are of other rows than the first run's: 3" in caplog.text
+
+
+def test_shared_rows_make_one_data_set_whatever_the_tasks_are_called():
+    made, read = with_rows({"full": [[0]], "lora": [[1]]})
+    again, _ = with_rows({"full": [[0]], "lora": [[1]]})
+    for one in again:
+        one.config["task"]["name"] = one.protocol.task = "the same rows"
+        one.run_key += "again"
+    analysis = analysed([*made, *again], read=lambda one: read(record("full", "mrpc", 0, 0)))
+    assert analysis.differences.data_sets == [["mrpc", "the same rows"]]
+
+
+def test_json_has_every_comparison_with_its_numbers():
+    made, read = with_rows({"full": [[0, 1], [3], [4]], "lora": [[20, 21], [5], [7, 9]]})
+    content = json.loads(to_json([analysed(made, read=read)], {}))
+    (row,) = content["comparisons"]
+    assert row["test"] == "seeds and rows"
+    assert row["verdict"] == "no difference shown"
+    assert row["seeds_error"] > 0
+    assert row["corrected_for"] == 1
+    assert content["data_sets"] == {"minilm": [["mrpc"]]}
+    assert {group["bold"] for group in content["groups"]} == {True}

@@ -7,12 +7,11 @@ import subprocess
 
 import pytest
 
+from petl_bench.reports.comparison_table import comparison_table
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.ranking import compare
 from petl_bench.reports.render import ReportTable, latex_text, print_table, to_latex, to_markdown
 from petl_bench.reports.results_table import backbone_results
-from petl_bench.reports.tables import comparison_table
-from reports.generated import record, records, results_tables
+from reports.generated import analyses, record, records, results_tables
 
 NASTY = r'100 % of a_b & #1 = {x} $y$ ~ ^ \macro | "q" <= [z] α λ Σ Ο ς ± − × ≥ é ﬁ ϛ ％ 中'  # noqa: RUF001
 
@@ -22,8 +21,8 @@ def tables():
     scores = {f"m_{k}": {"mrpc": [0.8 + k / 100, 0.81, 0.79], "rte": [0.7, 0.71, 0.7 + k / 90]} for k in range(3)}
     made = [*records(scores), record(r"\alpha_{50%}", "a & b", 0, 0.5)]
     nasty = ReportTable(NASTY, [NASTY, "[b]"], [["[first]", NASTY], ["*", NASTY]], [NASTY], frozenset({(0, 1)}))
-    comparisons = compare(backbone_results(group_records(made)))
-    return [*results_tables(made), comparison_table(comparisons), *results_tables(made, "median"), nasty]
+    (analysis,) = analyses(backbone_results(group_records(made)))
+    return [*results_tables(made), comparison_table(analysis), *results_tables(made, "median"), nasty]
 
 
 def test_bold_cells_in_markdown_and_latex():

@@ -17,12 +17,11 @@ from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots.costs import draw_scores
-from petl_bench.reports.ranking import rank_methods
 from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
-from reports.generated import results_tables
+from reports.generated import analyses, results_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -147,12 +146,12 @@ def test_one_table_a_backbone():
 
 
 def test_csv_and_json_round_nothing_and_hold_every_metric():
-    rankings = [(results, rank_methods(results)) for results in backbone_results(group_records(SEEDS))]
-    (row,) = json.loads(to_json(rankings, [], {}))["groups"]
+    found = analyses(backbone_results(group_records(SEEDS)))
+    (row,) = json.loads(to_json(found, {}))["groups"]
     assert list(row["scores"]) == ["accuracy", "f1"]
     assert row["scores"]["accuracy"]["mean"] == pytest.approx((0.80 + 0.82 + 0.87) / 3)
     assert row["scores"]["accuracy"]["by_seed"] == {"0": 0.80, "1": 0.82, "2": 0.87}
-    (read,) = csv.DictReader(io.StringIO(to_csv(rankings)))
+    (read,) = csv.DictReader(io.StringIO(to_csv(found)))
     assert float(read["mean"]) == row["scores"]["accuracy"]["mean"]
     assert float(read["f1_mean"]) == row["scores"]["f1"]["mean"] == pytest.approx((0.40 + 0.41 + 0.435) / 3)
     assert read["seeds"] == "0 1 2"

@@ -13,17 +13,16 @@ from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
-from petl_bench.reports.ranking import rank_methods
 from petl_bench.reports.report import read_report_input, write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.tables import scores_table
-from reports.generated import record, records, study
+from reports.generated import analyses, record, records, study
 
 
 def shown(a_study, made, statistic="mean"):
     """The table's rows by method, each by column."""
-    results = study_results(a_study, made)
-    table = scores_table(results, rank_methods(results, statistic), statistic)
+    (analysis,) = analyses([study_results(a_study, made)], statistic)
+    table = scores_table(analysis, statistic)
     return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}, table
 
 
@@ -144,8 +143,8 @@ def test_a_study_and_other_runs_are_tables_of_their_own(tmp_path):
     assert titles == [
         "**a_study (minilm): mean ± sd over seeds**",
         "**minilm: mean ± sd over seeds**",
-        "**a_study (minilm): comparisons**",
-        "**minilm: comparisons**",
+        "**a_study (minilm): comparisons with the best mean**",
+        "**minilm: comparisons with the best mean**",
     ]
 
 
@@ -166,8 +165,8 @@ def test_csv_and_json_hold_every_cell_of_the_study(tmp_path):
         "2.0",
         "0 1",
     )
-    # Two values: the interval's ends are the values.
-    assert (float(lora["ci_low"]), float(lora["ci_high"])) == (0.80, 0.82)
+    # Two values have no interval.
+    assert (lora["ci_low"], lora["ci_high"]) == ("", "")
     assert (rows["HEAD", "MRPC"]["n"], rows["HEAD", "MRPC"]["mean"], rows["HEAD", "MRPC"]["counted"]) == (
         "0",
         "",
@@ -177,10 +176,14 @@ def test_csv_and_json_hold_every_cell_of_the_study(tmp_path):
     assert len(content["groups"]) == 6
     averages = {row["method"]: row["average"] for row in content["methods"]}
     assert averages == {"FULL": pytest.approx(0.75), "LORA": pytest.approx((0.81 + 0.6) / 2), "HEAD": None}
-    (comparison,) = content["comparisons"]
+    on_mrpc, on_rte, over_both = content["comparisons"]
     # mrpc: -10 and 2 points; rte, seed 0: -10.
-    assert comparison["difference"] == pytest.approx((-0.1 + 0.02 - 0.1) / 3)
-    assert (comparison["n"], comparison["least_p"], comparison["method"]) == (3, 0.25, "LORA")
+    assert on_mrpc["difference"] == pytest.approx((-0.1 + 0.02) / 2)
+    assert on_rte["difference"] == pytest.approx(-0.1)
+    assert over_both["difference"] == pytest.approx((-0.04 - 0.1) / 2)
+    assert [one["n"] for one in content["comparisons"]] == [2, 1, 2]
+    assert {(one["method"], one["reference"]) for one in content["comparisons"]} == {("LORA", "FULL")}
+    assert {one["verdict"] for one in content["comparisons"]} == {"not tested"}
 
 
 def test_a_study_without_finished_runs_is_reported_and_an_empty_folder_is_not(tmp_path, logged):
@@ -201,6 +204,6 @@ def test_the_command_takes_statistic_and_reference(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "median (n) [lowest, highest] over seeds" in out
     assert "81.0 (2) [80.0, 82.0]" in out
-    assert "FULL − LORA: +2.0 points" in " ".join(out.split())
+    assert "MRPC FULL − LORA +4.0" in " ".join(out.split())
     assert main(["report", folder, "--compare", "nothing"]) == 2
     assert "there are FULL, LORA" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from petl_bench.records.study_file import Claim, StudyFile
 from petl_bench.reports.fields import FIELDS, QUANTITIES, Field
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import StudyRecords, in_points, is_error, score_of
-from petl_bench.reports.significance import Statistic
+from petl_bench.reports.significance import LEAST_VALUES, Statistic
 
 REPRODUCED = "reproduced"
 
@@ -26,6 +26,10 @@ NOT_REPRODUCED = "not reproduced"
 NOT_TESTABLE = "not testable here"
 
 NOT_RUN = "not run yet"
+
+TOO_FEW = "too few seeds"
+
+UNDECIDED = "undecided"
 
 
 def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -44,8 +48,7 @@ def _row(claim: Claim, ours: StudyRecords) -> dict[str, Any]:
     if claim.untestable is not None:
         return row | {"verdict": NOT_TESTABLE, "numbers": claim.untestable}
     outcome = apply_test(claim.test, ours)
-    verdict = {None: NOT_RUN, True: REPRODUCED, False: NOT_REPRODUCED}[outcome.holds]
-    return row | {"verdict": verdict, "numbers": outcome.numbers}
+    return row | {"verdict": outcome.verdict, "numbers": outcome.numbers}
 
 
 def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
@@ -64,12 +67,19 @@ class Outcome:
     """The outcome of a test.
 
     Attributes:
-        holds: None if runs are missing.
+        holds: None if there is no verdict.
         numbers: A sentence with the numbers behind it.
+        otherwise: What the verdict is called if there is none.
     """
 
     holds: bool | None
     numbers: str
+    otherwise: str = NOT_RUN
+
+    @property
+    def verdict(self) -> str:
+        """The verdict as it is printed."""
+        return {None: self.otherwise, True: REPRODUCED, False: NOT_REPRODUCED}[self.holds]
 
 
 def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Outcome:
@@ -95,83 +105,105 @@ NEEDS = ("mean", "most", "every")
 def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     """Tests whether a method is better than each of the others.
 
-    `needs: mean` asks for more than two standard errors of the paired differences and for `at_least` points.
-    `needs: most` and `needs: every` ask for more than 0 and for `at_least` points on the mean of the task.
+    `needs: mean` asks that the 95 % interval of the mean over the tasks is above 0, and the mean at least `at_least`
+    points. `needs: most` and `needs: every` ask that the mean of most tasks, or of every task, is.
     """
     least = test.get("at_least", 0)
     outcomes = []
     for other in test["than"]:
-        differences = _differences(test["method"], other, test, ours)
-        if isinstance(differences, Outcome):
-            return differences
-        needs = test.get("needs", "mean")
-        if needs == "mean":
-            every = [value for values in differences.values() for value in values]
-            if len(every) < 2:
-                return Outcome(None, f"{test['method']} against {other}: one pair has no spread, two are needed")
-            mean, error = statistics.fmean(every), statistics.stdev(every) / len(every) ** 0.5
-            holds = mean > 2 * error and mean >= least
+        found = _differences(test["method"], other, test, ours)
+        if isinstance(found, Outcome):
+            return found
+        if found.interval is None:
+            return found.too_few()
+        if test.get("needs", "mean") == "mean":
+            holds = found.interval[0] > 0 and found.mean >= least
         else:
-            means = [round(statistics.fmean(values), 9) for values in differences.values()]
-            holds = _enough([mean > 0 and mean >= least for mean in means], needs)
-        outcomes.append(Outcome(holds, _numbers_text(test["method"], other, differences, ours)))
+            holds = _enough([mean > 0 and mean >= least for mean in found.by_task.values()], test["needs"])
+        outcomes.append(Outcome(holds, found.text))
     asked = f"; claimed: {least:g} points at least" if least else ""
     return Outcome(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
 
 
 def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task."""
-    differences = _differences(test["method"], test["to"], test, ours)
-    if isinstance(differences, Outcome):
-        return differences
-    needs = test.get("needs", "mean")
-    if needs == "mean":
-        mean = statistics.fmean(value for values in differences.values() for value in values)
-        holds = round(mean, 9) >= -test["within"]
-    else:
-        means = [round(statistics.fmean(values), 9) for values in differences.values()]
-        holds = _enough([mean >= -test["within"] for mean in means], needs)
-    text = _numbers_text(test["method"], test["to"], differences, ours)
-    return Outcome(holds, f"{text}; claimed: not more than {test['within']:g} behind")
+    """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task.
+
+    On the mean, the whole 95 % interval decides: the claim is undecided if the bound lies within it.
+    """
+    found = _differences(test["method"], test["to"], test, ours)
+    if isinstance(found, Outcome):
+        return found
+    if found.interval is None:
+        return found.too_few()
+    bound = -test["within"]
+    text = f"{found.text}; claimed: not more than {test['within']:g} behind"
+    if test.get("needs", "mean") == "mean":
+        low, high = (round(end, 9) for end in found.interval)
+        return Outcome(True if low >= bound else False if high < bound else None, text, UNDECIDED)
+    return Outcome(_enough([mean >= bound for mean in found.by_task.values()], test["needs"]), text)
 
 
 def _enough(wins: list[bool], needs: str) -> bool:
     return all(wins) if needs == "every" else 2 * sum(wins) > len(wins)
 
 
-def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> dict[str, list[float]] | Outcome:
-    """Differences of two methods in points, by task and seed; positive if the first is better."""
-    found: dict[str, list[float]] = {}
+@dataclass(frozen=True)
+class _Differences:
+    """A method minus another in points, positive if it is better.
+
+    Attributes:
+        mean: Over the seeds that finished every task, and over the tasks.
+        interval: Its 95 % interval over these seeds; None for fewer than three of them.
+        by_task: The mean of each task.
+        text: The numbers as a sentence.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    by_task: dict[str, float]
+    text: str
+
+    def too_few(self) -> Outcome:
+        return Outcome(None, f"{self.text}; {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+
+
+def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> _Differences | Outcome:
+    """Compares two methods on the tasks of a test."""
     cells = [(name, task) for name in (method, other) for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
         return not_run(cells, ours)
-    for task in test["tasks"]:
-        metric = test.get("metric") or ours.primary_metric(task) or ""
-        mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
-        sign = -1 if is_error(metric) else 1
-        scores = [
-            (score_of(mine[seed], metric), score_of(theirs[seed], metric))
-            for seed in sorted(mine.keys() & theirs.keys())
-        ]
-        found[task] = [
-            # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
-            round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
-            for score, against in scores
-            if score is not None and against is not None
-        ]
-        if not found[task]:
-            return Outcome(None, f"{task}: no seed on which both {method} and {other} finished with {metric}")
-    return found
+    by_task = {task: _by_seed(method, other, task, test.get("metric"), ours) for task in test["tasks"]}
+    for task, by_seed in by_task.items():
+        if not by_seed:
+            return Outcome(None, f"{task}: no seed on which both {method} and {other} finished with its metric")
+    seeds = set.intersection(*(set(by_seed) for by_seed in by_task.values()))
+    means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in by_task.values()) for seed in sorted(seeds))
+    of_tasks = {task: round(statistics.fmean(by_seed.values()), 9) for task, by_seed in by_task.items()}
+    mean = means.mean if means else statistics.fmean(of_tasks.values())
+    interval = means.interval() if means else None
+    shown = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    text = f"{method} - {other}: {mean:+.2f}{shown} points over {len(seeds)} seeds"
+    if len(of_tasks) > 1:
+        text += " (" + ", ".join(f"{task} {value:+.2f}" for task, value in of_tasks.items()) + ")"
+    if failed := sum(ours.num_failed(*cell) for cell in cells):
+        text += f", {failed} failed runs left out"
+    return _Differences(round(mean, 9), interval, of_tasks, text)
 
 
-def _numbers_text(method: str, other: str, differences: dict[str, list[float]], ours: StudyRecords) -> str:
-    every = [value for values in differences.values() for value in values]
-    spread = f" ± {statistics.stdev(every):.2f}" if len(every) > 1 else ""
-    text = f"{method} - {other}: {statistics.fmean(every):+.2f}{spread} points over {len(every)} pairs"
-    if len(differences) > 1:
-        text += " (" + ", ".join(f"{task} {statistics.fmean(v):+.2f}" for task, v in differences.items()) + ")"
-    failed = sum(ours.num_failed(name, task) for name in (method, other) for task in differences)
-    return f"{text}, {failed} failed runs left out" if failed else text
+def _by_seed(method: str, other: str, task: str, metric: str | None, ours: StudyRecords) -> dict[int, float]:
+    metric = metric or ours.primary_metric(task) or ""
+    mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
+    sign = -1 if is_error(metric) else 1
+    scores = {
+        seed: (score_of(mine[seed], metric), score_of(theirs[seed], metric))
+        for seed in sorted(mine.keys() & theirs.keys())
+    }
+    return {
+        # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
+        seed: round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
+        for seed, (score, against) in scores.items()
+        if score is not None and against is not None
+    }
 
 
 def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:

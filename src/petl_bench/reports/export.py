@@ -7,16 +7,17 @@ import io
 import json
 from typing import Any
 
+from petl_bench.reports.comparison_table import sentence
 from petl_bench.reports.fields import FIELDS, Field
 from petl_bench.reports.groups import Group
-from petl_bench.reports.ranking import Comparison, Ranking
+from petl_bench.reports.ranking import Analysis, Comparison
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
 
 
-def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
+def to_csv(analyses: list[Analysis]) -> str:
     """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics."""
-    rows = [row for results, ranking in rankings for row in _flat_rows(results, ranking)]
+    rows = [row for analysis in analyses for row in _flat_rows(analysis)]
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(names), lineterminator="\n")
@@ -25,9 +26,9 @@ def to_csv(rankings: list[tuple[ResultsTable, Ranking]]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
+def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
     rows = []
-    for row in _cell_rows(results, ranking):
+    for row in _cell_rows(analysis):
         scores = row.pop("scores")
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
@@ -38,25 +39,24 @@ def _flat_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
     return rows
 
 
-def to_json(
-    rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], of_studies: dict[str, Any]
-) -> str:
+def to_json(analyses: list[Analysis], of_studies: dict[str, Any]) -> str:
     """Writes all cells with all metrics, averages and ranks of the methods, comparisons, and the studies' parts.
 
     Args:
-        rankings: The results tables with their rankings.
-        comparisons: The comparisons of the report.
+        analyses: The results tables with their rankings and comparisons.
         of_studies: Paper comparisons, claims and deviations, as `study_json` gives them.
     """
     content = {
-        "groups": [row for results, ranking in rankings for row in _cell_rows(results, ranking)],
-        "methods": [row for results, ranking in rankings for row in _method_rows(results, ranking)],
-        "comparisons": [_comparison_row(one) for one in comparisons],
+        "groups": [row for analysis in analyses for row in _cell_rows(analysis)],
+        "methods": [row for analysis in analyses for row in _method_rows(analysis)],
+        "comparisons": [comparison_row(one) for analysis in analyses for one in analysis.comparisons],
+        "data_sets": {analysis.results.title: analysis.differences.data_sets for analysis in analyses},
     }
     return json.dumps(content | of_studies, indent=2)
 
 
-def _cell_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
+def _cell_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    results, ranking = analysis.results, analysis.ranking
     rows = []
     for task in results.tasks:
         ranks = _ranks(results, task)
@@ -145,7 +145,8 @@ def _cost_fields() -> list[Field]:
     return [field for field in FIELDS.values() if field.export and field.kind != "parameters"]
 
 
-def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]]:
+def _method_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    results, ranking = analysis.results, analysis.ranking
     return [
         {
             "table": results.title,
@@ -153,6 +154,7 @@ def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]
             "method": method,
             "average": ranking.averages.get(method),
             "average_p_against_best": ranking.average.p.get(method),
+            "average_bold": method in ranking.average.bold,
             "average_rank": ranking.ranks.get(method),
             "rank_blocks": ranking.blocks,
         }
@@ -160,20 +162,30 @@ def _method_rows(results: ResultsTable, ranking: Ranking) -> list[dict[str, Any]
     ]
 
 
-def _comparison_row(one: Comparison) -> dict[str, Any]:
+def comparison_row(one: Comparison) -> dict[str, Any]:
+    """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
     found = one.difference
     interval = found.interval if found else None
+    estimate = found.estimate if found else None
     return {
         "table": one.results,
+        "task": one.task,
+        "tasks": list(one.tasks),
         "method": one.method,
         "reference": one.reference,
         "n": found.n if found else 0,
+        "rows": found.rows if found else None,
+        "disagreements": found.disagreements if found else None,
         "difference": found.mean if found else None,
         "ci_low": interval[0] if interval else None,
         "ci_high": interval[1] if interval else None,
+        "seeds_error": estimate.error if estimate and found and "seeds" in (found.test or "") else None,
+        "rows_error": estimate.normal_error if estimate and found and found.test == "seeds and rows" else None,
+        "detectable": estimate.detectable(one.family) if estimate else None,
+        "test": found.test if found else None,
         "p": found.p if found else None,
-        "p_holm": one.p,
-        "least_p": found.least_p if found else None,
-        "least_p_holm": one.least_p,
-        "sentence": one.sentence(),
+        "p_corrected": one.p,
+        "corrected_for": one.family,
+        "verdict": one.verdict,
+        "sentence": sentence(one),
     }

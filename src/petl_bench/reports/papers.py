@@ -15,18 +15,18 @@ from petl_bench.reports.significance import Statistic
 
 NOT_RUN = "not run"
 
-ONE_RUN = "one run, no spread"
+TOO_FEW = "too few seeds"
 
-WITHIN = "within 2 sd"
+WITHIN = "within our 95 % interval"
 
-OUTSIDE = "outside 2 sd"
+OUTSIDE = "outside our 95 % interval"
 
 
 def published_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
     """Makes one mapping per published value.
 
     All values are in percent points. `verdict` is None if the two are not comparable. Otherwise it says whether the
-    published value lies within our mean ± 2 sd over seeds, which needs at least two runs.
+    published value lies within the 95 % interval of our mean, which needs at least three seeds.
     """
     ours = StudyRecords(study, records)
     return [
@@ -71,9 +71,10 @@ def _ours(method: str | None, task: str, metric: str | None, ours: StudyRecords)
 def _verdict(value: float, statistic: Statistic | None) -> str:
     if statistic is None:
         return NOT_RUN
-    if statistic.sd is None:
-        return ONE_RUN
-    return WITHIN if abs(statistic.mean - value) <= 2 * statistic.sd else OUTSIDE
+    interval = statistic.interval()
+    if interval is None:
+        return TOO_FEW
+    return WITHIN if interval[0] <= value <= interval[1] else OUTSIDE
 
 
 def _params(method: str | None, task: str, ours: StudyRecords) -> dict[str, int | None] | None:
@@ -133,7 +134,8 @@ def _notes(study: StudyFile) -> list[str]:
     return [
         *dict.fromkeys(notes),
         "ours: mean ± sd over n seeds, in percent; our params: the method's + the head's",
-        f"published value is: `{WITHIN}` if it is within our mean ± 2 sd; no verdict for rows that are not comparable",
+        "published value is: within or outside the 95 % t interval of our mean, from three seeds on; no verdict for "
+        "rows that are not comparable",
         *(f"deviation: {deviation}" for deviation in study.deviations),
     ]
 

@@ -1,22 +1,16 @@
-"""Ranks the methods: the best of each column with significance tests, and comparisons with a reference method."""
+"""Ranks the methods of a results table, and compares them with a reference: what is bold, and what a report says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from statistics import fmean
 
 from petl_bench.errors import RequestError
+from petl_bench.reports.differences import Difference, Differences, Pair
 from petl_bench.reports.results_table import ResultsTable
-from petl_bench.reports.significance import (
-    SIGNIFICANCE,
-    Block,
-    PairedDifference,
-    Statistic,
-    average_ranks,
-    holm,
-    paired_difference,
-)
+from petl_bench.reports.significance import SIGNIFICANCE, Statistic, average_ranks, holm
 
 
 @dataclass(frozen=True)
@@ -24,16 +18,15 @@ class ColumnRanking:
     """The methods of one column against its best.
 
     Attributes:
-        bold: The best method and all that do not differ significantly from it; the best alone if `too_few`.
-        p: By method, the p value of the paired test against the best, after Holm over the methods of the column.
-        pairs: The numbers of pairs that the tests had, ascending, without repetition.
-        too_few: Whether no test with so few pairs could be significant.
+        bold: The best method and all that no test tells from it; empty where no test is possible.
+        p: By method, the p value against the best, corrected for all pairs of the column, as the best was picked by
+            looking.
+        untested: The methods that have too few seeds for a test, or too few data sets.
     """
 
     bold: frozenset[str] = frozenset()
     p: dict[str, float] = field(default_factory=dict)
-    pairs: tuple[int, ...] = ()
-    too_few: bool = False
+    untested: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,42 +48,122 @@ class Ranking:
     blocks: int
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """One method against another on one task, or over data sets.
+
+    Attributes:
+        results: The title of the results table that holds both.
+        task: The task; None over data sets.
+        tasks: The tasks that both finished.
+        points: Whether scores are percentages, so that differences are points.
+        difference: `method` minus `reference`; None if they share no seed.
+        p: The p value corrected for the `family`; None without a test.
+        family: The number of comparisons that are tested together.
+    """
+
+    results: str
+    task: str | None
+    tasks: tuple[str, ...]
+    method: str
+    reference: str
+    points: bool
+    difference: Difference | None
+    p: float | None = None
+    family: int = 1
+
+    @property
+    def verdict(self) -> str:
+        """What the test says: `better`, `worse`, `no difference shown`, or `not tested`."""
+        if self.difference is None or self.p is None:
+            return "not tested"
+        if self.p >= SIGNIFICANCE:
+            return "no difference shown"
+        return "better" if self.difference.mean > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One results table with what its numbers carry; every form of a report is made from it.
+
+    Attributes:
+        differences: The results table with the differences of its methods.
+        ranking: Who is best.
+        comparisons: With the user's reference, or of every pair.
+        reference: The method that the user compares with; None for every pair.
+    """
+
+    differences: Differences
+    ranking: Ranking
+    comparisons: list[Comparison]
+    reference: str | None = None
+
+    @property
+    def results(self) -> ResultsTable:
+        """The results table."""
+        return self.differences.results
+
+    def bold_runs(self) -> list[str]:
+        """The keys of all runs whose method is bold in its task's column."""
+        cells = self.results.cells
+        groups = [cells[method, task].group for task, column in self.ranking.tasks.items() for method in column.bold]
+        return [record.run_key for group in groups if group for record in group.records]
+
+
+def analyse(all_differences: Sequence[Differences], statistic: str, reference: str | None) -> list[Analysis]:
+    """Ranks and compares the methods of every results table of a report.
+
+    Args:
+        all_differences: The results tables with the differences of their methods.
+        statistic: `mean` or `median`, which selects the best.
+        reference: The method to compare all others with; None compares every pair.
+
+    Raises:
+        RequestError: If no table has a finished run of the named method.
+    """
+    labels = dict.fromkeys(group.label for found in all_differences for group in found.results.groups())
+    if reference is not None and reference not in labels:
+        raise RequestError(
+            f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
+        )
+    return [
+        Analysis(differences, rank_methods(differences, statistic), compare(differences, reference), reference)
+        for differences in all_differences
+    ]
+
+
 def central(statistic: Statistic, name: str) -> float:
     """Selects the mean or the median of a statistic by name."""
     return statistic.median if name == "median" else statistic.mean
 
 
-def rank_methods(results: ResultsTable, statistic: str = "mean") -> Ranking:
+def rank_methods(differences: Differences, statistic: str = "mean") -> Ranking:
     """Ranks the methods of a results table on every task and on average.
 
     Args:
-        results: The methods and tasks.
-        statistic: `mean` or `median`, which selects the best. Tests always use mean differences of pairs.
+        differences: The results table with the differences of its methods.
+        statistic: `mean` or `median`, which selects the best. Tests always use mean differences.
     """
-    scores = {method: found for method in results.methods if (found := results.scores(method))}
-    tasks = {task: _task_ranking(results, task, scores, statistic) for task in results.tasks}
-    averages = _averages(results, statistic)
-    average = _column(averages, {method: scores[method] for method in averages})
-    ranks, blocks = average_ranks(scores)
+    results = differences.results
+    tasks = {task: _task_ranking(differences, task, statistic) for task in results.tasks}
+    averages = _averages(differences, statistic)
+    average = _column(averages, _compare_over_data_sets(differences, combinations(averages, 2)))
+    ranks, blocks = average_ranks({method: found for method in results.methods if (found := results.scores(method))})
     return Ranking(tasks, averages, average, ranks, blocks)
 
 
-def _task_ranking(
-    results: ResultsTable, task: str, scores: Mapping[str, Mapping[tuple[str, int], float]], statistic: str
-) -> ColumnRanking:
+def _task_ranking(differences: Differences, task: str, statistic: str) -> ColumnRanking:
+    results = differences.results
     sign = 1 if results.in_percent(task) else -1
-    centres, by_seed = {}, {}
-    for method in scores:
-        score = results.score(method, task)
-        if score is not None:
-            centres[method] = sign * central(score, statistic)
-            by_seed[method] = {block: value for block, value in scores[method].items() if block[0] == task}
-    return _column(centres, by_seed)
+    scores = {method: score for method in results.methods if (score := results.score(method, task))}
+    centres = {method: sign * central(score, statistic) for method, score in scores.items()}
+    return _column(centres, _compare_on_task(differences, task, combinations(centres, 2)))
 
 
-def _averages(results: ResultsTable, statistic: str) -> dict[str, float]:
+def _averages(differences: Differences, statistic: str) -> dict[str, float]:
     """Averages over all tasks by method; empty if the tasks differ in their unit."""
-    if len(results.tasks) < 2 or not results.all_in_percent:
+    results = differences.results
+    if not differences.are_averaged:
         return {}
     averages = {}
     for method in results.methods:
@@ -100,142 +173,86 @@ def _averages(results: ResultsTable, statistic: str) -> dict[str, float]:
     return averages
 
 
-def _column(centres: Mapping[str, float], scores: Mapping[str, Mapping[Block, float]]) -> ColumnRanking:
-    """Tests every method of a column against its best.
+def _column(centres: dict[str, float], comparisons: list[Comparison]) -> ColumnRanking:
+    """Finds the best of those methods that are tested at all, and what differs from it.
 
     Args:
         centres: The mean or median of each method, higher is better.
-        scores: Scores by method and pair, higher is better.
+        comparisons: Of all pairs of methods, corrected for all of them.
     """
-    if len(centres) < 2:
-        return ColumnRanking()
-    best = max(centres, key=lambda method: centres[method])
-    equal = {method for method in centres if centres[method] == centres[best]}
-    differences: dict[str, PairedDifference] = {}
-    for method in centres:
-        difference = None if method == best else paired_difference(scores[best], scores[method])
-        if difference is not None:
-            differences[method] = difference
-    adjusted = dict(zip(differences, holm([found.p for found in differences.values()]), strict=True))
-    too_few = min(holm([found.least_p for found in differences.values()]), default=1.0) >= SIGNIFICANCE
-    not_different = set() if too_few else {method for method, p in adjusted.items() if p >= SIGNIFICANCE}
-    pairs = sorted({found.n for found in differences.values()})
-    return ColumnRanking(frozenset(equal | not_different), adjusted, tuple(pairs), too_few)
+    p = {frozenset((one.method, one.reference)): one.p for one in comparisons if one.p is not None}
+    tested = set().union(*p)
+    if not tested:
+        return ColumnRanking(untested=tuple(centres) if len(centres) > 1 else ())
+    best = max(tested, key=lambda method: centres[method])
+    against = {method: p[pair] for method in centres if (pair := frozenset((method, best))) in p}
+    equal = {method for method in tested if centres[method] == centres[best]}
+    bold = equal | {method for method, value in against.items() if value >= SIGNIFICANCE}
+    untested = tuple(method for method in centres if method != best and method not in against)
+    return ColumnRanking(frozenset(bold), against, untested)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One method against the reference.
-
-    Attributes:
-        results: The title of the results table that holds both.
-        points: Whether scores are percentages, so that differences are points.
-        difference: None if the two share no pair.
-        p: The p value after Holm over all comparisons of the report.
-        least_p: The smallest value that `p` could have with so many pairs.
-    """
-
-    results: str
-    method: str
-    reference: str
-    points: bool
-    difference: PairedDifference | None
-    p: float | None = None
-    least_p: float | None = None
-
-    @property
-    def name(self) -> str:
-        """The method minus the reference."""
-        return f"{self.method} − {self.reference}"
-
-    @property
-    def too_few(self) -> bool:
-        """Whether no difference over so few pairs could be significant."""
-        return self.least_p is None or self.least_p >= SIGNIFICANCE
-
-    def show(self, difference: float, *, sign: bool = False) -> str:
-        """Formats a difference, in points if scores are percentages."""
-        value, digits = (100 * difference, 1) if self.points else (difference, 4)
-        return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", "−")
-
-    def sentence(self) -> str:
-        """The comparison as a sentence with its numbers."""
-        found = self.difference
-        if found is None or self.p is None or self.least_p is None:
-            return f"{self.name}: no (task, seed) that both finished"
-        size = f"{self.show(found.mean, sign=True)}{' points' if self.points else ''}"
-        if found.interval:
-            size += f" [{self.show(found.interval[0])}, {self.show(found.interval[1])}]"
-        return f"{self.name}: {size}, n = {found.n}: {self._verdict(found, self.p, self.least_p)}"
-
-    def _verdict(self, found: PairedDifference, p: float, least_p: float) -> str:
-        if self.too_few:
-            least = f"the least p that the test can give is {show_p(found.least_p)}, {show_p(least_p)} after Holm"
-            return f"n is too small to show anything ({least})"
-        if p >= SIGNIFICANCE:
-            return f"no difference shown (p = {show_p(p)} after Holm)"
-        return f"{self.method} is {'better' if found.mean > 0 else 'worse'} (p = {show_p(p)} after Holm)"
-
-
-def show_p(p: float) -> str:
-    """Formats a p value with two significant digits."""
-    return f"{p:.4f}".rstrip("0") if 0.0001 <= p < 0.01 else f"{p:.2g}"
-
-
-def compare(all_results: Sequence[ResultsTable], reference: str | None = None) -> list[Comparison]:
-    """Compares all methods of each results table with one of its methods, with Holm's correction over all tables.
+def compare(differences: Differences, reference: str | None = None) -> list[Comparison]:
+    """Compares the methods of a results table, task by task, and over data sets where it has several tasks.
 
     Args:
-        all_results: The results tables of the report.
-        reference: The method to compare with. None takes the best average of each table that has more than one
-            method, and either more than one seed or a study.
-
-    Raises:
-        RequestError: If no table has a finished run of the named method.
+        differences: The results table with the differences of its methods.
+        reference: The method to compare all others with; p values are then corrected for these comparisons. None
+            compares every pair, the method with the lower mean with the one with the higher, and corrects for all.
     """
-    labels = dict.fromkeys(group.label for results in all_results for group in results.groups())
-    if reference is not None and reference not in labels:
-        raise RequestError(
-            f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
-        )
-    found: list[Comparison] = []
-    for results in all_results:
-        against = _best(results) if reference is None else reference
-        if against in results.methods and results.groups_of(against):
-            found += _compare_with(results, against)
-    return _corrected(found)
+    results = differences.results
+    comparisons: list[Comparison] = []
+    for task in results.tasks:
+        methods = [method for method in results.methods if results.score(method, task)]
+        comparisons += _compare_on_task(differences, task, _pairs(methods, reference))
+    if differences.are_averaged:
+        methods = [method for method in results.methods if results.groups_of(method)]
+        comparisons += _compare_over_data_sets(differences, _pairs(methods, reference))
+    return comparisons if reference else [_lower_first(one) for one in comparisons]
 
 
-def _compare_with(results: ResultsTable, reference: str) -> list[Comparison]:
-    theirs = results.scores(reference)
-    others = [method for method in results.methods if method != reference and results.groups_of(method)]
+def _pairs(methods: list[str], reference: str | None) -> Iterable[Pair]:
+    if reference is None:
+        return combinations(methods, 2)
+    return [(method, reference) for method in methods if method != reference] if reference in methods else []
+
+
+def _lower_first(one: Comparison) -> Comparison:
+    if one.difference is None or one.difference.mean <= 0:
+        return one
+    return replace(one, method=one.reference, reference=one.method, difference=one.difference.turned())
+
+
+def _compare_on_task(differences: Differences, task: str, pairs: Iterable[Pair]) -> list[Comparison]:
+    """Compares pairs on one task; their p values are corrected for one another by Holm's method."""
+    found = {pair: differences.on_task(task, *pair) for pair in pairs}
+    tested = {pair: one.p for pair, one in found.items() if one is not None and one.p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    results = differences.results
     return [
         Comparison(
-            results.title, method, reference, results.all_in_percent, paired_difference(results.scores(method), theirs)
+            results.title, task, (task,), *pair, results.in_percent(task), one, corrected.get(pair), len(corrected)
         )
-        for method in others
+        for pair, one in found.items()
     ]
 
 
-def _best(results: ResultsTable) -> str | None:
-    """Finds the method with the best mean over tasks among those that have the most tasks."""
-    scores = {method: results.scores(method) for method in results.methods if results.groups_of(method)}
-    seeds = {seed for blocks in scores.values() for _, seed in blocks}
-    if len(scores) < 2 or (len(seeds) < 2 and results.study is None):
-        return None
-    return max(scores, key=lambda method: _tasks_and_mean(scores[method]))
-
-
-def _tasks_and_mean(scores: dict[tuple[str, int], float]) -> tuple[int, float]:
-    tasks: dict[str, list[float]] = {}
-    for (task, _), score in scores.items():
-        tasks.setdefault(task, []).append(score)
-    return len(tasks), fmean(fmean(values) for values in tasks.values()) if tasks else float("-inf")
-
-
-def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
-    """Fills in the p values after Holm and the smallest values that they could have."""
-    tested = [one.difference for one in comparisons if one.difference is not None]
-    ps = iter(holm([difference.p for difference in tested]))
-    least = iter(holm([difference.least_p for difference in tested]))
-    return [one if one.difference is None else replace(one, p=next(ps), least_p=next(least)) for one in comparisons]
+def _compare_over_data_sets(differences: Differences, pairs: Iterable[Pair]) -> list[Comparison]:
+    """Compares pairs over the data sets that both finished, all of them in one test."""
+    pairs = list(pairs)
+    found, corrected = differences.over_data_sets(pairs)
+    results = differences.results
+    finished = {method: results.groups_of(method).keys() for pair in pairs for method in pair}
+    return [
+        Comparison(
+            results.title,
+            None,
+            tuple(task for task in results.tasks if task in finished[pair[0]] and task in finished[pair[1]]),
+            *pair,
+            True,
+            found.get(pair),
+            corrected.get(pair),
+            len(corrected),
+        )
+        for pair in pairs
+    ]

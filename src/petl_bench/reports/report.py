@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 from pathlib import Path
 
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Predictions, read_predictions
 from petl_bench.records.schema import Record
 from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
+from petl_bench.reports.comparison_table import comparison_table
+from petl_bench.reports.differences import find_differences
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import write_page
@@ -19,7 +22,7 @@ from petl_bench.reports.page.data import page_data
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.costs import draw_scores
 from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
-from petl_bench.reports.ranking import Comparison, Ranking, compare, rank_methods
+from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,
     ReportTable,
@@ -30,7 +33,7 @@ from petl_bench.reports.render import (
     to_markdown,
 )
 from petl_bench.reports.results_table import ResultsTable, backbone_results, reported_records, study_results
-from petl_bench.reports.tables import comparison_table, scores_table
+from petl_bench.reports.tables import scores_table
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +46,31 @@ class ReportInput:
         all_results: One results table per study, then one per backbone for the other runs.
         studies: Each study with its records.
         others: Records that belong to no study.
-        found: All records, including those that the report leaves out.
+        found: All records, including those that the report leaves out, by their files.
     """
 
     all_results: list[ResultsTable]
     studies: list[tuple[StudyFile, list[Record]]]
     others: list[Record]
-    found: list[Record]
+    found: dict[Path, Record]
 
     @property
     def records(self) -> list[Record]:
         """The records that are reported, those of studies first."""
         return [record for _, own in self.studies for record in own] + self.others
+
+    def read_predictions(self, record: Record) -> Predictions | None:
+        """The predictions of a run; None, with a warning, where they cannot be read."""
+        folder = self._folders[record.run_key]
+        try:
+            return read_predictions(folder)
+        except ValueError as error:
+            _log.warning("%s", error)
+            return None
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        return {record.run_key: file.parent for file, record in self.found.items()}
 
 
 def read_report_input(folders: list[str]) -> ReportInput:
@@ -79,7 +95,7 @@ def read_report_input(folders: list[str]) -> ReportInput:
     if not groups and not studies:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
     all_results = [study_results(study, own) for study, own in studies] + backbone_results(groups)
-    report_input = ReportInput(all_results, studies, others, list(located.values()))
+    report_input = ReportInput(all_results, studies, others, located)
     _warn_unfinished(report_input.records)
     return report_input
 
@@ -140,25 +156,22 @@ def write_report(
     if page:
         check_page(Path(page))
     report_input = read_report_input(folders)
-    rankings = [(results, rank_methods(results, statistic)) for results in report_input.all_results]
-    comparisons = compare(report_input.all_results, reference)
+    differences = [find_differences(results, report_input.read_predictions) for results in report_input.all_results]
+    analyses = analyse(differences, statistic, reference)
     if form == "csv":
-        write(to_csv(rankings))
+        write(to_csv(analyses))
     elif form == "json":
-        write(to_json(rankings, comparisons, study_json(report_input.studies)))
+        write(to_json(analyses, study_json(report_input.studies)))
     else:
-        tables = _tables(rankings, comparisons, statistic) + study_tables(report_input.studies)
-        _show(tables, form, write)
+        _show(_tables(analyses, statistic) + study_tables(report_input.studies), form, write)
     if plot or page:
-        write_files(report_input, plot, plot_kind or PLOT_KINDS[0], page)
+        write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
 
 
-def _tables(
-    rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], statistic: str
-) -> list[ReportTable]:
-    tables = [scores_table(results, ranking, statistic) for results, ranking in rankings]
-    return tables + [comparison_table(list(same)) for _, same in groupby(comparisons, key=lambda one: one.results)]
+def _tables(analyses: list[Analysis], statistic: str) -> list[ReportTable]:
+    tables = [scores_table(analysis, statistic) for analysis in analyses]
+    return tables + [table for analysis in analyses if (table := comparison_table(analysis)) is not None]
 
 
 def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) -> None:
@@ -170,11 +183,14 @@ def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) ->
     write("\n\n".join(render(table) for table in tables))
 
 
-def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, page: str | None) -> None:
+def write_files(
+    report_input: ReportInput, analyses: list[Analysis], plot: str | None, plot_kind: str, page: str | None
+) -> None:
     """Writes the requested picture and page.
 
     Args:
         report_input: The studies and records.
+        analyses: What their numbers carry.
         plot: Picture to draw.
         plot_kind: What the picture shows, one of `PLOT_KINDS`.
         page: HTML page to write.
@@ -192,7 +208,15 @@ def write_files(report_input: ReportInput, plot: str | None, plot_kind: str, pag
         _log.info("plot: %s", Path(plot).resolve())
     if page:
         compared = study_json(report_input.studies)
-        data = page_data(named, report_input.found, studies, compared["published"], compared["claims"])
+        data = page_data(
+            named,
+            list(report_input.found.values()),
+            studies,
+            compared["published"],
+            compared["claims"],
+            [table for analysis in analyses if (table := comparison_table(analysis)) is not None],
+            {key for analysis in analyses for key in analysis.bold_runs()},
+        )
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())

@@ -1,6 +1,6 @@
-"""Statistics over seeds and pairs: mean and spread, bootstrap intervals, sign-flip tests, Holm's correction, ranks.
+"""Statistics over seeds, rows and data sets: means and intervals, tests, corrections for several tests, ranks.
 
-All resampling uses a fixed seed, so the same records give the same report. docs/reports.md defines each number.
+Nothing here knows records or methods. docs/reports.md defines each number and says how often each test is wrong.
 """
 
 from __future__ import annotations
@@ -15,8 +15,21 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-_RESAMPLES = 10_000
+SIGNIFICANCE = 0.05
 
+# The chance with which a report wants to find a difference when it says how large one would have to be.
+POWER = 0.8
+
+# Fewer values have no interval and no t test.
+LEAST_VALUES = 3
+
+# No outcome of a sign-flip test over fewer data sets has p < 0.05: 2 / 2^5 = 0.0625.
+LEAST_DATA_SETS = 6
+
+# With at most this many data sets, all sign flips are enumerated.
+EXACT_FLIPS = 15
+
+_FLIPS = 20_000
 _SEED = 0
 
 
@@ -54,131 +67,200 @@ class Statistic:
         return max(self.values)
 
     def interval(self) -> tuple[float, float] | None:
-        """Bootstrap 95 % confidence interval of the mean; None for a single value."""
-        return bootstrap_interval(self.values)
-
-
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Percentile bootstrap 95 % confidence interval of the mean.
-
-    Args:
-        values: One per seed or pair.
-
-    Returns:
-        Its lower and upper end; None for fewer than two values.
-    """
-    return _bootstrap_interval(tuple(values)) if len(values) > 1 else None
-
-
-# Several forms and pages of one report ask for the same interval.
-@lru_cache(maxsize=10_000)
-def _bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
-    # Importing it takes longer than most reports, and comparisons of methods with one seed need no interval.
-    from scipy.stats import bootstrap
-
-    found = bootstrap((values,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=_SEED)
-    # scipy's own ends are these quantiles but for the rounding of (1 - 0.95) / 2.
-    low, high = np.percentile(found.bootstrap_distribution, [2.5, 97.5])
-    return float(low), float(high)
-
-
-# The key by which scores are paired, e.g. (task, seed).
-Block = TypeVar("Block", bound=Hashable)
-
-SIGNIFICANCE = 0.05
-
-# With at most this many pairs, all sign flips are enumerated.
-EXACT_PAIRS = 15
-
-_FLIPS = 20_000
-
-
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p value of the sign-flip permutation test on the mean difference of pairs.
-
-    Under the null hypothesis every difference is equally likely to have the other sign. All 2^n flips are enumerated
-    for up to `EXACT_PAIRS` pairs; for more, flips are sampled with a fixed seed, and the observed one is added to them.
-
-    `scipy.stats.permutation_test` gives the same p values, but enumerates the flips in Python: 24 ms per test of 12
-    pairs and 150 ms per test of 15, where these lines take 0.04 and 0.2 ms. A hundred tests would take 15 s.
-
-    Args:
-        differences: One per pair.
-
-    Returns:
-        The share of flips whose sum is at least as far from 0 as the observed one.
-    """
-    values = np.asarray(differences, dtype=float)
-    sums = np.abs(_signs(len(values)) @ values)
-    # The tolerance keeps sums equal that are equal in exact arithmetic.
-    extreme = int((sums >= abs(values.sum()) - 1e-9 * np.abs(values).sum()).sum())
-    return extreme / len(sums) if len(values) <= EXACT_PAIRS else (extreme + 1) / (len(sums) + 1)
-
-
-@lru_cache(maxsize=4)
-def _signs(n: int) -> NDArray[Any]:
-    if n <= EXACT_PAIRS:
-        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        bits = np.random.default_rng(_SEED).integers(2, size=(_FLIPS, n))
-    return 1.0 - 2.0 * bits
-
-
-def least_p(n: int) -> float:
-    """The smallest p value that `sign_flip_p` can give for `n` pairs."""
-    return min(1.0, 2 / 2**n) if n <= EXACT_PAIRS else 1 / (_FLIPS + 1)
+        """The 95 % t interval of the mean; None for fewer than three values."""
+        if self.sd is None or self.n < LEAST_VALUES:
+            return None
+        return Estimate(self.mean, self.sd / math.sqrt(self.n), self.n - 1).interval()
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """The difference of two methods over the same (task, seed) pairs.
+class Estimate:
+    """A mean and how far it may be from the true one: by t(df) standard errors, and by a normal error.
+
+    The two together have the distribution of Behrens and Fisher, which keeps the false alarms of its tests at or below
+    their level (Robinson, Annals of Statistics 4, 1976), even of tests that are corrected for many comparisons.
 
     Attributes:
-        mean: Mean of first minus second.
-        interval: Bootstrap 95 % confidence interval of that mean over the pairs; None for one pair.
-        n: Number of pairs.
-        p: The p value of the sign-flip test, not corrected.
+        error: A standard error that `df + 1` values gave.
+        df: Its degrees of freedom.
+        normal_error: Another standard error, known from so many values that its own uncertainty does not matter.
     """
 
     mean: float
-    interval: tuple[float, float] | None
-    n: int
-    p: float
+    error: float
+    df: int
+    normal_error: float = 0.0
 
     @property
-    def least_p(self) -> float:
-        """The smallest p value that this number of pairs can give."""
-        return least_p(self.n)
+    def p(self) -> float:
+        """The two-sided p value of the test against 0; 1 if the mean is 0 without any error."""
+        return 2 * self._tail(abs(self.mean))
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        half = self._distance(SIGNIFICANCE / 2)
+        return self.mean - half, self.mean + half
+
+    def detectable(self, comparisons: int = 1) -> float:
+        """The true difference that the test finds with a chance of `POWER`, corrected for several comparisons."""
+        return self._distance(SIGNIFICANCE / 2 / comparisons) + self._distance(1 - POWER)
+
+    def _tail(self, distance: float) -> float:
+        """The chance that the estimate is above the true mean by this distance or more."""
+        from scipy.special import ndtr, stdtr
+
+        if self.error == self.normal_error == 0:
+            return 0.5 if distance == 0 else 0.0
+        if self.normal_error == 0:
+            return float(stdtr(self.df, -distance / self.error))
+        scales, weights = _variance_scales(self.df)
+        return float(weights @ ndtr(-distance / np.hypot(self.error * scales, self.normal_error)))
+
+    def _distance(self, tail: float) -> float:
+        """The inverse of `_tail`."""
+        from scipy.optimize import brentq
+        from scipy.special import stdtrit
+
+        most = -float(stdtrit(self.df, tail)) * (self.error + self.normal_error)
+        if self.normal_error == 0:
+            return most
+        # Both errors are seldom at their worst at once, so the distance is smaller.
+        return float(brentq(lambda distance: self._tail(distance) - tail, 0.0, most, xtol=1e-9 * most))
 
 
-def paired_difference(first: Mapping[Block, float], second: Mapping[Block, float]) -> PairedDifference | None:
-    """Compares the scores of two methods over the pairs that both have.
+@lru_cache(maxsize=64)
+def _variance_scales(df: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Splits t(df) into normal distributions: their standard deviations and weights, from one tail to the other."""
+    from scipy.special import expit, gammaincinv
 
-    Pairs of several tasks are pooled without stratification, so a task with more pairs or larger differences weighs
-    more.
+    logits = np.linspace(-40.0, 30.0, 400)
+    chances = expit(logits)
+    weights = chances * (1 - chances)
+    return np.sqrt(df / (2 * gammaincinv(df / 2, chances))), weights / weights.sum()
+
+
+def over_seeds(differences: Sequence[float]) -> Estimate | None:
+    """Estimates the mean of paired differences, one per seed, by the paired t test.
+
+    Its chance is that of another training. None for fewer than three seeds, and for seeds without any spread: scores
+    are counts of rows, so a few equal differences are a coincidence, which a t test would take for certainty.
+    """
+    found = Statistic.of(differences)
+    if found is None or found.n < LEAST_VALUES or not found.sd or found.sd < 1e-12:
+        return None
+    return Estimate(found.mean, found.sd / math.sqrt(found.n), found.n - 1)
+
+
+def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
+    """Estimates a paired difference whose chance is that of another training and of other rows.
+
+    This is the analysis of variance with two random factors that reader studies in radiology use, with seeds in place
+    of readers and rows in place of cases (Dorfman, Berbaum & Metz 1992). A bootstrap over rows and seeds, and Hillis'
+    degrees of freedom, are too sure of themselves with few seeds (docs/reports.md).
 
     Args:
-        first: Scores by pair, higher is better: errors must be negated.
-        second: Likewise.
+        differences: What each row adds to the difference, shape (seeds, rows), at least two of each: of accuracy, the
+            difference in being right; of other metrics, of their jackknife pseudo-values.
+        mean: The mean over the seeds of the difference of the metric itself.
 
     Returns:
-        The difference; None if the two share no pair.
+        The estimate; `error` is that of the seeds, `normal_error` that of the rows.
     """
-    differences = [score - second[pair] for pair, score in first.items() if pair in second]
-    if not differences:
-        return None
-    mean = statistics.fmean(differences)
-    return PairedDifference(mean, bootstrap_interval(differences), len(differences), sign_flip_p(differences))
+    num_seeds, num_rows = differences.shape
+    by_seed, by_row = differences.mean(axis=1), differences.mean(axis=0)
+    residual = differences - by_seed[:, None] - by_row[None, :] + differences.mean()
+    of_both = (residual**2).sum() / ((num_seeds - 1) * (num_rows - 1))
+    of_rows = max(num_seeds * by_row.var(ddof=1) - of_both, 0.0)
+    seeds_error = math.sqrt(by_seed.var(ddof=1) / num_seeds)
+    return Estimate(mean, seeds_error, num_seeds - 1, math.sqrt(of_rows / (num_seeds * num_rows)))
+
+
+def over_rows(differences: NDArray[Any], mean: float) -> Estimate:
+    """Estimates the difference of two single runs, whose chance is that of other rows alone; shape (rows,)."""
+    return Estimate(mean, float(differences.std(ddof=1)) / math.sqrt(len(differences)), len(differences) - 1)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p value of McNemar's exact test.
+
+    Args:
+        only_first: Number of rows that only the first run has right.
+        only_second: Number of rows that only the second has right.
+    """
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusts the p values of one family of comparisons by Holm's method, in the order given (scipy has no Holm)."""
+    """Adjusts the p values of one family of comparisons by Holm's method, in the order given.
+
+    `statsmodels.stats.multitest.multipletests` gives the same, but collects garbage in the whole process at each call,
+    45 ms in a process that has imported torch.
+    """
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for position, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         highest = max(highest, min(1.0, (len(ps) - position) * ps[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def sign_flips(differences: NDArray[Any]) -> tuple[list[float], list[float]]:
+    """Tests several mean differences over data sets at once, by a max-type permutation test.
+
+    If the methods are equal over data sets, every data set's differences are equally likely to have the other signs,
+    all of them together. Each flip of the signs gives one statistic for each comparison, and the largest of them is
+    what the observed ones are compared with, step by step downwards (Westfall & Young 1993). So the smallest possible
+    p value, 2 / 2^n, does not grow with the number of comparisons. All 2^n flips are enumerated for up to
+    `EXACT_FLIPS` data sets; for more, flips are sampled with a fixed seed, and the observed one is added to them.
+
+    Args:
+        differences: Shape (data sets, comparisons); NaN where a comparison lacks a data set.
+
+    Returns:
+        The p value of each comparison, alone and corrected for all of them.
+    """
+    values = np.nan_to_num(np.asarray(differences, dtype=float))
+    num_sets, num_comparisons = values.shape
+    # Comparisons become comparable by the root of their sum of squares, which no flip changes.
+    scales = np.sqrt((values**2).sum(axis=0))
+    values = values / np.where(scales > 0, scales, 1.0)
+    observed = np.abs(values.sum(axis=0))
+    flipped = np.abs(_signs(num_sets) @ values)
+    exact = num_sets <= EXACT_FLIPS
+
+    def share(statistic: NDArray[Any], value: float) -> float:
+        # The tolerance keeps sums equal that are equal in exact arithmetic.
+        extreme = int((statistic >= value - 1e-9).sum())
+        return extreme / len(flipped) if exact else (extreme + 1) / (len(flipped) + 1)
+
+    alone = [share(flipped[:, index], observed[index]) for index in range(num_comparisons)]
+    corrected = [1.0] * num_comparisons
+    largest = np.zeros(len(flipped))
+    # From the smallest statistic up, each is compared with the largest of itself and all smaller ones.
+    order = np.argsort(observed, kind="stable")
+    for index in order:
+        largest = np.maximum(largest, flipped[:, index])
+        corrected[index] = share(largest, observed[index])
+    highest = 0.0
+    for index in order[::-1]:
+        corrected[index] = highest = max(highest, corrected[index])
+    return alone, corrected
+
+
+@lru_cache(maxsize=4)
+def _signs(n: int) -> NDArray[Any]:
+    if n <= EXACT_FLIPS:
+        bits = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        bits = np.random.default_rng(_SEED).integers(2, size=(_FLIPS, n))
+    return 1.0 - 2.0 * bits
+
+
+# The key by which scores are paired, e.g. (task, seed).
+Block = TypeVar("Block", bound=Hashable)
 
 
 def average_ranks(scores: Mapping[str, Mapping[Block, float]]) -> tuple[dict[str, float], int]:

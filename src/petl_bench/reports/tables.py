@@ -8,7 +8,7 @@ from typing import Any
 
 from petl_bench.records.schema import MemoryAtPeak
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
-from petl_bench.reports.ranking import ColumnRanking, Comparison, Ranking, central, show_p
+from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
 from petl_bench.reports.significance import SIGNIFICANCE
@@ -115,14 +115,14 @@ _SHARE = FIELDS["params_trainable_share_of_backbone_percent"]
 _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
 
 
-def scores_table(results: ResultsTable, ranking: Ranking, statistic: str = "mean") -> ReportTable:
+def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     """Makes the table of scores and costs. Scores are in percent; costs are those of the costliest task.
 
     Args:
-        results: The methods and tasks.
-        ranking: Their ranking by the same statistic.
+        analysis: The methods and tasks, ranked by the same statistic.
         statistic: `mean` or `median`.
     """
+    results, ranking = analysis.results, analysis.ranking
     parameters = [field for field in FIELDS.values() if field.table and field.kind == "parameters"]
     costs = cost_columns(results)
     scored: dict[str, ColumnRanking] = {_heading(results, task): ranking.tasks[task] for task in results.tasks}
@@ -175,24 +175,22 @@ def _protocols(results: ResultsTable) -> list[str]:
 
 
 def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
-    """Explains what bold means if any cell is bold."""
+    """Explains what bold means where a cell is bold, and why none is where none is."""
     notes = []
-    if any(column.bold and not column.too_few for column in scored.values()):
+    if any(column.bold for column in scored.values()):
         notes.append(
-            f"bold: the best {statistic} of a column and all that are not distinguishable from it (paired sign-flip "
-            f"test over seeds, of avg over (task, seed), p >= {SIGNIFICANCE} after Holm over the methods of the column)"
+            f"bold: the best {statistic} of a column and all that are not told from it (p >= {SIGNIFICANCE}, corrected "
+            "for every pair of the column)"
         )
-    few = {name: column for name, column in scored.items() if column.bold and column.too_few}
-    sizes: dict[str, list[str]] = {}
-    for name, column in few.items():
-        ends = sorted({column.pairs[0], column.pairs[-1]}) if column.pairs else [0]
-        sizes.setdefault("-".join(map(str, ends)), []).append(name)
-    for size, names in sizes.items():
-        where = "" if len(names) == len(scored) else f"{', '.join(names)}: "
-        notes.append(
-            f"{where}n = {size}: too few seeds to tell methods apart; bold is the best {statistic} alone, which may be "
-            "chance"
-        )
+    untested = {name: column.untested for name, column in scored.items() if column.untested}
+    if none := [name for name in untested if not scored[name].bold]:
+        where = "" if len(none) == len(scored) else f" in {', '.join(none)}"
+        notes.append(f"nothing is bold{where}: too few seeds or data sets to tell methods apart")
+    notes += [
+        f"{name}: not tested against the best, with too few seeds: {', '.join(methods)}"
+        for name, methods in untested.items()
+        if name not in none
+    ]
     return notes
 
 
@@ -234,27 +232,6 @@ def _plan_notes(results: ResultsTable) -> list[str]:
         if counted
         else notes
     )
-
-
-def comparison_table(comparisons: list[Comparison]) -> ReportTable:
-    """Makes the table of the comparisons within one results table; its notes give each as a sentence."""
-    rows = []
-    for one in comparisons:
-        found = one.difference
-        if found is None or one.p is None:
-            rows.append([one.name, MISSING, MISSING, "0", MISSING, MISSING])
-            continue
-        interval = f"[{one.show(found.interval[0])}, {one.show(found.interval[1])}]" if found.interval else MISSING
-        difference = one.show(found.mean, sign=True)
-        rows.append([one.name, difference, interval, str(found.n), show_p(found.p), show_p(one.p)])
-    unit = "points" if comparisons[0].points else "score (errors negated)"
-    header = ["comparison", f"difference, {unit}", "95 % CI", "n", "p", "p after Holm"]
-    notes = [
-        *(one.sentence() for one in comparisons),
-        "difference: mean over the n (task, seed) that both finished; 95 % CI: percentile bootstrap over them",
-        "p: two-sided sign-flip test of the pairs; after Holm: corrected for all comparisons of this report",
-    ]
-    return ReportTable(f"{comparisons[0].results}: comparisons", header, rows, notes)
 
 
 _PLANNED_PARAMS = (FIELDS["params_trainable_method"], FIELDS["params_trainable_head"], _SHARE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.plots import score_scale
 from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
+from petl_bench.reports.render import ReportTable
 from petl_bench.reports.significance import Statistic
 
 # More points would make the page larger without a visible difference.
@@ -56,7 +57,7 @@ _ROW_COLUMNS = (
         "score",
     ),
     PageColumn("median", "median", "median over seeds", "score"),
-    PageColumn("low", "95 % interval", "bootstrap 95 % interval of the mean over seeds", "score", always=False),
+    PageColumn("low", "95 % interval", "95 % t interval of the mean over three seeds or more", "score", always=False),
 )
 
 
@@ -75,6 +76,8 @@ def page_data(
     studies: Sequence[StudyFile] = (),
     published: Sequence[Mapping[str, Any]] = (),
     claims: Sequence[Mapping[str, Any]] = (),
+    comparisons: Sequence[ReportTable] = (),
+    bold: Collection[str] = (),
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -84,6 +87,8 @@ def page_data(
         studies: The studies that the records belong to.
         published: Rows as `published_rows` makes them.
         claims: Rows as `claim_rows` makes them.
+        comparisons: Tables as `comparison_table` makes them.
+        bold: Keys of the runs whose method is bold in its column of the results table.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -94,7 +99,7 @@ def page_data(
         named,
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
-    rows = [_row(index, item) for index, item in enumerate(named)]
+    rows = [_row(index, item, bold) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
@@ -115,12 +120,16 @@ def page_data(
         ],
         "published": [dict(row) for row in published],
         "claims": [dict(row) for row in claims],
+        "comparisons": [
+            {"title": table.title, "header": table.header, "rows": table.rows, "notes": table.notes}
+            for table in comparisons
+        ],
     }
     cleaned: dict[str, Any] = finite(data)
     return cleaned
 
 
-def _row(index: int, item: NamedGroup) -> dict[str, Any]:
+def _row(index: int, item: NamedGroup, bold: Collection[str]) -> dict[str, Any]:
     group = item.group
     protocol = group.first.protocol
     assert protocol
@@ -138,6 +147,7 @@ def _row(index: int, item: NamedGroup) -> dict[str, Any]:
         "selection": protocol.selection,
         "rows": item.rows,
         "seeds": group.seeds,
+        "bold": any(record.run_key in bold for record in group.records),
         **_score(group),
         **{
             key: statistic.mean / field.unit if (statistic := group.statistic(field)) else None

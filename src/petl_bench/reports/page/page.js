@@ -22,6 +22,7 @@ buildCards();
 buildFilters();
 buildScores();
 buildTable();
+buildComparisons();
 buildLines();
 buildPublished();
 buildClaims();

@@ -42,6 +42,25 @@ function buildPublished() {
   byId("published").hidden = false;
 }
 
+const WORDS = new Set(["task", "comparison", "verdict"]);
+
+function buildComparisons() {
+  if (!DATA.comparisons.length) return;
+  const tables = DATA.comparisons.flatMap((table) => {
+    const kinds = table.header.map((name) => (WORDS.has(name) ? "" : "number"));
+    return [
+      ...(DATA.comparisons.length > 1 ? [el("h3", {}, table.title)] : []),
+      plainTable(table.header.map((name, i) => [name, kinds[i]]),
+        table.rows.map((row) => row.map((value, i) => cell(value, kinds[i])))),
+      el("ul", { class: "list" }, ...table.notes.map((text) => el("li", {}, text))),
+    ];
+  });
+  byId("comparisons").append(
+    panelHead("comparisons", "What these runs show", "Each method against the best mean of its column.", null), ...tables,
+  );
+  byId("comparisons").hidden = false;
+}
+
 const VERDICT_CLASSES = { reproduced: "good", "not reproduced": "bad" };
 
 function buildClaims() {

@@ -4,19 +4,6 @@ const FIRST_ROWS = 200;
 const builtRows = new Map();
 const sorting = { key: null, descending: false, order: DATA.rows, all: false };
 
-function bestScores() {
-  const best = new Map();
-  for (const row of DATA.rows) {
-    if (!isNumber(row.score)) continue;
-    const key = panelKey(row);
-    const known = best.get(key);
-    if (known === undefined || (row.percent ? row.score > known : row.score < known)) best.set(key, row.score);
-  }
-  return best;
-}
-
-const BEST = bestScores();
-
 function cellOf(row, column) {
   const value = row[column.key];
   if (column.key === "method") {
@@ -29,7 +16,7 @@ function cellOf(row, column) {
   if (column.key === "score") {
     const sd = isNumber(row.sd) ? `± ${scoreText(row, row.sd)}` : "";
     const cell = el("td", {}, el("span", { class: "mean" }, scoreText(row, value)), el("span", { class: "sd" }, sd));
-    cell.classList.toggle("best", BEST.get(panelKey(row)) === value);
+    cell.classList.toggle("best", row.bold);
     return cell;
   }
   if (column.key === "low") return el("td", {}, `${scoreText(row, row.low)} – ${scoreText(row, row.high)}`);
@@ -83,7 +70,8 @@ function buildTable() {
     el(
       "div", { class: "panel-head" },
       el("div", {}, el("h2", { id: "table-title" }, "Every method in numbers"), el("p", { class: "sub" },
-        "Click on a column's name to sort. Bold: the best mean of its task. Definitions are at the end of the page.")),
+        "Click on a column's name to sort. Bold: the best of its task and what no test tells from it; nothing is bold " +
+        "where the runs are too few for a test. Definitions are at the end of the page.")),
     ),
     el(
       "div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table, scrolls sideways" },

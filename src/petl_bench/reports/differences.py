@@ -1,0 +1,279 @@
+"""Differences of two methods: on one task, over the seeds and rows that both have; and over data sets.
+
+docs/reports.md says which test is used where, and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petl_bench.records.predictions import Predictions
+from petl_bench.records.schema import Record
+from petl_bench.reports.groups import Group
+from petl_bench.reports.jackknife import pseudo_values
+from petl_bench.reports.results_table import ResultsTable
+from petl_bench.reports.significance import (
+    LEAST_DATA_SETS,
+    Estimate,
+    Statistic,
+    mcnemar,
+    over_rows,
+    over_seeds,
+    over_seeds_and_rows,
+    sign_flips,
+)
+
+# Reads the predictions of a run; None where it has kept none.
+ReadPredictions = Callable[[Record], Predictions | None]
+
+Test = Literal["seeds and rows", "seeds", "rows", "data sets"]
+
+Pair = tuple[str, str]
+
+# Two data sets may have a short text in common by chance; above this share of the smaller, they are one.
+_SHARED_ROWS = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The score of one method minus that of another. Higher is better: errors are negated.
+
+    Attributes:
+        mean: On a task the mean over the seeds that both finished; over data sets the mean over these.
+        n: The number of seeds, or of data sets.
+        test: What `p` and `interval` speak about: another training and other rows, another training on these rows,
+            other rows for these two runs alone, or other data sets. None where so few values allow no test.
+        p: The p value, not corrected.
+        estimate: What `p`, the interval and the power come from; None over data sets and without a test.
+        interval: The 95 % interval, not corrected.
+        rows: The number of rows, where the test knows their predictions.
+        disagreements: Of two single runs, the number of rows that only one of them has right.
+    """
+
+    mean: float
+    n: int
+    test: Test | None = None
+    p: float | None = None
+    estimate: Estimate | None = None
+    interval: tuple[float, float] | None = None
+    rows: int | None = None
+    disagreements: int | None = None
+
+    def turned(self) -> Difference:
+        """The second method minus the first."""
+        interval = (-self.interval[1], -self.interval[0]) if self.interval else None
+        estimate = replace(self.estimate, mean=-self.estimate.mean) if self.estimate else None
+        return replace(self, mean=-self.mean, interval=interval, estimate=estimate)
+
+
+def no_predictions(_record: Record) -> None:
+    """Reads the predictions of runs that have kept none."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The differences of all pairs of methods of one results table.
+
+    Attributes:
+        by_task: By task and pair, for the pairs that share a seed; each pair in the order of the table's methods.
+        data_sets: The tasks by data set: tasks that are scored on the same rows are one data set.
+        over_data_sets: By pair.
+    """
+
+    results: ResultsTable
+    by_task: dict[str, dict[Pair, Difference]]
+    data_sets: list[list[str]]
+
+    def on_task(self, task: str, method: str, other: str) -> Difference | None:
+        """The difference `method` minus `other` on a task; None if they share no seed."""
+        return _oriented(self.by_task[task], method, other)
+
+    @property
+    def are_averaged(self) -> bool:
+        """Whether the scores of all tasks have one unit, so that they have a mean."""
+        return len(self.results.tasks) > 1 and self.results.all_in_percent
+
+    @cached_property
+    def by_data_set(self) -> dict[Pair, dict[int, float]]:
+        """The mean difference on each data set, by pair; only data sets with a task that both methods finished."""
+        found: dict[Pair, dict[int, float]] = {}
+        for number, tasks in enumerate(self.data_sets):
+            for pair in combinations(self.results.methods, 2):
+                means = [self.by_task[task][pair].mean for task in tasks if pair in self.by_task[task]]
+                if means:
+                    found.setdefault(pair, {})[number] = fmean(means)
+        return found
+
+    def over_data_sets(self, pairs: Sequence[Pair]) -> tuple[dict[Pair, Difference], dict[Pair, float]]:
+        """Compares pairs over data sets.
+
+        Args:
+            pairs: The pairs that are compared together, (method, reference).
+
+        Returns:
+            The difference of each pair that shares a data set, and the p values corrected for all of these pairs that
+            share enough data sets for a test.
+        """
+        shared = {
+            pair: {number: sign * value for number, value in self.by_data_set[ordered].items()}
+            for pair in pairs
+            for ordered, sign in ((pair, 1), (pair[::-1], -1))
+            if ordered in self.by_data_set
+        }
+        differences = {pair: Difference(fmean(values.values()), len(values)) for pair, values in shared.items()}
+        tested = [pair for pair, values in shared.items() if len(values) >= LEAST_DATA_SETS]
+        if not tested:
+            return differences, {}
+        table = np.array(
+            [[shared[pair].get(number, np.nan) for pair in tested] for number in range(len(self.data_sets))]
+        )
+        alone, corrected = sign_flips(table)
+        for pair, p in zip(tested, alone, strict=True):
+            interval = Statistic.of(shared[pair].values())
+            differences[pair] = replace(
+                differences[pair], test="data sets", p=p, interval=interval.interval() if interval else None
+            )
+        return differences, dict(zip(tested, corrected, strict=True))
+
+
+def _oriented(differences: Mapping[Pair, Difference], method: str, other: str) -> Difference | None:
+    if (method, other) in differences:
+        return differences[method, other]
+    turned = differences.get((other, method))
+    return turned.turned() if turned else None
+
+
+def find_differences(results: ResultsTable, read: ReadPredictions = no_predictions) -> Differences:
+    """Compares every pair of methods of a results table on every task.
+
+    Args:
+        results: The methods and tasks.
+        read: Reads the predictions of a run.
+    """
+    by_task, rows_of_task = {}, {}
+    for task in results.tasks:
+        column = _read_column(results, task, read)
+        rows_of_task[task] = column.row_ids
+        pairs = combinations([method for method in results.methods if method in column.scores], 2)
+        found = {pair: _difference(column, *pair) for pair in pairs}
+        by_task[task] = {pair: difference for pair, difference in found.items() if difference is not None}
+    return Differences(results, by_task, _data_sets(results, rows_of_task))
+
+
+@dataclass
+class _Column:
+    """What the runs of one task have: scores and, row by row, what they add to them, by method and seed."""
+
+    metric: str
+    scores: dict[str, dict[int, float]]
+    rows: dict[str, dict[int, NDArray[Any]]]
+    row_ids: frozenset[str]
+
+
+def _read_column(results: ResultsTable, task: str, read: ReadPredictions) -> _Column:
+    sign = 1 if results.in_percent(task) else -1
+    groups = {method: group for method in results.methods if (group := results.cells[method, task].group)}
+    metric = results.metric(task) or ""
+    scores = {
+        method: {seed: sign * score for seed, score in by_seed.items()}
+        for method, group in groups.items()
+        if (by_seed := group.by_seed(metric))
+    }
+    rows: dict[str, dict[int, NDArray[Any]]] = {method: {} for method in groups}
+    expected: tuple[NDArray[Any], NDArray[Any]] | None = None
+    of_other_rows = 0
+    for method, group in groups.items():
+        for record in group.records:
+            predictions = read(record)
+            if predictions is None or record.protocol is None:
+                continue
+            found = _in_order_of_ids(predictions)
+            expected = expected or (found.row_ids, found.labels)
+            if not all(map(np.array_equal, expected, (found.row_ids, found.labels))):
+                of_other_rows += 1
+                continue
+            values = pseudo_values(metric, found.labels, found.predicted)
+            if values is not None:
+                rows[method][record.protocol.seed] = sign * values
+    if of_other_rows:
+        _log.warning("%s: runs whose predictions are of other rows than the first run's: %d", task, of_other_rows)
+    return _Column(metric, scores, rows, frozenset(expected[0].tolist()) if expected else frozenset())
+
+
+def _in_order_of_ids(predictions: Predictions) -> Predictions:
+    """Sorts rows by their ids; rows with the same texts, which have the same id, stay in the order of the split."""
+    order = np.argsort(predictions.row_ids, kind="stable")
+    return Predictions(predictions.row_ids[order], predictions.labels[order], predictions.outputs[order])
+
+
+def _difference(column: _Column, first: str, second: str) -> Difference | None:
+    seeds = sorted(column.scores[first].keys() & column.scores[second].keys())
+    if not seeds:
+        return None
+    by_seed = [column.scores[first][seed] - column.scores[second][seed] for seed in seeds]
+    mean, n = fmean(by_seed), len(seeds)
+    mine, theirs = column.rows[first], column.rows[second]
+    if not all(seed in mine and seed in theirs for seed in seeds):
+        # Records from before predictions were kept say nothing about other rows.
+        estimate = over_seeds(by_seed)
+        return Difference(mean, n) if estimate is None else _tested(Difference(mean, n, "seeds"), estimate)
+    rows = np.stack([mine[seed] - theirs[seed] for seed in seeds])
+    if n > 1:
+        return _tested(Difference(mean, n, "seeds and rows", rows=rows.shape[1]), over_seeds_and_rows(rows, mean))
+    found = _tested(Difference(mean, n, "rows", rows=rows.shape[1]), over_rows(rows[0], mean))
+    if column.metric != "accuracy":
+        return found
+    only_first, only_second = int((rows[0] > 0).sum()), int((rows[0] < 0).sum())
+    return replace(found, p=mcnemar(only_first, only_second), disagreements=only_first + only_second)
+
+
+def _tested(difference: Difference, estimate: Estimate) -> Difference:
+    return replace(difference, p=estimate.p, estimate=estimate, interval=estimate.interval())
+
+
+def _data_sets(results: ResultsTable, rows_of_task: Mapping[str, frozenset[str]]) -> list[list[str]]:
+    """Groups tasks that are scored on the same rows, by their row ids or, where these are unknown, by their origin."""
+    found: list[list[str]] = []
+    origins = {group.task: _origin(group) for group in reversed(results.groups())}
+
+    def same(task: str, other: str) -> bool:
+        mine, theirs = rows_of_task[task], rows_of_task[other]
+        if mine and theirs:
+            return len(mine & theirs) > _SHARED_ROWS * min(len(mine), len(theirs))
+        return origins[task] == origins[other]
+
+    for task in results.tasks:
+        if task not in origins:
+            continue
+        joined = [data_set for data_set in found if any(same(task, other) for other in data_set)]
+        if not joined:
+            found.append([task])
+            continue
+        joined[0] += [other for data_set in joined[1:] for other in data_set] + [task]
+        found = [data_set for data_set in found if data_set not in joined[1:]]
+    return found
+
+
+def _origin(group: Group) -> tuple[Any, ...]:
+    """Where a task's scored rows come from."""
+    record = group.first
+    assert record.protocol
+    settings = record.config["task"]
+    dataset = record.data.dataset.removesuffix(" (local copy)") if record.data else record.protocol.task
+    return (
+        dataset,
+        settings.get("subset"),
+        settings.get("validation_file") or settings.get("train_file"),
+        record.protocol.report_split,
+    )

@@ -1,0 +1,127 @@
+"""What each row adds to a metric: jackknife pseudo-values, so that any metric has a variance over rows.
+
+The pseudo-value of row i among n is n times the metric minus n - 1 times the metric without that row (Quenouille 1956,
+Tukey 1958). Of a mean, such as accuracy, it is the row's own value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
+    """Computes the pseudo-values of one of the metrics of `petl_bench.tasks.metrics`.
+
+    Args:
+        metric: Its name.
+        labels: Class indices, or the values of a regression task, shape (rows,).
+        predicted: The predicted classes or values, shape (rows,).
+
+    Returns:
+        Shape (rows,); None for a metric that is not known here, and for fewer than three rows.
+    """
+    num_rows = len(labels)
+    if num_rows < 3:
+        return None
+    if metric == "accuracy":
+        return (labels == predicted).astype(float)
+    if metric == "mean_squared_error":
+        return (labels - predicted) ** 2
+    if metric in _OF_COUNTS:
+        whole, without = _leave_one_out_counts(_OF_COUNTS[metric], labels, predicted)
+    elif metric in _OF_VALUES:
+        whole, without = _OF_VALUES[metric](labels.astype(float), predicted.astype(float))
+    else:
+        return None
+    return num_rows * whole - (num_rows - 1) * without
+
+
+# Metrics of classes depend on three counts a class alone: rows of the class, rows predicted as it, rows that are both.
+# Each function takes them as arrays of shape (cases, classes), with the number of rows as (cases,).
+
+
+def _f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
+    return _ratio(2 * both[:, 1], true[:, 1] + predicted[:, 1])
+
+
+def _macro_f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
+    seen = (true + predicted) > 0
+    return _ratio(2 * both, true + predicted).sum(axis=1) / seen.sum(axis=1)
+
+
+def _balanced_accuracy(true: Array, _predicted: Array, both: Array, _rows: Array) -> Array:
+    return _ratio(both, true).sum(axis=1) / (true > 0).sum(axis=1)
+
+
+def _matthews(true: Array, predicted: Array, both: Array, rows: Array) -> Array:
+    covariance = both.sum(axis=1) * rows - (true * predicted).sum(axis=1)
+    spread = (rows**2 - (predicted**2).sum(axis=1)) * (rows**2 - (true**2).sum(axis=1))
+    return _ratio(covariance, np.sqrt(spread))
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """Divides; 0 where the divisor is 0, as scikit-learn has it."""
+    return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0)
+
+
+_OF_COUNTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "balanced_accuracy": _balanced_accuracy,
+    "matthews_correlation": _matthews,
+}
+
+
+def _leave_one_out_counts(
+    metric: Callable[[Array, Array, Array, Array], Array], labels: Array, predicted: Array
+) -> tuple[float, Array]:
+    """The metric of all rows, and without each of them; rows of one label and prediction share a computation."""
+    num_classes = int(max(labels.max(), predicted.max(), 1)) + 1
+    cells, cell_of_row = np.unique(np.stack([labels, predicted]), axis=1, return_inverse=True)
+    one_hot = np.eye(num_classes)
+    true, guessed = one_hot[cells[0]], one_hot[cells[1]]
+    parts = [true, guessed, true * guessed]
+    counts = np.bincount(cell_of_row.ravel())
+    totals = [(counts[:, None] * part).sum(axis=0) for part in parts]
+    # The last case leaves nothing out.
+    cases = [np.vstack([total - part, total[None]]) for total, part in zip(totals, parts, strict=True)]
+    rows = np.append(np.full(len(counts), len(labels) - 1.0), len(labels))
+    found = metric(*cases, rows)
+    return float(found[-1]), found[:-1][cell_of_row.ravel()]
+
+
+def _pearson(labels: Array, predicted: Array) -> tuple[float, Array]:
+    x, y = labels - labels.mean(), predicted - predicted.mean()
+    n = len(x)
+    # Leaving a row out of centred sums changes them by n / (n - 1) times its products.
+    factor = n / (n - 1)
+    xx, yy, xy = (x * x).sum(), (y * y).sum(), (x * y).sum()
+    without = _ratio(xy - factor * x * y, np.sqrt(np.maximum((xx - factor * x * x) * (yy - factor * y * y), 0)))
+    return float(_ratio(np.array(xy), np.array(np.sqrt(xx * yy)))), without
+
+
+def _spearman(labels: Array, predicted: Array) -> tuple[float, Array]:
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values) for values in (labels, predicted)]
+    # Without row i, the ranks above it fall by one, and those that tie with it by one half.
+    lower = [
+        rank - (values[None, :] > values[:, None]) - 0.5 * (values[None, :] == values[:, None])
+        for rank, values in zip(ranks, (labels, predicted), strict=True)
+    ]
+    for rank in lower:
+        np.fill_diagonal(rank, np.nan)
+        rank -= np.nanmean(rank, axis=1, keepdims=True)
+        np.fill_diagonal(rank, 0.0)
+    x, y = lower
+    without = _ratio((x * y).sum(axis=1), np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
+    return _pearson(ranks[0], ranks[1])[0], without
+
+
+_OF_VALUES: dict[str, Callable[[Array, Array], tuple[float, Array]]] = {"pearson": _pearson, "spearman": _spearman}
