@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig
 from petl_bench.model import build_adapted
-from petl_bench.run.evaluate import logits_to_predictions
+from petl_bench.records.predictions import predicted
 from petl_bench.run.run import encode_task, run
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import compute_metrics
@@ -93,7 +93,7 @@ def train_by_trainer(cfg: RunConfig, marks: tuple[int, ...], *, padded: bool) ->
             train_dataset=_as_dataset(encoded["train"]),
             eval_dataset=_as_dataset(encoded["selection"]),
             compute_metrics=lambda found: compute_metrics(
-                [cfg.task.metric], logits_to_predictions(found.predictions), found.label_ids
+                [cfg.task.metric], predicted(found.predictions), found.label_ids
             ),
             optimizers=(optimizer, build_schedule(optimizer, cfg.train, steps)),
             callbacks=[clock],

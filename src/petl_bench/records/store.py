@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, write_predictions
 from petl_bench.records.schema import Record
 
 # More than those of any float.
@@ -100,6 +101,13 @@ class RunFolder:
         if record.status != "finished" and self.finished() is not None:
             return
         write_json(self.path / RECORD_FILE, record.to_dict())
+
+    def write_predictions(self, by_split: Mapping[str, Predictions] | None) -> None:
+        """Writes the predictions of the run; None deletes those of an earlier attempt."""
+        if by_split is None:
+            (self.path / PREDICTIONS_FILE).unlink(missing_ok=True)
+        else:
+            write_predictions(self.path, by_split)
 
     def remove_checkpoints(self) -> None:
         """Deletes what an unfinished run would go on from."""

@@ -90,9 +90,8 @@ def _leave_one_out_counts(
     counts = np.bincount(cell_of_row.ravel())
     totals = [(counts[:, None] * part).sum(axis=0) for part in parts]
     # The last case leaves nothing out.
-    cases = [np.vstack([total - part, total[None]]) for total, part in zip(totals, parts, strict=True)]
-    rows = np.append(np.full(len(counts), len(labels) - 1.0), len(labels))
-    found = metric(*cases, rows)
+    true, guessed, both = (np.vstack([total - part, total[None]]) for total, part in zip(totals, parts, strict=True))
+    found = metric(true, guessed, both, np.append(np.full(len(counts), len(labels) - 1.0), len(labels)))
     return float(found[-1]), found[:-1][cell_of_row.ravel()]
 
 

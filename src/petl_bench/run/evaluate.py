@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
+from petl_bench.records.predictions import Predictions, predicted
 from petl_bench.records.schema import HistoryEntry, Protocol, Scores
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
@@ -70,12 +71,7 @@ def predict_logits(
     return logits
 
 
-def logits_to_predictions(logits: np.ndarray) -> np.ndarray:
-    """Returns class indices, or the values themselves if there is one output; shape (rows,)."""
-    return logits[:, 0].astype(np.float64) if logits.shape[1] == 1 else logits.argmax(axis=1)
-
-
-class Evaluator:
+class Evaluator(Callback):
     """Scores one model on the selection split while it trains, and on all that is reported at the end.
 
     Args:
@@ -92,42 +88,81 @@ class Evaluator:
     ) -> None:
         self._model, self._task, self._sources = model, task, sources
         self._batch_size, self._accelerator = batch_size, accelerator
+        # Outputs on the selection split of the last and of the best weights; None after an interruption before which
+        # they were computed.
+        self._last_outputs: np.ndarray | None = None
+        self._best_outputs: np.ndarray | None = None
 
     def selection_scores(self) -> dict[str, float]:
         """Returns the task's metrics on the selection split."""
-        return self._scores("selection", self._task.settings.metrics)
+        self._last_outputs = self._predict("selection")
+        return self._scores("selection", self._last_outputs, self._task.settings.metrics)
 
-    def final_scores(self, progress: Progress, selection: str) -> Scores:
+    def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
+        """Keeps the outputs of the best weights, so that they need not be computed again at the end."""
+        if is_best:
+            self._best_outputs = self._last_outputs
+
+    def final_scores(self, progress: Progress, selection: str) -> tuple[Scores, dict[str, Predictions]]:
         """Scores the best and the last weights on all that is reported.
 
         Args:
             progress: What the training did.
             selection: `best` or `last`: the weights that the model has afterwards.
+
+        Returns:
+            The scores, and the predictions of the selected weights by split: `report`, the extra splits, and
+            `selection` if these are other rows than those reported on.
         """
         best, last = progress.history[progress.best], progress.history[-1]
-        last_scores = self._report_scores(last.scores)
+        last_scores, last_predictions = self._report(last.scores, self._last_outputs)
         if best is last:
-            return Scores(best=last_scores, last=last_scores, best_epoch=best.epoch)
+            return Scores(best=last_scores, last=last_scores, best_epoch=best.epoch), last_predictions
         last_weights = trainable_weights(self._model)
         load_trainable_weights(self._model, progress.best_weights)
-        scores = Scores(best=self._report_scores(best.scores), last=last_scores, best_epoch=best.epoch)
+        best_scores, best_predictions = self._report(best.scores, self._best_outputs)
+        scores = Scores(best=best_scores, last=last_scores, best_epoch=best.epoch)
         if selection == "last":
             load_trainable_weights(self._model, last_weights)
-        return scores
+            return scores, last_predictions
+        return scores, best_predictions
 
-    def _report_scores(self, selection_scores: dict[str, float]) -> dict[str, float]:
-        """Scores the report split, unless it is the selection split, and the extra splits under their names."""
+    def _report(
+        self, selection_scores: dict[str, float], selection_outputs: np.ndarray | None
+    ) -> tuple[dict[str, float], dict[str, Predictions]]:
+        """Scores the report split, unless it is the selection split, and the extra splits under their names.
+
+        Args:
+            selection_scores: The scores of the present weights on the selection split.
+            selection_outputs: Their outputs there, shape (rows, outputs); None computes them again.
+        """
         task = self._task
-        scores = dict(selection_scores) if task.reports_on_selection else self._scores("report", task.settings.metrics)
+        outputs = {"selection": self._predict("selection") if selection_outputs is None else selection_outputs}
+        scores = dict(selection_scores)
+        if task.reports_on_selection:
+            outputs = {"report": outputs["selection"]}
+        else:
+            outputs["report"] = self._predict("report")
+            scores = self._scores("report", outputs["report"], task.settings.metrics)
         for name, extra in task.extra.items():
-            scores |= {f"{name}_{metric}": value for metric, value in self._scores(name, extra.metrics).items()}
-        return scores
+            outputs[name] = self._predict(name)
+            found = self._scores(name, outputs[name], extra.metrics)
+            scores |= {f"{name}_{metric}": value for metric, value in found.items()}
+        return scores, {name: self._predictions(name, found) for name, found in outputs.items()}
 
-    def _scores(self, split: str, metrics: list[str]) -> dict[str, float]:
-        source = self._sources[split]
-        assert source.rows.labels is not None
-        logits = predict_logits(self._model, source, self._batch_size, self._accelerator)
-        return compute_metrics(metrics, logits_to_predictions(logits), source.rows.labels)
+    def _predict(self, split: str) -> np.ndarray:
+        return predict_logits(self._model, self._sources[split], self._batch_size, self._accelerator)
+
+    def _scores(self, split: str, outputs: np.ndarray, metrics: list[str]) -> dict[str, float]:
+        labels = self._sources[split].rows.labels
+        assert labels is not None
+        return compute_metrics(metrics, predicted(outputs), labels)
+
+    def _predictions(self, split: str, outputs: np.ndarray) -> Predictions:
+        task = self._task
+        rows = {"selection": task.selection, "report": task.report}.get(split) or task.extra[split].rows
+        assert rows.labels is not None
+        return Predictions(rows.ids(), rows.labels, outputs)
 
 
 class ProgressReport(Callback):

@@ -130,13 +130,14 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     evaluator = Evaluator(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
     progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
-        record.scores = evaluator.final_scores(progress, cfg.train.selection)
+        record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
 
     peaks.log()
     record.time = describe_time(progress, sources.seconds, accelerator)
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
+        lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
             record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone)
@@ -252,7 +253,7 @@ def _train(
         evaluate,
         metric=record.protocol.metric,
         higher_is_better=record.protocol.higher_is_better,
-        callbacks=[ranks, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
+        callbacks=[ranks, evaluator, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
         checkpoints=_open_checkpoints(cfg, lifecycle, accelerator),
     )
     # Dropout's random numbers start here, whatever building the model drew; each process has its own.

@@ -147,6 +147,11 @@ class Rows:
             None if self.labels is None else self.labels[indices],
         )
 
+    def ids(self) -> np.ndarray:
+        """Names rows by 16 hex digits of the sha256 of their texts, joined by zero bytes; shape (rows,)."""
+        texts = ("\0".join(row).encode("utf-8", "surrogatepass") for row in zip(*self.texts, strict=True))
+        return np.array([hashlib.sha256(text).hexdigest()[:16] for text in texts])
+
     def fingerprint(self) -> str:
         """Hex sha256 of texts and labels."""
         digest = hashlib.sha256()
