@@ -11,6 +11,7 @@ import pytest
 
 from petl_bench.cli import main
 from petl_bench.config import load_config
+from petl_bench.records.predictions import PREDICTIONS_FILE
 from petl_bench.records.store import RECORD_FILE, read_record
 from petl_bench.records.study_file import StudyFile
 from petl_bench.run.identity import identify
@@ -66,7 +67,7 @@ def test_a_record_is_mirrored_once_and_anew_when_it_changed(runs, capsys):
     (folder,) = (file.parent for file in runs.glob(f"*/{RECORD_FILE}"))
     assert main(["sync", str(runs), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "pending"
-    assert {path.name for path in folder.iterdir()} == {"adapter", "log.txt", RECORD_FILE}
+    assert {path.name for path in folder.iterdir()} == {"adapter", "log.txt", PREDICTIONS_FILE, RECORD_FILE}
 
     assert states(runs) == ["synced"]
     (file,) = files(runs)
