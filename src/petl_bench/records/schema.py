@@ -69,7 +69,11 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up."""
+    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up.
+
+    `features_seconds` is what the original computation of the cached features took, whichever run made it; finding,
+    reading and writing them in this run is in `cache_seconds`.
+    """
 
     train_seconds: Number
     eval_seconds: Number
@@ -80,6 +84,7 @@ class Time:
     # Number of first updates that the rates exclude, and how long they took.
     warm_up_updates: int = 0
     warm_up_seconds: Number = 0.0
+    cache_seconds: Number | None = None
 
 
 @dataclass

@@ -134,7 +134,7 @@ FIELDS = _by_key(
     ),
     Field(
         "features_seconds", "time.features_seconds", "features s",
-        "computing the features of frozen layers before training, or reading them from the cache; not in train s",
+        "the computation of the cached features of frozen layers, whichever run made it; not in train s",
         "time", digits=1, page=False, export=False,
     ),
     Field(

@@ -133,7 +133,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         record.scores = evaluator.final_scores(progress, cfg.train.selection)
 
     peaks.log()
-    record.time = describe_time(progress, sources.seconds, accelerator)
+    record.time = describe_time(progress, sources, accelerator)
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
