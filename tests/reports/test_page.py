@@ -64,7 +64,7 @@ def test_rows_hold_the_statistics_by_hand():
     # Of the 27 resamples, the lowest and the highest have 1/27 each, which is more than 2.5 %.
     assert (row["low"], row["high"]) == pytest.approx((50.0, 57.0))
     assert row["estimated_peak_bytes"] == pytest.approx(records[0].memory.estimate.peak_bytes / 2**20)
-    assert row["train_peak_allocated_bytes"] is None
+    assert row["device_peak_bytes"] is None
     step, epoch, mean, _, n = row["history"][-1]
     assert (step, epoch, n) == (276, 3.0, 3)
     assert mean == pytest.approx(100 * sum(r.history[-1].scores["matthews_correlation"] for r in records) / 3)

@@ -12,7 +12,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.records.reading import SCHEMA_VERSION, Number, migrated, validate
+from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, migrated, validate
 
 
 @dataclass
@@ -127,6 +127,7 @@ class MemoryEstimate:
 class DeviceMemory:
     """Peaks of the CUDA allocator by phase; the first updates, which warm up, are a phase of their own.
 
+    The phase of the features computes those of the frozen layers before training; older records lack it.
     `held_before_bytes` is the memory that was in use on the device before the run outside of our own allocator: by
     other processes and by the CUDA context.
     """
@@ -141,11 +142,28 @@ class DeviceMemory:
     first_updates_peak_reserved_bytes: int | None = None
     eval_peak_reserved_bytes: int | None = None
     held_before_bytes: int | None = None
+    features_peak_allocated_bytes: int | None = None
+    features_peak_reserved_bytes: int | None = None
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        """The most bytes that the allocator held at once in any phase; None if no phase was measured."""
+        phases = (
+            self.load_peak_allocated_bytes,
+            self.features_peak_allocated_bytes,
+            self.first_updates_peak_allocated_bytes,
+            self.train_peak_allocated_bytes,
+            self.eval_peak_allocated_bytes,
+        )
+        return max((peak for peak in phases if peak is not None), default=None)
 
 
 @dataclass
 class Memory:
-    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process."""
+    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process.
+
+    The process's peak is None in a process that had made another run before.
+    """
 
     estimate: MemoryEstimate | None = None
     device: DeviceMemory | None = None
@@ -269,7 +287,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
-        content = migrated(content)
+        content = corrected(migrated(content))
         try:
             record = validate(cls, content)
             validate(_RecordedHardware, record.hardware, "hardware")

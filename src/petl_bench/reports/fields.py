@@ -138,9 +138,10 @@ FIELDS = _by_key(
         "time", digits=1, page=False, export=False,
     ),
     Field(
-        "train_peak_allocated_bytes", "memory.device.train_peak_allocated_bytes", "peak device MiB",
-        "most bytes that the CUDA allocator held during training, the first updates excluded", "memory", unit=MIB,
-        axis="peak device memory, MiB",
+        "device_peak_bytes", "memory.device.peak_allocated_bytes", "peak device MiB",
+        "most bytes that the CUDA allocator held at once, loading, features of frozen layers, training and evaluation "
+        "included",
+        "memory", unit=MIB, axis="peak device memory, MiB",
     ),
     Field(
         "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
@@ -149,8 +150,9 @@ FIELDS = _by_key(
     ),
     Field(
         "process_peak_rss_bytes", "memory.process_peak_rss_bytes", "peak process MiB",
-        "highest resident set of the whole process, interpreter and libraries included", "memory", unit=MIB,
-        axis="peak resident memory of the process, MiB", page=False,
+        "highest resident set of the whole process, interpreter and libraries included; of the first run that each "
+        "process made",
+        "memory", unit=MIB, axis="peak resident memory of the process, MiB", page=False,
     ),
     Field(
         "train_step_flops", "flops.train_step_flops", "step GFLOP",
@@ -179,7 +181,7 @@ FIELDS = _by_key(
 AXES = (
     "params_trainable",
     "estimated_peak_bytes",
-    "train_peak_allocated_bytes",
+    "device_peak_bytes",
     "process_peak_rss_bytes",
     "train_seconds",
     "inference_examples_per_second",
@@ -188,7 +190,7 @@ AXES = (
 # What claims call the numbers that they compare. These names are part of the format of studies.
 QUANTITIES = {
     "ledger_peak": "estimated_peak_bytes",
-    "device_peak": "train_peak_allocated_bytes",
+    "device_peak": "device_peak_bytes",
     "inference_throughput": "inference_examples_per_second",
     "train_throughput": "train_examples_per_second",
     "trainable": "params_trainable",

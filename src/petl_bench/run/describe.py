@@ -99,13 +99,15 @@ def describe_time(progress: Progress, sources: BatchSources, accelerator: Accele
 
 def describe_device_memory(memory: PeakMemory) -> DeviceMemory | None:
     """Describes the peaks of the CUDA allocator by phase; None for a run on the CPU."""
-    load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
+    load, features, train, evaluation = (memory.phases[name] for name in ("load", "features", "train", "eval"))
     first = memory.phases.get("first_updates", train)
     if train.device_allocated_bytes is None:
         return None
     return DeviceMemory(
         load_peak_allocated_bytes=load.device_allocated_bytes,
         load_peak_reserved_bytes=load.device_reserved_bytes,
+        features_peak_allocated_bytes=features.device_allocated_bytes,
+        features_peak_reserved_bytes=features.device_reserved_bytes,
         first_updates_peak_allocated_bytes=first.device_allocated_bytes,
         first_updates_peak_reserved_bytes=first.device_reserved_bytes,
         train_peak_allocated_bytes=train.device_allocated_bytes,

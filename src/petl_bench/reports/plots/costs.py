@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # The first of these that every group has is drawn. The last needs no check: every run measures it.
-_MEMORY = ("train_peak_allocated_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
+_MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path) -> None:
