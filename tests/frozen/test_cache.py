@@ -91,6 +91,25 @@ def test_without_a_cache_no_seconds_are_reported(tiny):
     assert record.time.features_seconds is record.time.cache_seconds is None
 
 
+def test_a_finished_run_does_not_answer_for_the_times_of_another_mode(tiny, caplog):
+    caplog.set_level("INFO", "petl_bench")
+    flat = ["method=flat", "train.epochs=2"]
+    cached = run(tiny(*flat))
+    assert cached.frozen.cache == "memory"
+    assert run(tiny(*flat, "train.cache=memory")) == cached
+    uncached = run(tiny(*flat, "train.cache=off"))
+    assert (uncached.frozen.cache, uncached.run_key, uncached.scores) == ("off", cached.run_key, cached.scores)
+    assert "made again: the times of the finished run are of train.cache=memory" in caplog.text
+    # Who does not ask for a mode takes the record that is there.
+    assert run(tiny(*flat)) == run(tiny(*flat, "train.cache=off")) == uncached
+
+
+def test_a_run_without_frozen_layers_answers_for_every_mode(tiny):
+    first = run(tiny("method=full"))
+    assert first.frozen is None
+    assert run(tiny("method=full", "train.cache=off")) == first
+
+
 def test_entries_of_older_versions_have_no_seconds(tiny, tmp_path):
     options = ["method=head", "train.cache=disk", "train.epochs=2"]
     run(tiny(*options))
@@ -225,6 +244,7 @@ def test_a_folder_that_cannot_be_written_costs_time_not_the_run(tiny, monkeypatc
     assert record.status == "finished"
     assert record.frozen.cache == "off"
     assert "computed with every batch" in caplog.text
+    assert run(cfg) == record, "the folder still cannot be written: another attempt would end alike"
 
 
 def _run_in_process(overrides, queue):

@@ -270,6 +270,10 @@ class Record:
     git: dict[str, Any] | None = None
     # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
+    # The version of the run key (`petl_bench.records.run_key`), and when the run ended, in UTC: of several records of the
+    # same run, reports use the newest. None in older records.
+    key_version: int | None = None
+    ended_at: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""
@@ -297,6 +301,16 @@ class Record:
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
+
+    def answers(self, cache: str) -> bool:
+        """Whether the record's times are what `train.cache=<cache>` asks for; scores do not depend on it.
+
+        `auto` takes any. A run that was asked for this mode and could not have it answers too, as another attempt would
+        end alike.
+        """
+        if cache == "auto" or self.frozen is None:
+            return True
+        return cache in (self.frozen.cache, (self.config.get("train") or {}).get("cache"))
 
     @property
     def selected_scores(self) -> dict[str, float]:
