@@ -130,7 +130,7 @@ def check(cfg: RunConfig) -> None:
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
-    """The same config with the `auto` of `train.device` and `train.precision` replaced by what it means on this machine.
+    """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
     `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
     """

@@ -12,6 +12,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
+from petl_bench.reports.cost_columns import costs_by_machine
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import write_page
@@ -158,6 +159,7 @@ def _tables(
     rankings: list[tuple[ResultsTable, Ranking]], comparisons: list[Comparison], statistic: str
 ) -> list[ReportTable]:
     tables = [scores_table(results, ranking, statistic) for results, ranking in rankings]
+    tables += [table for results, _ in rankings if (table := costs_by_machine(results)) is not None]
     return tables + [comparison_table(list(same)) for _, same in groupby(comparisons, key=lambda one: one.results)]
 
 

@@ -52,8 +52,8 @@ _log = logging.getLogger(__name__)
 def run(cfg: RunConfig) -> Record:
     """Trains and evaluates one method on one task with one backbone, and writes the record.
 
-    A run that has a finished record already is not repeated, unless `cfg.force` is set or its times are those of another
-    `train.cache` than the one that is asked for.
+    A run that has a finished record already is not repeated, unless `cfg.force` is set or its times are those of
+    another `train.cache` than the one that is asked for.
 
     Args:
         cfg: The whole config; `petl_bench.config.load_config` makes one from overrides.

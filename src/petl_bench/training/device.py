@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def resolved_device(train: TrainConfig) -> str:
-    """Returns the device that `train.device=auto` means on this machine: a CUDA device if there is one, else the CPU."""
+    """Returns the device that `train.device=auto` means on this machine: cuda where torch sees one, else cpu."""
     if train.device != "auto":
         return train.device
     return "cuda" if torch.cuda.is_available() else "cpu"

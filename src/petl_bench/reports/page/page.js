@@ -23,6 +23,7 @@ buildFilters();
 buildScores();
 buildTable();
 buildLines();
+buildCosts();
 buildPublished();
 buildClaims();
 buildDeviations();
