@@ -10,6 +10,7 @@ import pytest
 
 from petl_bench.records.schema import FrozenFeatures
 from petl_bench.records.store import RunFolder
+from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.machines import Machine, means_on_one_machine
@@ -178,3 +179,27 @@ def test_a_machine_is_named_by_what_the_record_says():
     assert Machine.of(record).name == "NVIDIA H100, AMD EPYC, 1 thread, 2 processes, torch 2.13.0, fp32"
     record.hardware, record.versions = {}, {}
     assert Machine.of(record).name == "unknown machine, fp32"
+
+
+def test_of_several_tasks_each_machine_names_its_own_and_sums_over_them(tmp_path):
+    records = [timed(0, 10.0), timed(0, 90.0, processor="Intel Xeon"), made_record("lora", "cola", 0)]
+    records[2].time.train_seconds = 5.0
+    records[0].frozen = FrozenFeatures(3, 1, False, "disk", 100, False)
+    _, costs = report(tmp_path, records, "md").split("costs by machine**")
+    header, _, *lines = cells_of(costs)
+    found = [dict(zip(header, line, strict=True)) for line in lines[:3]]
+    assert [(line["machine"], line["features"], line["tasks"], line["train s"]) for line in found] == [
+        (EPYC, "-", "cola", "5"),
+        (EPYC, "kept on disk", "mrpc", "10"),
+        (XEON, "-", "mrpc", "90"),
+    ]
+
+
+def test_a_study_counts_a_run_once_and_its_times_on_every_machine(tmp_path):
+    old, new = timed(0, 10.0), timed(0, 90.0, processor="Intel Xeon")
+    old.ended_at, new.ended_at = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
+    new.scores.best["f1"] = 0.75
+    StudyFile("s", "", ["LoRA"], ["MRPC"], [0], [PlannedRun("LoRA", "MRPC", 0, old.run_key, "", [])]).write(tmp_path)
+    (group,) = json.loads(report(tmp_path, [new, old], "json"))["groups"]
+    assert (group["scores"]["f1"]["n"], group["scores"]["f1"]["mean"]) == (1, 0.75)
+    assert [(one["machine"], one["train_seconds_mean"]) for one in group["costs"]] == [(EPYC, 10.0), (XEON, 90.0)]

@@ -103,24 +103,23 @@ def costs_by_machine(results: ResultsTable) -> ReportTable | None:
         return None
     columns = [field for field in _known_costs(results) if field.depends_on_machine]
     with_tasks = len(results.tasks) > 1
+    with_features = any(one.cache for group in groups for one in group.costs)
     rows = []
     for method in results.methods:
         for (machine, cache), by_task in _by_machine(results.groups_of(method)).items():
-            row = [method, machine.name, CACHES.get(cache or "", MISSING)]
+            row = [method, machine.name]
+            row += [CACHES.get(cache or "", MISSING)] * with_features
             row += [", ".join(by_task)] * with_tasks
-            row += [_seeds(by_task.values())]
-            rows.append(
-                row + [_over_tasks(column, (one.mean(column) for one in by_task.values())) for column in columns]
-            )
-    header = ["method", "machine", "features", *["tasks"] * with_tasks, "seeds", *(column.name for column in columns)]
+            values = [_over_tasks(column, (one.mean(column) for one in by_task.values())) for column in columns]
+            rows.append([*row, _seeds(by_task.values()), *values])
+    words = ["machine", *["features"] * with_features, *["tasks"] * with_tasks]
+    header = ["method", *words, "seeds", *(column.name for column in columns)]
     notes = [
         "averaged over seeds with the same device, processor, threads, torch, precision and place of features only",
-        "features: where those of the frozen layers were kept",
+        *["features: where those of the frozen layers were kept"] * with_features,
         *cost_definitions(columns),
     ]
-    return ReportTable(
-        f"{results.title}: costs by machine", header, rows, notes, prose=("machine", "features", "tasks")
-    )
+    return ReportTable(f"{results.title}: costs by machine", header, rows, notes, prose=tuple(words))
 
 
 def _by_machine(groups: dict[str, Group]) -> dict[tuple[Machine, str | None], dict[str, MeasuredCosts]]:

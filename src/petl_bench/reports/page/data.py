@@ -157,7 +157,8 @@ def _row(index: int, item: NamedGroup, machine: Machine) -> dict[str, Any]:
 
 def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
     """The measured costs of every row on each machine, as the cells of a table."""
-    fields = [field for field in FIELDS.values() if field.page and field.depends_on_machine]
+    known = [field for field in FIELDS.values() if field.page and any(item.group.has(field) for item in named)]
+    fields = [field for field in known if field.depends_on_machine]
     lines = []
     for item in named:
         for one in item.group.costs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from petl_bench.reports.tables import KINDS, cost_table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
+# Characters that fit below a panel.
+_LABEL_WIDTH = 40
 
 # The first of these that every group has is drawn.
 _MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
@@ -50,8 +54,8 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     for (task, backbone), row in zip(panels, grid, strict=True):
         mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
         for axes, cost in zip(row, costs, strict=True):
-            where = f"\n{machines[0].name}" if cost.depends_on_machine and len(machines) > 1 else ""
-            axes.set_xlabel(cost.axis_label + where)
+            where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
+            axes.set_xlabel("\n".join([cost.axis_label, *textwrap.wrap(where, _LABEL_WIDTH)]))
             _panel(axes, mine, cost, machines[0], labels)
         row[0].set_ylabel(score_name(mine[0]))
         row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
