@@ -130,12 +130,18 @@ def check(cfg: RunConfig) -> None:
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
-    """The same config with `auto` replaced by what it means on this machine."""
-    if cfg.train.precision == "auto" and not gpu_may_be_there():
-        return replace(cfg, train=replace(cfg.train, precision="fp32"))
-    from petl_bench.training.device import resolved_precision
+    """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
-    return replace(cfg, train=replace(cfg.train, precision=resolved_precision(cfg.train)))
+    `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
+    """
+    if gpu_may_be_there():
+        from petl_bench.training.device import resolved_device, resolved_precision
+
+        device, precision = resolved_device(cfg.train), resolved_precision(cfg.train)
+    else:
+        device = "cpu" if cfg.train.device == "auto" else cfg.train.device
+        precision = "fp32" if cfg.train.precision == "auto" else cfg.train.precision
+    return replace(cfg, train=replace(cfg.train, device=device, precision=precision))
 
 
 def load_config(overrides: list[str] | None = None) -> RunConfig:

@@ -70,6 +70,59 @@ def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
         assert not run(tiny(*disk, other)).frozen.reused, other
 
 
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_every_run_reports_the_seconds_of_the_original_computation(place, tiny, tmp_path, outcome):
+    options = ["method=flat", f"train.cache={place}", "train.epochs=2"]
+    first, again = (outcome(tiny(*options, f"runs_dir={tmp_path / name}"))[0] for name in ("first", "again"))
+    assert (first.frozen.reused, again.frozen.reused) == (False, True)
+    assert first.time.features_seconds > 0
+    assert again.time.features_seconds == first.time.features_seconds
+    assert first.time.cache_seconds > 0
+    assert again.time.cache_seconds > 0
+    # What reads one of these layers alone comes from the same computation.
+    head = run(tiny("method=head", *options[1:]))
+    assert head.frozen.reused
+    assert head.time.features_seconds == first.time.features_seconds
+
+
+def test_without_a_cache_no_seconds_are_reported(tiny):
+    record = run(tiny("method=flat", "train.cache=off", "train.epochs=2"))
+    assert record.frozen.cache == "off"
+    assert record.time.features_seconds is record.time.cache_seconds is None
+
+
+def test_a_finished_run_does_not_answer_for_the_times_of_another_mode(tiny, caplog):
+    caplog.set_level("INFO", "petl_bench")
+    flat = ["method=flat", "train.epochs=2"]
+    cached = run(tiny(*flat))
+    assert cached.frozen.cache == "memory"
+    assert run(tiny(*flat, "train.cache=memory")) == cached
+    uncached = run(tiny(*flat, "train.cache=off"))
+    assert (uncached.frozen.cache, uncached.run_key, uncached.scores) == ("off", cached.run_key, cached.scores)
+    assert "made again: the times of the finished run are of train.cache=memory" in caplog.text
+    # Who does not ask for a mode takes the record that is there.
+    assert run(tiny(*flat)) == run(tiny(*flat, "train.cache=off")) == uncached
+
+
+def test_a_run_without_frozen_layers_answers_for_every_mode(tiny):
+    first = run(tiny("method=full"))
+    assert first.frozen is None
+    assert run(tiny("method=full", "train.cache=off")) == first
+
+
+def test_entries_of_older_versions_have_no_seconds(tiny, tmp_path):
+    options = ["method=head", "train.cache=disk", "train.epochs=2"]
+    run(tiny(*options))
+    descriptions = [file.with_suffix(".json") for file in entries()]
+    for file in descriptions[:1]:
+        content = json.loads(file.read_text())
+        assert content.pop("seconds") > 0
+        file.write_text(json.dumps(content))
+    record = run(tiny(*options, f"runs_dir={tmp_path / 'again'}"))
+    assert record.frozen.reused
+    assert record.time.features_seconds is None, "the sum is not known where a part is missing"
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
 def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog, outcome):
     options = ["method=head", "train.cache=disk", "train.epochs=2"]
@@ -157,7 +210,7 @@ def test_what_killed_processes_left_is_cleared_away(tmp_path):
 @pytest.mark.parametrize(("name", "value"), [("shape", [8, 4]), ("dtype", "int32")])
 def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
     entry = FeatureFile(tmp_path, "key")
-    entry.finish(entry.create((4, 8), torch.float32).fill_(1.0))
+    entry.finish(entry.create((4, 8), torch.float32).fill_(1.0), 0.5)
     entry.description.write_text(json.dumps(json.loads(entry.description.read_text()) | {name: value}))
     assert entry.read() is None
 
@@ -166,7 +219,7 @@ def test_memory_keeps_to_its_budget(tiny):
     for seed in range(4):
         record = run(tiny("method=flat", "train.epochs=2", f"train.seed={seed}", "train.cache_memory=16MiB"))
         assert record.frozen.cache == "memory"
-        assert sum(tensor.nbytes for tensor in feature_cache._kept.values()) <= 2**24
+        assert sum(states.tensor.nbytes for states in feature_cache._kept.values()) <= 2**24
     assert record.frozen.bytes > 2**22, "four runs must be too much for the budget"
 
 
@@ -176,7 +229,7 @@ def test_the_entries_used_longest_ago_make_room(tmp_path):
         entry = FeatureFile(tmp_path, key)
         tensor = entry.create((4, 8), torch.float32)
         tensor.fill_(age)
-        entry.finish(tensor)
+        entry.finish(tensor, 0.5)
         os.utime(entry.description, (age, age))
     prune(tmp_path, 2 * 4 * 8 * 4, in_use={"a"})
     assert [FeatureFile(tmp_path, key).read() is not None for key in keys] == [True, False, True]
@@ -191,13 +244,15 @@ def test_a_folder_that_cannot_be_written_costs_time_not_the_run(tiny, monkeypatc
     assert record.status == "finished"
     assert record.frozen.cache == "off"
     assert "computed with every batch" in caplog.text
+    assert run(cfg) == record, "the folder still cannot be written: another attempt would end alike"
 
 
 def _run_in_process(overrides, queue):
     from petl_bench.config import load_config
 
     record = run(load_config(overrides))
-    queue.put((record.frozen.reused, [entry.train_loss for entry in record.history]))
+    losses = [entry.train_loss for entry in record.history]
+    queue.put((record.frozen.reused, losses, record.time.features_seconds))
 
 
 def test_processes_that_start_together_compute_once_and_agree(tmp_path):
@@ -214,8 +269,9 @@ def test_processes_that_start_together_compute_once_and_agree(tmp_path):
     results = [queue.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
-    assert sorted(reused for reused, _ in results) == [False, True]
+    assert sorted(reused for reused, *_ in results) == [False, True]
     assert results[0][1] == results[1][1]
+    assert results[0][2] == results[1][2] > 0, "who came second reports what the first one's computation took"
     for file in entries():
         assert json.loads(file.with_suffix(".json").read_text())["crc32"] is not None
 
@@ -224,7 +280,8 @@ def test_bf16_states_survive_the_disk(tmp_path):
     entry = FeatureFile(tmp_path, "key")
     tensor = entry.create((3, 5), torch.bfloat16)
     tensor.copy_(torch.from_numpy(np.arange(15, dtype=np.float32).reshape(3, 5)))
-    entry.finish(tensor)
+    entry.finish(tensor, 0.5)
     found = entry.read()
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, tensor)
+    assert found.tensor.dtype == torch.bfloat16
+    assert torch.equal(found.tensor, tensor)
+    assert found.seconds == 0.5

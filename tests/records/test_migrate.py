@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from petl_bench.records.reading import SCHEMA_VERSION, migrated
+from petl_bench.records.reading import SCHEMA_VERSION, corrected, migrated
 from petl_bench.records.schema import Record
 
 FILES = sorted((Path(__file__).parents[1] / "snapshot" / "adapters").glob("*/result.json"))
@@ -54,9 +54,31 @@ def test_a_migrated_record_reads_with_all_its_values(content):
     record = Record.from_dict(content)
     assert record.schema_version == SCHEMA_VERSION
     written = leaves(record.to_dict())
-    for path, value in leaves(migrated(content)).items():
+    for path, value in leaves(corrected(migrated(content))).items():
         if value is not None:
             assert written[path] == value, path
+
+
+@pytest.mark.parametrize(
+    ("frozen", "features", "cache"),
+    [
+        ({"cache": "memory", "reused": False}, 2.5, None),
+        # It was the time of reading what another run had computed.
+        ({"cache": "disk", "reused": True}, None, 2.5),
+        # Nothing was computed before training.
+        ({"cache": "off", "reused": False}, None, None),
+    ],
+)
+def test_seconds_of_features_of_older_records_are_read_as_they_are_defined_now(frozen, features, cache):
+    content = {"frozen": frozen, "time": {"features_seconds": 2.5, "train_seconds": 9.0}}
+    time = corrected(content)["time"]
+    assert (time["features_seconds"], time.get("cache_seconds"), time["train_seconds"]) == (features, cache, 9.0)
+    assert content["time"] == {"features_seconds": 2.5, "train_seconds": 9.0}
+
+
+def test_seconds_of_features_of_newer_records_stay():
+    content = {"frozen": {"cache": "disk", "reused": True}, "time": {"features_seconds": 2.5, "cache_seconds": 0.1}}
+    assert corrected(content) is content
 
 
 def test_the_present_schema_is_left_alone():

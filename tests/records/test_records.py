@@ -26,7 +26,7 @@ from petl_bench.run.identity import identify
 FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "frozen", "params", "scores",
     "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
-    "resumed_at_updates",
+    "resumed_at_updates", "key_version", "ended_at",
 }  # fmt: skip
 
 
@@ -122,6 +122,13 @@ def test_the_key_is_stable_over_processes_and_versions():
     from petl_bench.records.run_key import run_key
 
     assert run_key({"method": {"r": 8}, "runs_dir": "x"}, {"train": "00"}) == "6a88350d9749"
+
+
+def test_a_run_on_a_cpu_has_the_key_that_auto_had_before_it_was_resolved():
+    from petl_bench.records.run_key import run_key
+
+    keys = [run_key({"train": {"device": device}}, {}) for device in ("auto", "cpu", "cuda")]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_the_content_of_local_files_is_part_of_the_key(tmp_path):

@@ -26,7 +26,9 @@ def type_at(path: str) -> type:
     """The type of a record's attribute, by the annotations of the schema."""
     found = Record
     for name in path.split("."):
-        hint = typing.get_type_hints(found)[name]
+        member = getattr(found, name, None)
+        hints = typing.get_type_hints(member.fget if isinstance(member, property) else found)
+        hint = hints["return" if isinstance(member, property) else name]
         options = [option for option in typing.get_args(hint) if option is not type(None)]
         found = options[0] if options else hint
     return found

@@ -64,7 +64,7 @@ def test_rows_hold_the_statistics_by_hand():
     # 4.3027 standard errors of 3.6056 / sqrt(3) on either side.
     assert (row["low"], row["high"]) == pytest.approx((53 - 8.9568, 53 + 8.9568), abs=1e-3)
     assert row["estimated_peak_bytes"] == pytest.approx(records[0].memory.estimate.peak_bytes / 2**20)
-    assert row["train_peak_allocated_bytes"] is None
+    assert row["device_peak_bytes"] is None
     step, epoch, mean, _, n = row["history"][-1]
     assert (step, epoch, n) == (276, 3.0, 3)
     assert mean == pytest.approx(100 * sum(r.history[-1].scores["matthews_correlation"] for r in records) / 3)

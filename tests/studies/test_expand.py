@@ -10,7 +10,7 @@ import pytest
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import HistoryEntry, Protocol, Record
+from petl_bench.records.schema import FrozenFeatures, HistoryEntry, Protocol, Record
 from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
 from petl_bench.run.identity import identify
 from petl_bench.studies.definition import CellConfig, StudyConfig, open_study, parse_request, study_names
@@ -132,6 +132,14 @@ def test_costs_stay_with_the_runs_that_they_were_counted_for(tmp_path):
     keep_costs(study, [PlannedCosts("lora", "demo", 1025)])
     assert [cost.trainable_method for cost in costs(2).file.costs] == [0, 1025]
     assert [cost.method for cost in costs(32).file.costs] == ["head"]
+
+
+def test_a_record_with_times_of_another_cache_mode_does_not_end_a_run(tmp_path):
+    for overrides, status in (([], "finished"), (["train.cache=memory"], "finished"), (["train.cache=off"], "waiting")):
+        file, _ = expand("small", SMALL, overrides, tmp_path)
+        folder, run = StudyFolder(tmp_path), file.runs[0]
+        folder.run_folder(run).write(Record(run.key, {}, frozen=FrozenFeatures(3, 1, False, "memory", 100, False)))
+        assert (folder.status(run), folder.ended(run)) == (status, status == "finished"), overrides
 
 
 def test_leftovers_of_killed_processes_are_taken_away(tmp_path):

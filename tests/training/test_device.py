@@ -28,6 +28,19 @@ def test_a_run_is_known_by_what_auto_came_to(tiny):
     assert identify(tiny()).key == identify(tiny("train.precision=fp32")).key
     assert identify(tiny()).config["train"]["precision"] == "fp32"
     assert resolved(tiny("train.precision=bf16")).train.precision == "bf16"
+    on_cpu = identify(tiny("train.device=cpu"))
+    assert (identify(tiny()).key, identify(tiny()).config) == (on_cpu.key, on_cpu.config)
+    assert on_cpu.config["train"]["device"] == "cpu"
+
+
+def test_the_same_settings_on_a_gpu_are_another_run(tiny, monkeypatch):
+    fp32 = "train.precision=fp32"
+    on_cpu = identify(tiny(fp32)).key
+    monkeypatch.setattr("petl_bench.config.gpu_may_be_there", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert identify(tiny(fp32)).config["train"]["device"] == "cuda"
+    assert identify(tiny(fp32)).key == identify(tiny(fp32, "train.device=cuda")).key != on_cpu
+    assert identify(tiny(fp32, "train.device=cpu")).key == on_cpu
 
 
 def test_only_layers_above_the_frozen_ones_are_compiled_and_results_agree(tiny):

@@ -81,7 +81,7 @@ def test_seconds_and_examples_are_counted(tiny):
     assert time.train_examples_per_second * time.train_seconds == pytest.approx(48)
     assert 0 <= time.padding_share < 1
     assert time.eval_seconds == pytest.approx(sum(entry.seconds for entry in record.history))
-    assert time.features_seconds is None
+    assert time.features_seconds is time.cache_seconds is None
 
 
 def test_rates_leave_the_first_updates_out(tiny):

@@ -71,11 +71,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class BatchSources:
-    """Batch sources by split; what the record says of the frozen layers, and how long their features took, if any."""
+    """Batch sources by split, and what the record says of the frozen layers.
+
+    Attributes:
+        by_split: Sources of features, or of token ids if no layer is frozen.
+        frozen: None if no layer is frozen.
+        features_seconds: How long the original computation of the cached features took, whichever run made it; None
+            where nothing is cached, or where that is not known.
+        cache_seconds: Time that this run took to find, read and write them, their computation left out.
+    """
 
     by_split: dict[str, BatchSource]
     frozen: FrozenFeatures | None = None
-    seconds: float | None = None
+    features_seconds: float | None = None
+    cache_seconds: float | None = None
 
 
 def open_batch_sources(
@@ -102,6 +111,7 @@ def open_batch_sources(
     started = time.perf_counter()
     cache = _Cache(frozen, splits, train, device)
     states = cache.states()
+    cache_seconds = time.perf_counter() - started - cache.computed_seconds if states else None
     sources: dict[str, BatchSource] = {
         name: FeatureBatchSource(rows, device, frozen, states.get(id(rows))) for name, rows in splits.items()
     }
@@ -113,9 +123,8 @@ def open_batch_sources(
         bytes=sum(tensor.nbytes for flat in states.values() for tensor in flat.tensors.values()),
         reused=cache.reused,
     )
-    seconds = time.perf_counter() - started
-    _log_features(described, seconds)
-    return BatchSources(sources, described, seconds)
+    _log_features(described, cache.features_seconds)
+    return BatchSources(sources, described, cache.features_seconds, cache_seconds)
 
 
 class _Cache:
@@ -131,6 +140,8 @@ class _Cache:
         self.size = sum(self._bytes(rows) for rows in self.rows.values())
         self.place = self._choose(splits)
         self.reused = False
+        self.features_seconds: float | None = None
+        self.computed_seconds = 0.0
 
     def states(self) -> dict[int, PackedFeatures]:
         """Returns features by the `id` of the rows; empty if none are kept."""
@@ -150,8 +161,11 @@ class _Cache:
             )
             self.place = "off"
             return {}
-        self.reused = all(reused for _, reused in found.values())
-        return {key: states for key, (states, _) in found.items()}
+        self.reused = all(one.reused for one in found.values())
+        known = [one.seconds for one in found.values() if one.seconds is not None]
+        self.features_seconds = sum(known) if len(known) == len(found) else None
+        self.computed_seconds = sum(one.seconds or 0.0 for one in found.values() if not one.reused)
+        return {key: one.features for key, one in found.items()}
 
     def _bytes(self, rows: TokenRows) -> int:
         tokens = int(feature_offsets(rows, first_token=self.frozen.split.first_token)[-1])
@@ -195,9 +209,10 @@ def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
     return np.flatnonzero(rows.lengths == middle)[:most]
 
 
-def _log_features(frozen: FrozenFeatures, seconds: float) -> None:
+def _log_features(frozen: FrozenFeatures, seconds: float | None) -> None:
     place = {"off": "computed with every batch", "memory": "kept in memory", "disk": "kept on disk"}[frozen.cache]
     what = "the first token's state" if frozen.first_token_only else f"{frozen.states} states a token"
-    found = "found" if frozen.reused else f"in {seconds:.1f} s"
-    size = "" if frozen.cache == "off" else f" ({frozen.bytes / 2**20:,.0f} MiB, {found})"
+    found = "found, computed" if frozen.reused else "computed"
+    took = "in an unknown time" if seconds is None else f"in {seconds:.1f} s"
+    size = "" if frozen.cache == "off" else f" ({frozen.bytes / 2**20:,.0f} MiB, {found} {took})"
     _log.info("layers 1..%d are frozen and run without dropout: %s, %s%s", frozen.layers, what, place, size)

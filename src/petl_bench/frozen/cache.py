@@ -12,6 +12,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ _CHUNK = 2**24
 _ABANDONED_SECONDS = 24 * 3600
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachedStates:
+    """One entry of the cache: a layer's states of all rows, and how long the computation that made them took.
+
+    Attributes:
+        tensor: Shape (tokens, d).
+        seconds: None where an older version of the program made the entry and did not keep them.
+    """
+
+    tensor: torch.Tensor
+    seconds: float | None
 
 
 class FeatureFile:
@@ -55,19 +69,20 @@ class FeatureFile:
                 stream.truncate(size)
         return _mapped(self.partial, shape, dtype, writable=True)
 
-    def finish(self, tensor: torch.Tensor) -> None:
-        """Makes the entry valid. Call it once the tensor is filled."""
+    def finish(self, tensor: torch.Tensor, seconds: float | None) -> None:
+        """Makes the entry valid. Call it once the tensor is filled, with the seconds that this took."""
         content = {
             "shape": list(tensor.shape),
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "crc32": _crc(tensor),
+            "seconds": seconds,
         }
         self.partial.replace(self.data)
         self.partial.write_text(json.dumps(content), encoding="utf-8")
         self.partial.replace(self.description)
 
-    def read(self) -> torch.Tensor | None:
-        """Returns the states; None if there are none, or damaged ones."""
+    def read(self) -> CachedStates | None:
+        """Returns the entry; None if there is none, or a damaged one."""
         try:
             content = json.loads(self.description.read_text(encoding="utf-8"))
             shape, dtype = tuple(content["shape"]), getattr(torch, content["dtype"])
@@ -76,6 +91,8 @@ class FeatureFile:
             tensor = _mapped(self.data, shape, dtype, writable=False)
             if _crc(tensor) != content["crc32"]:
                 raise ValueError("its checksum is wrong")
+            seconds = content.get("seconds")
+            found = CachedStates(tensor, None if seconds is None else float(seconds))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -84,7 +101,7 @@ class FeatureFile:
             return None
         with suppress(OSError):
             os.utime(self.description)
-        return tensor
+        return found
 
     def remove(self) -> None:
         """Deletes the entry. Processes that have mapped it can still read it."""
@@ -148,7 +165,22 @@ _NOT_IN_KEY = (
 # Number of tokens whose states are part of the key.
 _PROBE_TOKENS = 64
 
-_kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+_kept: OrderedDict[str, CachedStates] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """Features of all rows from the cache.
+
+    Attributes:
+        features: What batches are made of.
+        reused: Whether they were there already.
+        seconds: How long the original computation took, whichever run made it; None where that is not known.
+    """
+
+    features: PackedFeatures
+    reused: bool
+    seconds: float | None
 
 
 class FeatureCache:
@@ -165,8 +197,8 @@ class FeatureCache:
         self._digests = _digests(frozen, device, precision)
         self._used: set[str] = set()
 
-    def in_memory(self, rows: TokenRows, budget: int) -> tuple[PackedFeatures, bool]:
-        """Returns the features of all rows, kept in the process's memory, and whether they were there already.
+    def in_memory(self, rows: TokenRows, budget: int) -> CachedFeatures:
+        """Returns the features of all rows, kept in the process's memory.
 
         Args:
             rows: The rows.
@@ -176,21 +208,20 @@ class FeatureCache:
         found = keys.find(_kept.get)
         reused = found is not None
         if found is None:
-            found = {}
 
             def new(_layer: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
                 _make_room(budget - shape[0] * shape[1] * dtype.itemsize)
                 return torch.empty(shape, dtype=dtype)
 
-            self._fill(rows, found, new)
-        for layer, tensor in found.items():
-            _kept[keys.of(layer)] = tensor
+            found = self._compute(rows, new)
+        for layer, states in found.items():
+            _kept[keys.of(layer)] = states
             _kept.move_to_end(keys.of(layer))
         _make_room(budget)
-        return self._flat(rows, found), reused
+        return self._packed(rows, found, reused=reused)
 
-    def on_disk(self, rows: TokenRows, folder: Path) -> tuple[PackedFeatures, bool]:
-        """Returns the features of all rows in memory-mapped files, and whether they were there already.
+    def on_disk(self, rows: TokenRows, folder: Path) -> CachedFeatures:
+        """Returns the features of all rows in memory-mapped files.
 
         If several processes ask at the same time, one computes and the others wait. Damaged files are computed again.
 
@@ -207,40 +238,48 @@ class FeatureCache:
             found = keys.find(lambda key: FeatureFile(folder, key).read())
             reused = found is not None
             if found is None:
-                found = {}
                 files = {layer: FeatureFile(folder, keys.of(layer)) for layer in self.frozen.split.reads}
                 try:
-                    self._fill(rows, found, lambda layer, shape, dtype: files[layer].create(shape, dtype))
+                    found = self._compute(rows, lambda layer, shape, dtype: files[layer].create(shape, dtype))
                     for layer, file in files.items():
-                        file.finish(found[layer])
+                        file.finish(found[layer].tensor, found[layer].seconds)
                 except BaseException:
                     for file in files.values():
                         file.discard()
                     raise
             self._used |= {keys.of(layer) for layer in found}
-        return self._flat(rows, found), reused
+        return self._packed(rows, found, reused=reused)
 
     def keep_within(self, budget: int, folder: Path) -> None:
         """Deletes the least recently used files until the folder fits the budget; those of this run stay."""
         prune(folder, budget, self._used)
 
-    def _fill(self, rows: TokenRows, found: dict[int, torch.Tensor], new: Any) -> None:
+    def _compute(self, rows: TokenRows, new: Any) -> dict[int, CachedStates]:
         """Computes the features of all rows into tensors that `new` makes, given layer, shape and type."""
         offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
+        tensors: dict[int, torch.Tensor] = {}
 
         def target(layer: int, like: torch.Tensor) -> torch.Tensor:
-            if layer not in found:
-                found[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
-            return found[layer]
+            if layer not in tensors:
+                tensors[layer] = new(layer, (int(offsets[-1]), like.shape[-1]), like.dtype)
+            return tensors[layer]
 
+        started = time.perf_counter()
         fill_features(self.frozen, rows, np.arange(len(rows)), offsets, target, self.device)
+        seconds = time.perf_counter() - started
+        return {layer: CachedStates(tensor, seconds) for layer, tensor in tensors.items()}
 
-    def _flat(self, rows: TokenRows, found: dict[int, torch.Tensor]) -> PackedFeatures:
-        return PackedFeatures(found, feature_offsets(rows, first_token=self.frozen.split.first_token))
+    def _packed(self, rows: TokenRows, found: dict[int, CachedStates], *, reused: bool) -> CachedFeatures:
+        offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
+        known = [states.seconds for states in found.values() if states.seconds is not None]
+        # One computation makes the states of all layers: its seconds are not added up over them.
+        seconds = max(known) if len(known) == len(found) else None
+        tensors = {layer: states.tensor for layer, states in found.items()}
+        return CachedFeatures(PackedFeatures(tensors, offsets), reused, seconds)
 
 
 def _make_room(budget: int) -> None:
-    while _kept and sum(tensor.nbytes for tensor in _kept.values()) > budget:
+    while _kept and sum(states.tensor.nbytes for states in _kept.values()) > budget:
         _kept.popitem(last=False)
 
 
@@ -283,17 +322,18 @@ class _Keys:
         key = hashlib.sha256(f"{self._digests[layer]} {self._tokens}".encode()).hexdigest()
         return key + ("-first" if first_token else "")
 
-    def find(self, get: Callable[[str], torch.Tensor | None]) -> dict[int, torch.Tensor] | None:
+    def find(self, get: Callable[[str], CachedStates | None]) -> dict[int, CachedStates] | None:
         """Returns all features, or None if a layer is missing; first tokens are also found among all tokens."""
         found = {}
         for layer in self._split.reads:
-            tensor = get(self.of(layer))
-            if tensor is None and self._split.first_token:
+            states = get(self.of(layer))
+            if states is None and self._split.first_token:
                 whole = get(self.of(layer, first_token=False))
-                tensor = None if whole is None else whole[torch.from_numpy(self._offsets[:-1])]
-            if tensor is None:
+                first = torch.from_numpy(self._offsets[:-1])
+                states = None if whole is None else CachedStates(whole.tensor[first], whole.seconds)
+            if states is None:
                 return None
-            found[layer] = tensor
+            found[layer] = states
         return found
 
 

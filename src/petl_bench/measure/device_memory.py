@@ -38,16 +38,20 @@ class PhasePeak:
 class PeakMemory:
     """Records the peaks of named phases of one run.
 
-    The resident set is the operating system's count of the whole process: interpreter, libraries and whatever an
-    earlier run in the same process left behind included. On Linux its peak is reset before each phase; elsewhere it
-    only grows.
+    The resident set is the operating system's count of the whole process, interpreter and libraries included. On Linux
+    its peak is reset before each phase; elsewhere it only grows. What an earlier run left behind in the same process is
+    in it too, so that only the first run of a process has a peak of the process.
 
     Args:
         on_cuda: Whether the run computes on a CUDA device.
     """
 
+    _runs_of_this_process = 0
+
     def __init__(self, *, on_cuda: bool) -> None:
         self._on_cuda = on_cuda
+        self._is_first_run = PeakMemory._runs_of_this_process == 0
+        PeakMemory._runs_of_this_process += 1
         self.phases: dict[str, PhasePeak] = {}
         self._open: list[str] = []
         self._alloc_retries_before = self._alloc_retries()
@@ -86,8 +90,10 @@ class PeakMemory:
             _log.info("peak memory, %s: %s", name, _describe(peak))
 
     @property
-    def process_peak_rss_bytes(self) -> int:
-        """Highest resident set over all phases."""
+    def process_peak_rss_bytes(self) -> int | None:
+        """Highest resident set over all phases; None if the process made another run before this one."""
+        if not self._is_first_run:
+            return None
         return max((peak.process_rss_bytes for peak in self.phases.values()), default=_peak_rss_bytes())
 
     @property

@@ -130,3 +130,22 @@ def _to_2(content: dict[str, Any]) -> dict[str, Any]:
 
 
 _STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_to_2,)
+
+
+def corrected(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record in the present schema with its numbers as they are defined now; what is given is not changed.
+
+    Before `time.cache_seconds` existed, a run that found its cached features recorded the time of reading them as
+    `time.features_seconds`, and a run without a cache a time in which it computed none.
+
+    Args:
+        content: The content of a record in the present schema, valid or not.
+    """
+    time, frozen = content.get("time"), content.get("frozen")
+    if not isinstance(time, dict) or not isinstance(frozen, dict) or "cache_seconds" in time:
+        return content
+    if frozen.get("reused") is True:
+        time = time | {"features_seconds": None, "cache_seconds": time.get("features_seconds")}
+    elif frozen.get("cache") == "off":
+        time = time | {"features_seconds": None}
+    return content | {"time": time}

@@ -31,7 +31,8 @@ KEY_VERSION = 2
 
 KEY_LENGTH = 12
 
-# Training settings that change no result: what is saved, and where the features of the frozen layers are cached.
+# Training settings that change no score: what is saved, and where the features of the frozen layers are cached. The
+# latter changes times, so a record answers only requests for its own mode: see `Record.answers`.
 WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
 
 # Paths and trackers do not change the outcome. The content of the files does, and is hashed instead.
@@ -60,6 +61,10 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "last_layer"): "all",
 }
 
+# Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it
+# was written, on a CPU for the most part.
+_WRITTEN_AS = {("train", "device"): {"cpu": "auto"}}
+
 
 def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str:
     """Returns the run's key, 12 hexadecimal digits.
@@ -74,15 +79,18 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
         for name in ("name", "hub_id", "revision", "package", "package_folder", "sha256", "architecture", "model_type"):
             identity["backbone"].pop(name, None)
     for *parents, last in _LOCATIONS:
-        node = identity
-        for parent in parents:
-            node = node.get(parent, {})
-        node.pop(last, None)
+        _group(identity, parents).pop(last, None)
     for (*parents, last), default in ADDED_LATER.items():
-        node = identity
-        for parent in parents:
-            node = node.get(parent, {})
-        if node.get(last, default) == default:
-            node.pop(last, None)
+        if _group(identity, parents).get(last, default) == default:
+            _group(identity, parents).pop(last, None)
+    for (*parents, last), names in _WRITTEN_AS.items():
+        if (value := _group(identity, parents).get(last)) in names:
+            _group(identity, parents)[last] = names[value]
     text = json.dumps([KEY_VERSION, identity, dict(content_hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _group(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    for name in names:
+        config = config.get(name, {})
+    return config

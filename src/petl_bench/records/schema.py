@@ -12,7 +12,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.records.reading import SCHEMA_VERSION, Number, migrated, validate
+from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, migrated, validate
 
 
 @dataclass
@@ -69,7 +69,11 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up."""
+    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up.
+
+    `features_seconds` is what the original computation of the cached features took, whichever run made it; finding,
+    reading and writing them in this run is in `cache_seconds`.
+    """
 
     train_seconds: Number
     eval_seconds: Number
@@ -80,6 +84,7 @@ class Time:
     # Number of first updates that the rates exclude, and how long they took.
     warm_up_updates: int = 0
     warm_up_seconds: Number = 0.0
+    cache_seconds: Number | None = None
 
 
 @dataclass
@@ -122,6 +127,7 @@ class MemoryEstimate:
 class DeviceMemory:
     """Peaks of the CUDA allocator by phase; the first updates, which warm up, are a phase of their own.
 
+    The phase of the features computes those of the frozen layers before training; older records lack it.
     `held_before_bytes` is the memory that was in use on the device before the run outside of our own allocator: by
     other processes and by the CUDA context.
     """
@@ -136,11 +142,28 @@ class DeviceMemory:
     first_updates_peak_reserved_bytes: int | None = None
     eval_peak_reserved_bytes: int | None = None
     held_before_bytes: int | None = None
+    features_peak_allocated_bytes: int | None = None
+    features_peak_reserved_bytes: int | None = None
+
+    @property
+    def peak_allocated_bytes(self) -> int | None:
+        """The most bytes that the allocator held at once in any phase; None if no phase was measured."""
+        phases = (
+            self.load_peak_allocated_bytes,
+            self.features_peak_allocated_bytes,
+            self.first_updates_peak_allocated_bytes,
+            self.train_peak_allocated_bytes,
+            self.eval_peak_allocated_bytes,
+        )
+        return max((peak for peak in phases if peak is not None), default=None)
 
 
 @dataclass
 class Memory:
-    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process."""
+    """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process.
+
+    The process's peak is None in a process that had made another run before.
+    """
 
     estimate: MemoryEstimate | None = None
     device: DeviceMemory | None = None
@@ -247,6 +270,10 @@ class Record:
     git: dict[str, Any] | None = None
     # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
+    # The version of the run key (`petl_bench.records.run_key`), and when the run ended, in UTC: of several records of
+    # the same run, reports use the newest. None in older records.
+    key_version: int | None = None
+    ended_at: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""
@@ -264,7 +291,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
-        content = migrated(content)
+        content = corrected(migrated(content))
         try:
             record = validate(cls, content)
             validate(_RecordedHardware, record.hardware, "hardware")
@@ -274,6 +301,16 @@ class Record:
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
+
+    def answers(self, cache: str) -> bool:
+        """Whether the record's times are what `train.cache=<cache>` asks for; scores do not depend on it.
+
+        `auto` takes any. A run that was asked for this mode and could not have it answers too, as another attempt would
+        end alike.
+        """
+        if cache == "auto" or self.frozen is None:
+            return True
+        return cache in (self.frozen.cache, (self.config.get("train") or {}).get("cache"))
 
     @property
     def selected_scores(self) -> dict[str, float]:

@@ -81,6 +81,7 @@ class PlannedRun:
         key: The run key.
         folder: The run's folder, next to this file.
         overrides: `petl-bench run` with these makes this run alone.
+        cache: `train.cache` of the run, which its key leaves out: a record with times of another mode does not end it.
     """
 
     method: str
@@ -92,6 +93,7 @@ class PlannedRun:
     learning_rate: Number | None = None
     is_trial: bool = False
     chosen: bool | None = True
+    cache: str = "auto"
 
 
 @dataclass

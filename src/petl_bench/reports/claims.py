@@ -15,6 +15,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import Claim, StudyFile
 from petl_bench.reports.fields import FIELDS, QUANTITIES, Field
+from petl_bench.reports.machines import means_on_one_machine
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import StudyRecords, in_points, is_error, score_of
 from petl_bench.reports.significance import LEAST_VALUES, Statistic
@@ -243,10 +244,10 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`."""
     ratios, pairs = {}, [(method, task) for method in (test["of"], test["over"]) for task in test["tasks"]]
     for task in test["tasks"]:
-        above, below = (_quantity(test["quantity"], method, task, ours) for method in (test["of"], test["over"]))
-        if above is None or not below:
-            return not_run(pairs, ours, f"{test['quantity']} was not measured for both on {task}")
-        ratios[task] = above / below
+        means = _quantities(test["quantity"], (test["of"], test["over"]), task, ours)
+        if means is None or not means[1]:
+            return not_run(pairs, ours, f"{test['quantity']} was not measured for both on {task}, on one machine")
+        ratios[task] = means[0] / means[1]
     if not ratios:
         return not_run(pairs, ours)
     mean = statistics.geometric_mean(ratios.values())
@@ -258,14 +259,22 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     return Outcome(round(mean, 9) >= test["at_least"], text)
 
 
-def _quantity(quantity: str, method: str, task: str, ours: StudyRecords) -> float | None:
-    """The mean of a quantity over the seeds, as planned if no run has it; None where neither is known."""
+def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
+    """The means of a quantity over the seeds of two methods, as planned if a method has no run.
+
+    Returns:
+        None if either is not known; for times and what else depends on the machine, if no machine measured both.
+    """
     field = FIELDS[QUANTITIES[quantity]]
-    measured = Statistic.of(field.value(record) for record in ours.by_seed(method, task).values())
-    if measured is not None:
-        return measured.mean
-    planned: float | None = field.planned_value(ours.costs(method, task))
-    return planned
+    first, second = (list(ours.by_seed(method, task).values()) for method in methods)
+    if field.depends_on_machine:
+        return means_on_one_machine(field, first, second)
+    means = [Statistic.of(field.value(record) for record in records) for records in (first, second)]
+    known = [
+        mean.mean if mean else field.planned_value(ours.costs(method, task))
+        for method, mean in zip(methods, means, strict=True)
+    ]
+    return None if None in known else (known[0], known[1])
 
 
 def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:

@@ -10,13 +10,17 @@ from typing import Any
 from petl_bench.reports.comparison_table import sentence
 from petl_bench.reports.fields import FIELDS, Field
 from petl_bench.reports.groups import Group
+from petl_bench.reports.machines import MeasuredCosts
 from petl_bench.reports.ranking import Analysis, Comparison
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
 
 
 def to_csv(analyses: list[Analysis]) -> str:
-    """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics."""
+    """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics.
+
+    Each further machine that measured costs has a line of its own, without scores.
+    """
     rows = [row for analysis in analyses for row in _flat_rows(analysis)]
     names = dict.fromkeys(name for row in rows for name in row)
     stream = io.StringIO()
@@ -24,6 +28,10 @@ def to_csv(analyses: list[Analysis]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue().rstrip("\n")
+
+
+# The columns that say which method, task and backbone a line is of.
+_CELL = ("study", "task", "backbone", "method")
 
 
 def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
@@ -34,8 +42,11 @@ def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
         by_seed = primary.pop("by_seed")
         flat = {**row, **primary, "seeds": " ".join(map(str, by_seed)), "unfinished": " ".join(row["unfinished"])}
         # Columns that are often empty come last.
+        measured, *further = flat.pop("costs") or [{}]
         costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
-        rows.append(flat | costs | {f"{name}_mean": score["mean"] for name, score in scores.items()})
+        others = {f"{name}_mean": score["mean"] for name, score in scores.items()}
+        rows.append(flat | costs | measured | others)
+        rows += [{name: flat[name] for name in _CELL} | measured for measured in further]
     return rows
 
 
@@ -136,9 +147,21 @@ _PROTOCOL = ("num_train_examples", "num_eval_examples", "selection_split", "repo
 
 
 def _costs(cell: Cell) -> dict[str, Any]:
+    """Costs of one method on one task; in `costs` those of each machine, apart from it None if there are several."""
     protocol = cell.group.first.protocol if cell.group else None
     shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
-    return shared | {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
+    means = {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
+    return shared | means | {"costs": [_measured(one) for one in cell.group.costs] if cell.group else []}
+
+
+def _measured(costs: MeasuredCosts) -> dict[str, Any]:
+    fields = [field for field in _cost_fields() if field.depends_on_machine]
+    return {
+        "machine": costs.machine.name,
+        "features": costs.cache,
+        "measured_runs": len(costs.records),
+        **{f"{field.key}_mean": costs.mean(field) for field in fields},
+    }
 
 
 def _cost_fields() -> list[Field]:

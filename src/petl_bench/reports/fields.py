@@ -36,6 +36,7 @@ class Field:
         planned: The attributes of `PlannedCosts` whose sum is the same number before a run; empty if there are none.
         axis: The name of its axis in plots, unit included; empty if no plot has one.
         log_axis: Whether that axis is logarithmic.
+        counted: Whether it is the same on every machine although it is a time or a memory: an estimate, or a share.
         over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, or their sum.
         always: Whether its column is there even if no run has the number.
         table: Whether the results table has a column for it.
@@ -54,11 +55,17 @@ class Field:
     planned: tuple[str, ...] = ()
     axis: str = ""
     log_axis: bool = False
+    counted: bool = False
     over_tasks: Literal["costliest", "sum"] = "costliest"
     always: bool = False
     table: bool = True
     page: bool = True
     export: bool = True
+
+    @property
+    def depends_on_machine(self) -> bool:
+        """Whether it is averaged only over records of the same machine."""
+        return self.kind in ("time", "memory") and not self.counted
 
     def value(self, record: Record) -> Any:
         """The number in the record's unit; None if it was not measured."""
@@ -130,27 +137,29 @@ FIELDS = _by_key(
     ),
     Field(
         "padding_share", "time.padding_share", "padding", "share of the tokens that pad", "time", digits=3,
-        table=False, page=False,
+        counted=True, table=False, page=False,
     ),
     Field(
         "features_seconds", "time.features_seconds", "features s",
-        "computing the features of frozen layers before training, or reading them from the cache; not in train s",
+        "the computation of the cached features of frozen layers, whichever run made it; not in train s",
         "time", digits=1, page=False, export=False,
     ),
     Field(
-        "train_peak_allocated_bytes", "memory.device.train_peak_allocated_bytes", "peak device MiB",
-        "most bytes that the CUDA allocator held during training, the first updates excluded", "memory", unit=MIB,
-        axis="peak device memory, MiB",
+        "device_peak_bytes", "memory.device.peak_allocated_bytes", "peak device MiB",
+        "most bytes that the CUDA allocator held at once, loading, features of frozen layers, training and evaluation "
+        "included",
+        "memory", unit=MIB, axis="peak device memory, MiB",
     ),
     Field(
         "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
         "estimated peak of one update of full-length rows, counted storage by storage", "memory", unit=MIB,
-        planned=("peak_bytes",), axis="estimated peak memory of one update, MiB",
+        planned=("peak_bytes",), counted=True, axis="estimated peak memory of one update, MiB",
     ),
     Field(
         "process_peak_rss_bytes", "memory.process_peak_rss_bytes", "peak process MiB",
-        "highest resident set of the whole process, interpreter and libraries included", "memory", unit=MIB,
-        axis="peak resident memory of the process, MiB", page=False,
+        "highest resident set of the whole process, interpreter and libraries included; of the first run that each "
+        "process made",
+        "memory", unit=MIB, axis="peak resident memory of the process, MiB", page=False,
     ),
     Field(
         "train_step_flops", "flops.train_step_flops", "step GFLOP",
@@ -179,7 +188,7 @@ FIELDS = _by_key(
 AXES = (
     "params_trainable",
     "estimated_peak_bytes",
-    "train_peak_allocated_bytes",
+    "device_peak_bytes",
     "process_peak_rss_bytes",
     "train_seconds",
     "inference_examples_per_second",
@@ -188,7 +197,7 @@ AXES = (
 # What claims call the numbers that they compare. These names are part of the format of studies.
 QUANTITIES = {
     "ledger_peak": "estimated_peak_bytes",
-    "device_peak": "train_peak_allocated_bytes",
+    "device_peak": "device_peak_bytes",
     "inference_throughput": "inference_examples_per_second",
     "train_throughput": "train_examples_per_second",
     "trainable": "params_trainable",

@@ -7,13 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from functools import cached_property
 from typing import Any
 
 from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT, backbone_name, method_label
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.fields import Field
+from petl_bench.reports.machines import Machine, MeasuredCosts, cost_statistic, measured_costs, newest_last
 from petl_bench.reports.significance import Statistic
 
 # They take effect through settings of `train`, which are shown.
@@ -29,12 +30,16 @@ class Group:
 
     Attributes:
         label: The method, with the settings in which its variants in this report differ.
+        records: One a seed, the newest.
+        replaced: Older records of these seeds: their scores do not count, their costs do where another machine
+            measured them.
     """
 
     task: str
     backbone: str
     label: str
     records: list[Record]
+    replaced: tuple[Record, ...] = ()
 
     @property
     def first(self) -> Record:
@@ -68,33 +73,47 @@ class Group:
         return Statistic.of(record.selected_scores.get(metric or self.metric) for record in self.records)
 
     def by_seed(self, metric: str | None = None) -> dict[int, float]:
-        """A metric of the selected weights by seed; the mean if a seed was run twice."""
-        found: dict[int, list[float]] = {}
-        for record in self.records:
-            value = record.selected_scores.get(metric or self.metric)
-            if value is not None and math.isfinite(value) and record.protocol:
-                found.setdefault(record.protocol.seed, []).append(value)
-        return {seed: fmean(values) for seed, values in found.items()}
+        """A metric of the selected weights by seed."""
+        scores = {_seed(record): record.selected_scores.get(metric or self.metric) for record in self.records}
+        return {seed: score for seed, score in scores.items() if score is not None and math.isfinite(score)}
 
     def metrics(self) -> list[str]:
         """All metrics of the report split, the primary one first."""
         assert self.first.scores
         return sorted(self.first.scores.best, key=lambda name: name != self.metric)
 
-    def statistic(self, field: Field) -> Statistic | None:
-        """A number of the record over the seeds; None if no run measured it."""
+    @cached_property
+    def costs(self) -> list[MeasuredCosts]:
+        """The records by machine and cache mode, as far as their costs may be averaged."""
+        return measured_costs([*self.replaced, *self.records])
+
+    def has(self, field: Field) -> bool:
+        """Whether any run measured a number."""
+        return any(field.value(record) is not None for record in (*self.records, *self.replaced))
+
+    def statistic(self, field: Field, machine: Machine | None = None) -> Statistic | None:
+        """Describes a number of the record over the seeds.
+
+        Args:
+            field: The number.
+            machine: Where it was measured, if it depends on that. None: on the only machine.
+
+        Returns:
+            None if no run measured it, or if several machines or cache modes did and none is named.
+        """
+        if field.depends_on_machine:
+            return cost_statistic(field, self.costs, machine)
         return Statistic.of(field.value(record) for record in self.records)
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
-    """Groups finished records; a run that is found twice counts once.
+    """Groups finished records. A seed counts once: of several records of the same settings the newest does.
 
     Returns:
         The groups, sorted by task, backbone and number of trained parameters.
     """
-    unique = {record.run_key: record for record in records if is_comparable(record)}
     by_settings: dict[str, tuple[dict[str, str], list[Record]]] = {}
-    for record in unique.values():
+    for record in filter(is_comparable, records):
         settings = _shown_settings(record)
         by_settings.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(record)
     variants: dict[tuple[str, str, str], list[tuple[dict[str, str], list[Record]]]] = {}
@@ -107,9 +126,17 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         differing = _differing([settings for settings, _ in several])
         for settings, same in several:
             label = " ".join([method, *(f"{key}={value}" for key, value in settings.items() if key in differing)])
-            groups.append(Group(task, backbone, label, sorted(same, key=_seed)))
+            groups.append(Group(task, backbone, label, *one_per_seed(same)))
     assert len({(group.task, group.backbone, group.label) for group in groups}) == len(groups)
     return sorted(groups, key=lambda group: (group.task, group.backbone, group.trained, group.label))
+
+
+def one_per_seed(records: Iterable[Record]) -> tuple[list[Record], tuple[Record, ...]]:
+    """Returns the newest record of each seed, in the order of the seeds, and the records that these replace."""
+    ordered = newest_last(records)
+    newest = {_seed(record): record for record in ordered}
+    kept = {id(record) for record in newest.values()}
+    return [newest[seed] for seed in sorted(newest)], tuple(one for one in ordered if id(one) not in kept)
 
 
 def is_comparable(record: Record) -> bool:
@@ -133,6 +160,8 @@ def _shown_settings(record: Record) -> dict[str, str]:
         # Records from before the setting lack it, which means the same.
         if parts.get(later, default) == default:
             parts.pop(later, None)
+    # Older records have `auto` as it was written.
+    parts["device"] = "cuda" if record.hardware.get("device") else "cpu"
     parts |= {f"task.{key}": value for key, value in config["task"].items()}
     parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
     parts["rows"] = record.data.rows_per_split if record.data else None
@@ -203,7 +232,7 @@ def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
     if len({record.protocol.num_train_examples for record in records if record.protocol}) < 2:
         return {}
     groups = group_records(map(_without_rows, records))
-    return {record.run_key: group.label for group in groups for record in group.records}
+    return {record.run_key: group.label for group in groups for record in (*group.replaced, *group.records)}
 
 
 def _without_rows(record: Record) -> Record:

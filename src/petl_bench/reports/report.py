@@ -14,6 +14,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.comparison_table import comparison_table
+from petl_bench.reports.cost_columns import costs_by_machine
 from petl_bench.reports.differences import find_differences
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
@@ -171,6 +172,7 @@ def write_report(
 
 def _tables(analyses: list[Analysis], statistic: str) -> list[ReportTable]:
     tables = [scores_table(analysis, statistic) for analysis in analyses]
+    tables += [table for analysis in analyses if (table := costs_by_machine(analysis.results)) is not None]
     return tables + [table for analysis in analyses if (table := comparison_table(analysis)) is not None]
 
 

@@ -12,6 +12,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
 from petl_bench.reports.fields import Field
 from petl_bench.reports.groups import Group, is_comparable
+from petl_bench.reports.machines import newest_last
 from petl_bench.reports.significance import Statistic
 
 
@@ -25,10 +26,13 @@ class StudyRecords:
     def __init__(self, study: StudyFile, records: Iterable[Record]) -> None:
         self.study = study
         self._records: dict[str, Record] = {}
-        for record in records:
+        self._finished: dict[str, list[Record]] = {}
+        for record in newest_last(records):
             # A folder may hold a failed attempt next to the repeated run.
             if record.run_key not in self._records or is_comparable(record):
                 self._records[record.run_key] = record
+            if is_comparable(record):
+                self._finished.setdefault(record.run_key, []).append(record)
         self._planned: dict[tuple[str, str], list[PlannedRun]] = {}
         for run in sorted(study.runs, key=lambda run: run.seed):
             if run.chosen is not False:
@@ -53,6 +57,11 @@ class StudyRecords:
             return {}
         found = {run.seed: self._records.get(run.key) for run in self._runs(method, task)}
         return {seed: record for seed, record in found.items() if record is not None and is_comparable(record)}
+
+    def replaced(self, method: str, task: str) -> tuple[Record, ...]:
+        """The finished records of this cell in whose place `by_seed` has newer ones of the same run."""
+        keys = [record.run_key for record in self.by_seed(method, task).values()]
+        return tuple(record for key in keys for record in self._finished[key][:-1])
 
     def num_missing(self, method: str, task: str) -> int:
         """The number of planned runs that have not ended; failed runs have ended."""
@@ -123,7 +132,7 @@ class Cell:
     costs: PlannedCosts | None = None
 
     def measured(self, field: Field) -> float | None:
-        """The mean of a number over the finished runs; None if none measured it."""
+        """The mean of a number over the finished runs; None if none measured it, or several machines did."""
         statistic = self.group.statistic(field) if self.group else None
         return statistic.mean if statistic else None
 
@@ -232,7 +241,10 @@ def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
         return Cell(planned=len(seeds), unfinished=(RATE_OPEN,), costs=costs)
     finished = list(ours.by_seed(method, task).values())
     ends = dict.fromkeys(record.status for record in ours.ended(method, task) if record.status != "finished")
-    group = Group(task, backbone_name(finished[0].config["backbone"]), method, finished) if finished else None
+    group = None
+    if finished:
+        backbone = backbone_name(finished[0].config["backbone"])
+        group = Group(task, backbone, method, finished, ours.replaced(method, task))
     return Cell(group, len(seeds), tuple(ends), costs)
 
 

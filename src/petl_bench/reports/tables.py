@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 from petl_bench.records.schema import MemoryAtPeak
+from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
@@ -70,46 +70,6 @@ def parameter_cells(columns: list[Field], cells: list[Cell]) -> list[str]:
     return [column.text(column.planned_value(costs)) for column in columns]
 
 
-def cost_columns(results: ResultsTable) -> list[Field]:
-    """The columns of measured costs, without those that no run of this table has.
-
-    The memory of the whole process is shown only if no better number of the memory is known.
-    """
-    cells = list(results.cells.values())
-    costs = [field for field in FIELDS.values() if field.table and field.kind != "parameters"]
-    known = [field for field in costs if field.always or any(map(partial(_known, field), cells))]
-    process = FIELDS["process_peak_rss_bytes"]
-    if any(field.kind == "memory" and field != process for field in known):
-        known = [field for field in known if field != process]
-    return known
-
-
-def _known(field: Field, cell: Cell) -> bool:
-    return cell.measured(field) is not None or field.planned_value(cell.costs) is not None
-
-
-def cost_cell(column: Field, cells: list[Cell]) -> str:
-    """One cost of a method over its tasks, planned if none of its runs has finished.
-
-    Args:
-        column: The cost.
-        cells: The method's cells, one per task.
-
-    Returns:
-        The highest of the tasks' means, the lowest if it is a speed, or their sum, as the column asks.
-    """
-    if any(cell.group for cell in cells):
-        values = [cell.measured(column) for cell in cells]
-    else:
-        values = [column.planned_value(cell.costs) for cell in cells]
-    known = [value for value in values if value is not None]
-    if not known:
-        return MISSING
-    if column.over_tasks == "sum":
-        return column.text(sum(known))
-    return column.text(min(known) if column.higher_is_better else max(known))
-
-
 _SHARE = FIELDS["params_trainable_share_of_backbone_percent"]
 
 _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highest] over seeds"}
@@ -117,6 +77,8 @@ _TITLES = {"mean": "mean ± sd over seeds", "median": "median (n) [lowest, highe
 
 def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     """Makes the table of scores and costs. Scores are in percent; costs are those of the costliest task.
+
+    Costs that several machines measured are in `costs_by_machine`.
 
     Args:
         analysis: The methods and tasks, ranked by the same statistic.
@@ -202,9 +164,7 @@ def _notes(results: ResultsTable, ranking: Ranking, costs: list[Field], header: 
         notes.append(
             f"avg rank: 1 is best; mean over the {ranking.blocks} (task, seed) that every method with a score finished"
         )
-    for column in (_SHARE, *costs):
-        summed = ", summed over the tasks that the method has run" if column.over_tasks == "sum" else ""
-        notes.append(f"{column.name}: {column.definition}{summed}")
+    notes += [*cost_definitions([_SHARE, *costs]), *machine_notes(results)]
     if len(results.tasks) > 1:
         notes.append("parameters, memory, operations and speed: of the costliest task")
     notes += _plan_notes(results)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from petl_bench.frozen.batch_source import BatchSources
     from petl_bench.measure.device_memory import PeakMemory
     from petl_bench.measure.speed import InferenceTimes
     from petl_bench.training.checkpoint import Progress
@@ -64,12 +65,12 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
     )
 
 
-def describe_time(progress: Progress, features_seconds: float | None, accelerator: Accelerator) -> Time:
+def describe_time(progress: Progress, sources: BatchSources, accelerator: Accelerator) -> Time:
     """Describes where the time went.
 
     Args:
         progress: What the training did.
-        features_seconds: Time that the features of the frozen layers took; None without frozen layers.
+        sources: Know how long the cached features of frozen layers took.
         accelerator: Sums the tokens of all processes.
 
     Returns:
@@ -86,7 +87,8 @@ def describe_time(progress: Progress, features_seconds: float | None, accelerato
     return Time(
         train_seconds=progress.train_seconds,
         eval_seconds=progress.eval_seconds,
-        features_seconds=features_seconds,
+        features_seconds=sources.features_seconds,
+        cache_seconds=sources.cache_seconds,
         train_examples_per_second=(progress.num_examples - warm.num_examples) / seconds,
         train_tokens_per_second=timed_tokens / seconds,
         padding_share=1.0 - tokens / padded,
@@ -97,13 +99,15 @@ def describe_time(progress: Progress, features_seconds: float | None, accelerato
 
 def describe_device_memory(memory: PeakMemory) -> DeviceMemory | None:
     """Describes the peaks of the CUDA allocator by phase; None for a run on the CPU."""
-    load, train, evaluation = (memory.phases[name] for name in ("load", "train", "eval"))
+    load, features, train, evaluation = (memory.phases[name] for name in ("load", "features", "train", "eval"))
     first = memory.phases.get("first_updates", train)
     if train.device_allocated_bytes is None:
         return None
     return DeviceMemory(
         load_peak_allocated_bytes=load.device_allocated_bytes,
         load_peak_reserved_bytes=load.device_reserved_bytes,
+        features_peak_allocated_bytes=features.device_allocated_bytes,
+        features_peak_reserved_bytes=features.device_reserved_bytes,
         first_updates_peak_allocated_bytes=first.device_allocated_bytes,
         first_updates_peak_reserved_bytes=first.device_reserved_bytes,
         train_peak_allocated_bytes=train.device_allocated_bytes,

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -73,6 +74,7 @@ class RunLifecycle:
 
     def _write(self, failure: BaseException | None) -> None:
         self.record.status, self.record.error = status_of(failure), None if failure is None else str(failure)
+        self.record.ended_at = datetime.now(UTC).isoformat(timespec="seconds")
         if isinstance(failure, RequestError):
             self._remove_empty_folder()
         else:

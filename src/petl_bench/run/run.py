@@ -12,6 +12,7 @@ from petl_bench.errors import first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
+from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.records.schema import Inference, Memory, Params, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.run.describe import (
@@ -51,7 +52,8 @@ _log = logging.getLogger(__name__)
 def run(cfg: RunConfig) -> Record:
     """Trains and evaluates one method on one task with one backbone, and writes the record.
 
-    A run that has a finished record already is not repeated, unless `cfg.force` is set.
+    A run that has a finished record already is not repeated, unless `cfg.force` is set or its times are those of
+    another `train.cache` than the one that is asked for.
 
     Args:
         cfg: The whole config; `petl_bench.config.load_config` makes one from overrides.
@@ -68,9 +70,12 @@ def run(cfg: RunConfig) -> Record:
     identity = identify(cfg)
     folder = RunFolder(identity.folder)
     if not cfg.force and (done := folder.finished()) is not None:
-        _log.info("finished already: %s", identity.folder)
-        return done
-    record = Record(run_key=identity.key, config=identity.config)
+        if done.answers(cfg.train.cache):
+            _log.info("finished already: %s", identity.folder)
+            return done
+        assert done.frozen
+        _log.info("made again: the times of the finished run are of train.cache=%s", done.frozen.cache)
+    record = Record(run_key=identity.key, config=identity.config, key_version=KEY_VERSION)
     with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
         _log.info("run %s", identity.folder)
         _make(cfg, identity, lifecycle)
@@ -133,7 +138,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
 
     peaks.log()
-    record.time = describe_time(progress, sources.seconds, accelerator)
+    record.time = describe_time(progress, sources, accelerator)
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:

@@ -69,6 +69,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
                     learning_rate=cell.learning_rate,
                     is_trial=has_rates and seed in trials,
                     chosen=None if has_rates else True,
+                    cache=cfg.train.cache,
                 )
             )
     _check_distinct(runs)
@@ -161,7 +162,8 @@ def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
         for pattern in ("*.py", "*.yaml")
         for file in root.rglob(pattern)
     )
-    environment = [__version__, os.environ.get("PETL_BENCH_DATA"), gpu_may_be_there()]
+    variables = [os.environ.get(name) for name in ("PETL_BENCH_DATA", "CUDA_VISIBLE_DEVICES")]
+    environment = [__version__, *variables, gpu_may_be_there()]
     text = json.dumps([asdict(study), overrides, environment, program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -49,7 +49,10 @@ class StudyFolder:
         return RunFolder(self.path / run.folder)
 
     def record(self, run: PlannedRun) -> Record | None:
-        """A run's record, or None. It is read again only if the file has changed."""
+        """A run's record; None without one, or with times of another `train.cache` than the run's.
+
+        It is read again only if the file has changed.
+        """
         try:
             changed = (self.path / run.folder / RECORD_FILE).stat().st_mtime_ns
         except OSError:
@@ -57,7 +60,8 @@ class StudyFolder:
         known = self._records.get(run.key)
         if known is None or known[0] != changed:
             known = self._records[run.key] = (changed, self.run_folder(run).read())
-        return known[1]
+        record = known[1]
+        return record if record is None or record.status != FINISHED or record.answers(run.cache) else None
 
     def status(self, run: PlannedRun) -> str:
         """What has become of a run: its record's status, `running` or `waiting`."""

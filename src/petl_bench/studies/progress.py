@@ -121,9 +121,12 @@ class Progress:
 
 
 def _seconds(record: Record) -> float | None:
+    """What a run took: cached features that another run had computed cost it nothing but their reading."""
     if record.time is None:
         return None
-    return record.time.train_seconds + record.time.eval_seconds + (record.time.features_seconds or 0.0)
+    reused = record.frozen is not None and record.frozen.reused
+    features = (0.0 if reused else record.time.features_seconds or 0.0) + (record.time.cache_seconds or 0.0)
+    return record.time.train_seconds + record.time.eval_seconds + features
 
 
 def _duration(seconds: float) -> str:

@@ -85,8 +85,9 @@ def make(run: PlannedRun, folder: StudyFolder) -> None:
         identity = identify(cfg)
         if identity.key != run.key:
             raise RequestError(
-                f"{run.method} on {run.task}: the settings, the program or the rows have changed since the study was "
-                "started: start it again."
+                f"{run.method} on {run.task}: the settings, the program, the rows or what train.device=auto and "
+                "train.precision=auto mean here have changed since the study was started: start it again, with "
+                "train.device=cuda and a precision if it is started on a machine without the workers' GPU."
             )
         run_one(cfg)
     except RunError as error:

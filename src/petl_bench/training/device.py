@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+def resolved_device(train: TrainConfig) -> str:
+    """Returns the device that `train.device=auto` means on this machine: cuda where torch sees one, else cpu."""
+    if train.device != "auto":
+        return train.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolved_precision(train: TrainConfig) -> str:
     """Returns the precision that `train.precision=auto` means on this machine: bf16 on a GPU that has it, else fp32."""
     if train.precision != "auto":
@@ -39,7 +46,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
 
     if train.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("train.device=cuda, but torch sees no CUDA device: use train.device=cpu.")
-    on_cuda = torch.cuda.is_available() and train.device != "cpu"
+    on_cuda = resolved_device(train) == "cuda"
     if train.precision == "fp16" and not on_cuda:
         raise RequestError("train.precision=fp16 needs a CUDA device: use bf16 or fp32.")
     # One process may make many runs, each with a device and precision of its own. Process groups must stay.

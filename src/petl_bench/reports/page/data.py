@@ -10,8 +10,10 @@ from typing import Any
 
 from petl_bench.records.schema import Record, finite
 from petl_bench.records.study_file import StudyFile
+from petl_bench.reports.cost_columns import CACHES
 from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
+from petl_bench.reports.machines import Machine, machines_of
 from petl_bench.reports.plots import score_scale
 from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.render import ReportTable
@@ -99,13 +101,17 @@ def page_data(
         named,
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
-    rows = [_row(index, item, bold) for index, item in enumerate(named)]
+    machines = machines_of(one for item in named for one in item.group.costs)
+    rows = [_row(index, item, machines[0], bold) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
         "descriptions": [study.description for study in studies if study.description],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
+        # Rows and plots show the costs of the first machine, the one with the most records.
+        "machines": [machine.name for machine in machines],
+        "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
         "axes": [
             {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
@@ -129,7 +135,7 @@ def page_data(
     return cleaned
 
 
-def _row(index: int, item: NamedGroup, bold: Collection[str]) -> dict[str, Any]:
+def _row(index: int, item: NamedGroup, machine: Machine, bold: Collection[str]) -> dict[str, Any]:
     group = item.group
     protocol = group.first.protocol
     assert protocol
@@ -150,13 +156,27 @@ def _row(index: int, item: NamedGroup, bold: Collection[str]) -> dict[str, Any]:
         "bold": any(record.run_key in bold for record in group.records),
         **_score(group),
         **{
-            key: statistic.mean / field.unit if (statistic := group.statistic(field)) else None
+            key: statistic.mean / field.unit if (statistic := group.statistic(field, machine)) else None
             for key, field in FIELDS.items()
             if field.page or field.axis
         },
         "history": _history(group),
         "variability": _variability(group),
     }
+
+
+def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
+    """The measured costs of every row on each machine, as the cells of a table."""
+    known = [field for field in FIELDS.values() if field.page and any(item.group.has(field) for item in named)]
+    fields = [field for field in known if field.depends_on_machine]
+    lines = []
+    for item in named:
+        for one in item.group.costs:
+            place = [item.method, item.group.task, item.group.backbone, one.machine.name, CACHES.get(one.cache or "")]
+            costs = [field.text(one.mean(field)) for field in fields]
+            lines.append([*place, str(len(one.records)), *costs])
+    words = ["method", "task", "backbone", "machine", "features of frozen layers"]
+    return {"words": words, "numbers": ["seeds", *(field.name for field in fields)], "lines": lines}
 
 
 def _score(group: Group) -> dict[str, Any]:
@@ -204,6 +224,7 @@ def _variability(group: Group) -> dict[str, Any] | None:
 
 def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str, Any]:
     used = [record for item in named for record in item.group.records]
+    machines = Counter(one.machine.hardware for item in named for one in item.group.costs for _ in one.records)
     unfinished = Counter(record.status for record in records if record.status != "finished")
     return {
         "runs": len(used),
@@ -214,20 +235,10 @@ def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str,
             package: sorted({version for record in used if (version := record.versions.get(package))})
             for package in _SHOWN_VERSIONS
         },
-        "hardware": [text for text, _ in Counter(map(_machine, used)).most_common() if text],
+        "hardware": [hardware for hardware, _ in machines.most_common() if hardware],
         "precisions": sorted({record.protocol.precision for record in used if record.protocol}),
         "commits": sorted({_commit(record.git) for record in used if record.git and record.git.get("commit")}),
     }
-
-
-def _machine(record: Record) -> str:
-    found = record.hardware
-    if not found:
-        return ""
-    cores = f"{found['logical_cores']} cores" if found.get("logical_cores") else None
-    processes = found.get("num_processes", 1)
-    several = f"{processes} processes" if processes > 1 else None
-    return ", ".join(part for part in (found.get("device"), found.get("processor"), cores, several) if part)
 
 
 def _commit(git: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ buildScores();
 buildTable();
 buildComparisons();
 buildLines();
+buildCosts();
 buildPublished();
 buildClaims();
 buildDeviations();

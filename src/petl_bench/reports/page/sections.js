@@ -16,6 +16,19 @@ const asPrinted = (value) => number(value, isNumber(value) && !isTenths(value) ?
 const printedSpread = (mean, sd) => asPrinted(mean) + (isNumber(sd) ? ` ± ${asPrinted(sd)}` : "");
 const withSpread = (mean, sd) => number(mean, 1) + (isNumber(mean) && isNumber(sd) ? ` ± ${number(sd, 1)}` : "");
 
+function buildCosts() {
+  if (!DATA.costs) return;
+  const { words, numbers, lines } = DATA.costs;
+  const kinds = [...words.map(() => ""), ...numbers.map(() => "number")];
+  byId("costs").append(
+    panelHead("costs", "Costs by machine",
+      `Means over seeds on the same machine. The table and the plots show those of ${DATA.machines[0]}.`, null),
+    plainTable([...words, ...numbers].map((name, i) => [name, kinds[i]]),
+      lines.map((line) => line.map((value, i) => cell(value, kinds[i])))),
+  );
+  byId("costs").hidden = false;
+}
+
 function buildPublished() {
   if (!DATA.published.length) return;
   const judged = DATA.published.some((row) => row.verdict);
@@ -101,6 +114,7 @@ function buildNotes() {
     el("h3", {}, "Where the numbers come from"),
     list([
       ...versions.map(([name, known]) => [name, known.join(", ")]),
+      ...(DATA.machines.length ? [["times, memory of devices, speed", `measured on ${DATA.machines[0]}`]] : []),
       ...(origin.hardware.length ? [["machines", origin.hardware.join("; ")]] : []),
       ...(origin.commits.length ? [["commits", origin.commits.join(", ")]] : []),
     ]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.reports.fields import AXES, FIELDS, Field
 from petl_bench.reports.groups import Group
+from petl_bench.reports.machines import Machine, machines_of
 from petl_bench.reports.plots import draw_legend, pareto_front, score_name, score_scale, series_style
 from petl_bench.reports.render import check_picture
 from petl_bench.reports.tables import KINDS, cost_table
@@ -15,12 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# The first of these that every group has is drawn. The last needs no check: every run measures it.
-_MEMORY = ("train_peak_allocated_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
+# Characters that fit below a panel.
+_LABEL_WIDTH = 40
+
+# The first of these that every group has is drawn.
+_MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path) -> None:
     """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
+
+    Times, device memory and speed are those of one machine, the one with the most records; where there are several, the
+    axes name it.
 
     Raises:
         RequestError: If the ending names a format that is not drawn.
@@ -33,7 +41,8 @@ def draw_scores(groups: list[Group], file: Path) -> None:
 
     panels = list(dict.fromkeys((group.task, group.backbone) for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
-    costs = _costs(groups)
+    machines = machines_of(one for group in groups for one in group.costs)
+    costs = _costs(groups, machines[0])
     figure, grid = plt.subplots(
         len(panels),
         len(costs),
@@ -45,7 +54,9 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     for (task, backbone), row in zip(panels, grid, strict=True):
         mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
         for axes, cost in zip(row, costs, strict=True):
-            _panel(axes, mine, cost, labels)
+            where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
+            axes.set_xlabel("\n".join([cost.axis_label, *textwrap.wrap(where, _LABEL_WIDTH)]))
+            _panel(axes, mine, cost, machines[0], labels)
         row[0].set_ylabel(score_name(mine[0]))
         row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     draw_legend(figure, list(grid[:, 0]))
@@ -53,17 +64,17 @@ def draw_scores(groups: list[Group], file: Path) -> None:
     plt.close(figure)
 
 
-def _costs(groups: list[Group]) -> list[Field]:
-    """The costs to draw, one of them a memory."""
-    memory = next(key for key in _MEMORY if key == _MEMORY[-1] or all(g.statistic(FIELDS[key]) for g in groups))
+def _costs(groups: list[Group], machine: Machine) -> list[Field]:
+    """The costs to draw, at most one of them a memory."""
+    memory = next((key for key in _MEMORY if all(group.statistic(FIELDS[key], machine) for group in groups)), None)
     costs = [FIELDS[key] for key in AXES if key == memory or FIELDS[key].kind != "memory"]
-    return [cost for cost in costs if any(group.statistic(cost) for group in groups)]
+    return [cost for cost in costs if any(group.statistic(cost, machine) for group in groups)]
 
 
-def _panel(axes: Axes, groups: list[Group], cost: Field, labels: list[str]) -> None:
+def _panel(axes: Axes, groups: list[Group], cost: Field, machine: Machine, labels: list[str]) -> None:
     points: list[tuple[float, float]] = []
     for group in groups:
-        measured, score = group.statistic(cost), group.score()
+        measured, score = group.statistic(cost, machine), group.score()
         if measured is None or score is None:
             continue
         x = measured.mean / cost.unit
@@ -79,7 +90,6 @@ def _panel(axes: Axes, groups: list[Group], cost: Field, labels: list[str]) -> N
             label=group.label,
             **series_style(labels.index(group.label)),
         )
-    axes.set_xlabel(cost.axis_label)
     if not points:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set_xticks([])

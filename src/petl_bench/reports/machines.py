@@ -1,0 +1,141 @@
+"""The machines that records were measured on.
+
+Times, device memory and speed depend on the machine. They are averaged only over records of the same one, and of the
+same cache mode; every report names the machine of its costs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from petl_bench.records.schema import Record
+from petl_bench.reports.fields import Field
+from petl_bench.reports.significance import Statistic
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What measured costs depend on besides a run's settings; None for what a record does not say.
+
+    Attributes:
+        device: Name of the CUDA device; None for a run on the CPU.
+        processor: Name of the CPU.
+        threads: Threads that torch computes with on the CPU.
+        processes: Processes that shared the run.
+        torch: Version of torch.
+        precision: Precision of the run, e.g. `fp32`.
+    """
+
+    device: str | None
+    processor: str | None
+    threads: int | None
+    processes: int
+    torch: str | None
+    precision: str | None
+
+    @classmethod
+    def of(cls, record: Record) -> Machine:
+        """The machine of a record."""
+        found = record.hardware
+        return cls(
+            device=found.get("device"),
+            processor=found.get("processor"),
+            threads=found.get("torch_threads"),
+            processes=found.get("num_processes", 1),
+            torch=record.versions.get("torch"),
+            precision=record.protocol.precision if record.protocol else None,
+        )
+
+    @property
+    def hardware(self) -> str:
+        """Device, processor, threads and processes, as far as the record says."""
+        threads = None if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        processes = f"{self.processes} processes" if self.processes > 1 else None
+        return ", ".join(filter(None, (self.device, self.processor, threads, processes)))
+
+    @property
+    def name(self) -> str:
+        """The hardware with torch's version and the precision."""
+        torch = None if self.torch is None else f"torch {self.torch}"
+        return ", ".join(filter(None, (self.hardware or "unknown machine", torch, self.precision)))
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Records of one method on one task whose costs may be averaged.
+
+    Attributes:
+        machine: Where they were measured.
+        cache: Where the features of the frozen layers were kept: `memory`, `disk` or `off`; None without frozen layers.
+        records: One a seed.
+    """
+
+    machine: Machine
+    cache: str | None
+    records: tuple[Record, ...]
+
+    def mean(self, field: Field) -> float | None:
+        """The mean of a number over the seeds; None if no run measured it."""
+        statistic = Statistic.of(field.value(record) for record in self.records)
+        return statistic.mean if statistic else None
+
+
+def newest_last(records: Iterable[Record]) -> list[Record]:
+    """Sorts records by when they ended. Older records do not say: they come first, in the order in which they are."""
+    return sorted(records, key=lambda record: (record.ended_at or "", record.key_version or 0))
+
+
+def measured_costs(records: Iterable[Record]) -> list[MeasuredCosts]:
+    """Groups records of one method on one task by machine and cache mode; those with the most records come first.
+
+    Of several records of a seed the newest counts.
+    """
+    found: dict[tuple[Machine, str | None], dict[int | None, Record]] = {}
+    for record in newest_last(records):
+        cache = record.frozen.cache if record.frozen else None
+        seed = record.protocol.seed if record.protocol else None
+        found.setdefault((Machine.of(record), cache), {})[seed] = record
+    costs = [MeasuredCosts(*where, tuple(by_seed.values())) for where, by_seed in found.items()]
+    return sorted(costs, key=lambda one: (-len(one.records), one.machine.name, one.cache or ""))
+
+
+def machines_of(costs: Iterable[MeasuredCosts]) -> list[Machine]:
+    """The machines of some costs, those of the most records first."""
+    counts: Counter[Machine] = Counter()
+    for one in costs:
+        counts[one.machine] += len(one.records)
+    return sorted(counts, key=lambda machine: (-counts[machine], machine.name))
+
+
+def cost_statistic(field: Field, costs: Sequence[MeasuredCosts], machine: Machine | None = None) -> Statistic | None:
+    """Describes a cost of one method on one task over the seeds.
+
+    Args:
+        field: A number that depends on the machine.
+        costs: As `measured_costs` gives them.
+        machine: The machine whose runs count. None: the only one.
+
+    Returns:
+        None if no run measured it there, or if several machines or cache modes did and none is named. Of several cache
+        modes on the named machine, the one with the most records is described.
+    """
+    mine = list(costs) if machine is None else [one for one in costs if one.machine == machine][:1]
+    if len(mine) != 1:
+        return None
+    return Statistic.of(field.value(record) for record in mine[0].records)
+
+
+def means_on_one_machine(field: Field, first: Iterable[Record], second: Iterable[Record]) -> tuple[float, float] | None:
+    """The means of a cost over two methods' records on the machine that measured the most of both.
+
+    Returns:
+        None if no machine measured both.
+    """
+    costs = measured_costs(first), measured_costs(second)
+    for machine in machines_of(one for several in costs for one in several):
+        here = [cost_statistic(field, several, machine) for several in costs]
+        if here[0] and here[1]:
+            return here[0].mean, here[1].mean
+    return None
