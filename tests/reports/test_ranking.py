@@ -75,7 +75,7 @@ def test_a_method_without_a_test_is_not_bold_and_is_named():
     found = column(made)
     assert (found.bold, found.untested) == ({"a"}, ("once",))
     (table,) = results_tables(made)
-    assert "mrpc acc: not tested against the best, with too few seeds: once" in table.notes
+    assert "mrpc acc: no test against the best, for want of seeds: once" in table.notes
 
 
 def test_the_note_says_what_bold_means():
@@ -182,7 +182,7 @@ def test_too_few_seeds_are_named_once():
     )
     notes = comparison_table(analysis).notes
     assert sum("too few" in note for note in notes) == 1
-    assert "too few seeds for a test (3 are needed, with a spread): mrpc (b, c)" in notes
+    assert "too few seeds in common for a test (3 are needed, with a spread): mrpc (b, c)" in notes
 
 
 def test_equal_differences_of_few_seeds_are_a_coincidence():

@@ -50,6 +50,7 @@ def test_over_seeds_is_the_paired_t_test():
         expected = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
         assert found.interval() == pytest.approx((expected.low, expected.high), abs=1e-8)
     assert over_seeds([0.1, 0.2]) is None
+    assert over_seeds([0.0, 0.0, 0.0]).p == 1
     # Three equal differences may be three times one row.
     assert over_seeds([0.1, 0.1, 0.1]) is None
 

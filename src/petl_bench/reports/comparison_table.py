@@ -74,41 +74,51 @@ def comparison_table(analysis: Analysis) -> ReportTable | None:
     Without a reference of the user's it shows the comparisons with the best of each column.
     """
     reference = analysis.reference
-    shown = [one for one in analysis.comparisons if reference or _is_with_best(one, analysis)]
-    # A note says once that the data sets are too few.
-    shown = [one for one in shown if one.task is not None or one.p is not None]
-    if not shown:
+    chosen = [one for one in analysis.comparisons if reference or _is_with_best(one, analysis)]
+    if not chosen:
         return None
+    # Notes name the others once.
+    shown = [one for one in chosen if one.p is not None]
     results = analysis.results
     unit = "points" if results.all_in_percent else "score (errors negated)"
     header = ["task", "comparison", f"difference, {unit}", "95 % CI", "n", "rows", "p", "p corrected", "verdict"]
     against = f"with {reference}" if reference else "with the best mean"
     title = f"{results.title}: comparisons {against}"
-    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, shown))
+    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown))
 
 
 def _is_with_best(one: Comparison, analysis: Analysis) -> bool:
     """Whether the reference has the best mean of its column, among the methods that finished there."""
     results, averages = analysis.results, analysis.ranking.averages
     if one.task is None:
-        return one.method in averages and averages.get(one.reference) == max(averages.values())
+        best = max(averages, key=lambda method: averages[method], default=None)
+        return one.method in averages and one.reference == best
     sign = 1 if results.in_percent(one.task) else -1
     means = {method: sign * score.mean for method in results.methods if (score := results.score(method, one.task))}
-    return means.get(one.reference) == max(means.values(), default=None)
+    return one.reference == max(means, key=lambda method: means[method])
 
 
 def _cells(one: Comparison) -> list[str]:
     found = one.difference
     task = one.task or "data sets"
-    if found is None:
-        return [task, name(one), MISSING, MISSING, "0", MISSING, MISSING, MISSING, "no seed that both finished"]
+    assert found
+    assert found.p is not None
+    assert one.p is not None
     interval = f"[{show(one, found.interval[0])}, {show(one, found.interval[1])}]" if found.interval else MISSING
-    p = MISSING if found.p is None else show_p(found.p)
-    corrected = MISSING if one.p is None else show_p(one.p)
     single = " (one run each)" if found.test == "rows" else ""
     rows = f"{found.rows:,}" if found.rows else MISSING
     difference = show(one, found.mean, sign=True)
-    return [task, name(one), difference, interval, str(found.n), rows, p, corrected, one.verdict + single]
+    return [
+        task,
+        name(one),
+        difference,
+        interval,
+        str(found.n),
+        rows,
+        show_p(found.p),
+        show_p(one.p),
+        one.verdict + single,
+    ]
 
 
 _TESTS = {
@@ -125,8 +135,8 @@ _TESTS = {
 }
 
 
-def _notes(analysis: Analysis, shown: Sequence[Comparison]) -> list[str]:
-    notes = [*_powers(shown), *_untested(shown), *_data_sets(analysis.differences)]
+def _notes(analysis: Analysis, chosen: Sequence[Comparison], shown: Sequence[Comparison]) -> list[str]:
+    notes = [*_powers(shown), *_untested(chosen), *_data_sets(analysis.differences)]
     used = dict.fromkeys(one.difference.test for one in shown if one.difference and one.difference.test)
     notes += [_TESTS[test] for test in used]
     partial = {one.tasks for one in shown if one.task is None} - {tuple(analysis.results.tasks)}
@@ -170,16 +180,16 @@ def _powers(shown: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-def _untested(shown: Sequence[Comparison]) -> list[str]:
-    """One note on the tasks where methods have too few seeds for a test."""
+def _untested(chosen: Sequence[Comparison]) -> list[str]:
+    """One note on the tasks where methods cannot be tested."""
     untested: dict[str, list[str]] = {}
-    for one in shown:
-        if one.task is not None and one.difference is not None and one.p is None:
+    for one in chosen:
+        if one.task is not None and one.p is None:
             untested.setdefault(one.task, []).append(one.method)
     if not untested:
         return []
     where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in untested.items())
-    return [f"too few seeds for a test ({LEAST_VALUES} are needed, with a spread): {where}"]
+    return [f"too few seeds in common for a test ({LEAST_VALUES} are needed, with a spread): {where}"]
 
 
 def _data_sets(differences: Differences) -> list[str]:

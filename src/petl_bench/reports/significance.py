@@ -142,12 +142,15 @@ def _variance_scales(df: int) -> tuple[NDArray[Any], NDArray[Any]]:
 def over_seeds(differences: Sequence[float]) -> Estimate | None:
     """Estimates the mean of paired differences, one per seed, by the paired t test.
 
-    Its chance is that of another training. None for fewer than three seeds, and for seeds without any spread: scores
-    are counts of rows, so a few equal differences are a coincidence, which a t test would take for certainty.
+    Its chance is that of another training. None for fewer than three seeds, and for seeds with one and the same
+    difference other than 0: scores are counts of rows, so a few equal differences are a coincidence, which a t test
+    would take for certainty.
     """
     found = Statistic.of(differences)
-    if found is None or found.n < LEAST_VALUES or not found.sd or found.sd < 1e-12:
+    if found is None or found.sd is None or found.n < LEAST_VALUES:
         return None
+    if found.sd < 1e-12:
+        return Estimate(0.0, 0.0, found.n - 1) if abs(found.mean) < 1e-12 else None
     return Estimate(found.mean, found.sd / math.sqrt(found.n), found.n - 1)
 
 

@@ -149,7 +149,7 @@ def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
         where = "" if len(none) == len(scored) else f" in {', '.join(none)}"
         notes.append(f"nothing is bold{where}: too few seeds or data sets to tell methods apart")
     notes += [
-        f"{name}: not tested against the best, with too few seeds: {', '.join(methods)}"
+        f"{name}: no test against the best, for want of seeds: {', '.join(methods)}"
         for name, methods in untested.items()
         if name not in none
     ]
