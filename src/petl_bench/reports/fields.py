@@ -123,12 +123,11 @@ FIELDS = _by_key(
     ),
     Field(
         "train_seconds", "time.train_seconds", "train s", "time of the updates, evaluation excluded", "time",
-        axis="training time, s", over_tasks="sum", always=True,
+        axis="training time, s", over_tasks="sum",
     ),
     Field(
         "train_examples_per_second", "time.train_examples_per_second", "train ex/s",
         "rows trained on per second, without evaluations and the first updates", "time", higher_is_better=True,
-        always=True,
     ),
     Field(
         "train_tokens_per_second", "time.train_tokens_per_second", "train tok/s",
