@@ -129,13 +129,13 @@ def test_a_plot_shows_one_machine_and_names_it(plot_kind, tmp_path):
     ids=["device", "processor", "threads", "processes", "torch", "precision", "cache"],
 )
 def test_times_are_averaged_over_what_is_alike_only(change):
-    from petl_bench.reports.machines import measured_costs
+    from petl_bench.reports.machines import by_machine
 
     alike, other = [timed(0, 10.0), timed(1, 20.0)], timed(2, 90.0)
     for record in (*alike, other):
         record.frozen = FrozenFeatures(3, 1, False, "memory", 100, False)
     change(other)
-    assert [one.mean(SECONDS) for one in measured_costs([*alike, other])] == [15.0, 90.0]
+    assert [one.mean(SECONDS) for one in by_machine([*alike, other])] == [15.0, 90.0]
 
 
 def test_a_run_made_again_replaces_the_older_one():
@@ -146,14 +146,14 @@ def test_a_run_made_again_replaces_the_older_one():
     for order in ([old, new], [new, old]):
         (group,) = group_records(order)
         assert (group.score().n, group.score().mean, group.by_seed()) == (1, 0.75, {0: 0.75})
-        assert [(len(one.records), one.mean(SECONDS)) for one in group.costs] == [(1, 30.0)]
+        assert [(len(one.records), one.mean(SECONDS)) for one in group.measured_costs] == [(1, 30.0)]
 
 
 def test_one_run_on_two_machines_is_one_score_and_two_times():
     here, there = timed(0, 10.0), timed(0, 90.0, processor="Intel Xeon")
     (group,) = group_records([here, there])
     assert group.score().n == 1
-    assert [(one.machine.name, one.mean(SECONDS)) for one in group.costs] == [(EPYC, 10.0), (XEON, 90.0)]
+    assert [(one.machine.name, one.mean(SECONDS)) for one in group.measured_costs] == [(EPYC, 10.0), (XEON, 90.0)]
     assert group.statistic(SECONDS) is None
     assert group.statistic(SECONDS, Machine.of(there)).mean == 90.0
 

@@ -109,6 +109,13 @@ def test_force_starts_from_the_start(tiny, monkeypatch):
     assert run(tiny(*SETTINGS, "force=true")).resumed_at_updates == []
 
 
+def test_the_times_of_two_cache_modes_are_not_added_up(tiny, monkeypatch):
+    flat = ["method=flat", *SETTINGS]
+    interrupt(monkeypatch, 3, tiny(*flat, "train.cache=memory"))
+    record = run(tiny(*flat, "train.cache=off"))
+    assert (record.frozen.cache, record.resumed_at_updates) == ("off", [])
+
+
 def test_how_often_checkpoints_are_written_changes_no_key(tiny):
     assert identify(tiny("train.checkpoint_seconds=5")).key == identify(tiny("train.checkpoint_seconds=null")).key
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 
 from behaviour.matrix import MATRIX, adapted
 from petl_bench.errors import DivergedError
+from petl_bench.frozen.batch_source import BatchSources
+from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.run.describe import describe_time
 from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Progress, WarmUp
@@ -75,6 +78,7 @@ def test_precisions_that_the_cpu_has(tiny, precision):
 
 
 def test_seconds_and_examples_are_counted(tiny):
+    before = datetime.now(UTC).replace(microsecond=0)
     record = run(tiny("train.max_steps=3"))
     time = record.time
     assert time.warm_up_updates == 0
@@ -82,6 +86,8 @@ def test_seconds_and_examples_are_counted(tiny):
     assert 0 <= time.padding_share < 1
     assert time.eval_seconds == pytest.approx(sum(entry.seconds for entry in record.history))
     assert time.features_seconds is time.cache_seconds is None
+    assert record.key_version == KEY_VERSION
+    assert before <= datetime.fromisoformat(record.ended_at) <= datetime.now(UTC)
 
 
 def test_rates_leave_the_first_updates_out(tiny):
@@ -90,7 +96,7 @@ def test_rates_leave_the_first_updates_out(tiny):
         num_steps=8, num_examples=128, num_tokens=1000, num_padded_tokens=1250, train_seconds=9.0, eval_seconds=1.0,
         warm_up=WarmUp(3, 48, 400, 500, train_seconds=4.0),
     )  # fmt: skip
-    time = describe_time(result, None, make_accelerator(TrainConfig(device="cpu", precision="fp32")))
+    time = describe_time(result, BatchSources({}), make_accelerator(TrainConfig(device="cpu", precision="fp32")))
     assert (time.train_seconds, time.warm_up_updates, time.warm_up_seconds) == (9.0, 3, 4.0)
     assert time.train_examples_per_second == (128 - 48) / 5
     assert time.train_tokens_per_second == (1000 - 400) / 5

@@ -17,8 +17,8 @@ CACHES = {"memory": "kept in memory", "disk": "kept on disk", "off": "computed w
 
 def is_on_one_machine(groups: Sequence[Group]) -> bool:
     """Whether one machine measured the costs of all groups, and each group has them in one cache mode."""
-    return len(machines_of(chain.from_iterable(group.costs for group in groups))) <= 1 and all(
-        len(group.costs) == 1 for group in groups
+    return len(machines_of(chain.from_iterable(group.measured_costs for group in groups))) <= 1 and all(
+        len(group.measured_costs) == 1 for group in groups
     )
 
 
@@ -83,10 +83,10 @@ def machine_notes(results: ResultsTable) -> list[str]:
         return []
     if not is_on_one_machine(groups):
         return ["times, memory of devices and processes, speed: of several machines, in the table of costs"]
-    (machine,) = machines_of(chain.from_iterable(group.costs for group in groups))
+    (machine,) = machines_of(chain.from_iterable(group.measured_costs for group in groups))
     notes = [f"times, memory of devices and processes, speed: measured on {machine.name}"]
     for cache, meaning in CACHES.items():
-        methods = dict.fromkeys(group.label for group in groups if group.costs[0].cache == cache)
+        methods = dict.fromkeys(group.label for group in groups if group.measured_costs[0].cache == cache)
         if methods:
             notes.append(f"features of frozen layers {meaning}: {', '.join(methods)}")
     return notes
@@ -103,7 +103,7 @@ def costs_by_machine(results: ResultsTable) -> ReportTable | None:
         return None
     columns = [field for field in _known_costs(results) if field.depends_on_machine]
     with_tasks = len(results.tasks) > 1
-    with_features = any(one.cache for group in groups for one in group.costs)
+    with_features = any(one.cache for group in groups for one in group.measured_costs)
     rows = []
     for method in results.methods:
         for (machine, cache), by_task in _by_machine(results.groups_of(method)).items():
@@ -126,7 +126,7 @@ def _by_machine(groups: dict[str, Group]) -> dict[tuple[Machine, str | None], di
     """A method's costs by machine and cache mode, then by task."""
     found: dict[tuple[Machine, str | None], dict[str, MeasuredCosts]] = {}
     for task, group in groups.items():
-        for one in group.costs:
+        for one in group.measured_costs:
             found.setdefault((one.machine, one.cache), {})[task] = one
     return found
 

@@ -151,7 +151,7 @@ def _costs(cell: Cell) -> dict[str, Any]:
     protocol = cell.group.first.protocol if cell.group else None
     shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
     means = {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
-    return shared | means | {"costs": [_measured(one) for one in cell.group.costs] if cell.group else []}
+    return shared | means | {"costs": [_measured(one) for one in cell.group.measured_costs] if cell.group else []}
 
 
 def _measured(costs: MeasuredCosts) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from petl_bench.records.run_key import ADDED_LATER, WITHOUT_EFFECT, backbone_nam
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.fields import Field
-from petl_bench.reports.machines import Machine, MeasuredCosts, cost_statistic, measured_costs, newest_last
+from petl_bench.reports.machines import Machine, MeasuredCosts, by_machine, cost_statistic, newest_last
 from petl_bench.reports.significance import Statistic
 
 # They take effect through settings of `train`, which are shown.
@@ -83,9 +83,9 @@ class Group:
         return sorted(self.first.scores.best, key=lambda name: name != self.metric)
 
     @cached_property
-    def costs(self) -> list[MeasuredCosts]:
+    def measured_costs(self) -> list[MeasuredCosts]:
         """The records by machine and cache mode, as far as their costs may be averaged."""
-        return measured_costs([*self.replaced, *self.records])
+        return by_machine([*self.replaced, *self.records])
 
     def has(self, field: Field) -> bool:
         """Whether any run measured a number."""
@@ -102,7 +102,7 @@ class Group:
             None if no run measured it, or if several machines or cache modes did and none is named.
         """
         if field.depends_on_machine:
-            return cost_statistic(field, self.costs, machine)
+            return cost_statistic(field, self.measured_costs, machine)
         return Statistic.of(field.value(record) for record in self.records)
 
 

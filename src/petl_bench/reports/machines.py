@@ -87,7 +87,7 @@ def newest_last(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (record.ended_at or "", record.key_version or 0))
 
 
-def measured_costs(records: Iterable[Record]) -> list[MeasuredCosts]:
+def by_machine(records: Iterable[Record]) -> list[MeasuredCosts]:
     """Groups records of one method on one task by machine and cache mode; those with the most records come first.
 
     Of several records of a seed the newest counts.
@@ -114,7 +114,7 @@ def cost_statistic(field: Field, costs: Sequence[MeasuredCosts], machine: Machin
 
     Args:
         field: A number that depends on the machine.
-        costs: As `measured_costs` gives them.
+        costs: As `by_machine` gives them.
         machine: The machine whose runs count. None: the only one.
 
     Returns:
@@ -133,7 +133,7 @@ def means_on_one_machine(field: Field, first: Iterable[Record], second: Iterable
     Returns:
         None if no machine measured both.
     """
-    costs = measured_costs(first), measured_costs(second)
+    costs = by_machine(first), by_machine(second)
     for machine in machines_of(one for several in costs for one in several):
         here = [cost_statistic(field, several, machine) for several in costs]
         if here[0] and here[1]:

@@ -278,7 +278,13 @@ def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Acce
     if accelerator.num_processes > 1:
         return None
     record = lifecycle.record
-    made_by = {"versions": record.versions, "git": record.git, "device": accelerator.device.type}
+    made_by = {
+        "versions": record.versions,
+        "git": record.git,
+        "device": accelerator.device.type,
+        # Times are summed over the parts of a run.
+        "cache": cfg.train.cache,
+    }
     checkpoints = Checkpoints(lifecycle.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
     if cfg.force:
         checkpoints.remove()

@@ -256,7 +256,7 @@ class Checkpoints:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
-            raise ValueError("it was made by other versions or on another device")
+            raise ValueError("it was made by other versions, on another device or with another train.cache")
         if content["crc32"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
         state: dict[str, Any] = _unpack(content["state"], tensors)

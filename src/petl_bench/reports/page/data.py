@@ -101,7 +101,7 @@ def page_data(
         named,
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
-    machines = machines_of(one for item in named for one in item.group.costs)
+    machines = machines_of(one for item in named for one in item.group.measured_costs)
     rows = [_row(index, item, machines[0], bold) for index, item in enumerate(named)]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
@@ -171,7 +171,7 @@ def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
     fields = [field for field in known if field.depends_on_machine]
     lines = []
     for item in named:
-        for one in item.group.costs:
+        for one in item.group.measured_costs:
             place = [item.method, item.group.task, item.group.backbone, one.machine.name, CACHES.get(one.cache or "")]
             costs = [field.text(one.mean(field)) for field in fields]
             lines.append([*place, str(len(one.records)), *costs])
@@ -224,7 +224,7 @@ def _variability(group: Group) -> dict[str, Any] | None:
 
 def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str, Any]:
     used = [record for item in named for record in item.group.records]
-    machines = Counter(one.machine.hardware for item in named for one in item.group.costs for _ in one.records)
+    machines = Counter(one.machine.hardware for item in named for one in item.group.measured_costs for _ in one.records)
     unfinished = Counter(record.status for record in records if record.status != "finished")
     return {
         "runs": len(used),

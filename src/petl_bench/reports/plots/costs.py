@@ -41,7 +41,7 @@ def draw_scores(groups: list[Group], file: Path) -> None:
 
     panels = list(dict.fromkeys((group.task, group.backbone) for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
-    machines = machines_of(one for group in groups for one in group.costs)
+    machines = machines_of(one for group in groups for one in group.measured_costs)
     costs = _costs(groups, machines[0])
     figure, grid = plt.subplots(
         len(panels),
