@@ -145,7 +145,7 @@ def _notes(found: Comparison) -> Iterator[str]:
     if found.accuracy_test is not None:
         yield _accuracy_sentence(found.accuracy_test)
     if found.agreement_percent is not None:
-        yield f"both runs predict the same label for {found.agreement_percent:.1f} % of the rows"
+        yield f"both runs predict the same label for {found.agreement_percent:.2f} % of the rows"
     for figure in found.metrics:
         if figure.interval is not None:
             low, high = figure.interval
