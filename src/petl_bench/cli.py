@@ -28,6 +28,7 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench run -m method=full,lora train.seed=0,1     every combination
   petl-bench study demo                                 all methods on the demo task, resumed after an interruption
   petl-bench report runs                                compare what was run
+  petl-bench compare runs/RUN_A runs/RUN_B              where two runs disagree, row by row
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
 """
 

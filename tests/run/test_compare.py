@@ -88,7 +88,7 @@ def test_figures_by_hand(hundred):
     assert found.agreement_percent == 86.0
     accuracy, f1 = found.metrics
     assert (accuracy.name, accuracy.a, accuracy.b, accuracy.interval) == ("accuracy", 0.87, 0.97, None)
-    # "yes" are the odd rows. A does not find 6 of them among rows 20 to 31; it takes 6 others there, and row 40, for it.
+    # "yes" are the odd rows. Of rows 20 to 31, A misses 6 of them and takes 6 others for them, as it does row 40.
     assert (f1.name, f1.a) == ("f1", pytest.approx(2 * 44 / (2 * 44 + 7 + 6)))
     low, high = f1.interval
     assert low < f1.a - f1.b < high < 0
