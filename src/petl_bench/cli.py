@@ -137,6 +137,11 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
         "variability of layers",
     )
+    report.add_argument(
+        "--rows",
+        action="store_true",
+        help="other tables: calibration, scores of each class and confusion matrices, from the runs' predictions",
+    )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     return report
 

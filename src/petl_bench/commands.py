@@ -97,6 +97,13 @@ def _summary(record: Record) -> str:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    if parsed.rows:
+        from petl_bench.reports.rows_report import write_rows_report
+
+        if parsed.plot or parsed.html or parsed.compare:
+            raise RequestError("--rows has tables of its own: leave out --plot, --html and --compare.")
+        write_rows_report(parsed.folders, parsed.format, _print)
+        return 0
     from petl_bench.reports.report import write_report
 
     return write_report(
