@@ -154,7 +154,7 @@ def _notes(found: Comparison) -> Iterator[str]:
     if found.temperatures is not None:
         a, b = found.temperatures
         yield f"scaled: logits divided by a temperature, fitted on the selection split: A {a:.2f}, B {b:.2f}"
-    yield "this speaks of these two runs and of other rows of the same kind; other seeds may differ in another way"
+    yield "tests and intervals are about these two runs on other rows; other seeds may differ in another way"
     yield from found.notes
 
 
