@@ -28,6 +28,7 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench run -m method=full,lora train.seed=0,1     every combination
   petl-bench study demo                                 all methods on the demo task, resumed after an interruption
   petl-bench report runs                                compare what was run
+  petl-bench compare runs/RUN_A runs/RUN_B              where two runs disagree, row by row
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
 """
 
@@ -100,7 +101,17 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     parser.add_argument("--version", action="version", version=f"petl-bench {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("run", help="train and evaluate one method on one task; -m for every combination")
-    added = (_add_report, _add_list, _add_predict, _add_plan, _add_study, _add_sync, _add_dashboard, _add_fetch)
+    added = (
+        _add_report,
+        _add_compare,
+        _add_list,
+        _add_predict,
+        _add_plan,
+        _add_study,
+        _add_sync,
+        _add_dashboard,
+        _add_fetch,
+    )
     parsers = [add(commands) for add in added]
     return parser, {one.prog.rpartition(" ")[2]: one for one in parsers}
 
@@ -126,8 +137,29 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
         "variability of layers",
     )
+    report.add_argument(
+        "--rows",
+        action="store_true",
+        help="other tables: calibration, scores of each class and confusion matrices, from the runs' predictions",
+    )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     return report
+
+
+def _add_compare(commands: _Subparsers) -> argparse.ArgumentParser:
+    compare: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="two finished runs of one task, row by row: where they disagree, and whether that shows a difference",
+        description="Compares two runs on the rows that both have predicted, from the predictions that they have kept.",
+    )
+    compare.add_argument("run_a", metavar="RUN_A", help="a run's folder, or its result.json")
+    compare.add_argument("run_b", metavar="RUN_B", help="another run of the same task")
+    compare.add_argument(
+        "--limit", type=int, metavar="N", help="list at most this many rows; default: 20, and all of them with --json"
+    )
+    compare.add_argument("--data-root", metavar="DIR", help="folder of the rows' texts; default: that of run A")
+    compare.add_argument("--json", action="store_true", help="print a JSON object")
+    return compare
 
 
 def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:

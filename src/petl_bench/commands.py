@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Rows that `petl-bench compare` lists in a terminal.
+_ROWS_LISTED = 20
+
 
 def run(arguments: list[str]) -> int:
     """Hands the overrides to Hydra, which composes the config and calls back once a run.
@@ -94,6 +97,13 @@ def _summary(record: Record) -> str:
 
 
 def _report(parsed: argparse.Namespace) -> int:
+    if parsed.rows:
+        from petl_bench.reports.rows_report import write_rows_report
+
+        if parsed.plot or parsed.html or parsed.compare:
+            raise RequestError("--rows has tables of its own: leave out --plot, --html and --compare.")
+        write_rows_report(parsed.folders, parsed.format, _print)
+        return 0
     from petl_bench.reports.report import write_report
 
     return write_report(
@@ -106,6 +116,20 @@ def _report(parsed: argparse.Namespace) -> int:
         plot_kind=parsed.plot_kind,
         page=parsed.html,
     )
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from petl_bench.reports.run_comparison import print_comparison
+    from petl_bench.run.compare import compare
+
+    if parsed.limit is not None and parsed.limit < 0:
+        raise RequestError(f"--limit={parsed.limit} must not be negative.")
+    found = compare(parsed.run_a, parsed.run_b, parsed.data_root)
+    if parsed.json:
+        _print(json.dumps(found.to_dict(parsed.limit), indent=2))
+    else:
+        print_comparison(found, _ROWS_LISTED if parsed.limit is None else parsed.limit, _print)
+    return 0
 
 
 def _list(parsed: argparse.Namespace) -> int:
@@ -221,6 +245,7 @@ def _print(text: Any) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
+    "compare": _compare,
     "list": _list,
     "predict": _predict,
     "plan": _plan,

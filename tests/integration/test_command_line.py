@@ -54,7 +54,7 @@ for command in {commands!r}:
     assert "usage: petl-bench" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["run", "report", "list", "predict", "sync", "dashboard", "fetch"])
+@pytest.mark.parametrize("name", ["run", "report", "compare", "list", "predict", "sync", "dashboard", "fetch"])
 def test_every_command_takes_help(name, command, capsys):
     assert command(name, "--help") == 0
     assert f"petl-bench {name}" in capsys.readouterr().out
@@ -125,6 +125,7 @@ def test_a_failing_run_does_not_stop_the_others(command, capsys, tmp_path):
         (["run", "train.precision=fp16", "train.device=cpu"], 2, "use bf16 or fp32"),
         (["run", "task.max_length=5000"], 2, "at most 512 tokens"),
         (["report", "nowhere"], 2, "nowhere"),
+        (["compare", "nowhere", "nowhere"], 2, "no finished run"),
         (["predict", "nowhere", "--text", "a"], 2, "no finished run"),
         (["frobnicate"], 2, "invalid choice"),
         (["fetch", "task=mrcp"], 2, "Did you mean 'mrpc'"),

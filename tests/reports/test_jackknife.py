@@ -41,7 +41,7 @@ def test_of_accuracy_they_are_the_rows_themselves():
 
 def test_a_class_of_one_row_may_be_left_out():
     labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 2])
-    for metric in ("macro_f1", "matthews_correlation"):
+    for metric in ("macro_f1", "balanced_accuracy", "matthews_correlation"):
         np.testing.assert_allclose(
             pseudo_values(metric, labels, predicted), by_definition(metric, labels, predicted), atol=1e-12
         )

@@ -7,7 +7,9 @@ import math
 import evaluate
 import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
+from petl_bench.run.run import run
 from petl_bench.tasks.evaluate_metric import TaskMetric
 from petl_bench.tasks.metrics import METRICS, compute_metrics
 
@@ -22,6 +24,21 @@ def test_classification_by_hand():
     assert scores["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
     assert scores["macro_f1"] == pytest.approx(0.75)
     assert scores["matthews_correlation"] == pytest.approx((3 * 3 - 1 * 1) / math.sqrt(4 * 4 * 4 * 4))
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur():
+    labels, guesses = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
+    # Recalls are 3/4 and 1/2. Class 2 is predicted once, but has no rows.
+    assert compute_metrics(["balanced_accuracy"], guesses, labels) == {"balanced_accuracy": 0.625}
+    with pytest.warns(UserWarning, match="classes not in y_true"):
+        assert balanced_accuracy_score(labels, guesses) == 0.625
+
+
+def test_metrics_of_several_classes_are_selectable(tiny):
+    chosen = ["task.metrics=[accuracy,macro_f1,balanced_accuracy]", "task.metric=balanced_accuracy"]
+    record = run(tiny("method=head", *chosen))
+    assert record.protocol.metric == "balanced_accuracy"
+    assert record.selected_scores.keys() == {"accuracy", "macro_f1", "balanced_accuracy"}
 
 
 def test_regression_by_hand():

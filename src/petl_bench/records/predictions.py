@@ -51,7 +51,8 @@ def write_predictions(folder: Path, by_split: Mapping[str, Predictions]) -> None
 
     Args:
         folder: The run's folder.
-        by_split: Predictions by split: `report`, and the task's extra splits by their names.
+        by_split: Predictions by split: `report`, `selection` if these are other rows, and the task's extra splits by
+            their names.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -91,7 +92,7 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
 
     Args:
         folder: The run's folder.
-        split: `report`, or the name of an extra split.
+        split: `report`, `selection`, or the name of an extra split.
 
     Returns:
         The predictions; None where the run has kept none of this split.

@@ -60,11 +60,11 @@ class ReportInput:
         """The records that are reported, those of studies first."""
         return [record for _, own in self.studies for record in own] + self.others
 
-    def read_predictions(self, record: Record) -> Predictions | None:
+    def read_predictions(self, record: Record, split: str = "report") -> Predictions | None:
         """The predictions of a run; None, with a warning, where they cannot be read."""
         folder = self._folders[record.run_key]
         try:
-            return read_predictions(folder)
+            return read_predictions(folder, split)
         except ValueError as error:
             _log.warning("%s", error)
             return None

@@ -48,6 +48,13 @@ def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
     return float(f1_score(references, predictions, average="macro", zero_division=0.0))
 
 
+def _balanced_accuracy(references: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score gives the same, but warns where a class is predicted that has no rows.
+    return float(recall_score(references, predictions, labels=np.unique(references), average="macro"))
+
+
 def _matthews(references: np.ndarray, predictions: np.ndarray) -> float:
     from sklearn.metrics import matthews_corrcoef
 
@@ -74,6 +81,7 @@ METRICS: dict[str, MetricSpec] = {
     "accuracy": MetricSpec(_accuracy, "classification"),
     "f1": MetricSpec(_f1, "classification"),
     "macro_f1": MetricSpec(_macro_f1, "classification"),
+    "balanced_accuracy": MetricSpec(_balanced_accuracy, "classification"),
     "matthews_correlation": MetricSpec(_matthews, "classification"),
     "pearson": MetricSpec(_correlation("pearsonr"), "regression"),
     "spearman": MetricSpec(_correlation("spearmanr"), "regression"),

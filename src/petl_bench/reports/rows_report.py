@@ -1,0 +1,239 @@
+"""`petl-bench report --rows`: how well each class is found, what it is confused with, and how calibrated methods are.
+
+All of it comes from the predictions that runs have kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Predictions
+from petl_bench.records.schema import Record
+from petl_bench.reports.classification import (
+    ECE_BINS,
+    Calibrations,
+    ClassScores,
+    calibrations,
+    class_scores,
+    confusion_matrix,
+)
+from petl_bench.reports.fields import MISSING
+from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
+from petl_bench.reports.report import read_report_input
+from petl_bench.reports.results_table import ResultsTable
+from petl_bench.reports.significance import Statistic
+
+_log = logging.getLogger(__name__)
+
+# Reads the predictions of a run on a split; None where it has kept none.
+ReadSplit = Callable[[Record, str], Predictions | None]
+
+# A matrix of more classes is too wide for a table; JSON has it.
+_WIDEST_MATRIX = 12
+
+
+@dataclass(frozen=True)
+class MethodRows:
+    """What the predictions of a method's runs on one task say.
+
+    Attributes:
+        runs: The number of runs with predictions.
+        calibration: Each number over these runs; None where no temperature could be fitted.
+        classes: The scores of each class, of the rows of all runs together.
+        confusions: Counts by class and predicted class, of the rows of all runs together.
+        reason: Why there is no temperature scaling; None if there is.
+    """
+
+    method: str
+    runs: int
+    calibration: dict[str, Statistic | None]
+    classes: list[ClassScores]
+    confusions: NDArray[Any]
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The methods on one task of a results table."""
+
+    title: str
+    task: str
+    labels: list[str]
+    methods: list[MethodRows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON."""
+        methods = [
+            {
+                "method": one.method,
+                "runs": one.runs,
+                "calibration": {
+                    name: None if value is None else {"mean": value.mean, "sd": value.sd}
+                    for name, value in one.calibration.items()
+                },
+                "no_scaling_because": one.reason,
+                "classes": [asdict(scores) for scores in one.classes],
+                "confusion_matrix": one.confusions.tolist(),
+            }
+            for one in self.methods
+        ]
+        return {"table": self.title, "task": self.task, "labels": self.labels, "methods": methods}
+
+    def tables(self) -> list[ReportTable]:
+        """Calibration, scores of classes, and confusions where there are not too many classes."""
+        found = [self._calibration(), self._classes()]
+        return [*found, self._confusions()] if len(self.labels) <= _WIDEST_MATRIX else found
+
+    def _calibration(self) -> ReportTable:
+        names = list(self.methods[0].calibration)
+        rows = [[one.method, str(one.runs), *map(_mean, one.calibration.values())] for one in self.methods]
+        reasons: dict[str, list[str]] = {}
+        for one in self.methods:
+            if one.reason is not None:
+                reasons.setdefault(one.reason, []).append(one.method)
+        notes = [
+            "mean ± sd over the runs; lower is better, except for the temperature",
+            f"ECE: expected calibration error, {ECE_BINS} bins of equal numbers of rows; Brier: 0 to 2",
+            *(f"no temperature scaling of {', '.join(methods)}: {reason}" for reason, methods in reasons.items()),
+        ]
+        return ReportTable(f"{self._name}: calibration", ["method", "runs", *names], rows, notes)
+
+    def _classes(self) -> ReportTable:
+        rows = [
+            [label, one.method, *map(_percent, (scores.precision, scores.recall, scores.f1)), f"{scores.support:,}"]
+            for number, label in enumerate(self.labels)
+            for one in self.methods
+            for scores in [one.classes[number]]
+        ]
+        notes = [
+            "in percent, of the rows of all runs together",
+            f"{MISSING}: a class that is never predicted has no precision, and one without rows no recall",
+        ]
+        if len(self.labels) > _WIDEST_MATRIX:
+            notes.append(f"{len(self.labels)} classes are too many for a confusion matrix: --format json has it")
+        header = ["class", "method", "precision", "recall", "F1", "rows"]
+        return ReportTable(f"{self._name}: classes", header, rows, notes)
+
+    def _confusions(self) -> ReportTable:
+        rows = [
+            [label, one.method, *(f"{count:,}" for count in one.confusions[number].tolist())]
+            for number, label in enumerate(self.labels)
+            for one in self.methods
+        ]
+        notes = ["rows of a class by what they are predicted as, of all runs together"]
+        return ReportTable(f"{self._name}: confusion matrix", ["class", "method", *self.labels], rows, notes)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.title}, {self.task}"
+
+
+def _mean(value: Statistic | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value.mean:.4f}" + (f" ± {value.sd:.4f}" if value.sd is not None else "")
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def write_rows_report(folders: list[str], form: str, write: Callable[[str], None]) -> None:
+    """Reports on the predictions of every finished classification run below `folders`.
+
+    Args:
+        folders: Searched for records.
+        form: `table` (for a terminal), `md`, `latex` or `json`.
+        write: Takes the report's text.
+
+    Raises:
+        RequestError: If no run has kept predictions of classes, or for `csv`.
+    """
+    if form == "csv":
+        raise RequestError("--rows has several tables, which are not one CSV file: use --format json.")
+    report_input = read_report_input(folders)
+    found = [
+        rows
+        for results in report_input.all_results
+        for task in results.tasks
+        if (rows := task_rows(results, task, report_input.read_predictions)) is not None
+    ]
+    if not found:
+        raise RequestError(
+            f"No classification run below {', '.join(folders)} has kept predictions: a run made again with force=true "
+            "and measure.predictions=true keeps them."
+        )
+    if form == "json":
+        write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
+        return
+    tables = [table for rows in found for table in rows.tables()]
+    if form == "table":
+        for table in tables:
+            print_table(table)
+    else:
+        write("\n\n".join(map({"md": to_markdown, "latex": to_latex}[form], tables)))
+
+
+def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | None:
+    """Collects what the predictions say of the methods on one task.
+
+    Args:
+        results: The methods and their runs.
+        task: One of its tasks.
+        read: Reads predictions.
+
+    Returns:
+        The methods with predictions, in the order of the results table; None if there is none, or in regression.
+    """
+    groups = {method: group for method in results.methods if (group := results.cells[method, task].group)}
+    labels_of = {method: group.first.config["task"].get("labels") for method, group in groups.items()}
+    labels: list[str] | None = next(iter(labels_of.values()), None)
+    if not labels:
+        return None
+    if others := [method for method in groups if labels_of[method] != labels]:
+        _log.warning("%s: left out because of other labels than %s: %s", task, next(iter(groups)), ", ".join(others))
+    groups = {method: group for method, group in groups.items() if method not in others}
+    methods = [rows for method, group in groups.items() if (rows := _method_rows(method, group.records, labels, read))]
+    return TaskRows(results.title, task, labels, methods) if methods else None
+
+
+def _method_rows(method: str, records: list[Record], labels: list[str], read: ReadSplit) -> MethodRows | None:
+    kept = {record.run_key: found for record in records if (found := read(record, "report")) is not None}
+    if not kept:
+        return None
+    calibrated = [
+        calibrations(kept[record.run_key], read(record, "selection")) for record in records if record.run_key in kept
+    ]
+    together = Predictions(
+        *(np.concatenate([getattr(one, part) for one in kept.values()]) for part in ("row_ids", "labels", "outputs"))
+    )
+    return MethodRows(
+        method=method,
+        runs=len(kept),
+        calibration=_over_runs(calibrated),
+        classes=class_scores(together, labels),
+        confusions=confusion_matrix(together, len(labels)),
+        reason=next((one.reason for one in calibrated if one.reason is not None), None),
+    )
+
+
+def _over_runs(found: list[Calibrations]) -> dict[str, Statistic | None]:
+    """Each number over the runs; with temperature scaling only if all runs have it."""
+    unscaled, scaled = [one.unscaled for one in found], [one.scaled for one in found if one.scaled is not None]
+    if len(scaled) < len(found):
+        scaled = []
+    return {
+        "ECE": Statistic.of(one.ece for one in unscaled),
+        "Brier": Statistic.of(one.brier for one in unscaled),
+        "ECE scaled": Statistic.of(one.ece for one in scaled),
+        "Brier scaled": Statistic.of(one.brier for one in scaled),
+        "temperature": Statistic.of(one.temperature for one in scaled),
+    }

@@ -1,0 +1,237 @@
+"""`petl-bench compare`: two finished runs of one task, row by row, from the predictions that they have kept."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petl_bench.config import config_from_dict
+from petl_bench.errors import RequestError, RunError
+from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions
+from petl_bench.records.run_key import backbone_name, method_label
+from petl_bench.records.schema import Record
+from petl_bench.records.store import RECORD_FILE, RunFolder
+from petl_bench.reports.bootstrap import difference_interval
+from petl_bench.reports.classification import Calibration, calibrations
+from petl_bench.reports.run_comparison import AccuracyTest, Comparison, Figure, RowDifference, RunSummary
+from petl_bench.reports.significance import mcnemar
+from petl_bench.tasks.load import load_task
+from petl_bench.tasks.metrics import METRICS, compute_metrics
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run with the predictions that it has kept."""
+
+    folder: Path
+    record: Record
+    predictions: Predictions
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task's settings."""
+        settings: dict[str, Any] = self.record.config["task"]
+        return settings
+
+
+def compare(first: str | Path, second: str | Path, data_root: str | None = None) -> Comparison:
+    """Compares two finished runs of one task on the rows that both have predicted.
+
+    Args:
+        first: Folder or record of run A.
+        second: Folder or record of run B.
+        data_root: Folder of the task's rows, whose texts are shown; None: that of run A.
+
+    Raises:
+        RequestError: If a run is not finished or has kept no predictions, or the runs answer different questions.
+    """
+    runs = _open_run(first), _open_run(second)
+    _check_same_task(*runs)
+    a, b, positions = _shared_rows(*runs)
+    record, settings = runs[0].record, runs[0].task
+    assert record.protocol
+    comparison = Comparison(
+        task=record.protocol.task,
+        split=record.protocol.report_split,
+        metric=record.protocol.metric,
+        a=_summary(runs[0]),
+        b=_summary(runs[1]),
+        rows=len(a.labels),
+        metrics=_metrics([name for name in settings["metrics"] if name in METRICS], a, b),
+        differences=_differences(a, b, positions, settings["labels"]),
+    )
+    if settings["type"] == "classification":
+        comparison.agreement_percent = 100 * float((a.predicted == b.predicted).mean())
+        comparison.accuracy_test = _accuracy_test(a, b)
+        _add_calibration(comparison, runs, (a, b))
+    if comparison.differences:
+        _add_texts(comparison, record, data_root)
+    return comparison
+
+
+def _open_run(path: str | Path) -> _Run:
+    folder = Path(path).parent if Path(path).name == RECORD_FILE else Path(path)
+    record = RunFolder(folder).read() if folder.is_dir() else None
+    if record is None:
+        raise RequestError(f"{path} holds no finished run ({RECORD_FILE}): give the folder of a single run.")
+    if record.status != "finished":
+        raise RequestError(f"{path} is no finished run, its record says {record.status}: make the run again.")
+    predictions = _read_predictions(folder, "report")
+    if predictions is None:
+        raise RequestError(
+            f"{path} has kept no predictions ({PREDICTIONS_FILE}): the run made again with force=true and "
+            "measure.predictions=true keeps them."
+        )
+    return _Run(folder, record, predictions)
+
+
+def _read_predictions(folder: Path, split: str) -> Predictions | None:
+    try:
+        return read_predictions(folder, split)
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+
+
+def _check_same_task(a: _Run, b: _Run) -> None:
+    for key in ("name", "type", "labels"):
+        of_a, of_b = a.task[key], b.task[key]
+        if of_a != of_b:
+            raise RequestError(
+                f"{a.folder} and {b.folder} are runs of different tasks: task.{key} is {reprlib.repr(of_a)} in the "
+                f"first and {reprlib.repr(of_b)} in the second."
+            )
+
+
+def _shared_rows(a: _Run, b: _Run) -> tuple[Predictions, Predictions, Array]:
+    """The predictions of both runs for the rows that both have, in the order of A, and their positions in A."""
+    _, first, second = np.intersect1d(
+        _numbered(a.predictions.row_ids), _numbered(b.predictions.row_ids), assume_unique=True, return_indices=True
+    )
+    if not len(first):
+        raise RequestError(f"{a.folder} and {b.folder} have predicted no row in common: they report on different rows.")
+    order = np.argsort(first)
+    first, second = first[order], second[order]
+    rows_a, rows_b = (
+        Predictions(kept.row_ids[chosen], kept.labels[chosen], kept.outputs[chosen])
+        for kept, chosen in ((a.predictions, first), (b.predictions, second))
+    )
+    if len(other := np.flatnonzero(rows_a.labels != rows_b.labels)):
+        raise RequestError(
+            f"{a.folder} and {b.folder} have other labels for the same texts, first in row {first[other[0]]}: compare "
+            "runs on the same labels."
+        )
+    return rows_a, rows_b, first
+
+
+def _numbered(row_ids: Array) -> Array:
+    """Makes ids unique: rows with equal texts are paired in their order."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for row_id in row_ids.tolist():
+        numbered.append(f"{row_id}-{seen[row_id]}")
+        seen[row_id] += 1
+    return np.array(numbered)
+
+
+def _summary(run: _Run) -> RunSummary:
+    config = run.record.config
+    return RunSummary(
+        folder=str(run.folder),
+        method=method_label(config["method"]),
+        backbone=backbone_name(config["backbone"]),
+        seed=config["train"]["seed"],
+        rows=len(run.predictions.labels),
+    )
+
+
+def _metrics(names: list[str], a: Predictions, b: Predictions) -> list[Figure]:
+    scores = [compute_metrics(names, kept.predicted, kept.labels) for kept in (a, b)]
+    intervals = {
+        # Of accuracy, McNemar's test says more.
+        name: None if name == "accuracy" else difference_interval(name, a.labels, a.predicted, b.predicted)
+        for name in names
+    }
+    return [
+        Figure(name, scores[0][name], scores[1][name], METRICS[name].higher_is_better, intervals[name])
+        for name in names
+    ]
+
+
+def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:
+    right = [kept.predicted == kept.labels for kept in (a, b)]
+    only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    return AccuracyTest(only_a, only_b, mcnemar(only_a, only_b))
+
+
+def _add_calibration(found: Comparison, runs: tuple[_Run, _Run], rows: tuple[Predictions, Predictions]) -> None:
+    """Adds the calibration, after temperature scaling too if both runs allow it, else why they do not."""
+    a, b = (
+        calibrations(kept, _read_predictions(run.folder, "selection")) for run, kept in zip(runs, rows, strict=True)
+    )
+    found.calibration = _calibration_figures("", a.unscaled, b.unscaled)
+    if a.scaled is None or b.scaled is None:
+        found.notes.append(f"calibration without temperature scaling: {a.reason or b.reason}")
+    else:
+        found.calibration += _calibration_figures(", scaled", a.scaled, b.scaled)
+        found.temperatures = (a.scaled.temperature, b.scaled.temperature)
+
+
+def _calibration_figures(suffix: str, a: Calibration, b: Calibration) -> list[Figure]:
+    return [
+        Figure(f"calibration error{suffix}", a.ece, b.ece, higher_is_better=False),
+        Figure(f"Brier score{suffix}", a.brier, b.brier, higher_is_better=False),
+    ]
+
+
+def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[str] | None) -> list[RowDifference]:
+    """The rows with different predictions: in the order of A or, of values, the farthest apart first."""
+    predicted_a, predicted_b = a.predicted, b.predicted
+    rows = np.flatnonzero(predicted_a != predicted_b)
+    if labels is None:
+        distances = np.abs(predicted_a - predicted_b)[rows]
+        rows = rows[np.argsort(-distances, kind="stable")]
+
+    def name(value: Any) -> str | float:
+        return float(value) if labels is None else labels[int(value)]
+
+    def right(row: int) -> str | None:
+        if labels is None:
+            return None
+        label = a.labels[row]
+        return "A" if predicted_a[row] == label else "B" if predicted_b[row] == label else "neither"
+
+    return [
+        RowDifference(
+            row=int(positions[row]),
+            row_id=str(a.row_ids[row]),
+            label=name(a.labels[row]),
+            a=name(predicted_a[row]),
+            b=name(predicted_b[row]),
+            right=right(row),
+        )
+        for row in rows.tolist()
+    ]
+
+
+def _add_texts(found: Comparison, record: Record, data_root: str | None) -> None:
+    """Adds the texts of the rows, which are read again, or a note that says why they cannot be shown."""
+    try:
+        config = config_from_dict(record.config)
+        rows = load_task(config.task, data_root or config.data_root).report
+    except (RequestError, RunError) as error:
+        found.notes.append(f"the texts of the rows cannot be shown: {error}")
+        return
+    texts = dict(zip(rows.ids().tolist(), zip(*rows.texts, strict=True), strict=True))
+    if any(one.row_id not in texts for one in found.differences):
+        found.notes.append("the texts of the rows cannot be shown: the task has other rows by now")
+        return
+    for one in found.differences:
+        one.texts = list(texts[one.row_id])
