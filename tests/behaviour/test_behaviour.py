@@ -174,7 +174,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, architecture):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@own_pairs
+@on_two
 def test_it_trains_in_bf16(method, architecture):
     model, _ = adapted(method, architecture)
     model.to(torch.bfloat16)
@@ -221,8 +221,7 @@ def test_hidden_states_are_what_the_layers_put_out(method, architecture):
 )
 def test_it_compiles(method, architecture):
     torch._dynamo.reset()
-    # Two layers: the first feeds the second, and every further one is compiled in the same way.
-    model, _ = adapted(method, architecture, "backbone.architecture.num_hidden_layers=2")
+    model, _ = adapted(method, architecture)
     train(model)
     compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(logits(compiled), logits(model), rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from forked import Command
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.store import find_records
 from petl_bench.records.study_file import PlannedRun
@@ -17,7 +18,6 @@ from petl_bench.studies import executors as local
 from petl_bench.studies.definition import ExecutorConfig
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.folder import StudyFolder
-from studies.forked import Study
 
 STUDY = """
 settings: [backbone=tiny_bert, task.num_train_examples=32, train.epochs=1, measure.ledger=false]
@@ -37,7 +37,7 @@ def test_submitit_makes_the_same_runs(tmp_path):
     pytest.importorskip("submitit")
     (tmp_path / "mine.yaml").write_text(STUDY)
     words = ["executor=slurm", "executor.cluster=local", "executor.workers=2"]
-    study = Study(["mine.yaml", *words], tmp_path, tmp_path / "output")
+    study = Command(["study", "mine.yaml", *words], tmp_path, tmp_path / "output")
     stdout, stderr = study.communicate(timeout=120)
     check_runs(tmp_path, study.returncode, stdout, stderr)
     assert list((tmp_path / "runs" / "mine" / ".study" / "submitit").glob("*_result.pkl"))

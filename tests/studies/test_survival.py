@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from forked import Command
 from petl_bench.cli import main
 from petl_bench.records.store import find_records
 from petl_bench.records.study_file import read_study
-from studies.forked import Study
 
 GRID = """
 settings: [backbone=tiny_bert, task.num_train_examples=96, train.epochs={epochs}, train.batch_size=8,
@@ -44,7 +44,7 @@ seeds: [0]
 
 def start(folder, *overrides):
     """Starts a study as a process of its own, which can be killed."""
-    return Study(["mine.yaml", *overrides], folder, Path(tempfile.mkdtemp(dir=folder)) / "output")
+    return Command(["study", "mine.yaml", *overrides], folder, Path(tempfile.mkdtemp(dir=folder)) / "output")
 
 
 def start_as_a_user_does(folder, *overrides):

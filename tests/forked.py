@@ -1,6 +1,6 @@
-"""Processes of studies that are forked from one in which everything is imported already.
+"""Commands, and workers of studies, that are forked from a process in which everything is imported already.
 
-Importing torch, transformers and PEFT takes longer than all that a small study does. A forked process is killed,
+Importing torch, transformers and PEFT takes longer than all that a small run or study does. A forked process is killed,
 terminated and waited for like any other.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 # The server must have computed no gradients: autograd does not work in a process that is forked after it was used.
 FORK_SERVER = multiprocessing.get_context("forkserver")
@@ -87,7 +88,7 @@ def become(streams, module, words):
     os._exit(code)
 
 
-def _study(words, folder, output, environment):
+def _run(words, folder, output, environment):
     from petl_bench.studies import executors
 
     os.chdir(folder)
@@ -95,17 +96,21 @@ def _study(words, folder, output, environment):
     executors.subprocess = types.SimpleNamespace(
         Popen=Worker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
-    with open(os.devnull) as nothing, open(output / "stdout", "w") as stdout, open(output / "stderr", "w") as stderr:
-        become([nothing.fileno(), stdout.fileno(), stderr.fileno()], "petl_bench", ["study", *words])
+    with (
+        Path(os.devnull).open() as nothing,
+        (output / "stdout").open("w") as stdout,
+        (output / "stderr").open("w") as stderr,
+    ):
+        become([nothing.fileno(), stdout.fileno(), stderr.fileno()], "petl_bench", words)
 
 
-class Study:
-    """A forked `petl-bench study` with forked workers, with its output in files of a folder."""
+class Command:
+    """A forked `petl-bench`, whose workers are forked too, with its output in files of a folder."""
 
     def __init__(self, words, cwd, output):
         output.mkdir()
         self._output = output
-        self._process = FORK_SERVER.Process(target=_study, args=(words, cwd, output, dict(os.environ)))
+        self._process = FORK_SERVER.Process(target=_run, args=(words, cwd, output, dict(os.environ)))
         self._process.start()
 
     def poll(self):
@@ -118,8 +123,13 @@ class Study:
     def communicate(self, timeout=None):
         self._process.join(timeout)
         if self.poll() is None:
-            raise subprocess.TimeoutExpired("study", timeout)
+            raise subprocess.TimeoutExpired("petl-bench", timeout)
         return tuple((self._output / name).read_text() for name in ("stdout", "stderr"))
+
+    def errors(self):
+        """What it wrote to stderr so far."""
+        file = self._output / "stderr"
+        return file.read_text() if file.exists() else ""
 
     @property
     def returncode(self):
