@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from contextlib import nullcontext
 
@@ -67,6 +68,7 @@ def numbers(count):
     return {name: value for name, value in vars(count).items() if name != "timeline"}
 
 
+@functools.cache
 def costs(*overrides: str):
     cfg = load_config(["task=mrpc", *overrides])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
