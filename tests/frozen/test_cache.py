@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 
 import numpy as np
 import pytest
 import torch
 
+from forked import FORK_SERVER
 from petl_bench.frozen import cache as feature_cache
 from petl_bench.frozen.cache import FeatureFile, prune
 from petl_bench.process import cache_dir
@@ -26,6 +26,10 @@ FROZEN = {
 }
 
 
+# What is shown here does not depend on how long a row is.
+SHORT = "task.max_length=12"
+
+
 def entries():
     return sorted((cache_dir() / "frozen").glob("*.states"))
 
@@ -34,7 +38,7 @@ def entries():
 def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path, outcome):
     found = {}
     for number, cache in enumerate(("off", "memory", "memory", "disk", "disk")):
-        cfg = tiny(*FROZEN[name], f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
+        cfg = tiny(*FROZEN[name], SHORT, f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
         if number == 3:
             feature_cache._kept.clear()
         found[number] = outcome(cfg)
@@ -50,7 +54,7 @@ def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path, outcom
 
 
 def test_seeds_rates_and_other_methods_share_what_is_cached(tiny):
-    disk = ["train.cache=disk", "train.epochs=2"]
+    disk = [SHORT, "train.cache=disk", "train.epochs=2"]
     first = run(tiny("method=flat", *disk))
     assert not first.frozen.reused
     assert first.frozen.states == first.frozen.layers + 1
@@ -64,7 +68,7 @@ def test_seeds_rates_and_other_methods_share_what_is_cached(tiny):
 
 
 def test_other_rows_weights_and_precision_are_not_mistaken(tiny):
-    disk = ["train.cache=disk", "train.epochs=2", "method=head"]
+    disk = [SHORT, "train.cache=disk", "train.epochs=2", "method=head"]
     run(tiny(*disk))
     for other in ("task.num_train_examples=63", "train.seed=3", "train.precision=bf16", "task.max_length=8"):
         assert not run(tiny(*disk, other)).frozen.reused, other
@@ -125,7 +129,7 @@ def test_entries_of_older_versions_have_no_seconds(tiny, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "description", "lost"])
 def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog, outcome):
-    options = ["method=head", "train.cache=disk", "train.epochs=2"]
+    options = [SHORT, "method=head", "train.cache=disk", "train.epochs=2"]
     cfg = tiny(*options)
     _, losses, _ = outcome(cfg)
     for file in entries():
@@ -247,9 +251,10 @@ def test_a_folder_that_cannot_be_written_costs_time_not_the_run(tiny, monkeypatc
     assert run(cfg) == record, "the folder still cannot be written: another attempt would end alike"
 
 
-def _run_in_process(overrides, queue):
+def _run_in_process(overrides, cache, queue):
     from petl_bench.config import load_config
 
+    os.environ["PETL_BENCH_CACHE"] = cache
     record = run(load_config(overrides))
     losses = [entry.train_loss for entry in record.history]
     queue.put((record.frozen.reused, losses, record.time.features_seconds))
@@ -258,10 +263,12 @@ def _run_in_process(overrides, queue):
 def test_processes_that_start_together_compute_once_and_agree(tmp_path):
     overrides = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "method=flat",
                  "train.cache=disk", "measure.ledger=false", "measure.inference=false"]  # fmt: skip
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
+    queue = FORK_SERVER.Queue()
     processes = [
-        context.Process(target=_run_in_process, args=([*overrides, f"runs_dir={tmp_path / str(number)}"], queue))
+        FORK_SERVER.Process(
+            target=_run_in_process,
+            args=([*overrides, f"runs_dir={tmp_path / str(number)}"], str(tmp_path / "cache"), queue),
+        )
         for number in range(2)
     ]
     for process in processes:
@@ -272,6 +279,7 @@ def test_processes_that_start_together_compute_once_and_agree(tmp_path):
     assert sorted(reused for reused, *_ in results) == [False, True]
     assert results[0][1] == results[1][1]
     assert results[0][2] == results[1][2] > 0, "who came second reports what the first one's computation took"
+    assert entries()
     for file in entries():
         assert json.loads(file.with_suffix(".json").read_text())["crc32"] is not None
 

@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from forked import Command
 from petl_bench import cli
 from petl_bench.records.store import find_records
 
 TINY = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
+UNMEASURED = ["measure.ledger=false", "measure.inference=false"]
 PETL_BENCH = [sys.executable, "-m", "petl_bench"]
 
 
@@ -82,7 +85,7 @@ def test_json_alone_goes_to_stdout(command, capsys):
 
 
 def test_a_multirun_makes_every_combination_once(command, capsys, tmp_path):
-    grid = ["-m", "method=full,lora", "train.seed=0,1", *TINY]
+    grid = ["-m", "method=full,lora", "train.seed=0,1", *TINY, *UNMEASURED]
     assert command("run", *grid) == 0
     records, _ = find_records([tmp_path / "runs"])
     assert len(records) == 4
@@ -93,10 +96,10 @@ def test_a_multirun_makes_every_combination_once(command, capsys, tmp_path):
 
 
 def test_force_repeats_a_run(command, tmp_path):
-    assert command("run", *TINY) == 0
+    assert command("run", *TINY, *UNMEASURED) == 0
     (file,) = (tmp_path / "runs").rglob("result.json")
     before = file.stat().st_mtime_ns
-    assert command("run", "--force", *TINY) == 0
+    assert command("run", "--force", *TINY, *UNMEASURED) == 0
     assert file.stat().st_mtime_ns > before
 
 
@@ -161,18 +164,10 @@ def test_debug_shows_the_traceback(tmp_path):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_says_so_and_leaves_nothing_half_written(signum, code, tmp_path):
-    words = ["run", *TINY, "train.epochs=5000", "train.evaluate_every=10"]
-    process = subprocess.Popen(
-        [*PETL_BENCH, *words],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As in a terminal: jobs that a shell starts in the background ignore Ctrl-C, and so would this one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for line in process.stderr:
-        if line.startswith("epoch"):
-            break
+    words = ["run", *TINY, *UNMEASURED, "train.epochs=5000", "train.evaluate_every=10"]
+    process = Command(words, tmp_path, tmp_path / "output")
+    while process.poll() is None and "\nepoch" not in process.errors():
+        time.sleep(0.05)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
@@ -211,7 +206,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
                "+method.args.tinit=1", "+method.args.tfinal=2", "+method.args.deltaT=1"]  # fmt: skip
     methods = {"lora": ["method=lora"], "full": ["method=full"], "bitfit": ["method=bitfit"], "head": ["method=head"]}
     for method, words in (methods | {"adalora": adalora}).items():
-        several = ["train.epochs=4", "train.learning_rate=5e-3"]
+        several = ["train.epochs=4", "train.learning_rate=5e-3", *UNMEASURED]
         assert command("run", *TINY, *words, f"runs_dir={method}", *several) == 0
         (record,), _ = find_records([tmp_path / method])
         rows = demo_rows("validation", 42)
@@ -225,7 +220,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
 
 
 def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys, tmp_path):
-    assert command("run", *TINY) == 0
+    assert command("run", *TINY, *UNMEASURED) == 0
     folder = next((tmp_path / "runs").glob("demo-*"))
     weights = folder / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -242,7 +237,7 @@ def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys
 
 
 def test_predict_reads_lines_from_stdin(command, tmp_path, monkeypatch, capsys):
-    assert command("run", *TINY) == 0
+    assert command("run", *TINY, *UNMEASURED) == 0
     folder = next((tmp_path / "runs").glob("demo-*"))
     capsys.readouterr()
     monkeypatch.setattr(sys, "stdin", [f"line {i}\n" for i in range(70)])

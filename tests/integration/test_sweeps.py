@@ -25,9 +25,9 @@ def resident():
 for number in range(20):
     method = ("lora", "flat", "head", "full")[number % 4]
     run(load_config([
-        "backbone=tiny_bert", "task.num_train_examples=32", "train.epochs=2",
-        f"method={method}", f"train.seed={number}", f"runs_dir={sys.argv[1]}", "train.cache_memory=32MiB",
-        "measure.inference=false",
+        "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=32",
+        "task.max_length=16", "train.epochs=2", f"method={method}", f"train.seed={number}", f"runs_dir={sys.argv[1]}",
+        "train.cache_memory=32MiB", "measure.inference=false",
     ]))
     print(resident(), flush=True)
 """

@@ -8,10 +8,13 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from forked import Command
 from petl_bench.cli import main
 from petl_bench.records.store import find_records
 from petl_bench.records.study_file import read_study
@@ -41,6 +44,11 @@ seeds: [0]
 
 def start(folder, *overrides):
     """Starts a study as a process of its own, which can be killed."""
+    return Command(["study", "mine.yaml", *overrides], folder, Path(tempfile.mkdtemp(dir=folder)) / "output")
+
+
+def start_as_a_user_does(folder, *overrides):
+    """Starts a study from nothing, with workers that start from nothing."""
     return subprocess.Popen(
         [sys.executable, "-m", "petl_bench", "study", "mine.yaml", *overrides],
         cwd=folder,
@@ -68,8 +76,7 @@ def weights(runs):
 
 @pytest.fixture
 def study(monkeypatch, capsys):
-    """Runs a study whose workers alone are processes: gives the exit code and what it printed."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    """Runs a study in this process, where parts of it can be replaced: gives the exit code and what it printed."""
 
     def call(folder, *arguments):
         monkeypatch.chdir(folder)
@@ -89,7 +96,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    code, stdout, stderr = finish(start(folder, "runs_dir=undisturbed"))
+    code, stdout, stderr = finish(start_as_a_user_does(folder, "runs_dir=undisturbed"))
     assert code == 0, stderr
     assert "4 runs: 4 finished" in stdout
     return weights(folder / "undisturbed")
@@ -155,7 +162,7 @@ def test_two_processes_share_the_work_and_none_is_done_twice(folder, undisturbed
     assert all("4 runs: 4 finished" in stdout for _, stdout, _ in outcomes)
 
 
-def test_a_terminated_study_goes_on_with_two_workers(folder, undisturbed, study):
+def test_a_terminated_study_goes_on_with_two_workers(folder, undisturbed):
     process = start(folder, "runs_dir=two")
     private = folder / "two" / ".study"
     while process.poll() is None and not list(private.glob("*.holder")):
@@ -164,8 +171,8 @@ def test_a_terminated_study_goes_on_with_two_workers(folder, undisturbed, study)
     code, _, stderr = finish(process)
     assert code == 143, stderr
     assert "the same command goes on" in stderr
-    code, _ = study(folder, "runs_dir=two", "executor.workers=2")
-    assert code == 0
+    code, _, stderr = finish(start(folder, "runs_dir=two", "executor.workers=2"))
+    assert code == 0, stderr
     assert len(list(private.glob("worker-*.log"))) == 2
     assert weights(folder / "two") == undisturbed
 
@@ -203,15 +210,15 @@ def test_a_worker_that_is_killed_is_replaced_and_a_run_that_kills_it_fails(folde
 
 def test_members_that_fail_are_recorded_and_the_rest_is_finished(tmp_path, study, monkeypatch):
     (tmp_path / "mine.yaml").write_text(TROUBLE)
-    code, stdout = study(tmp_path)
-    assert code == 1
+    code, stdout, stderr = finish(start(tmp_path))
+    assert code == 1, stderr
     assert "3 runs: 1 finished, 1 failed, 1 diverged" in stdout
     assert "failed: misnamed on demo, seed 0: method.targets=nothere is not known" in stdout
     assert "diverged: diverging on demo, seed 0: " in stdout
     assert "lower train.learning_rate" in stdout
     statuses = {record.status for record in find_records([tmp_path / "runs"])[0]}
     assert statuses == {"finished", "failed", "diverged"}
-    code, retried = study(tmp_path, "--retry", "failed")
+    code, retried, _ = finish(start(tmp_path, "--retry", "failed"))
     assert (code, retried) == (1, stdout)
     assert list((tmp_path / "runs").glob("mine/*/diverged-*.json"))
     # Nothing is tried again unless it is asked for.

@@ -17,8 +17,9 @@ from petl_bench.training.loop import TrainingLoop
 
 PEFT_TYPES = [["method=peft", "method.type=IA3"], ["method=peft", "method.type=ADALORA"]]
 METHODS = [[f"method={name}"] for name in all_methods() if name != "peft"] + PEFT_TYPES
-# Six updates an epoch, an evaluation every four.
-SETTINGS = ["task.num_train_examples=90", "train.epochs=2", "train.evaluate_every=4", "train.checkpoint_seconds=0"]
+# Three updates an epoch, an evaluation every two.
+SETTINGS = ["backbone.architecture.num_hidden_layers=2", "task.num_train_examples=45", "task.max_length=16",
+            "train.epochs=2", "train.evaluate_every=2", "train.checkpoint_seconds=0"]  # fmt: skip
 
 
 def kept_files(folder):
@@ -55,11 +56,11 @@ def test_every_method_goes_on_with_the_same_bits(overrides, tiny, monkeypatch, t
     wanted = outcome(undisturbed, run(undisturbed))
     cfg = tiny(*overrides, *SETTINGS)
     # Before and after evaluations, the best one between them.
-    for after in (1, 5, 9):
+    for after in (1, 3, 5):
         interrupt(monkeypatch, after, cfg)
         assert identify(cfg).folder.joinpath("result.json").exists()
     record = run(cfg)
-    assert record.resumed_at_updates == [1, 5, 9]
+    assert record.resumed_at_updates == [1, 3, 5]
     assert outcome(cfg, record) == wanted
     assert not identify(cfg).folder.joinpath("checkpoint").exists()
 
@@ -75,7 +76,7 @@ def test_a_bf16_training_and_one_that_stops_early_go_on_too(tiny, monkeypatch, t
     wanted = outcome(undisturbed, run(undisturbed))
     assert len(wanted[0]) == 3
     cfg = tiny(*SETTINGS, *overrides)
-    interrupt(monkeypatch, 10, cfg)
+    interrupt(monkeypatch, 5, cfg)
     assert outcome(cfg, run(cfg)) == wanted
 
 
@@ -83,11 +84,11 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(tiny, monkeypatch, 
     undisturbed = tiny(*SETTINGS, f"runs_dir={tmp_path / 'undisturbed'}")
     wanted = outcome(undisturbed, run(undisturbed))
     cfg = tiny(*SETTINGS)
-    interrupt(monkeypatch, 7, cfg)
+    interrupt(monkeypatch, 5, cfg)
     before, newest = sorted(identify(cfg).folder.glob("checkpoint/*"))
     newest.write_bytes(newest.read_bytes()[:-100])
     record = run(cfg)
-    assert record.resumed_at_updates == [6]
+    assert record.resumed_at_updates == [4]
     assert str(newest) in caplog.text
     assert str(before) not in caplog.text
     assert outcome(cfg, record) == wanted

@@ -56,7 +56,7 @@ def test_early_stopping_waits_for_its_patience(tiny):
 
 
 def test_the_best_weights_are_reported_and_kept(tiny):
-    options = ["method=full", "train.epochs=6", "train.learning_rate=3e-3", "task.num_train_examples=200"]
+    options = ["method=full", "train.epochs=4", "train.learning_rate=3e-3", "task.num_train_examples=100"]
     record = run(tiny(*options))
     metric = record.protocol.metric
     scores = [entry.scores[metric] for entry in record.history]
