@@ -11,13 +11,13 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForTokenClassification
 
 from behaviour.matrix import LABELS, OWN, adapted, batch, logits, plain_model, train
-from petl_bench.methods.bitfit.config import BitFitConfig
-from petl_bench.methods.coda.config import CodaConfig
-from petl_bench.methods.fl_tuning.config import FlTuningConfig
-from petl_bench.methods.flat.config import FlatConfig
-from petl_bench.methods.houlsby.config import HoulsbyConfig
-from petl_bench.methods.prefix.config import PrefixConfig
+from petl_bench.methods.bitfit.model import BitFitConfig
+from petl_bench.methods.coda.model import CodaConfig
+from petl_bench.methods.fl_tuning.model import FlTuningConfig
+from petl_bench.methods.flat.model import FlatConfig
+from petl_bench.methods.houlsby.model import HoulsbyConfig
 from petl_bench.methods.prefix.layer import PrefixLayer
+from petl_bench.methods.prefix.model import PrefixConfig
 
 own = pytest.mark.parametrize("method", OWN)
 

@@ -7,8 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from petl_bench.estimate.flops import count_flops
-from petl_bench.estimate.tensor_modes import FakeCpuMode, StorageLog, as_fake_cpu
+from petl_bench.estimate.tensor_modes import FakeCpuMode, StorageLog, as_fake_cpu, count_flops
 
 
 def test_the_address_of_a_storage_identifies_it_until_it_is_freed():

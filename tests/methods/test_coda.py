@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from behaviour.matrix import adapted, batch, logits, plain_model
-from petl_bench.methods.coda.config import CodaConfig
 from petl_bench.methods.coda.layer import CodaLayer
+from petl_bench.methods.coda.model import CodaConfig
 from petl_bench.methods.coda.routing import num_routed, route
 
 

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
-from petl_bench.methods.fl_tuning.config import FlTuningConfig
+from petl_bench.methods.fl_tuning.model import FlTuningConfig
 
 
 def test_the_added_units_are_a_network_beside_the_old_one():

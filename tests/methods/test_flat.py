@@ -7,10 +7,8 @@ import torch
 
 from behaviour.matrix import LABELS, adapted, batch, logits, train
 from petl_bench.errors import RequestError
-from petl_bench.methods.flat.config import FlatConfig
-from petl_bench.methods.flat.model import FlatNetwork, LayerFusion
-from petl_bench.methods.lst.config import LstConfig
-from petl_bench.methods.lst.model import LadderNetwork
+from petl_bench.methods.flat.model import FlatConfig, FlatNetwork, LayerFusion
+from petl_bench.methods.lst.model import LadderNetwork, LstConfig
 from petl_bench.methods.side_network import SideEncoder
 
 L, D = 4, 32

@@ -9,8 +9,7 @@ import torch
 
 from behaviour.matrix import adapted, batch, logits, plain_model
 from petl_bench.methods.bottleneck import Bottleneck
-from petl_bench.methods.houlsby.config import HoulsbyConfig
-from petl_bench.methods.houlsby.layer import NormAdapter, SerialAdapter
+from petl_bench.methods.houlsby.model import HoulsbyConfig, NormAdapter, SerialAdapter
 
 
 def serial_layers(model: torch.nn.Module) -> list[SerialAdapter]:

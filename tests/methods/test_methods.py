@@ -15,7 +15,7 @@ from petl_bench.catalog import TINY_BACKBONES, probe, probe_all
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.methods import base
-from petl_bench.methods.bitfit.config import BitFitConfig
+from petl_bench.methods.bitfit.model import BitFitConfig
 from petl_bench.methods.registry import AdaptContext, Method, all_methods, get_method, register
 
 # What each needs to be chosen; the behaviour suite holds what all must do.
@@ -117,7 +117,7 @@ def test_bitfit_outside_petl_bench_finds_every_bias():
         "import petl_bench, sys; assert 'peft' not in sys.modules and 'torch' not in sys.modules; "
         "import peft; assert 'BITFIT' in peft.PeftType.__members__",
         "import peft, petl_bench; assert 'BITFIT' in peft.PeftType.__members__; "
-        "from petl_bench.methods.bitfit.config import BitFitConfig; assert BitFitConfig().peft_type == 'BITFIT'",
+        "from petl_bench.methods.bitfit.model import BitFitConfig; assert BitFitConfig().peft_type == 'BITFIT'",
     ],
 )
 def test_importing_petl_bench_makes_its_types_known_in_any_order(script):

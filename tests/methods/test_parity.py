@@ -11,9 +11,9 @@ import torch
 from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModel
 
-from petl_bench.methods.fl_tuning.config import FlTuningConfig
-from petl_bench.methods.houlsby.config import HoulsbyConfig
-from petl_bench.methods.prefix.config import PrefixConfig
+from petl_bench.methods.fl_tuning.model import FlTuningConfig
+from petl_bench.methods.houlsby.model import HoulsbyConfig
+from petl_bench.methods.prefix.model import PrefixConfig
 from references.values import BOTTLENECK, CONFIGS, HIDDEN, IDS, MASK, PREFIX, values
 
 STORED = json.loads((Path(__file__).parents[1] / "references" / "references.json").read_text())["last_hidden_states"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.tasks.metrics import METRICS
@@ -53,3 +54,14 @@ def test_constant_predictions_and_unknown_metrics():
     assert np.isfinite(pseudo_values("pearson", labels.astype(float), constant.astype(float))).all()
     assert pseudo_values("somebody's own", labels, constant) is None
     assert pseudo_values("accuracy", labels[:2], constant[:2]) is None
+
+
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews_correlation", "pearson"])
+def test_their_spread_is_that_of_a_bootstrap(metric):
+    labels, predicted = drawn(metric, 0, num_rows=400)
+    score = METRICS[metric].score
+    found = scipy.stats.bootstrap(
+        (labels, predicted), score, paired=True, vectorized=False, n_resamples=400, method="basic", rng=0
+    )
+    error = pseudo_values(metric, labels, predicted).std(ddof=1) / 20
+    assert error == pytest.approx(found.standard_error, rel=0.15)

@@ -18,9 +18,8 @@ import torch
 from petl_bench.backbones.layers import LayerPlan, LayersConfig
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
-from petl_bench.estimate.flops import count_flops
 from petl_bench.estimate.memory import UpdateMemory, measure_update
-from petl_bench.estimate.tensor_modes import as_fake_cpu
+from petl_bench.estimate.tensor_modes import as_fake_cpu, count_flops
 from petl_bench.methods.hooks import merged
 from petl_bench.model import build_adapted
 from petl_bench.records.schema import Flops, MemoryAtPeak, MemoryEstimate, Params

@@ -1,8 +1,8 @@
 """Modes of torch that watch operators and storages, and one that turns a meta model into a model of fake CPU tensors.
 
-All private interfaces of torch that an estimate needs, apart from the table of FLOP formulas in `flops.py`, are used
-in this file alone: `UntypedStorage._cdata`, `TorchDispatchMode._should_skip_dynamo`, `FakeTensor` and
-`FakeTensorMode`. `tests/estimate/test_torch_interfaces.py` says what to change here when torch changes one of them.
+All private interfaces of torch that an estimate needs are used in this file alone: `UntypedStorage._cdata`,
+`TorchDispatchMode._should_skip_dynamo`, `FakeTensor`, `FakeTensorMode` and `flop_registry`.
+`tests/estimate/test_torch_interfaces.py` says what to change here when torch changes one of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 OnOperator = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -178,3 +179,54 @@ def as_fake_cpu(model: nn.Module) -> FakeCpuMode:
                 if tensor is not None:
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
     return mode
+
+
+_aten = torch.ops.aten
+
+# Matrix products, convolutions and fused attention are counted, with a multiply-add as two operations; gathers, norms
+# and activation functions are not. `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, but it also
+# attributes them to modules, which takes far longer. The CPU's fused attention is not in torch's registry; it computes
+# the same products as the other fused kernels.
+_FORMULAS: dict[Any, Callable[..., int]] = flop_registry | {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+class FlopCounter:
+    """Adds up the operations of the operators that it is called with.
+
+    Attributes:
+        flops: The number of operations so far.
+        attention: Names of the fused attention operators that ran.
+    """
+
+    def __init__(self) -> None:
+        self.flops = 0
+        self.attention: set[str] = set()
+
+    def __call__(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Adds the operations of one call of an operator.
+
+        Args:
+            operator: The overload that ran, as a dispatch mode receives it.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            result: What it returned.
+        """
+        packet = operator._overloadpacket
+        formula = _FORMULAS.get(packet)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+            if "attention" in packet.__name__:
+                self.attention.add(packet.__name__)
+
+
+def count_flops(function: Callable[[], Any]) -> int:
+    """Calls a function and returns the number of floating-point operations that it took."""
+    counter = FlopCounter()
+    with OperatorListener(counter):
+        function()
+    return counter.flops

@@ -33,8 +33,8 @@ def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
         return (labels == predicted).astype(float)
     if metric == "mean_squared_error":
         return (labels - predicted) ** 2
-    if metric in METRICS_OF_COUNTS:
-        whole, without = _leave_one_out_counts(METRICS_OF_COUNTS[metric], labels, predicted)
+    if metric in _OF_COUNTS:
+        whole, without = _leave_one_out_counts(_OF_COUNTS[metric], labels, predicted)
     elif metric in _OF_VALUES:
         whole, without = _OF_VALUES[metric](labels.astype(float), predicted.astype(float))
     else:
@@ -70,7 +70,7 @@ def _ratio(above: Array, below: Array) -> Array:
     return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0)
 
 
-METRICS_OF_COUNTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+_OF_COUNTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
     "f1": _f1,
     "macro_f1": _macro_f1,
     "balanced_accuracy": _balanced_accuracy,

@@ -34,7 +34,7 @@ class Figure:
 
     Attributes:
         higher_is_better: False for errors, which are not shown in percent.
-        interval: The 95 % interval of `a - b` for other rows, by a bootstrap; None where there is none.
+        interval: The 95 % interval of `a - b` for other rows, by the jackknife; None where there is none.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _notes(found: Comparison) -> Iterator[str]:
         if figure.interval is not None:
             low, high = figure.interval
             shown = "does not contain" if low > 0 or high < 0 else "contains"
-            yield f"{figure.name}: the 95 % interval of the difference A - B, by a bootstrap over rows, {shown} 0"
+            yield f"{figure.name}: the 95 % interval of the difference A - B over rows {shown} 0"
     if found.temperatures is not None:
         a, b = found.temperatures
         yield f"scaled: logits divided by a temperature, fitted on the selection split: A {a:.2f}, B {b:.2f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_p
 from petl_bench.records.run_key import backbone_name, method_label
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder
-from petl_bench.reports.bootstrap import difference_interval
 from petl_bench.reports.classification import Calibration, calibrations
+from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.reports.run_comparison import AccuracyTest, Comparison, Figure, RowDifference, RunSummary
-from petl_bench.reports.significance import mcnemar
+from petl_bench.reports.significance import mcnemar, over_rows
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import METRICS, compute_metrics
 
 Array = NDArray[Any]
+
+# Intervals over fewer rows are too narrow.
+_LEAST_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -154,15 +157,17 @@ def _summary(run: _Run) -> RunSummary:
 
 def _metrics(names: list[str], a: Predictions, b: Predictions) -> list[Figure]:
     scores = [compute_metrics(names, kept.predicted, kept.labels) for kept in (a, b)]
-    intervals = {
-        # Of accuracy, McNemar's test says more.
-        name: None if name == "accuracy" else difference_interval(name, a.labels, a.predicted, b.predicted)
-        for name in names
-    }
-    return [
-        Figure(name, scores[0][name], scores[1][name], METRICS[name].higher_is_better, intervals[name])
-        for name in names
-    ]
+    figures = [Figure(name, scores[0][name], scores[1][name], METRICS[name].higher_is_better) for name in names]
+    # Of accuracy, McNemar's test says more.
+    return [one if one.name == "accuracy" else replace(one, interval=_interval(one, a, b)) for one in figures]
+
+
+def _interval(figure: Figure, a: Predictions, b: Predictions) -> tuple[float, float] | None:
+    """The 95 % interval of the difference for other rows; None for fewer than `_LEAST_ROWS`."""
+    values = [pseudo_values(figure.name, kept.labels, kept.predicted) for kept in (a, b)]
+    if len(a.labels) < _LEAST_ROWS or values[0] is None or values[1] is None:
+        return None
+    return over_rows(values[0] - values[1], figure.a - figure.b).interval()
 
 
 def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:

@@ -7,7 +7,7 @@ register(
         name="bitfit",
         summary="every bias of the backbone",
         origin="paper",
-        peft_config="petl_bench.methods.bitfit.config:BitFitConfig",
+        peft_config="petl_bench.methods.bitfit.model:BitFitConfig",
         tuner="petl_bench.methods.bitfit.model:BitFitModel",
         # Which modules have a bias depends on the architecture.
         adapt="petl_bench.methods.bitfit.model:adapt",

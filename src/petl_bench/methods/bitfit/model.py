@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,33 @@ from torch import nn
 from torch.func import functional_call
 
 from petl_bench.errors import RequestError
-from petl_bench.methods.base import AnatomyTuner, with_adapter
-from petl_bench.methods.bitfit.config import BitFitConfig
+from petl_bench.methods.base import AnatomyTuner, TunerConfig, with_adapter
 from petl_bench.methods.registry import AdaptContext, MethodConfig
+
+
+@dataclass
+class BitFitConfig(TunerConfig):
+    """Configuration of a `BitFitModel`.
+
+    Args:
+        target_modules: Modules whose bias is trained: a list of names or name endings, or a regular expression that
+            must match the whole name. None: every module with a bias, except for `modules_to_save`.
+        exclude_modules: Modules that are left out, in the same form.
+        modules_to_save: Other modules that are trained and saved as a whole, such as a new head.
+    """
+
+    method = "bitfit"
+
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules whose bias is trained."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules that are left out."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved as a whole."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
 
 
 def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:

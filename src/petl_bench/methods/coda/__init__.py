@@ -66,7 +66,7 @@ register(
         summary="parallel adapters for all tokens; a router picks those that pass each frozen layer",
         origin="reconstruction",
         settings=CodaSettings,
-        peft_config="petl_bench.methods.coda.config:CodaConfig",
+        peft_config="petl_bench.methods.coda.model:CodaConfig",
         tuner="petl_bench.methods.coda.model:CodaModel",
     )
 )

@@ -35,7 +35,7 @@ register(
         summary="further hidden units in every feed-forward network",
         origin="authors' code",
         settings=FlTuningSettings,
-        peft_config="petl_bench.methods.fl_tuning.config:FlTuningConfig",
+        peft_config="petl_bench.methods.fl_tuning.model:FlTuningConfig",
         tuner="petl_bench.methods.fl_tuning.model:FlTuningModel",
     )
 )

@@ -40,7 +40,7 @@ register(
         summary="a side network that weighs all layers token by token; nothing enters the backbone",
         origin="reconstruction",
         settings=FlatSettings,
-        peft_config="petl_bench.methods.flat.config:FlatConfig",
+        peft_config="petl_bench.methods.flat.model:FlatConfig",
         tuner="petl_bench.methods.flat.model:FlatModel",
     )
 )

@@ -54,7 +54,7 @@ register(
         summary="bottleneck adapters after attention and feed-forward network, and the norms",
         origin="paper, authors' code",
         settings=HoulsbySettings,
-        peft_config="petl_bench.methods.houlsby.config:HoulsbyConfig",
+        peft_config="petl_bench.methods.houlsby.model:HoulsbyConfig",
         tuner="petl_bench.methods.houlsby.model:HoulsbyModel",
     )
 )

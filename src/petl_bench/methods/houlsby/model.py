@@ -2,14 +2,140 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.base import AnatomyTuner, TunerLayer, norm_modules, train_whole
-from petl_bench.methods.houlsby.config import VARIANTS, HoulsbyConfig
-from petl_bench.methods.houlsby.layer import NormAdapter, ParallelEnd, ParallelStart, Relay, SerialAdapter
+from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer, norm_modules, train_whole
+from petl_bench.methods.bottleneck import INITIALISATIONS, Bottleneck
+from petl_bench.methods.houlsby import HoulsbySettings
+
+# By variant, the parts of a layer that are wrapped, as the anatomy table names them.
+VARIANTS = {
+    # Houlsby et al., ICML 2019, section 2.1, and google-research/adapter-bert.
+    "houlsby": ("attention_end", "feed_forward_end"),
+    # Pfeiffer et al., EACL 2021, and SeqBnConfig of adapters 1.3.0.
+    "pfeiffer": ("last_norm",),
+    # He et al., ICLR 2022, section 3.3, and ParBnConfig of adapters 1.3.0.
+    "parallel": ("feed_forward_in", "feed_forward_end"),
+}
+
+
+@dataclass
+class HoulsbyConfig(HoulsbySettings, LayerwiseConfig):
+    """Configuration of a `HoulsbyModel`: the options of `HoulsbySettings` and the layers of `LayerwiseConfig`."""
+
+    method = "houlsby"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bottleneck < 1:
+            raise ValueError(f"bottleneck={self.bottleneck} must be at least 1")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant={self.variant} must be one of {', '.join(VARIANTS)}")
+        if self.init not in INITIALISATIONS:
+            raise ValueError(f"init={self.init} must be one of {', '.join(INITIALISATIONS)}")
+        if self.activation != "model" and self.activation not in ACT2FN:
+            raise ValueError(f"activation={self.activation} is neither `model` nor in transformers' table")
+        if not self.init_std > 0:
+            raise ValueError(f"init_std={self.init_std} must be greater than 0")
+        if self.train_layernorm is None:
+            self.train_layernorm = self.variant == "houlsby"
+        if self.train_layernorm and self.variant == "pfeiffer":
+            raise ValueError("variant=pfeiffer adapts the norms themselves, so train_layernorm must be false")
+
+
+class SerialAdapter(TunerLayer):
+    """Adds `A(y)` to the output y of the wrapped module: the last one before the residual, so after its dropout."""
+
+    adapter_layer_names = ("houlsby_adapter",)
+    unmergeable: ClassVar[str | None] = "a bottleneck with an activation between its projections is no linear map"
+
+    def __init__(self, base_layer: nn.Module, hidden_size: int, model_activation: str) -> None:
+        super().__init__(base_layer)
+        self.hidden_size = hidden_size
+        self.model_activation = model_activation
+        self.houlsby_adapter = nn.ModuleDict({})
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Adds another adapter."""
+        self.houlsby_adapter[adapter_name] = Bottleneck(
+            self.hidden_size,
+            config.bottleneck,
+            activation=self.model_activation if config.activation == "model" else config.activation,
+            init=config.init,
+            init_std=config.init_std,
+            scale=config.scale,
+            device=device,
+        )
+
+    def update(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Sum of the active adapters' updates for `x`; None where none is active."""
+        updates = [self.houlsby_adapter[name](x) for name in self.active_in(self.houlsby_adapter)]
+        return sum(updates[1:], updates[0]) if updates else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Shape (batch, tokens, d)."""
+        output: torch.Tensor = self.base_layer(*args, **kwargs)
+        update = self.update(output)
+        return output if update is None else output + update
+
+
+class NormAdapter(SerialAdapter):
+    """Pfeiffer's placement: a layer's last norm N, given the sum s, returns N(s + A(N(s)))."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Shape (batch, tokens, d)."""
+        (summed,) = args
+        normed: torch.Tensor = self.base_layer(summed)
+        update = self.update(normed)
+        return normed if update is None else self.base_layer(summed + update)
+
+
+class Relay:
+    """Carries the feed-forward network's input to its end, within one forward of one layer."""
+
+    def __init__(self) -> None:
+        self.input: torch.Tensor | None = None
+
+
+class ParallelStart(TunerLayer):
+    """Where the feed-forward network begins: remembers its input. Has no parameters."""
+
+    unmergeable: ClassVar[str | None] = SerialAdapter.unmergeable
+
+    def __init__(self, base_layer: nn.Module, relay: Relay) -> None:
+        super().__init__(base_layer)
+        self.relay = relay
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Nothing to add: the adapter is at the other end."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The wrapped projection's output."""
+        self.relay.input = x
+        output: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        return output
+
+
+class ParallelEnd(SerialAdapter):
+    """Where the feed-forward network ends: adds the update for its *input*."""
+
+    def __init__(self, base_layer: nn.Module, hidden_size: int, model_activation: str, relay: Relay) -> None:
+        super().__init__(base_layer, hidden_size, model_activation)
+        self.relay = relay
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Shape (batch, tokens, d)."""
+        output: torch.Tensor = self.base_layer(*args, **kwargs)
+        # Taken, so that no activation outlives the forward.
+        start, self.relay.input = self.relay.input, None
+        update = None if start is None else self.update(start)
+        return output if update is None else output + update
 
 
 class HoulsbyModel(AnatomyTuner):

@@ -33,7 +33,7 @@ register(
         summary="a narrow transformer parallel to the frozen backbone, connected to every layer",
         origin="authors' code; reconstruction for encoders",
         settings=LstSettings,
-        peft_config="petl_bench.methods.lst.config:LstConfig",
+        peft_config="petl_bench.methods.lst.model:LstConfig",
         tuner="petl_bench.methods.lst.model:LstModel",
     )
 )

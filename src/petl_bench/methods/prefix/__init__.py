@@ -35,7 +35,7 @@ register(
         summary="trained key and value vectors in front of every layer's attention",
         origin="authors' code",
         settings=PrefixSettings,
-        peft_config="petl_bench.methods.prefix.config:PrefixConfig",
+        peft_config="petl_bench.methods.prefix.model:PrefixConfig",
         tuner="petl_bench.methods.prefix.model:PrefixModel",
     )
 )
