@@ -75,16 +75,30 @@ def write_predictions(folder: Path, by_split: Mapping[str, Predictions]) -> None
 def _table(split: str, predictions: Predictions) -> Any:
     import pyarrow as pa
 
-    outputs = predictions.outputs
+    outputs = predictions.outputs.astype(np.float32)
     num_outputs = outputs.shape[1]
-    kind = np.float16 if num_outputs > _MOST_FULL_CLASSES else np.float32
+    if num_outputs > _MOST_FULL_CLASSES:
+        outputs = _in_half_precision(outputs)
     names = ["value"] if num_outputs == 1 else [f"logit_{index}" for index in range(num_outputs)]
     columns: dict[str, Any] = {
         "split": pa.array([split] * len(outputs)).dictionary_encode(),
         "row_id": pa.array(predictions.row_ids),
         "label": pa.array(predictions.labels),
     }
-    return pa.table(columns | {name: outputs[:, index].astype(kind) for index, name in enumerate(names)})
+    return pa.table(columns | {name: outputs[:, index] for index, name in enumerate(names)})
+
+
+def _in_half_precision(logits: NDArray[Any]) -> NDArray[Any]:
+    """Rounds logits to float16 so that the predicted class stays the same; too large ones are not rounded."""
+    with np.errstate(over="ignore"):
+        rounded = logits.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        return logits
+    rows, classes = np.arange(len(logits)), logits.argmax(axis=1)
+    tied = rounded.argmax(axis=1) != classes
+    raised = np.nextafter(rounded[rows, classes], np.float16(np.inf))
+    rounded[rows, classes] = np.where(tied, raised, rounded[rows, classes])
+    return rounded
 
 
 def read_predictions(folder: Path, split: str = "report") -> Predictions | None:

@@ -142,7 +142,6 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
-        lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
             record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone)
@@ -153,6 +152,8 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
                 "measure.inference",
                 lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
             )
+        # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
+        lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:

@@ -98,6 +98,30 @@ def test_they_can_be_left_out_and_a_repeated_run_then_removes_them(tiny):
     assert not file.exists()
 
 
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_a_repeated_run_that_fails_leaves_those_of_the_finished_one(tiny, monkeypatch, keep):
+    cfg = tiny("method=head")
+    run(cfg)
+    file = identify(cfg).folder / PREDICTIONS_FILE
+    before = file.stat()
+
+    def interrupted(*_arguments):
+        raise Interrupted(15)
+
+    monkeypatch.setattr("petl_bench.run.run.save_trained", interrupted)
+    with pytest.raises(Interrupted):
+        run(tiny("method=head", "force=true", f"measure.predictions={keep}"))
+    # Not even equal bytes in its place.
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_of_several_processes_the_first_writes(tiny, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    cfg = tiny("method=head")
+    run(cfg)
+    assert not (identify(cfg).folder / PREDICTIONS_FILE).exists()
+
+
 def test_rows_are_named_by_their_texts_alone():
     pair = Rows((["a", "a", "ab"], ["b", "b", ""]), np.array([0, 1, 0]))
     first, again, other = pair.ids()
