@@ -52,9 +52,12 @@ def test_a_large_difference_is_found(model, over_data_sets):
 
 # A model of each size; the methods are equal, or the first is three points ahead.
 SIZES = [
-    (methods, seeds, rows, data_sets)
-    for methods in (2, 5, 12)
-    for seeds, rows, data_sets in ((1, 872, 1), (3, 872, 1), (5, 277, 1), (5, 872, 1), (10, 872, 1), (3, 100, 8))
+    *(
+        (2, *size)
+        for size in ((1, 872, 1), (2, 872, 1), (3, 872, 1), (5, 277, 1), (5, 872, 1), (10, 872, 1), (3, 60, 8))
+    ),
+    *((5, *size) for size in ((3, 872, 1), (5, 872, 1), (10, 872, 1), (3, 60, 8))),
+    *((12, *size) for size in ((3, 277, 1), (5, 277, 1), (2, 60, 8))),
 ]
 
 

@@ -55,8 +55,7 @@ class Difference:
         test: What `p` and `interval` speak about: another training and other rows, another training on these rows,
             other rows for these two runs alone, or other data sets. None where so few values allow no test.
         p: The p value, not corrected.
-        estimate: What `p`, the interval and the power come from; None over data sets and without a test.
-        interval: The 95 % interval, not corrected.
+        estimate: What the interval and the power come from, and `p` if its test is a t test; None without a test.
         rows: The number of rows, where the test knows their predictions.
         disagreements: Of two single runs, the number of rows that only one of them has right.
     """
@@ -66,15 +65,18 @@ class Difference:
     test: Test | None = None
     p: float | None = None
     estimate: Estimate | None = None
-    interval: tuple[float, float] | None = None
     rows: int | None = None
     disagreements: int | None = None
 
     def turned(self) -> Difference:
         """The second method minus the first."""
-        interval = (-self.interval[1], -self.interval[0]) if self.interval else None
         estimate = replace(self.estimate, mean=-self.estimate.mean) if self.estimate else None
-        return replace(self, mean=-self.mean, interval=interval, estimate=estimate)
+        return replace(self, mean=-self.mean, estimate=estimate)
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, not corrected; None without a test."""
+        return self.estimate.interval() if self.estimate else None
 
 
 def no_predictions(_record: Record) -> None:
@@ -140,10 +142,9 @@ class Differences:
         )
         alone, corrected = sign_flips(table)
         for pair, p in zip(tested, alone, strict=True):
-            interval = Statistic.of(shared[pair].values())
-            differences[pair] = replace(
-                differences[pair], test="data sets", p=p, interval=interval.interval() if interval else None
-            )
+            statistic = Statistic.of(shared[pair].values())
+            estimate = statistic.estimate if statistic else None
+            differences[pair] = replace(differences[pair], test="data sets", p=p, estimate=estimate)
         return differences, dict(zip(tested, corrected, strict=True))
 
 
@@ -239,7 +240,7 @@ def _difference(column: _Column, first: str, second: str) -> Difference | None:
 
 
 def _tested(difference: Difference, estimate: Estimate) -> Difference:
-    return replace(difference, p=estimate.p, estimate=estimate, interval=estimate.interval())
+    return replace(difference, p=estimate.p, estimate=estimate)
 
 
 def _data_sets(results: ResultsTable, rows_of_task: Mapping[str, frozenset[str]]) -> list[list[str]]:

@@ -204,7 +204,7 @@ def comparison_row(one: Comparison) -> dict[str, Any]:
         "ci_high": interval[1] if interval else None,
         "seeds_error": estimate.error if estimate and found and "seeds" in (found.test or "") else None,
         "rows_error": estimate.normal_error if estimate and found and found.test == "seeds and rows" else None,
-        "detectable": estimate.detectable(one.family) if estimate else None,
+        "detectable": estimate.detectable(one.family) if estimate and one.task is not None else None,
         "test": found.test if found else None,
         "p": found.p if found else None,
         "p_corrected": one.p,

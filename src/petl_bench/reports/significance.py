@@ -66,11 +66,16 @@ class Statistic:
         """The highest value."""
         return max(self.values)
 
-    def interval(self) -> tuple[float, float] | None:
-        """The 95 % t interval of the mean; None for fewer than three values."""
+    @property
+    def estimate(self) -> Estimate | None:
+        """The mean with its standard error; None for fewer than three values."""
         if self.sd is None or self.n < LEAST_VALUES:
             return None
-        return Estimate(self.mean, self.sd / math.sqrt(self.n), self.n - 1).interval()
+        return Estimate(self.mean, self.sd / math.sqrt(self.n), self.n - 1)
+
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t interval of the mean; None for fewer than three values."""
+        return self.estimate.interval() if self.estimate else None
 
 
 @dataclass(frozen=True)
@@ -147,11 +152,10 @@ def over_seeds(differences: Sequence[float]) -> Estimate | None:
     would take for certainty.
     """
     found = Statistic.of(differences)
-    if found is None or found.sd is None or found.n < LEAST_VALUES:
-        return None
-    if found.sd < 1e-12:
-        return Estimate(0.0, 0.0, found.n - 1) if abs(found.mean) < 1e-12 else None
-    return Estimate(found.mean, found.sd / math.sqrt(found.n), found.n - 1)
+    estimate = found.estimate if found else None
+    if estimate is not None and estimate.error < 1e-12:
+        return Estimate(0.0, 0.0, estimate.df) if abs(estimate.mean) < 1e-12 else None
+    return estimate
 
 
 def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
