@@ -29,9 +29,9 @@ def drawn(metric, num_rows, seed=0, worse=0.1):
 def test_the_interval_is_that_of_the_metric_computed_for_each_resample(metric, monkeypatch):
     monkeypatch.setattr(bootstrap, "_RESAMPLES", 99)
     monkeypatch.setattr(bootstrap, "_BATCH_ROWS", 10_000)
-    labels, first, second = drawn(metric, 60)
+    labels, first, second = drawn(metric, 120)
     score, rng = METRICS[metric].score, np.random.default_rng(0)
-    rows = [rng.integers(0, 60, size=60) for _ in range(99)]
+    rows = [rng.integers(0, 120, size=120) for _ in range(99)]
     differences = [score(labels[some], first[some]) - score(labels[some], second[some]) for some in rows]
     # Rows are drawn as SciPy draws them.
     expected = np.percentile(differences, [2.5, 97.5])
@@ -51,12 +51,12 @@ def test_it_agrees_with_the_jackknife_on_many_rows(metric):
 
 
 def test_equal_predictions_differ_by_nothing():
-    labels, first, _ = drawn("f1", 50)
+    labels, first, _ = drawn("f1", 100)
     assert difference_interval("f1", labels, first, first) == (0.0, 0.0)
 
 
 def test_few_rows_and_unknown_metrics_have_no_interval():
-    labels, first, second = drawn("f1", 19)
+    labels, first, second = drawn("f1", 99)
     assert difference_interval("f1", labels, first, second) is None
-    labels, first, second = drawn("f1", 50)
+    labels, first, second = drawn("f1", 100)
     assert difference_interval("somebody's own", labels, first, second) is None

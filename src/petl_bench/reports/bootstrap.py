@@ -15,8 +15,8 @@ from petl_bench.reports.jackknife import METRICS_OF_COUNTS
 
 Array = NDArray[Any]
 
-# Percentile intervals over fewer rows are too narrow.
-LEAST_ROWS = 20
+# Percentile intervals over fewer rows are too narrow (docs/reports.md).
+LEAST_ROWS = 100
 
 _RESAMPLES = 9_999
 _SEED = 0
