@@ -70,7 +70,7 @@ def test_a_run_prints_its_result_and_leaves_its_record(command, capsys, tmp_path
     (record,), _ = find_records([tmp_path / "runs"])
     assert record.status == "finished"
     folder = next((tmp_path / "runs").iterdir())
-    assert {file.name for file in folder.iterdir()} == {"result.json", "log.txt", "adapter"}
+    assert {file.name for file in folder.iterdir()} == {"result.json", "predictions.parquet", "log.txt", "adapter"}
     assert "epoch 1.00" in (folder / "log.txt").read_text()
     assert "peak memory, train" in (folder / "log.txt").read_text()
     # Hydra leaves nothing behind.

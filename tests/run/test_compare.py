@@ -156,8 +156,8 @@ def test_only_shared_rows_are_compared_and_equal_texts_pair_in_their_order(finis
 
 def test_values_are_listed_by_their_distance(finished):
     task = {"type": "regression", "labels": None, "metrics": ["pearson"], "metric": "pearson"}
-    texts, labels = [f"text {number}" for number in range(30)], np.linspace(0, 5, 30)
-    outputs = labels[:, None] + np.random.default_rng(0).normal(size=(30, 1))
+    texts, labels = [f"text {number}" for number in range(100)], np.linspace(0, 5, 100)
+    outputs = labels[:, None] + np.random.default_rng(0).normal(size=(100, 1))
     other = outputs.copy()
     other[[3, 7]] += [[0.5], [-2.0]]
     found = compare(finished("a", texts, labels, outputs, **task), finished("b", texts, labels, other, **task))

@@ -27,7 +27,7 @@ from petl_bench.tasks.metrics import METRICS, compute_metrics
 Array = NDArray[Any]
 
 # Intervals over fewer rows are too narrow.
-_LEAST_ROWS = 20
+_LEAST_ROWS = 100
 
 
 @dataclass(frozen=True)
