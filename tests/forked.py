@@ -91,6 +91,8 @@ def become(streams, module, words):
 def _run(words, folder, output, environment):
     from petl_bench.studies import executors
 
+    # Tests that run in the background ignore Ctrl-C, and their children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.update(environment)
     executors.subprocess = types.SimpleNamespace(
@@ -123,6 +125,7 @@ class Command:
     def communicate(self, timeout=None):
         self._process.join(timeout)
         if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
             raise subprocess.TimeoutExpired("petl-bench", timeout)
         return tuple((self._output / name).read_text() for name in ("stdout", "stderr"))
 
