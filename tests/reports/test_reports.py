@@ -7,10 +7,12 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Predictions, write_predictions
 from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.export import to_csv, to_json
@@ -21,7 +23,7 @@ from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
-from reports.generated import analyses, results_tables
+from reports.generated import analyses, record, results_tables
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -195,3 +197,20 @@ def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
 def test_an_empty_folder_raises(tmp_path):
     with pytest.raises(RequestError, match="No finished run"):
         write_report([str(tmp_path)], "table", None, print)
+
+
+def test_predictions_are_those_of_the_record_that_counts(tmp_path):
+    """Not of an older attempt at the same run, in another folder."""
+    for number, (folder, right) in enumerate((("old", 10), ("new", 30))):
+        for method, rows in (("full", 40), ("lora", right)):
+            one = record(method, "mrpc", 0, rows / 50)
+            one.ended_at = f"2026-01-0{number + 1}T00:00:00+00:00"
+            RunFolder(tmp_path / folder / method).write(one)
+            outputs = np.eye(2, dtype=np.float32)[(np.arange(50) >= rows).astype(int)]
+            ids = np.array([f"{row:016x}" for row in range(50)])
+            kept = Predictions(ids, np.zeros(50, np.int64), outputs)
+            write_predictions(tmp_path / folder / method, {"report": kept})
+    written = []
+    write_report([str(tmp_path / "new"), str(tmp_path / "old")], "json", None, written.append, reference="full")
+    (row,) = json.loads(written[0])["comparisons"]
+    assert (row["n"], row["disagreements"], row["difference"]) == (1, 10, pytest.approx(-0.2))

@@ -62,7 +62,7 @@ class ReportInput:
 
     def read_predictions(self, record: Record, split: str = "report") -> Predictions | None:
         """The predictions of a run; None, with a warning, where they cannot be read."""
-        folder = self._folders[record.run_key]
+        folder = self._folders[id(record)]
         try:
             return read_predictions(folder, split)
         except ValueError as error:
@@ -70,8 +70,9 @@ class ReportInput:
             return None
 
     @cached_property
-    def _folders(self) -> dict[str, Path]:
-        return {record.run_key: file.parent for file, record in self.found.items()}
+    def _folders(self) -> dict[int, Path]:
+        # Two records may have one run key, each with predictions of its own.
+        return {id(record): file.parent for file, record in self.found.items()}
 
 
 def read_report_input(folders: list[str]) -> ReportInput:
