@@ -180,7 +180,9 @@ def _column(centres: dict[str, float], comparisons: list[Comparison]) -> ColumnR
         centres: The mean or median of each method, higher is better.
         comparisons: Of all pairs of methods, corrected for all of them.
     """
-    p = {frozenset((one.method, one.reference)): one.p for one in comparisons if one.p is not None}
+    # Tests of single runs say nothing about methods.
+    about_methods = [one for one in comparisons if one.difference and one.difference.test != "rows"]
+    p = {frozenset((one.method, one.reference)): one.p for one in about_methods if one.p is not None}
     tested = set().union(*p)
     if not tested:
         return ColumnRanking(untested=tuple(centres) if len(centres) > 1 else ())
