@@ -98,7 +98,7 @@ def _summary(record: Record) -> str:
 
 def _report(parsed: argparse.Namespace) -> int:
     if parsed.rows:
-        from petl_bench.reports.rows_report import write_rows_report
+        from petl_bench.reports.report import write_rows_report
 
         if parsed.plot or parsed.html or parsed.compare:
             raise RequestError("--rows has tables of its own: leave out --plot, --html and --compare.")

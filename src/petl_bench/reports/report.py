@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from petl_bench.reports.render import (
     to_markdown,
 )
 from petl_bench.reports.results_table import ResultsTable, backbone_results, reported_records, study_results
+from petl_bench.reports.rows_report import all_task_rows
 from petl_bench.reports.tables import scores_table
 
 _log = logging.getLogger(__name__)
@@ -171,6 +173,32 @@ def write_report(
     return 0
 
 
+def write_rows_report(folders: list[str], form: str, write: Callable[[str], None]) -> None:
+    """Reports on the predictions of every finished classification run below `folders`.
+
+    Args:
+        folders: Searched for records.
+        form: `table` (for a terminal), `md`, `latex` or `json`.
+        write: Takes the report's text.
+
+    Raises:
+        RequestError: If no run has kept predictions of classes, or for `csv`.
+    """
+    if form == "csv":
+        raise RequestError("--rows has several tables, which are not one CSV file: use --format json.")
+    report_input = read_report_input(folders)
+    found = all_task_rows(report_input.all_results, report_input.read_predictions)
+    if not found:
+        raise RequestError(
+            f"No classification run below {', '.join(folders)} has kept predictions: a run made again with force=true "
+            "and measure.predictions=true keeps them."
+        )
+    if form == "json":
+        write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
+    else:
+        _show([table for rows in found for table in rows.tables()], form, write)
+
+
 def _tables(analyses: list[Analysis], statistic: str) -> list[ReportTable]:
     tables = [scores_table(analysis, statistic) for analysis in analyses]
     tables += [table for analysis in analyses if (table := costs_by_machine(analysis.results)) is not None]
@@ -219,6 +247,11 @@ def write_files(
             compared["claims"],
             [table for analysis in analyses if (table := comparison_table(analysis)) is not None],
             {key for analysis in analyses for key in analysis.bold_runs()},
+            [
+                table
+                for rows in all_task_rows(report_input.all_results, report_input.read_predictions)
+                for table in rows.tables()
+            ],
         )
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))

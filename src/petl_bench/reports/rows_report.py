@@ -1,20 +1,18 @@
-"""`petl-bench report --rows`: how well each class is found, what it is confused with, and how calibrated methods are.
+"""From the predictions of runs: how well each class is found, what it is confused with, and how calibrated methods are.
 
 All of it comes from the predictions that runs have kept.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions
 from petl_bench.records.schema import Record
 from petl_bench.reports.classification import (
@@ -26,8 +24,7 @@ from petl_bench.reports.classification import (
     confusion_matrix,
 )
 from petl_bench.reports.fields import MISSING
-from petl_bench.reports.render import ReportTable, print_table, to_latex, to_markdown
-from petl_bench.reports.report import read_report_input
+from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.significance import Statistic
 
@@ -146,40 +143,10 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def write_rows_report(folders: list[str], form: str, write: Callable[[str], None]) -> None:
-    """Reports on the predictions of every finished classification run below `folders`.
-
-    Args:
-        folders: Searched for records.
-        form: `table` (for a terminal), `md`, `latex` or `json`.
-        write: Takes the report's text.
-
-    Raises:
-        RequestError: If no run has kept predictions of classes, or for `csv`.
-    """
-    if form == "csv":
-        raise RequestError("--rows has several tables, which are not one CSV file: use --format json.")
-    report_input = read_report_input(folders)
-    found = [
-        rows
-        for results in report_input.all_results
-        for task in results.tasks
-        if (rows := task_rows(results, task, report_input.read_predictions)) is not None
-    ]
-    if not found:
-        raise RequestError(
-            f"No classification run below {', '.join(folders)} has kept predictions: a run made again with force=true "
-            "and measure.predictions=true keeps them."
-        )
-    if form == "json":
-        write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
-        return
-    tables = [table for rows in found for table in rows.tables()]
-    if form == "table":
-        for table in tables:
-            print_table(table)
-    else:
-        write("\n\n".join(map({"md": to_markdown, "latex": to_latex}[form], tables)))
+def all_task_rows(all_results: Iterable[ResultsTable], read: ReadSplit) -> list[TaskRows]:
+    """Collects what the predictions say of the methods on every classification task of some results tables."""
+    found = (task_rows(results, task, read) for results in all_results for task in results.tasks)
+    return [rows for rows in found if rows is not None]
 
 
 def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | None:

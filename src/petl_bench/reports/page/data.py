@@ -80,6 +80,7 @@ def page_data(
     claims: Sequence[Mapping[str, Any]] = (),
     comparisons: Sequence[ReportTable] = (),
     bold: Collection[str] = (),
+    classes: Sequence[ReportTable] = (),
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -91,6 +92,7 @@ def page_data(
         claims: Rows as `claim_rows` makes them.
         comparisons: Tables as `comparison_table` makes them.
         bold: Keys of the runs whose method is bold in its column of the results table.
+        classes: Tables of what the predictions say: calibration, classes, confusions.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -126,13 +128,15 @@ def page_data(
         ],
         "published": [dict(row) for row in published],
         "claims": [dict(row) for row in claims],
-        "comparisons": [
-            {"title": table.title, "header": table.header, "rows": table.rows, "notes": table.notes}
-            for table in comparisons
-        ],
+        "comparisons": list(map(_plain, comparisons)),
+        "classes": list(map(_plain, classes)),
     }
     cleaned: dict[str, Any] = finite(data)
     return cleaned
+
+
+def _plain(table: ReportTable) -> dict[str, Any]:
+    return {"title": table.title, "header": table.header, "rows": table.rows, "notes": table.notes}
 
 
 def _row(index: int, item: NamedGroup, machine: Machine, bold: Collection[str]) -> dict[str, Any]:

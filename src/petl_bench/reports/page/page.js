@@ -23,6 +23,7 @@ buildFilters();
 buildScores();
 buildTable();
 buildComparisons();
+buildClasses();
 buildLines();
 buildCosts();
 buildPublished();

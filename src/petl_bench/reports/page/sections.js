@@ -55,23 +55,30 @@ function buildPublished() {
   byId("published").hidden = false;
 }
 
-const WORDS = new Set(["task", "comparison", "verdict"]);
+const WORDS = new Set(["task", "comparison", "verdict", "class", "method"]);
 
-function buildComparisons() {
-  if (!DATA.comparisons.length) return;
-  const tables = DATA.comparisons.flatMap((table) => {
+// A section of tables that are the same in every form of a report.
+function buildTables(id, title, sub, found) {
+  if (!found.length) return;
+  const tables = found.flatMap((table) => {
     const kinds = table.header.map((name) => (WORDS.has(name) ? "" : "number"));
     return [
-      ...(DATA.comparisons.length > 1 ? [el("h3", {}, table.title)] : []),
+      ...(found.length > 1 ? [el("h3", {}, table.title)] : []),
       plainTable(table.header.map((name, i) => [name, kinds[i]]),
         table.rows.map((row) => row.map((value, i) => cell(value, kinds[i])))),
       el("ul", { class: "list" }, ...table.notes.map((text) => el("li", {}, text))),
     ];
   });
-  byId("comparisons").append(
-    panelHead("comparisons", "What these runs show", "Each method against the best mean of its column.", null), ...tables,
-  );
-  byId("comparisons").hidden = false;
+  byId(id).append(panelHead(id, title, sub, null), ...tables);
+  byId(id).hidden = false;
+}
+
+function buildComparisons() {
+  buildTables("comparisons", "What these runs show", "Differences between methods, and whether the runs are enough to show them.", DATA.comparisons);
+}
+
+function buildClasses() {
+  buildTables("classes", "Classes and calibration", "From the predictions that the runs have kept.", DATA.classes);
 }
 
 const VERDICT_CLASSES = { reproduced: "good", "not reproduced": "bad" };
