@@ -22,8 +22,13 @@ SHARED_GLUE = Path(os.environ.get("PETL_BENCH_DATA") or Path(__file__).parents[2
 os.environ.pop("PETL_BENCH_DATA", None)
 
 
-# Tests in these folders train whole runs, start processes, or build every method or a large encoder.
-INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen", "estimate", "trackers"}
+# Tests in these folders and files train whole runs, start processes or a browser, build every method or every shipped
+# encoder, or draw hundreds of studies.
+INTEGRATION = {"integration", "behaviour", "snapshot", "studies", "training", "frozen", "estimate", "trackers", "run"}
+INTEGRATION_FILES = {
+    "test_backbones.py", "test_calibration.py", "test_docs.py", "test_large_reports.py", "test_page.py",
+    "test_scripts.py",
+}  # fmt: skip
 
 
 def pytest_configure(config):
@@ -32,7 +37,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if Path(item.path).parent.name in INTEGRATION:
+        if Path(item.path).parent.name in INTEGRATION or Path(item.path).name in INTEGRATION_FILES:
             item.add_marker("integration")
 
 
