@@ -360,3 +360,10 @@ def test_json_has_every_comparison_with_its_numbers():
     assert row["corrected_for"] == 1
     assert content["data_sets"] == {"minilm": [["mrpc"]]}
     assert {group["bold"] for group in content["groups"]} == {True}
+
+
+def test_of_equal_methods_the_first_is_the_best():
+    found = column(records({"a": {"mrpc": BEST}, "b": {"mrpc": BEST}, "worst": {"mrpc": WORST}}))
+    assert found.bold == {"a", "b"}
+    assert list(found.p) == ["b", "worst"]
+    assert found.p["b"] == 1

@@ -183,7 +183,9 @@ def _column(centres: dict[str, float], comparisons: list[Comparison]) -> ColumnR
     # Tests of single runs say nothing about methods.
     about_methods = [one for one in comparisons if one.difference and one.difference.test != "rows"]
     p = {frozenset((one.method, one.reference)): one.p for one in about_methods if one.p is not None}
-    tested = set().union(*p)
+    among = set().union(*p)
+    # In the order of the table, so that of equal methods the first is the best.
+    tested = [method for method in centres if method in among]
     if not tested:
         return ColumnRanking(untested=tuple(centres) if len(centres) > 1 else ())
     best = max(tested, key=lambda method: centres[method])
