@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 import scipy.integrate
 import scipy.stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
 
 from petl_bench.reports.significance import (
     POWER,
@@ -95,14 +98,12 @@ def test_seeds_and_rows_by_hand():
 
 def test_seeds_and_rows_agree_with_anova():
     statsmodels = pytest.importorskip("statsmodels.formula.api")
-    from statsmodels.stats.anova import anova_lm
-
     rng = np.random.default_rng(2)
     values = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30)) + rng.normal(size=(4, 30))
     frame = pd.DataFrame({
         "value": values.ravel(), "seed": np.repeat(range(4), 30), "row": np.tile(range(30), 4),
     })  # fmt: skip
-    squares = anova_lm(statsmodels.ols("value ~ C(seed) + C(row)", frame).fit())["mean_sq"]
+    squares = anova_lm(ols("value ~ C(seed) + C(row)", frame).fit())["mean_sq"]
     found = over_seeds_and_rows(values, values.mean())
     assert found.error**2 * 120 == pytest.approx(squares["C(seed)"], rel=1e-9)
     assert found.normal_error**2 * 120 == pytest.approx(squares["C(row)"] - squares["Residual"], rel=1e-9)
@@ -186,9 +187,8 @@ def test_holm_by_hand_and_by_statsmodels():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1, 1]
     assert holm([]) == []
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
     ps = list(np.random.default_rng(4).random(12) ** 3)
-    assert holm(ps) == pytest.approx(list(multitest.multipletests(ps, method="holm")[1]), abs=1e-12)
+    assert holm(ps) == pytest.approx(list(multipletests(ps, method="holm")[1]), abs=1e-12)
 
 
 def test_average_ranks_with_ties_by_hand():
