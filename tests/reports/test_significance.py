@@ -97,7 +97,6 @@ def test_seeds_and_rows_by_hand():
 
 
 def test_seeds_and_rows_agree_with_anova():
-    statsmodels = pytest.importorskip("statsmodels.formula.api")
     rng = np.random.default_rng(2)
     values = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30)) + rng.normal(size=(4, 30))
     frame = pd.DataFrame({
