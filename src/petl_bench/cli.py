@@ -129,7 +129,7 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         help="what cells show: mean ± sd, or median and range",
     )
     report.add_argument(
-        "--compare", metavar="METHOD", help="test every method against this one; default: against the best average"
+        "--compare", metavar="METHOD", help="test every method against this one; default: every pair of methods"
     )
     report.add_argument(
         "--plot-kind",

@@ -40,6 +40,10 @@ class Predictions:
         """Class indices, or the predicted values of a regression task; shape (rows,)."""
         return predicted(self.outputs)
 
+    def take(self, indices: NDArray[Any]) -> Predictions:
+        """The rows at these positions, in this order."""
+        return Predictions(self.row_ids[indices], self.labels[indices], self.outputs[indices])
+
 
 def predicted(outputs: NDArray[Any]) -> NDArray[Any]:
     """Returns class indices, or the values themselves if there is one output; shape (rows,)."""

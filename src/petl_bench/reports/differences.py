@@ -90,7 +90,6 @@ class Differences:
     Attributes:
         by_task: By task and pair, for the pairs that share a seed; each pair in the order of the table's methods.
         data_sets: The tasks by data set: tasks that are scored on the same rows are one data set.
-        over_data_sets: By pair.
     """
 
     results: ResultsTable
@@ -214,8 +213,7 @@ def _read_column(results: ResultsTable, task: str, read: ReadPredictions) -> _Co
 
 def _in_order_of_ids(predictions: Predictions) -> Predictions:
     """Sorts rows by their ids; rows with the same texts, which have the same id, stay in the order of the split."""
-    order = np.argsort(predictions.row_ids, kind="stable")
-    return Predictions(predictions.row_ids[order], predictions.labels[order], predictions.outputs[order])
+    return predictions.take(np.argsort(predictions.row_ids, kind="stable"))
 
 
 def _difference(column: _Column, first: str, second: str) -> Difference | None:

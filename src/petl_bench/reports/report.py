@@ -143,7 +143,7 @@ def write_report(
         plot: Picture to draw.
         write: Takes the report's text.
         statistic: What a cell shows: `mean` (± sd) or `median` (with the range).
-        reference: The method that all others are compared with; None: the best average.
+        reference: The method that all others are compared with; None: every pair is.
         plot_kind: What the picture shows, one of `PLOT_KINDS`; None: the first of them.
         page: HTML page to write.
 

@@ -122,10 +122,7 @@ def _shared_rows(a: _Run, b: _Run) -> tuple[Predictions, Predictions, Array]:
         raise RequestError(f"{a.folder} and {b.folder} have predicted no row in common: they report on different rows.")
     order = np.argsort(first)
     first, second = first[order], second[order]
-    rows_a, rows_b = (
-        Predictions(kept.row_ids[chosen], kept.labels[chosen], kept.outputs[chosen])
-        for kept, chosen in ((a.predictions, first), (b.predictions, second))
-    )
+    rows_a, rows_b = a.predictions.take(first), b.predictions.take(second)
     if len(other := np.flatnonzero(rows_a.labels != rows_b.labels)):
         raise RequestError(
             f"{a.folder} and {b.folder} have other labels for the same texts, first in row {first[other[0]]}: compare "

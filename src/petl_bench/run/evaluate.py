@@ -114,41 +114,43 @@ class Evaluator(Callback):
             The scores, and the predictions of the selected weights by split: `report`, the extra splits, and
             `selection` if these are other rows than those reported on.
         """
+        task = self._task
         best, last = progress.history[progress.best], progress.history[-1]
-        last_scores, last_predictions = self._report(last.scores, self._last_outputs)
-        if best is last:
-            return Scores(best=last_scores, last=last_scores, best_epoch=best.epoch), last_predictions
-        last_weights = trainable_weights(self._model)
-        load_trainable_weights(self._model, progress.best_weights)
-        best_scores, best_predictions = self._report(best.scores, self._best_outputs)
+        last_scores, outputs = self._report(last.scores)
+        best_scores, selection_outputs = last_scores, self._last_outputs
+        if best is not last:
+            last_weights = trainable_weights(self._model)
+            load_trainable_weights(self._model, progress.best_weights)
+            best_scores, best_outputs = self._report(best.scores)
+            if selection == "last":
+                load_trainable_weights(self._model, last_weights)
+            else:
+                outputs, selection_outputs = best_outputs, self._best_outputs
+        if selection_outputs is None:
+            selection_outputs = self._predict("selection")
+        outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | outputs
         scores = Scores(best=best_scores, last=last_scores, best_epoch=best.epoch)
-        if selection == "last":
-            load_trainable_weights(self._model, last_weights)
-            return scores, last_predictions
-        return scores, best_predictions
+        return scores, {split: self._predictions(split, found) for split, found in outputs.items()}
 
-    def _report(
-        self, selection_scores: dict[str, float], selection_outputs: np.ndarray | None
-    ) -> tuple[dict[str, float], dict[str, Predictions]]:
+    def _report(self, selection_scores: dict[str, float]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Scores the report split, unless it is the selection split, and the extra splits under their names.
 
         Args:
             selection_scores: The scores of the present weights on the selection split.
-            selection_outputs: Their outputs there, shape (rows, outputs); None computes them again.
+
+        Returns:
+            The scores, and the outputs on the splits that were scored here, shape (rows, outputs) each.
         """
-        task = self._task
-        outputs = {"selection": self._predict("selection") if selection_outputs is None else selection_outputs}
+        task, outputs = self._task, {}
         scores = dict(selection_scores)
-        if task.reports_on_selection:
-            outputs = {"report": outputs["selection"]}
-        else:
+        if not task.reports_on_selection:
             outputs["report"] = self._predict("report")
             scores = self._scores("report", outputs["report"], task.settings.metrics)
         for name, extra in task.extra.items():
             outputs[name] = self._predict(name)
             found = self._scores(name, outputs[name], extra.metrics)
             scores |= {f"{name}_{metric}": value for metric, value in found.items()}
-        return scores, {name: self._predictions(name, found) for name, found in outputs.items()}
+        return scores, outputs
 
     def _predict(self, split: str) -> np.ndarray:
         return predict_logits(self._model, self._sources[split], self._batch_size, self._accelerator)
