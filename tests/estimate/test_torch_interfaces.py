@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from petl_bench.estimate.tensor_modes import FakeCpuMode, StorageLog, as_fake_cpu, count_flops
+from petl_bench.estimate.tensor_modes import FakeDeviceMode, OperatorListener, StorageLog, as_fake, count_flops
 
 
 def test_the_address_of_a_storage_identifies_it_until_it_is_freed():
@@ -31,16 +31,25 @@ def test_modes_can_opt_out_of_dynamo():
 
 def test_fake_tensors_report_the_cpu_and_have_no_memory():
     model = torch.nn.Linear(4, 4, device="meta")
-    with as_fake_cpu(model):
+    with as_fake(model, "cpu"):
         output = model(torch.zeros(2, 4))
     message = "FakeTensor(mode, meta tensor, device) no longer makes a tensor without memory that reports that device"
     assert model.weight.device.type == output.device.type == "cpu", message
     assert model.weight.untyped_storage().device.type == "meta", message
 
 
+def test_functions_of_the_model_are_seen_and_those_of_the_fake_kernels_are_not():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, device="meta"), torch.nn.Softmax(-1), torch.nn.Dropout(0.5))
+    names = []
+    with as_fake(model, "cuda"), OperatorListener(lambda operator, *_: names.append(str(operator))):
+        model(torch.zeros(2, 4)).sum().backward()
+    assert "aten.native_dropout.default" in names, "torch.nn.Dropout no longer passes F.dropout: see CudaOperators"
+    assert "aten._softmax.default" in names, "a fake kernel's own functions are no longer hidden from CudaOperators"
+
+
 def test_a_condition_on_a_fake_tensor_is_true():
-    with FakeCpuMode(allow_non_fake_inputs=True):
-        assert bool(torch.zeros(3).any()), "bool(tensor) no longer runs aten._local_scalar_dense: see FakeCpuMode"
+    with FakeDeviceMode("cpu"):
+        assert bool(torch.zeros(3).any()), "bool(tensor) no longer runs aten._local_scalar_dense: see FakeDeviceMode"
 
 
 def test_the_fake_layer_norm_differs_from_the_cpu_kernel():
@@ -49,12 +58,12 @@ def test_the_fake_layer_norm_differs_from_the_cpu_kernel():
         weight, bias = torch.ones(4), torch.zeros(4)
         return torch.ops.aten.native_layer_norm(normed, [4], weight, bias, 1e-5)[1].dtype
 
-    with FakeCpuMode():
+    with FakeDeviceMode("cpu"):
         ours = statistic()
-    assert ours == statistic(), "the CPU's layer norm keeps its statistics in another precision: see FakeCpuMode"
+    assert ours == statistic(), "the CPU's layer norm keeps its statistics in another precision: see FakeDeviceMode"
     with FakeTensorMode():
         plain = statistic()
-    assert plain != ours, "torch's fake layer norm agrees with the CPU's now: remove the correction from FakeCpuMode"
+    assert plain != ours, "torch's fake layer norm agrees with the CPU's now: remove the correction from FakeDeviceMode"
 
 
 def test_the_table_of_flop_formulas():

@@ -1,6 +1,6 @@
 """Estimates what a run will cost: parameters, memory and operations of one update, and the largest batch that fits.
 
-The run's model is built on the meta device and converted to fake CPU tensors, so an estimate needs neither weights nor
+The run's model is built on the meta device and converted to fake tensors, so an estimate needs neither weights nor
 rows, and no memory for the model.
 """
 
@@ -19,10 +19,11 @@ from petl_bench.backbones.layers import LayerPlan, LayersConfig
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.estimate.memory import UpdateMemory, measure_update
-from petl_bench.estimate.tensor_modes import as_fake_cpu, count_flops
+from petl_bench.estimate.tensor_modes import as_fake, count_flops
 from petl_bench.methods.hooks import merged
 from petl_bench.model import build_adapted
 from petl_bench.records.schema import Flops, MemoryAtPeak, MemoryEstimate, Params
+from petl_bench.training.device import resolved_device
 from petl_bench.training.optimizer import build_optimizer
 
 # AdaLoRA's schedule needs the number of updates. The cost of one does not depend on it.
@@ -84,7 +85,7 @@ def estimate_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None)
         accumulation=cfg.train.accumulation,
         peak_phase=update.peak_phase,
         at_peak=MemoryAtPeak(**{f"{kind}_bytes": size for kind, size in update.at_peak.items()}),
-        device="cpu",
+        device=resolved_device(cfg.train),
         attention_kernel=update.kernel,
     )
     return Costs(
@@ -110,6 +111,7 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     names = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "last_layer")
     train = [getattr(cfg.train, name) for name in names]
     shape = [len(labels) if labels else 0, cfg.task.max_length]
+    train.append(resolved_device(cfg.train))
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
@@ -198,7 +200,7 @@ def _search(fits: Callable[[int], bool]) -> int:
 
 
 class _MetaModel:
-    """A run's model without memory: built on the meta device, then converted to fake CPU tensors.
+    """A run's model without memory: built on the meta device, then converted to fake tensors.
 
     Args:
         cfg: The run.
@@ -217,7 +219,7 @@ class _MetaModel:
             # Some PEFT types read the values of the weights, which a meta model does not have. Random ones do.
             random = dataclasses.replace(backbone, source=None)
             self._model, self.params = build_adapted(cfg, random, labels, _NUM_TRAINING_STEPS)
-        self._mode = as_fake_cpu(self._model)
+        self._mode = as_fake(self._model, resolved_device(cfg.train))
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
 
     def measure(self, sizes: Sequence[int]) -> UpdateMemory:

@@ -1,7 +1,7 @@
 """Measures the memory of one update by kind, storage by storage, together with its operations.
 
 The update is one of the steady state: the optimizer's states exist already. It runs on real tensors, or on the fake
-ones of a model from `as_fake_cpu`, which have no memory but give the same numbers of bytes. The approach is that of
+ones of a model from `as_fake`, which have no memory but give the same numbers of bytes. The approach is that of
 `torch.distributed._tools.MemTracker`, which the tests compare it with; unlike MemTracker it supports frozen parameters
 and gradient accumulation, and it keeps the timeline, from which the largest batch that fits a budget is calculated.
 """
@@ -91,7 +91,7 @@ def measure_update(
     are 0.
 
     Args:
-        model: The adapted model, in training mode. A model from `as_fake_cpu` must be passed within its mode.
+        model: The adapted model, in training mode. A model from `as_fake` must be passed within its mode.
         optimizer: Over the trainable parameters of the model.
         batches: Arguments of the model for each pass of the update, labels included: several with gradient
             accumulation. Passes after the second one add nothing unless their batch has another size.

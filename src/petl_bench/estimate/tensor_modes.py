@@ -1,19 +1,24 @@
-"""Modes of torch that watch operators and storages, and one that turns a meta model into a model of fake CPU tensors.
+"""Modes of torch that watch operators and storages, and that run a model on fake tensors as a device would run it.
 
 All private interfaces of torch that an estimate needs are used in this file alone: `UntypedStorage._cdata`,
-`TorchDispatchMode._should_skip_dynamo`, `FakeTensor`, `FakeTensorMode` and `flop_registry`.
+`TorchDispatchMode._should_skip_dynamo`, `FakeTensor`, `FakeTensorMode`, `_C.DisableTorchFunction`, `_safe_softmax` and
+`flop_registry`.
 `tests/estimate/test_torch_interfaces.py` says what to change here when torch changes one of them.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -118,16 +123,133 @@ class StorageLog(OperatorListener):
         return {storage_id for storage_id, _ in self._alive.values()}
 
 
-_SCALAR = torch.ops.aten._local_scalar_dense.default
+_aten = torch.ops.aten
+_SCALAR = _aten._local_scalar_dense.default
+_LAYER_NORM = _aten.native_layer_norm.default
 
-_LAYER_NORM = torch.ops.aten.native_layer_norm.default
+
+# What CUDA's autocast computes in fp32 and the CPU's does not, of the functions that encoders and methods use
+# (https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32").
+_FP32_ON_CUDA = {
+    *(F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax, F.softplus),
+    *(F.log_softmax, torch.log_softmax, torch.Tensor.log_softmax, F.cosine_similarity, torch.cosine_similarity),
+    *(torch.pow, torch.Tensor.pow, torch.Tensor.__pow__, torch.exp, torch.Tensor.exp, torch.log, torch.Tensor.log),
+    *(torch.rsqrt, torch.Tensor.rsqrt, torch.sum, torch.Tensor.sum, torch.cumsum, torch.Tensor.cumsum),
+    *(torch.norm, torch.Tensor.norm),
+}
 
 
-class FakeCpuMode(FakeTensorMode):
-    """Torch's fake tensor mode, corrected where its results differ from those of the CPU kernels.
+class CudaOperators(TorchFunctionMode):
+    """While active, fake CPU tensors take the operators that tensors on a CUDA device would take.
 
-    A model from `as_fake_cpu`, and every tensor given to it, must be used within this mode.
+    A build of torch without CUDA cannot run operators on fake CUDA tensors, so the differences are written down here:
+    dropout keeps a mask of one byte an element, attention without weights in its output is fused, with dropout too, and
+    autocast computes norms and softmaxes in fp32.
     """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Calls a function of torch, or what CUDA does in its place."""
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **kwargs)
+        if func in _FP32_ON_CUDA and torch.is_autocast_enabled("cpu"):
+            args = tuple(_in_fp32(value) for value in args)
+            kwargs = {name: _in_fp32(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _in_fp32(value: Any) -> Any:
+    is_lower = isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+    return value.float() if is_lower else value
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    if not training or inplace or not 0 < p < 1:
+        return F.dropout(input, p, training, inplace)
+    output, _mask = torch.native_dropout(input, p, True)
+    return output
+
+
+# Bytes at whose multiples the kernels for masks and for fp32 read rows of heads and of masks.
+_HEAD_ALIGNMENT, _MASK_ALIGNMENT = 16, 32
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Calls the attention kernel that torch chooses on a CUDA device, as its `sdp_utils.cpp` does.
+
+    In lower precision and without a mask this is flash, else the memory-efficient one if it can read the heads. cuDNN's
+    kernel, which torch prefers on the newest devices, allocates the same tensors.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if attn_mask is None and query.dtype != torch.float32:
+        return _aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    if query.shape[-1] * query.element_size() % _HEAD_ALIGNMENT:
+        with torch.autocast("cpu", enabled=False):
+            return _unfused_attention(query, key, value, attn_mask, dropout_p, scale)
+    if attn_mask is not None:
+        attn_mask = _as_bias(attn_mask, query.dtype)
+        missing = -attn_mask.shape[-1] % (_MASK_ALIGNMENT // query.element_size())
+        if missing:
+            attn_mask = F.pad(attn_mask, (0, missing))[..., :-missing]
+        attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
+    keeps_logsumexp = any(tensor.requires_grad for tensor in (query, key, value))
+    return _aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, keeps_logsumexp, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _unfused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """Attention in separate operators, as `_scaled_dot_product_attention_math` has them; in fp32 in any precision."""
+    dtype, factor = query.dtype, math.sqrt(query.shape[-1] ** -0.5 if scale is None else scale)
+    bias = None if mask is None else _as_bias(mask, dtype)
+    query, key, value = query.float(), key.float(), value.float()
+    scores = (query * factor) @ (key.transpose(-2, -1) * factor)
+    if bias is not None:
+        scores.add_(bias)
+    return (_dropout(torch._safe_softmax(scores, -1), dropout_p) @ value).to(dtype)
+
+
+def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask as what is added to the scores."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
+    return mask.to(dtype)
+
+
+class FakeDeviceMode(FakeTensorMode):
+    """Torch's fake tensor mode, corrected so that fake CPU tensors show what kernels of the wanted device allocate.
+
+    A model from `as_fake`, and every tensor given to it, must be used within this mode.
+
+    Args:
+        device_type: "cpu" or "cuda".
+    """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._device_type = device_type
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -139,8 +261,11 @@ class FakeCpuMode(FakeTensorMode):
             # A condition depends on values, which fake tensors do not have, for example whether a mask is all ones or
             # whether a module is dropped at random. True leads to the more expensive branch.
             return True
-        result: Any = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is _LAYER_NORM and args[2] is not None and args[2].dtype != args[0].dtype:
+        # Torch writes some fake kernels in functions of its own, which are not those of the model.
+        with torch._C.DisableTorchFunction():
+            result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+        is_mixed = func is _LAYER_NORM and args[2] is not None and args[2].dtype != args[0].dtype
+        if is_mixed and self._device_type == "cpu":
             # The CPU kernel saves the mean and the standard deviation in the weight's precision, the fake one in the
             # input's.
             output, *statistics = result
@@ -148,8 +273,23 @@ class FakeCpuMode(FakeTensorMode):
         return result
 
 
-def as_fake_cpu(model: nn.Module) -> FakeCpuMode:
-    """Replaces the parameters and buffers of a model by fake CPU tensors.
+class _FakeCuda(AbstractContextManager[None]):
+    """A fake tensor mode together with the operators of CUDA; it can be entered again and again."""
+
+    def __init__(self, mode: FakeDeviceMode) -> None:
+        self._modes = mode, CudaOperators()
+
+    def __enter__(self) -> None:
+        for mode in self._modes:
+            mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+
+
+def as_fake(model: nn.Module, device_type: str) -> AbstractContextManager[Any]:
+    """Replaces the parameters and buffers of a model by fake tensors.
 
     Fake tensors have no memory but report the CPU as their device. Autocast, dropout and the choice of an attention
     kernel depend on the device, so a model on the meta device would not run the operators of a real run. Tied weights
@@ -157,11 +297,13 @@ def as_fake_cpu(model: nn.Module) -> FakeCpuMode:
 
     Args:
         model: On the meta device or on any other one. It is changed in place.
+        device_type: "cpu", or "cuda" to run the operators of a CUDA device (`CudaOperators`); such a device is not
+            needed.
 
     Returns:
-        The mode within which the model must be used.
+        The context within which the model must be used.
     """
-    mode = FakeCpuMode(allow_non_fake_inputs=True)
+    mode = FakeDeviceMode(device_type)
     # Keyed by the id of the original, which is kept alive so that no other tensor gets the same id.
     replaced: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -178,10 +320,8 @@ def as_fake_cpu(model: nn.Module) -> FakeCpuMode:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
-    return mode
+    return mode if device_type == "cpu" else _FakeCuda(mode)
 
-
-_aten = torch.ops.aten
 
 # Matrix products, convolutions and fused attention are counted, with a multiply-add as two operations; gathers, norms
 # and activation functions are not. `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, but it also

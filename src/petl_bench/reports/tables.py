@@ -216,7 +216,7 @@ def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
     header += ["fits", "largest batch"] if with_budget else []
     title = (
         f"{counted[0]['backbone']}, {counted[0]['task']}: one update of {estimate['batch_size']} rows x "
-        f"{estimate['sequence_length']} tokens, {counted[0]['precision']}, AdamW"
+        f"{estimate['sequence_length']} tokens, {counted[0]['precision']}, AdamW, {estimate['device']} kernels"
     )
     cells = [_cost_cells(row, with_budget) for row in counted]
     return ReportTable(title, header, cells, _cost_notes(rows, estimate))
