@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.errors import parse_bytes
+from petl_bench.errors import RequestError, parse_bytes
 from petl_bench.frozen.cache import FeatureCache
 from petl_bench.frozen.features import PackedFeatures, compute_features, feature_offsets
 from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
 from petl_bench.process import cache_dir
-from petl_bench.records.schema import FrozenFeatures
+from petl_bench.records.schema import CACHE_PLACES, FrozenFeatures
 from petl_bench.training.batches import Batch, BatchSource, TokenRows, collate
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.loop import num_training_steps, steps_per_epoch
@@ -65,6 +65,10 @@ class FeatureBatchSource(BatchSource):
 
 
 _FOLDER = "frozen"
+
+# Moving one layer's states of a batch from the host to a CUDA device takes as long as computing this many layers
+# (BERT-base in bf16 on an H200, batches of 32 rows of 64 to 128 tokens; docs/performance.md).
+_LAYERS_PER_STATE = 2.5
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +132,7 @@ def open_batch_sources(
 
 
 class _Cache:
-    """Chooses where the features of all splits are kept (`memory`, `disk` or `off`), and gets them from there."""
+    """Chooses where the features of all splits are kept, one of `CHOICES["cache"]`, and gets them from there."""
 
     def __init__(
         self, frozen: FrozenLayers, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device
@@ -147,7 +151,10 @@ class _Cache:
         """Returns features by the `id` of the rows; empty if none are kept."""
         if self.place == "off":
             return {}
-        cache, folder = FeatureCache(self.frozen, self.device, self.train.precision), cache_dir() / _FOLDER
+        if self.place == "device":
+            return self._on_device()
+        cache = FeatureCache(self.frozen, self.device, self.train.precision, self.train.eval_batch_size)
+        folder = cache_dir() / _FOLDER
         try:
             if self.place == "memory":
                 found = {key: cache.in_memory(rows, self.memory) for key, rows in self.rows.items()}
@@ -167,15 +174,37 @@ class _Cache:
         self.computed_seconds = sum(one.seconds or 0.0 for one in found.values() if not one.reused)
         return {key: one.features for key, one in found.items()}
 
+    def _on_device(self) -> dict[int, PackedFeatures]:
+        """Computes features that stay on the device; they end with the run, as other runs need the memory."""
+        started = time.perf_counter()
+        found = {
+            key: compute_features(self.frozen, rows, np.arange(len(rows)), self.device, self.train.eval_batch_size)
+            for key, rows in self.rows.items()
+        }
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.features_seconds = self.computed_seconds = time.perf_counter() - started
+        return found
+
     def _bytes(self, rows: TokenRows) -> int:
         tokens = int(feature_offsets(rows, first_token=self.frozen.split.first_token)[-1])
         return tokens * self.frozen.encoder.config.hidden_size * torch.float32.itemsize * len(self.frozen.split.reads)
 
     def _choose(self, splits: Mapping[str, TokenRows]) -> str:
+        on_cuda = self.device.type == "cuda"
+        if self.train.cache == "device" and not on_cuda:
+            raise RequestError("train.cache=device keeps features on a CUDA device: use train.cache=memory on a CPU.")
         if self.train.cache != "auto":
             return self.train.cache
         if _rows_seen(splits, self.train) <= sum(map(len, self.rows.values())):
             # The cache would save nothing.
+            return "off"
+        if on_cuda and self.size <= min(self.memory, _free_device_bytes() // 2):
+            return "device"
+        if on_cuda and _LAYERS_PER_STATE * len(self.frozen.split.reads) > self.frozen.split.depth:
+            _log.info(
+                "the features of the frozen layers (%.1f GiB) are too many to move to the device", self.size / 2**30
+            )
             return "off"
         if self.size <= min(self.memory, psutil.virtual_memory().available // 2):
             return "memory"
@@ -195,6 +224,11 @@ def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
     return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ()))
 
 
+def _free_device_bytes() -> int:
+    free, _total = torch.cuda.mem_get_info()
+    return int(free) + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+
+
 def _free_bytes() -> int:
     folder = cache_dir()
     while not folder.exists():
@@ -210,7 +244,7 @@ def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
 
 
 def _log_features(frozen: FrozenFeatures, seconds: float | None) -> None:
-    place = {"off": "computed with every batch", "memory": "kept in memory", "disk": "kept on disk"}[frozen.cache]
+    place = CACHE_PLACES[frozen.cache]
     what = "the first token's state" if frozen.first_token_only else f"{frozen.states} states a token"
     found = "found, computed" if frozen.reused else "computed"
     took = "in an unknown time" if seconds is None else f"in {seconds:.1f} s"

@@ -190,10 +190,11 @@ class FeatureCache:
         frozen: Computes them.
         device: The model's device.
         precision: The run's precision.
+        max_rows: Most rows of a forward pass.
     """
 
-    def __init__(self, frozen: FrozenLayers, device: torch.device, precision: str) -> None:
-        self.frozen, self.device = frozen, device
+    def __init__(self, frozen: FrozenLayers, device: torch.device, precision: str, max_rows: int) -> None:
+        self.frozen, self.device, self.max_rows = frozen, device, max_rows
         self._digests = _digests(frozen, device, precision)
         self._used: set[str] = set()
 
@@ -265,7 +266,7 @@ class FeatureCache:
             return tensors[layer]
 
         started = time.perf_counter()
-        fill_features(self.frozen, rows, np.arange(len(rows)), offsets, target, self.device)
+        fill_features(self.frozen, rows, np.arange(len(rows)), offsets, target, self.device, self.max_rows)
         seconds = time.perf_counter() - started
         return {layer: CachedStates(tensor, seconds) for layer, tensor in tensors.items()}
 
@@ -299,7 +300,9 @@ def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict
     digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())
     kinds = getattr(settings, "layer_types", None) or []
     probe = torch.arange(_PROBE_TOKENS, device=device)[None] % settings.vocab_size
-    states = frozen.all_states({"input_ids": probe[:, : settings.max_position_embeddings // 2]})
+    states = frozen.states_of(
+        {"input_ids": probe[:, : settings.max_position_embeddings // 2]}, range(frozen.split.depth + 1)
+    )
     found = {}
     for layer, modules in enumerate([frozen.foundation, *([layer] for layer in frozen.layers)]):
         for module in modules:

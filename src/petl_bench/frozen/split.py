@@ -7,7 +7,7 @@ of the model gives the same outputs on given states. So any method is split corr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,18 +106,25 @@ class FrozenLayers:
         Returns:
             Hidden states by layer; each of shape (rows, tokens, d), or (rows, 1, d) if only the first token is read.
         """
-        found = self.all_states(inputs)
         end = 1 if self.split.first_token else None
-        return {layer: found[layer][:, :end] for layer in self.split.reads}
+        return {layer: state[:, :end] for layer, state in self.states_of(inputs, self.split.reads).items()}
 
-    def all_states(self, inputs: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Computes hidden states 0..depth of all tokens, without dropout and without gradients."""
+    def states_of(self, inputs: dict[str, torch.Tensor], layers: Collection[int]) -> dict[int, torch.Tensor]:
+        """Computes hidden states of all tokens, without dropout and without gradients.
+
+        Args:
+            inputs: Model inputs of rows without padding; each of shape (rows, tokens).
+            layers: Which states are kept, of 0..depth.
+
+        Returns:
+            Hidden states by layer in rising order; each of shape (rows, tokens, d).
+        """
         found: dict[int, torch.Tensor] = {}
         for module in (*self.embeddings, *self.layers):
             if module.training:
                 module.eval()
         with ExitStack() as stack:
-            stack.enter_context(_hooked(self.layers, found))
+            stack.enter_context(_hooked(self.layers, found, layers))
             for layer in self.above:
                 stack.enter_context(_replaced(layer, self._pass_through()))
             stack.enter_context(torch.no_grad())
@@ -216,7 +223,7 @@ def _frozen_part(
         parts.layers[0].register_forward_hook(lambda _, _args, output: kinds.add(type(output))),
     ]
     try:
-        with _hooked(parts.layers, found), autocast(), torch.enable_grad():
+        with _hooked(parts.layers, found, range(len(parts.layers) + 1)), autocast(), torch.enable_grad():
             model(**inputs)
     finally:
         for handle in handles:
@@ -259,8 +266,8 @@ class _Parts:
 
 
 @contextmanager
-def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator[None]:
-    """Records the input of the first layer, as number 0, and the output of each layer."""
+def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor], wanted: Collection[int]) -> Iterator[None]:
+    """Records the input of the first layer, as number 0, and the outputs of layers, as far as they are wanted."""
 
     def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found[0] = args[0] if args else kwargs["hidden_states"]
@@ -271,8 +278,10 @@ def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor]) -> Iterator
 
         return record
 
-    handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)]
-    handles += [layer.register_forward_hook(record_output(number)) for number, layer in enumerate(layers, start=1)]
+    handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)] if 0 in wanted else []
+    for number, layer in enumerate(layers, start=1):
+        if number in wanted:
+            handles.append(layer.register_forward_hook(record_output(number)))
     try:
         yield
     finally:

@@ -199,6 +199,15 @@ class Inference:
     merged: bool = False
 
 
+# Where features of the frozen layers may be.
+CACHE_PLACES = {
+    "device": "kept on the device",
+    "memory": "kept in memory",
+    "disk": "kept on disk",
+    "off": "computed with every batch",
+}
+
+
 @dataclass
 class FrozenFeatures:
     """The frozen layers below the lowest trained one, and the cache of their hidden states.
@@ -210,7 +219,7 @@ class FrozenFeatures:
     layers: int
     states: int
     first_token_only: bool
-    # memory, disk, or off: computed with every batch
+    # One of CACHE_PLACES.
     cache: str
     bytes: int
     reused: bool

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from petl_bench.records.schema import CACHE_PLACES
 from petl_bench.reports.fields import FIELDS, MISSING, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import Machine, MeasuredCosts, machines_of
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import Cell, ResultsTable
-
-# Where the features of frozen layers are kept, by the record's word for it.
-CACHES = {"memory": "kept in memory", "disk": "kept on disk", "off": "computed with every batch"}
 
 
 def is_on_one_machine(groups: Sequence[Group]) -> bool:
@@ -85,7 +83,7 @@ def machine_notes(results: ResultsTable) -> list[str]:
         return ["times, memory of devices and processes, speed: of several machines, in the table of costs"]
     (machine,) = machines_of(chain.from_iterable(group.measured_costs for group in groups))
     notes = [f"times, memory of devices and processes, speed: measured on {machine.name}"]
-    for cache, meaning in CACHES.items():
+    for cache, meaning in CACHE_PLACES.items():
         methods = dict.fromkeys(group.label for group in groups if group.measured_costs[0].cache == cache)
         if methods:
             notes.append(f"features of frozen layers {meaning}: {', '.join(methods)}")
@@ -108,7 +106,7 @@ def costs_by_machine(results: ResultsTable) -> ReportTable | None:
     for method in results.methods:
         for (machine, cache), by_task in _by_machine(results.groups_of(method)).items():
             row = [method, machine.name]
-            row += [CACHES.get(cache or "", MISSING)] * with_features
+            row += [CACHE_PLACES.get(cache or "", MISSING)] * with_features
             row += [", ".join(by_task)] * with_tasks
             values = [_over_tasks(column, (one.mean(column) for one in by_task.values())) for column in columns]
             rows.append([*row, _seeds(by_task.values()), *values])

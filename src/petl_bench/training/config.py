@@ -13,7 +13,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "selection": ("best", "last"),
     "batching": ("length_grouped", "shuffled"),
-    "cache": ("auto", "memory", "disk", "off"),
+    "cache": ("auto", "device", "memory", "disk", "off"),
     "last_layer": ("all", "first_token"),
 }
 

@@ -8,9 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from petl_bench.records.schema import Record, finite
+from petl_bench.records.schema import CACHE_PLACES, Record, finite
 from petl_bench.records.study_file import StudyFile
-from petl_bench.reports.cost_columns import CACHES
 from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.machines import Machine, machines_of
@@ -176,7 +175,13 @@ def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
     lines = []
     for item in named:
         for one in item.group.measured_costs:
-            place = [item.method, item.group.task, item.group.backbone, one.machine.name, CACHES.get(one.cache or "")]
+            place = [
+                item.method,
+                item.group.task,
+                item.group.backbone,
+                one.machine.name,
+                CACHE_PLACES.get(one.cache or ""),
+            ]
             costs = [field.text(one.mean(field)) for field in fields]
             lines.append([*place, str(len(one.records)), *costs])
     words = ["method", "task", "backbone", "machine", "features of frozen layers"]
