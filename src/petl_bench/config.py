@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.layers import LayersConfig
-from petl_bench.backbones.source import ATTENTION, WEIGHTS, BackboneConfig
+from petl_bench.backbones.source import ATTENTION, DTYPES, WEIGHTS, BackboneConfig
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.environment import MeasureConfig
 from petl_bench.methods import registry
@@ -127,12 +127,21 @@ def check(cfg: RunConfig) -> None:
         raise unknown_choice("backbone.weights", cfg.backbone.weights, WEIGHTS)
     if cfg.backbone.attention not in (None, *ATTENTION):
         raise unknown_choice("backbone.attention", cfg.backbone.attention, ATTENTION)
+    if cfg.backbone.dtype not in DTYPES:
+        raise unknown_choice("backbone.dtype", cfg.backbone.dtype, DTYPES)
+    if cfg.backbone.dtype == "bf16" and cfg.train.precision not in ("bf16", "auto"):
+        raise RequestError(
+            f"backbone.dtype=bf16 with train.precision={cfg.train.precision}: such weights need train.precision=bf16."
+        )
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
     """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
     `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
+
+    Raises:
+        RequestError: If what `auto` means contradicts another setting.
     """
     if gpu_may_be_there():
         from petl_bench.training.device import resolved_device, resolved_precision
@@ -141,7 +150,9 @@ def resolved(cfg: RunConfig) -> RunConfig:
     else:
         device = "cpu" if cfg.train.device == "auto" else cfg.train.device
         precision = "fp32" if cfg.train.precision == "auto" else cfg.train.precision
-    return replace(cfg, train=replace(cfg.train, device=device, precision=precision))
+    found = replace(cfg, train=replace(cfg.train, device=device, precision=precision))
+    check(found)
+    return found
 
 
 def load_config(overrides: list[str] | None = None) -> RunConfig:

@@ -80,6 +80,8 @@ def build_adapted(
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
         model = adapt(model, cfg.method, context)
+    if cfg.backbone.dtype == "bf16" and store_frozen_in_bf16(model) == 0:
+        raise RequestError(f"backbone.dtype=bf16 is for weights that stay frozen: method={cfg.method.name} trains all.")
     params = count_parameters(model, num_backbone, backbone.anatomy.in_head)
     if params.trainable == 0:
         raise RequestError(f"method={cfg.method.name} leaves nothing to train with layers={cfg.layers.name}.")
@@ -91,6 +93,16 @@ def build_adapted(
         # Only reentrant checkpointing needs gradients of the embeddings' output, which the line above switched on.
         model.disable_input_require_grads()  # type: ignore[operator]
     return model, params
+
+
+def store_frozen_in_bf16(model: nn.Module) -> int:
+    """Converts all parameters that are not trained, and returns their number; others and buffers stay as they are."""
+    import torch
+
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return len(frozen)
 
 
 # Fields of PEFT's configs that are sets: their order changes from process to process.

@@ -10,7 +10,7 @@ from petl_bench.errors import RequestError
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
 from petl_bench.training.config import TrainConfig
-from petl_bench.training.device import compile_layers, resolved_precision
+from petl_bench.training.device import compile_layers, make_accelerator, resolved_precision
 
 
 def test_auto_is_fp32_without_a_gpu_and_bf16_on_one_that_has_it(monkeypatch):
@@ -22,6 +22,15 @@ def test_auto_is_fp32_without_a_gpu_and_bf16_on_one_that_has_it(monkeypatch):
         assert resolved_precision(TrainConfig()) == precision
     assert resolved_precision(TrainConfig(device="cpu")) == "fp32"
     assert resolved_precision(TrainConfig(precision="fp16")) == "fp16"
+
+
+def test_a_gpu_that_only_emulates_bf16_is_refused_unless_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(RequestError, match=r"train\.precision=bf16.*train\.emulate_bf16=true"):
+        make_accelerator(TrainConfig(precision="bf16"))
+    monkeypatch.setattr("accelerate.Accelerator", lambda **options: options)
+    assert make_accelerator(TrainConfig(precision="bf16", emulate_bf16=True))["mixed_precision"] == "bf16"
 
 
 def test_a_run_is_known_by_what_auto_came_to(tiny):
@@ -63,7 +72,7 @@ def test_only_layers_above_the_frozen_ones_are_compiled_and_results_agree(tiny):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.cache=ram", "auto, disk, memory, off"),
+        ("train.cache=ram", "auto, device, disk, memory, off"),
         ("train.cache_memory=lots", "train.cache_memory=lots"),
         ("train.cache_disk=-1GiB", "train.cache_disk"),
         ("train.precision=int8", "auto, bf16, fp16, fp32"),

@@ -18,6 +18,8 @@ WEIGHTS = ("pretrained", "random")
 
 ATTENTION = ("eager", "sdpa")
 
+DTYPES = ("fp32", "bf16")
+
 
 @dataclass
 class BackboneConfig:
@@ -37,6 +39,8 @@ class BackboneConfig:
     weights: str = "pretrained"
     # eager or sdpa; null: what transformers chooses for this architecture.
     attention: str | None = None
+    # Of the weights that are not trained: fp32 or bf16. Trained ones are fp32.
+    dtype: str = "fp32"
     # Arguments of the transformers config class, so that the model can be built without weights.
     architecture: dict[str, Any] = field(default_factory=dict)
 

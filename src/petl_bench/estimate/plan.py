@@ -37,6 +37,7 @@ class PlanRow:
         backbone: The backbone's name.
         task: The task's name.
         precision: `train.precision`.
+        weights_dtype: `backbone.dtype`, of the weights that are not trained.
         layers: The layers that are trained; None, like all costs, if `note` says why the method cannot be run.
         params: Numbers of parameters.
         estimate: Memory of one update by kind.
@@ -52,6 +53,7 @@ class PlanRow:
     backbone: str
     task: str
     precision: str
+    weights_dtype: str
     layers: Layers | None = None
     params: Params | None = None
     estimate: MemoryEstimate | None = None
@@ -150,7 +152,7 @@ def _complete(method: str, row: PlanRow | RequestError | RunError, cfg: RunConfi
     """
     if not isinstance(row, PlanRow):
         backbone = backbone_name(cfg.to_dict()["backbone"])
-        return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, note=str(row))
+        return PlanRow(method, method, backbone, cfg.task.name, cfg.train.precision, cfg.backbone.dtype, note=str(row))
     assert row.estimate
     return replace(row, peak_reduction=None if full_peak is None else full_peak / row.estimate.peak_bytes)
 
@@ -204,6 +206,7 @@ def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
         backbone=backbone_name(cfg.to_dict()["backbone"]),
         task=cfg.task.name,
         precision=cfg.train.precision,
+        weights_dtype=cfg.backbone.dtype,
         layers=Layers(layer_plan.bottom, layer_plan.top, layer_plan.head, num_layers),
         params=costs.params,
         estimate=costs.estimate,

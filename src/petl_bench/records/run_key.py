@@ -59,6 +59,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "gradient_checkpointing"): False,
     ("train", "compile"): False,
     ("train", "last_layer"): "all",
+    ("train", "emulate_bf16"): False,
+    ("backbone", "dtype"): "fp32",
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

@@ -151,7 +151,8 @@ FIELDS = _by_key(
     ),
     Field(
         "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
-        "estimated peak of one update of full-length rows, counted storage by storage", "memory", unit=MIB,
+        "estimated peak of one update of full-length rows, counted storage by storage; weights in fp32 unless the "
+        "settings give backbone.dtype", "memory", unit=MIB,
         planned=("peak_bytes",), counted=True, axis="estimated peak memory of one update, MiB",
     ),
     Field(

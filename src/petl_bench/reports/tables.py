@@ -242,7 +242,9 @@ def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
 def _cost_notes(rows: list[dict[str, Any]], estimate: dict[str, Any]) -> list[str]:
     kernels = {row["memory"]["estimate"]["attention_kernel"] for row in rows if row["params"]}
     split = f", in {estimate['accumulation']} passes" if estimate["accumulation"] > 1 else ""
+    dtypes = "/".join(sorted({row["weights_dtype"] for row in rows if row["params"]}))
     notes = [
+        f"weights: trained ones in fp32, the others in {dtypes} (backbone.dtype)",
         f"the update: optimizer states are there, no row is padded{split}; counted storage by storage as torch's "
         f"{estimate['device']} kernels allocate (attention: {', '.join(sorted(kernels))})",
         "each kind at its own most, temporaries at the peak; the kinds need not be at their most when the peak is",

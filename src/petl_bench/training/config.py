@@ -36,6 +36,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     precision: str = "auto"
     device: str = "auto"
+    emulate_bf16: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
     last_layer: str = "all"

@@ -32,7 +32,11 @@ def resolved_precision(train: TrainConfig) -> str:
     if train.precision != "auto":
         return train.precision
     on_cuda = train.device != "cpu" and torch.cuda.is_available()
-    return "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if on_cuda and _has_bf16() else "fp32"
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
@@ -49,6 +53,11 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     on_cuda = resolved_device(train) == "cuda"
     if train.precision == "fp16" and not on_cuda:
         raise RequestError("train.precision=fp16 needs a CUDA device: use bf16 or fp32.")
+    if train.precision == "bf16" and on_cuda and not (train.emulate_bf16 or _has_bf16()):
+        raise RequestError(
+            "train.precision=bf16, but the GPU has no instructions for it: use fp16 or fp32, or, which is slow, "
+            "train.emulate_bf16=true."
+        )
     # One process may make many runs, each with a device and precision of its own. Process groups must stay.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
