@@ -270,6 +270,8 @@ class Record:
     git: dict[str, Any] | None = None
     # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
+    # Updates that were skipped because a gradient overflowed in fp16; None in other precisions, and in older records.
+    skipped_updates: int | None = None
     # The version of the run key (`petl_bench.records.run_key`), and when the run ended, in UTC: of several records of
     # the same run, reports use the newest. None in older records.
     key_version: int | None = None

@@ -267,6 +267,9 @@ def _train(
     with peaks.phase("train"):
         progress = loop.run()
     record.resumed_at_updates = progress.resumed_at
+    if accelerator.scaler is not None:
+        record.skipped_updates = progress.num_skipped
+        _log.info("%d of %d updates skipped, as gradients overflowed", progress.num_skipped, progress.num_steps)
     if cfg.train.selection == "best":
         ranks.restore_best()
     return progress

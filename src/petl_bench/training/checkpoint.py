@@ -54,7 +54,8 @@ class Progress:
         best: Index of the best entry.
         best_weights: The trainable tensors at the best evaluation, on the CPU.
         losses: Loss of each update since the last evaluation; this process's share of it.
-        num_steps, num_examples: Updates and examples over all processes.
+        num_steps, num_examples: Updates and examples over all processes, skipped updates included.
+        num_skipped: Updates that were skipped because a gradient overflowed in fp16.
         num_tokens, num_padded_tokens: Tokens that this process computed, without and with padding.
         train_seconds: Time of the training without its evaluations.
         eval_seconds: Time of the evaluations.
@@ -67,6 +68,7 @@ class Progress:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     losses: list[torch.Tensor] = field(default_factory=list)
     num_steps: int = 0
+    num_skipped: int = 0
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
