@@ -270,8 +270,7 @@ def _train(
     if accelerator.scaler is not None:
         record.skipped_updates = progress.num_skipped
         _log.info("%d of %d updates skipped, as gradients overflowed", progress.num_skipped, progress.num_steps)
-    if cfg.train.selection == "best":
-        ranks.restore_best()
+    ranks.finish(cfg.train.selection)
     return progress
 
 

@@ -67,9 +67,12 @@ def try_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | 
     Returns:
         False if the update was skipped.
     """
-    before = None if scaler is None else scaler.get_scale()
+    if scaler is None:
+        optimizer.step()
+        return True
+    before = scaler.get_scale()
     optimizer.step()
-    return scaler is None or scaler.get_scale() >= before
+    return scaler.get_scale() >= before
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> Any:
