@@ -138,7 +138,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
 
     peaks.log()
-    record.time = describe_time(progress, sources, accelerator)
+    record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:

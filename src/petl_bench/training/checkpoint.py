@@ -43,6 +43,7 @@ class WarmUp:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     train_seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Progress:
         num_skipped: Updates that were skipped because a gradient overflowed in fp16.
         num_tokens, num_padded_tokens: Tokens that this process computed, without and with padding.
         train_seconds: Time of the training without its evaluations.
+        compile_seconds: The part of it that torch's compiler took.
         eval_seconds: Time of the evaluations.
         warm_up: The part of these counts that belongs to the first updates.
         resumed_at: Updates after which the training was interrupted and continued by another process.
@@ -73,6 +75,7 @@ class Progress:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     train_seconds: float = 0.0
+    compile_seconds: float = 0.0
     eval_seconds: float = 0.0
     warm_up: WarmUp = field(default_factory=WarmUp)
     resumed_at: list[int] = field(default_factory=list)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
+from petl_bench.measure.speed import CompileClock
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batches import BatchSource, epoch_batches
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
@@ -100,6 +102,7 @@ class TrainingLoop:
         # Losses since the last evaluation that are known to be finite.
         self._num_checked = 0
         self._clock_started = 0.0
+        self._compiling = CompileClock(enabled=train.compile)
 
     def run(self) -> Progress:
         """Trains to the end, or until early stopping.
@@ -117,7 +120,7 @@ class TrainingLoop:
             total=self.total_steps, initial=first - 1, desc="training", unit="step", delay=2, disable=None, leave=False
         )
         self._clock_started = time.perf_counter()
-        with bar, fast_dropout(self.accelerator.device):
+        with bar, fast_dropout(self.accelerator.device), self._compiling:
             for step, indices in enumerate(self._batches(first - 1), start=first):
                 # Before an update, so that all that belongs to the one before, an evaluation included, is in it.
                 if self.checkpoints is not None and self.checkpoints.due:
@@ -204,6 +207,8 @@ class TrainingLoop:
         scores = self.evaluate()
         seconds = time.perf_counter() - started
         progress.eval_seconds += seconds
+        # What was compiled for the evaluation is in its own seconds.
+        self._compiling.lap()
         losses = self.accelerator.reduce(torch.stack(progress.losses).mean(), reduction="sum")
         progress.losses.clear()
         self._num_checked = 0
@@ -230,9 +235,7 @@ class TrainingLoop:
     def _end_warm_up(self) -> None:
         self._add_train_seconds()
         done = self.state.progress
-        done.warm_up = WarmUp(
-            done.num_steps, done.num_examples, done.num_tokens, done.num_padded_tokens, done.train_seconds
-        )
+        done.warm_up = WarmUp(**{item.name: getattr(done, item.name) for item in fields(WarmUp)})
         for callback in self.callbacks:
             callback.on_warm()
 
@@ -242,6 +245,7 @@ class TrainingLoop:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.state.progress.train_seconds += now - self._clock_started
+        self.state.progress.compile_seconds += self._compiling.lap()
         self._clock_started = now
 
     def _check_loss_scale(self) -> None:
