@@ -69,7 +69,7 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Seconds and rates. Training excludes evaluation; its rates exclude compiling and the first updates, which warm up.
+    """Seconds and rates. Training excludes evaluation; its rates exclude compiling and the first updates (warm-up).
 
     `features_seconds` is what the original computation of the cached features took, whichever run made it; finding,
     reading and writing them in this run is in `cache_seconds`.
