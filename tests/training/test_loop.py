@@ -8,16 +8,19 @@ from datetime import UTC, datetime
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.callback import CallbackTrigger, callback_handler
 
 from behaviour.matrix import MATRIX, adapted
 from petl_bench.errors import DivergedError
 from petl_bench.frozen.batch_source import BatchSources
 from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.run.describe import describe_time
+from petl_bench.run.evaluate import Evaluator
 from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Progress, WarmUp
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
+from petl_bench.training.loop import TrainingLoop
 from petl_bench.training.optimizer import build_optimizer, build_schedule
 
 
@@ -101,6 +104,38 @@ def test_rates_leave_the_first_updates_out(tiny):
     assert time.train_examples_per_second == (128 - 48) / 5
     assert time.train_tokens_per_second == (1000 - 400) / 5
     assert time.padding_share == pytest.approx(0.2)
+
+
+def test_rates_leave_out_what_is_compiled_whenever_it_is(tiny, monkeypatch):
+    """On a clock that only updates (2 s), evaluations (10 s) and the compiler (100 s) move."""
+    update, selection_scores, now = TrainingLoop._update, Evaluator.selection_scores, [0.0]
+
+    def compiling(seconds):
+        with callback_handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+            now[0] += seconds
+
+    def updated(self, indices):
+        update(self, indices)
+        now[0] += 2
+        # Among the first updates, which rates leave out anyway, and after them.
+        if self.state.progress.num_steps in (1, 6):
+            compiling(100)
+
+    def evaluated(self):
+        now[0] += 10
+        compiling(100)
+        return selection_scores(self)
+
+    monkeypatch.setattr(TrainingLoop, "_update", updated)
+    monkeypatch.setattr(Evaluator, "selection_scores", evaluated)
+    with monkeypatch.context() as patch, torch.compiler.set_stance("force_eager"):
+        patch.setattr("time.perf_counter", lambda: now[0])
+        time = run(tiny("train.compile=true", "train.epochs=2")).time
+    assert (time.train_seconds, time.compile_seconds, time.eval_seconds) == (8 * 2 + 200, 200, 220)
+    assert (time.warm_up_updates, time.warm_up_seconds) == (3, 106)
+    assert time.train_examples_per_second == 5 * 16 / (5 * 2)
+    assert not callback_handler.start_callbacks
+    assert run(tiny("train.max_steps=1")).time.compile_seconds is None
 
 
 def test_adalora_reallocates_its_ranks(tiny):

@@ -6,6 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
+from petl_bench.measure.speed import CompileClock
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import fast_dropout, make_accelerator
 
@@ -38,6 +39,29 @@ def test_torch_lets_a_kernel_be_replaced_for_a_while():
     torch.manual_seed(0)
     assert not torch.equal(replaced, before), "torch ignores the bernoulli_ kernel of training/device.py"
     assert torch.equal(torch.empty(100).bernoulli_(0.5), before), "torch's own kernel for bernoulli_ was not restored"
+
+
+def test_torch_says_when_it_compiles():
+    events = []
+
+    class Clock(CompileClock):
+        def _start(self, event):
+            events.append("start")
+
+        def _end(self, event):
+            events.append("end")
+
+    def double(x):
+        return x * 2
+
+    compiled = torch.compile(double, backend="aot_eager", dynamic=True)
+    with Clock(enabled=True):
+        compiled(torch.ones(3, requires_grad=True)).sum().backward()
+        first = list(events)
+        compiled(torch.ones(5, requires_grad=True)).sum().backward()
+    assert first, "torch._dynamo.callback tells of no compilation any more, so measure/speed.py cannot time it"
+    assert first == ["start", "end"] * (len(first) // 2)
+    assert events == first, "torch compiles again for another number of rows"
 
 
 def test_torch_keeps_a_compiled_module_apart_from_its_forward_pass():

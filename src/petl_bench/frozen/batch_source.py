@@ -19,6 +19,7 @@ from petl_bench.errors import RequestError, parse_bytes
 from petl_bench.frozen.cache import FeatureCache
 from petl_bench.frozen.features import PackedFeatures, compute_features, feature_offsets
 from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
+from petl_bench.measure.environment import available_memory_bytes
 from petl_bench.process import cache_dir
 from petl_bench.records.schema import CACHE_PLACES, FrozenFeatures
 from petl_bench.training.batches import Batch, BatchSource, TokenRows, collate
@@ -206,7 +207,7 @@ class _Cache:
                 "the features of the frozen layers (%.1f GiB) are too many to move to the device", self.size / 2**30
             )
             return "off"
-        if self.size <= min(self.memory, psutil.virtual_memory().available // 2):
+        if self.size <= min(self.memory, available_memory_bytes() // 2):
             return "memory"
         if self.size <= min(self.disk, _free_bytes()):
             return "disk"

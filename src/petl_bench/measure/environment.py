@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -86,6 +88,58 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+_CGROUP_ROOT, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def available_memory_bytes(root: Path = _CGROUP_ROOT, own: Path = _OWN_CGROUP) -> int:
+    """Memory that this process can still take: what the system has left, or less where control groups limit it.
+
+    Slurm, Kubernetes and Docker limit a job's memory by control groups of version 1 or 2, which the system's own count
+    of free memory does not know. A group and all those above it hold. Pages of files that were read once count as free.
+
+    Args:
+        root: Where the control groups are mounted.
+        own: The file that names the groups of this process.
+    """
+    import psutil
+
+    return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups(root, own)]))
+
+
+def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:
+    """Bytes that each control group of the process, and each group above it, leaves of its limit."""
+    for folder in _cgroup_folders(root, own):
+        for limit, usage, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.high", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            # A file is missing in the other version, and a limit may be the word "max".
+            with suppress(OSError, ValueError):
+                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield free + int(statistics.get(cached, 0))
+
+
+def _cgroup_folders(root: Path, own: Path) -> Iterator[Path]:
+    """The folders of the process's control groups that may limit its memory, and of all groups above them.
+
+    In a container the names may be those of the host, while the mounted groups are the container's: names that are not
+    there are skipped, and the root is always looked at.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            top = root / "memory" if controllers else root
+            # A group outside of the container's namespace is named by "..".
+            inside = Path(name.lstrip("/")) if ".." not in Path(name).parts else Path()
+            yield from (top / folder for folder in (inside, *inside.parents))
 
 
 def _memory_bytes() -> int | None:

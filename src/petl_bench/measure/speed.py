@@ -1,4 +1,4 @@
-"""Latency and throughput of a finished model, as medians with their spread."""
+"""Latency and throughput of a finished model, as medians with their spread, and the time that compiling takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
@@ -69,6 +69,44 @@ def _times(
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - before)
     return times[1:]
+
+
+class CompileClock:
+    """A context that times torch's compiler, which also runs when a later batch has a shape that is new to it.
+
+    Args:
+        enabled: Whether anything is compiled; the clock stands still otherwise, and imports no compiler.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._seconds = self._started = 0.0
+
+    def __enter__(self) -> Self:
+        if self._enabled:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.register_start_callback(self._start)
+            callback_handler.register_end_callback(self._end)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._enabled:
+            from torch._dynamo.callback import callback_handler
+
+            callback_handler.remove_start_callback(self._start)
+            callback_handler.remove_end_callback(self._end)
+
+    def lap(self) -> float:
+        """Returns the seconds of compiling since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _start(self, _event: object) -> None:
+        self._started = time.perf_counter()
+
+    def _end(self, _event: object) -> None:
+        self._seconds += time.perf_counter() - self._started
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -38,9 +38,9 @@ class RankAllocation:
         """Does nothing: `load_state_dict` has restored the ranks."""
 
     def on_update(self, step: int) -> None:
-        """Lets the tuner reallocate its ranks; it counts updates from 0 and reads the gradients."""
+        """Lets the tuner reallocate its ranks; it reads the gradients."""
         if self._reallocate is not None:
-            self._reallocate(step - 1)
+            self._reallocate(step)
 
     def on_warm(self) -> None:
         """Does nothing."""
@@ -48,11 +48,15 @@ class RankAllocation:
     def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
         """Keeps the ranks that belong to the best weights."""
         if is_best:
-            self._best_ranks = self._ranks()
+            self._best_ranks = self._ranks_in_use()
 
-    def restore_best(self) -> None:
-        """Sets the ranks of the best evaluation."""
-        self._set_ranks(self._best_ranks)
+    def finish(self, selection: str) -> None:
+        """Sets the ranks that the adapter is saved with.
+
+        Args:
+            selection: `best` or `last`: whose ranks they are.
+        """
+        self._set_ranks(self._best_ranks if selection == "best" else self._ranks_in_use())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the ranks, the best ranks, and the allocator's scores."""
@@ -79,6 +83,19 @@ class RankAllocation:
             for name, config in configs.items()
             if hasattr(config, "rank_pattern")
         }
+
+    def _ranks_in_use(self) -> dict[str, Any]:
+        """The ranks whose singular values are not zero.
+
+        Between two reallocations the optimizer moves the values that the last one set to zero, and the model computes
+        with them: an adapter without them would be another model.
+        """
+        found = self._ranks()
+        for pattern in found.values():
+            for name in pattern or {}:
+                singular_values = self._model.base_model.model.get_parameter(name)  # type: ignore[union-attr, operator]
+                pattern[name] = (singular_values.detach() != 0).view(-1).tolist()
+        return found
 
     def _set_ranks(self, ranks: dict[str, Any]) -> None:
         for name, pattern in ranks.items():

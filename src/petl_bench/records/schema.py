@@ -69,7 +69,7 @@ class HistoryEntry:
 
 @dataclass
 class Time:
-    """Seconds and rates. Training excludes evaluation, and its rates exclude the first updates, which warm up.
+    """Seconds and rates. Training excludes evaluation; its rates exclude compiling and the first updates (warm-up).
 
     `features_seconds` is what the original computation of the cached features took, whichever run made it; finding,
     reading and writing them in this run is in `cache_seconds`.
@@ -85,6 +85,8 @@ class Time:
     warm_up_updates: int = 0
     warm_up_seconds: Number = 0.0
     cache_seconds: Number | None = None
+    # The part of the training that torch's compiler took; None where nothing is compiled, and in older records.
+    compile_seconds: Number | None = None
 
 
 @dataclass
@@ -279,6 +281,8 @@ class Record:
     git: dict[str, Any] | None = None
     # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
+    # Updates that were skipped because a gradient overflowed in fp16; None in other precisions, and in older records.
+    skipped_updates: int | None = None
     # The version of the run key (`petl_bench.records.run_key`), and when the run ended, in UTC: of several records of
     # the same run, reports use the newest. None in older records.
     key_version: int | None = None

@@ -127,12 +127,13 @@ FIELDS = _by_key(
     ),
     Field(
         "train_examples_per_second", "time.train_examples_per_second", "train ex/s",
-        "rows trained on per second, without evaluations and the first updates", "time", higher_is_better=True,
+        "rows trained on per second, without evaluations, the first updates and compiling", "time",
+        higher_is_better=True,
     ),
     Field(
         "train_tokens_per_second", "time.train_tokens_per_second", "train tok/s",
-        "tokens trained on per second, without evaluations and the first updates", "time", higher_is_better=True,
-        table=False, page=False,
+        "tokens trained on per second, without evaluations, the first updates and compiling", "time",
+        higher_is_better=True, table=False, page=False,
     ),
     Field(
         "padding_share", "time.padding_share", "padding", "share of the tokens that pad", "time", digits=3,

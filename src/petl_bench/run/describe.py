@@ -65,13 +65,16 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
     )
 
 
-def describe_time(progress: Progress, sources: BatchSources, accelerator: Accelerator) -> Time:
+def describe_time(
+    progress: Progress, sources: BatchSources, accelerator: Accelerator, *, is_compiled: bool = False
+) -> Time:
     """Describes where the time went.
 
     Args:
         progress: What the training did.
         sources: Know how long the cached features of frozen layers took.
         accelerator: Sums the tokens of all processes.
+        is_compiled: Whether the layers were compiled.
 
     Returns:
         Rates over all processes; the seconds are those of this process.
@@ -83,7 +86,8 @@ def describe_time(progress: Progress, sources: BatchSources, accelerator: Accele
         [progress.num_tokens, progress.num_padded_tokens, progress.num_tokens - warm.num_tokens], dtype=torch.float64
     )
     tokens, padded, timed_tokens = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
-    seconds = progress.train_seconds - warm.train_seconds
+    compile_seconds = progress.compile_seconds - warm.compile_seconds
+    seconds = progress.train_seconds - warm.train_seconds - compile_seconds
     return Time(
         train_seconds=progress.train_seconds,
         eval_seconds=progress.eval_seconds,
@@ -94,6 +98,7 @@ def describe_time(progress: Progress, sources: BatchSources, accelerator: Accele
         padding_share=1.0 - tokens / padded,
         warm_up_updates=warm.num_steps,
         warm_up_seconds=warm.train_seconds,
+        compile_seconds=progress.compile_seconds if is_compiled else None,
     )
 
 

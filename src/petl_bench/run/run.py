@@ -138,7 +138,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
 
     peaks.log()
-    record.time = describe_time(progress, sources, accelerator)
+    record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
@@ -267,8 +267,10 @@ def _train(
     with peaks.phase("train"):
         progress = loop.run()
     record.resumed_at_updates = progress.resumed_at
-    if cfg.train.selection == "best":
-        ranks.restore_best()
+    if accelerator.scaler is not None:
+        record.skipped_updates = progress.num_skipped
+        _log.info("%d of %d updates skipped, as gradients overflowed", progress.num_skipped, progress.num_steps)
+    ranks.finish(cfg.train.selection)
     return progress
 
 

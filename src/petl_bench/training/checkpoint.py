@@ -43,6 +43,7 @@ class WarmUp:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     train_seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 @dataclass
@@ -54,9 +55,11 @@ class Progress:
         best: Index of the best entry.
         best_weights: The trainable tensors at the best evaluation, on the CPU.
         losses: Loss of each update since the last evaluation; this process's share of it.
-        num_steps, num_examples: Updates and examples over all processes.
+        num_steps, num_examples: Updates and examples over all processes, skipped updates included.
+        num_skipped: Updates that were skipped because a gradient overflowed in fp16.
         num_tokens, num_padded_tokens: Tokens that this process computed, without and with padding.
         train_seconds: Time of the training without its evaluations.
+        compile_seconds: The part of it that torch's compiler took.
         eval_seconds: Time of the evaluations.
         warm_up: The part of these counts that belongs to the first updates.
         resumed_at: Updates after which the training was interrupted and continued by another process.
@@ -67,10 +70,12 @@ class Progress:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     losses: list[torch.Tensor] = field(default_factory=list)
     num_steps: int = 0
+    num_skipped: int = 0
     num_examples: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
     train_seconds: float = 0.0
+    compile_seconds: float = 0.0
     eval_seconds: float = 0.0
     warm_up: WarmUp = field(default_factory=WarmUp)
     resumed_at: list[int] = field(default_factory=list)

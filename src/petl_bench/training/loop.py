@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
+from petl_bench.measure.speed import CompileClock
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batches import BatchSource, epoch_batches
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import fast_dropout
+from petl_bench.training.optimizer import try_update
 
 if TYPE_CHECKING:
     from petl_bench.training.checkpoint import Checkpoints
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 CHECK_EVERY = 20
 # First updates, which warm up allocator, kernels and caches; rates leave them out if there are more.
 WARM_UP = 3
+# The scale of the loss begins at 65,536 and is halved by each overflow. No gradient of use needs one as small as this.
+_SMALLEST_LOSS_SCALE = 2.0**-16
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Callback(Protocol):
         return
 
     def on_update(self, step: int) -> None:
-        """Called after each optimizer step, numbered from 1, while the gradients are still there."""
+        """Called after each update that was not skipped, numbered from 1, while the gradients are still there."""
         return
 
     def on_warm(self) -> None:
@@ -97,6 +102,7 @@ class TrainingLoop:
         # Losses since the last evaluation that are known to be finite.
         self._num_checked = 0
         self._clock_started = 0.0
+        self._compiling = CompileClock(enabled=train.compile)
 
     def run(self) -> Progress:
         """Trains to the end, or until early stopping.
@@ -114,7 +120,7 @@ class TrainingLoop:
             total=self.total_steps, initial=first - 1, desc="training", unit="step", delay=2, disable=None, leave=False
         )
         self._clock_started = time.perf_counter()
-        with bar, fast_dropout(self.accelerator.device):
+        with bar, fast_dropout(self.accelerator.device), self._compiling:
             for step, indices in enumerate(self._batches(first - 1), start=first):
                 # Before an update, so that all that belongs to the one before, an evaluation included, is in it.
                 if self.checkpoints is not None and self.checkpoints.due:
@@ -151,7 +157,11 @@ class TrainingLoop:
             yield batches[position]
 
     def _update(self, indices: np.ndarray) -> None:
-        """One optimizer step over a batch, split over processes and passes so that each row weighs the same."""
+        """One update from a batch, split over processes and passes so that each row weighs the same.
+
+        An update whose gradient overflowed in fp16 is skipped: its batch is spent, and neither the callbacks nor the
+        schedule advance.
+        """
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
         losses = []
         for number, part in enumerate(passes, start=1):
@@ -159,12 +169,15 @@ class TrainingLoop:
             with nullcontext() if is_last else self.accelerator.no_sync(self.state.model):
                 losses.append(self._forward_backward(part, len(indices)))
         self.accelerator.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
-        self.state.optimizer.step()
         progress = self.state.progress
         progress.num_steps += 1
-        for callback in self.callbacks:
-            callback.on_update(progress.num_steps)
-        self.state.schedule.step()
+        if try_update(self.state.optimizer, self.accelerator.scaler):
+            for callback in self.callbacks:
+                callback.on_update(progress.num_steps - progress.num_skipped)
+            self.state.schedule.step()
+        else:
+            progress.num_skipped += 1
+            self._check_loss_scale()
         self.state.optimizer.zero_grad()
         progress.losses.append(torch.stack(losses).sum())
         progress.num_examples += len(indices)
@@ -194,6 +207,8 @@ class TrainingLoop:
         scores = self.evaluate()
         seconds = time.perf_counter() - started
         progress.eval_seconds += seconds
+        # What was compiled for the evaluation is in its own seconds.
+        self._compiling.lap()
         losses = self.accelerator.reduce(torch.stack(progress.losses).mean(), reduction="sum")
         progress.losses.clear()
         self._num_checked = 0
@@ -220,9 +235,7 @@ class TrainingLoop:
     def _end_warm_up(self) -> None:
         self._add_train_seconds()
         done = self.state.progress
-        done.warm_up = WarmUp(
-            done.num_steps, done.num_examples, done.num_tokens, done.num_padded_tokens, done.train_seconds
-        )
+        done.warm_up = WarmUp(**{item.name: getattr(done, item.name) for item in fields(WarmUp)})
         for callback in self.callbacks:
             callback.on_warm()
 
@@ -232,7 +245,17 @@ class TrainingLoop:
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.state.progress.train_seconds += now - self._clock_started
+        self.state.progress.compile_seconds += self._compiling.lap()
         self._clock_started = now
+
+    def _check_loss_scale(self) -> None:
+        """Raises DivergedError if gradients overflow however small the loss is scaled."""
+        if self.accelerator.scaler.get_scale() < _SMALLEST_LOSS_SCALE:
+            raise DivergedError(
+                f"The gradients overflow in fp16 by update {self.state.progress.num_steps}, however small the loss is "
+                f"scaled: use train.precision=bf16 or fp32, or lower train.learning_rate (now "
+                f"{self.train.learning_rate:g})."
+            )
 
     def _check_losses(self) -> None:
         """Raises DivergedError if a loss since the last check is not finite; waits for the device."""

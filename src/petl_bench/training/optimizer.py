@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups and the learning-rate schedule."""
+"""The optimizer's parameter groups, its updates, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -52,6 +52,27 @@ def build_optimizer(model: nn.Module, train: TrainConfig, in_head: Callable[[str
         # One kernel updates all parameters.
         fused=True,
     )
+
+
+def try_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> bool:
+    """Updates the parameters, unless a gradient overflowed.
+
+    A fused optimizer skips the update inside its kernel, so that its caller sees nothing of it. The scaler lowers its
+    factor after an overflow, and only then.
+
+    Args:
+        optimizer: As prepared by the accelerator; its step also updates the scaler's factor.
+        scaler: Scales the loss in fp16; None in other precisions, which skip no update.
+
+    Returns:
+        False if the update was skipped.
+    """
+    if scaler is None:
+        optimizer.step()
+        return True
+    before = scaler.get_scale()
+    optimizer.step()
+    return scaler.get_scale() >= before
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> Any:
