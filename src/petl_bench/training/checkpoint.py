@@ -81,6 +81,10 @@ class Progress:
     resumed_at: list[int] = field(default_factory=list)
 
 
+# What each process counts of its own rows and on its own clock.
+_COUNTED_BY_EACH = ("num_tokens", "num_padded_tokens", "train_seconds", "compile_seconds", "eval_seconds")
+
+
 class ExtraState(Protocol):
     """State that a method keeps besides its parameters while it trains."""
 
@@ -121,11 +125,20 @@ class TrainingState:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as nested containers of tensors and of values that JSON has.
+        """Returns the state of all processes as nested containers of tensors and of values that JSON has.
 
-        The order of the batches follows from the seed and the number of updates, so it needs no state.
+        The order of the batches follows from the seed and the number of updates, so it needs no state. Every process
+        must call this at the same update.
         """
+        from accelerate.utils import gather_object
+
         model, scaler, progress = self.unwrapped_model, self.accelerator.scaler, self.progress
+        mine = {
+            "generators": _generator_states(self.accelerator.device),
+            "losses": [loss.cpu() for loss in progress.losses],
+            "counts": {name: getattr(progress, name) for name in _COUNTED_BY_EACH},
+            "warm_up": asdict(progress.warm_up),
+        }
         return {
             "parameters": {name: value for name, value in model.named_parameters() if value.requires_grad},
             "buffers": dict(model.named_buffers()),
@@ -134,8 +147,8 @@ class TrainingState:
             "scaler": None if scaler is None else scaler.state_dict(),
             "extra": self.extra.state_dict(),
             "progress": {item.name: getattr(progress, item.name) for item in fields(progress)}
-            | {"history": [asdict(entry) for entry in progress.history], "warm_up": asdict(progress.warm_up)},
-            "generators": _generator_states(self.accelerator.device),
+            | {"history": [asdict(entry) for entry in progress.history], "warm_up": None, "losses": None},
+            "processes": gather_object([mine]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,11 +165,16 @@ class TrainingState:
             scaler.load_state_dict(state["scaler"])
         self.extra.load_state_dict(state["extra"])
         # The list itself stays: the run's record refers to it.
-        history, saved = self.progress.history, state["progress"]
+        history, saved, mine = (
+            self.progress.history,
+            state["progress"],
+            state["processes"][self.accelerator.process_index],
+        )
         history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
-        warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
-        self.progress = Progress(**saved | {"history": history, "warm_up": warm_up, "losses": losses})
-        _restore_generators(state["generators"], device)
+        warm_up, losses = WarmUp(**mine["warm_up"]), [loss.to(device) for loss in mine["losses"]]
+        own = mine["counts"] | {"warm_up": warm_up, "losses": losses}
+        self.progress = Progress(**saved | {"history": history} | own)
+        _restore_generators(mine["generators"], device)
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -261,7 +279,7 @@ class Checkpoints:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
-            raise ValueError("it was made by other versions, on another device or with another train.cache")
+            raise ValueError("versions, kind of device, number of processes or train.cache were others")
         if content["crc32"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
         state: dict[str, Any] = _unpack(content["state"], tensors)
