@@ -29,10 +29,10 @@ SETTINGS = [
     "train.eval_batch_size=200", "+backbone.architecture.hidden_dropout_prob=0",
     "+backbone.architecture.attention_probs_dropout_prob=0",
 ]  # fmt: skip
-DROPOUT = ["backbone.architecture.hidden_dropout_prob=0.3", "train.checkpoint_seconds=0"]
+DROPOUT = ["+backbone.architecture.hidden_dropout_prob=0.3", "train.checkpoint_seconds=0"]
 ADALORA = [
     "method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=2", "+method.args.tinit=1",
-    "+method.args.tfinal=1", "+method.args.deltaT=2", "+method.args.lora_alpha=64",
+    "+method.args.tfinal=1", "+method.args.deltaT=2", "+method.args.lora_alpha=64", "train.selection=last",
 ]  # fmt: skip
 CACHED = ["method=head", "train.cache=disk"]
 # No evaluation after the first is better.
@@ -40,8 +40,8 @@ EARLY = ["train.epochs=9", "train.early_stopping_patience=2", "train.learning_ra
 
 
 def config(folder, *overrides):
-    settings = [one for one in SETTINGS if one.partition("=")[0].lstrip("+") not in str(overrides)]
-    return load_config([*settings, *overrides, f"runs_dir={folder}"])
+    last_wins = dict(override.split("=", 1) for override in (*SETTINGS, *overrides))
+    return load_config([f"{key}={value}" for key, value in (last_wins | {"runs_dir": folder}).items()])
 
 
 def outcome(cfg):
@@ -52,7 +52,7 @@ def outcome(cfg):
 
 
 class Patched:
-    """Replaces `TrainingLoop._update` or another of its methods within a context."""
+    """Replaces a method of `TrainingLoop` within a context; the replacement gets the original first."""
 
     def __init__(self, name, replacement):
         self.name, self.replacement = name, replacement
@@ -167,11 +167,8 @@ def test_the_first_process_says_what_is_finished_and_alone_writes(group):
 
 def test_a_resumed_training_has_the_same_bits(group):
     _, (first, _) = group
-    assert first["files"] == [
-        f"node0/resumed/{name}"
-        for name in sorted({Path(file).relative_to("node0/resumed").as_posix() for file in first["files"]})
-    ]
     assert len(first["files"]) == 2
+    assert {Path(file).parts[:2] for file in first["files"]} == {("node0", "resumed")}
     assert first["resumed"]["resumed"] == [3]
     for same in ("history", "best", "key"):
         assert first["resumed"][same] == first["undisturbed"][same]

@@ -94,9 +94,9 @@ def decided_by_main(decide: Callable[[], T]) -> T:
             outcome[0] = decide()
         except Exception as error:
             outcome[1] = error
-    value, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    value, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     return value  # type: ignore[no-any-return]
 
 
