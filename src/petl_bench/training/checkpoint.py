@@ -81,8 +81,9 @@ class Progress:
     resumed_at: list[int] = field(default_factory=list)
 
 
-# What each process counts of its own rows and on its own clock.
-_COUNTED_BY_EACH = ("num_tokens", "num_padded_tokens", "train_seconds", "compile_seconds", "eval_seconds")
+# Fields of the progress that each process has of its own, as they count its rows and its clock.
+_OWN_PROGRESS = ("losses", "num_tokens", "num_padded_tokens", "train_seconds", "compile_seconds", "eval_seconds",
+                 "warm_up")  # fmt: skip
 
 
 class ExtraState(Protocol):
@@ -133,12 +134,12 @@ class TrainingState:
         from accelerate.utils import gather_object
 
         model, scaler, progress = self.unwrapped_model, self.accelerator.scaler, self.progress
-        mine = {
-            "generators": _generator_states(self.accelerator.device),
-            "losses": [loss.cpu() for loss in progress.losses],
-            "counts": {name: getattr(progress, name) for name in _COUNTED_BY_EACH},
-            "warm_up": asdict(progress.warm_up),
-        }
+        done = {item.name: getattr(progress, item.name) for item in fields(progress)}
+        done["history"], done["warm_up"] = [asdict(entry) for entry in progress.history], asdict(progress.warm_up)
+        # Processes send each other what lies on the CPU.
+        done["losses"] = [loss.cpu() for loss in progress.losses]
+        own = {name: done.pop(name) for name in _OWN_PROGRESS}
+        generators = _generator_states(self.accelerator.device)
         return {
             "parameters": {name: value for name, value in model.named_parameters() if value.requires_grad},
             "buffers": dict(model.named_buffers()),
@@ -146,9 +147,8 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "extra": self.extra.state_dict(),
-            "progress": {item.name: getattr(progress, item.name) for item in fields(progress)}
-            | {"history": [asdict(entry) for entry in progress.history], "warm_up": None, "losses": None},
-            "processes": gather_object([mine]),
+            "progress": done,
+            "processes": gather_object([{"progress": own, "generators": generators}]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,16 +164,13 @@ class TrainingState:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         self.extra.load_state_dict(state["extra"])
+        mine = state["processes"][self.accelerator.process_index]
+        saved = state["progress"] | mine["progress"]
         # The list itself stays: the run's record refers to it.
-        history, saved, mine = (
-            self.progress.history,
-            state["progress"],
-            state["processes"][self.accelerator.process_index],
-        )
+        history = self.progress.history
         history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
-        warm_up, losses = WarmUp(**mine["warm_up"]), [loss.to(device) for loss in mine["losses"]]
-        own = mine["counts"] | {"warm_up": warm_up, "losses": losses}
-        self.progress = Progress(**saved | {"history": history} | own)
+        warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
+        self.progress = Progress(**saved | {"history": history, "warm_up": warm_up, "losses": losses})
         _restore_generators(mine["generators"], device)
 
 
