@@ -10,12 +10,22 @@ from types import FrameType
 
 from petl_bench.errors import Interrupted
 
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
 
+def in_process_group() -> bool:
+    """Whether torchrun, or a launcher that sets what torchrun sets, started this process as one of a group.
+
+    Slurm, MPI and others set some of these variables for processes that make runs of their own.
+    """
+    return all(os.environ.get(name) for name in GROUP_VARIABLES)
+
+
 def is_main_process() -> bool:
-    """Whether this process prints and writes: it is the only one, or the first that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process prints and writes: it is the only one, or the first of its group."""
+    return not in_process_group() or os.environ["RANK"] == "0"
 
 
 def gpu_may_be_there() -> bool:

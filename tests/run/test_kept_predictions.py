@@ -115,13 +115,6 @@ def test_a_repeated_run_that_fails_leaves_those_of_the_finished_one(tiny, monkey
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_of_several_processes_the_first_writes(tiny, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    cfg = tiny("method=head")
-    run(cfg)
-    assert not (identify(cfg).folder / PREDICTIONS_FILE).exists()
-
-
 def test_rows_are_named_by_their_texts_alone():
     pair = Rows((["a", "a", "ab"], ["b", "b", ""]), np.array([0, 1, 0]))
     first, again, other = pair.ids()

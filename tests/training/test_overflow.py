@@ -58,7 +58,7 @@ def fp16(request, tiny, monkeypatch):
         made.scalers.append(accelerator.scaler)
         return accelerator
 
-    monkeypatch.setattr(device, "make_accelerator", scaling)
+    monkeypatch.setattr("petl_bench.run.run.make_accelerator", scaling)
     return made
 
 

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from petl_bench.errors import Interrupted, OutOfMemoryError, RequestError, RunError, first_line
+from petl_bench.errors import DivergedError, Interrupted, OutOfMemoryError, RequestError, RunError, first_line
 from petl_bench.process import is_main_process, raise_interrupted
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
+from petl_bench.training.device import wait_for_group
 
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -67,6 +68,9 @@ class RunLifecycle:
                 _log.debug("the run failed", exc_info=error)
             if self.is_main:
                 self._write(failure)
+            if isinstance(failure, DivergedError):
+                # All processes of a group diverge at once, and its launcher ends them all when the first of them ends.
+                wait_for_group()
         finally:
             self._close()
         if failure is not None and failure is not error:

@@ -12,6 +12,7 @@ from petl_bench.errors import first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
+from petl_bench.process import in_process_group
 from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.records.schema import Inference, Memory, Params, Record
 from petl_bench.records.store import RunFolder
@@ -31,7 +32,7 @@ from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers import open_tracker
 from petl_bench.trackers.tracker import RunIdentity
-from petl_bench.training.device import freed_memory_kept
+from petl_bench.training.device import decided_by_main, freed_memory_kept, make_accelerator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +70,10 @@ def run(cfg: RunConfig) -> Record:
     cfg = resolved(cfg)
     identity = identify(cfg)
     folder = RunFolder(identity.folder)
-    if not cfg.force and (done := folder.finished()) is not None:
+    if in_process_group():
+        make_accelerator(cfg.train)
+    done = None if cfg.force else decided_by_main(folder.finished)
+    if done is not None:
         if done.answers(cfg.train.cache):
             _log.info("finished already: %s", identity.folder)
             return done
@@ -88,7 +92,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
 
     from petl_bench.frozen.batch_source import open_batch_sources
     from petl_bench.measure.device_memory import PeakMemory
-    from petl_bench.training.device import compile_layers, make_accelerator
+    from petl_bench.training.device import compile_layers
     from petl_bench.training.loop import num_training_steps
 
     record = lifecycle.record
@@ -274,22 +278,21 @@ def _train(
     return progress
 
 
-def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Accelerator) -> Checkpoints | None:
-    """The run's checkpoints; None for several processes, each of which would need random generators of its own."""
+def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Accelerator) -> Checkpoints:
+    """The run's checkpoints, which the first of several processes writes and reads."""
     from petl_bench.training.checkpoint import Checkpoints
 
-    if accelerator.num_processes > 1:
-        return None
     record = lifecycle.record
     made_by = {
         "versions": record.versions,
         "git": record.git,
         "device": accelerator.device.type,
+        "num_processes": accelerator.num_processes,
         # Times are summed over the parts of a run.
         "cache": cfg.train.cache,
     }
     checkpoints = Checkpoints(lifecycle.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
-    if cfg.force:
+    if cfg.force and lifecycle.is_main:
         checkpoints.remove()
     return checkpoints
 

@@ -81,6 +81,11 @@ class Progress:
     resumed_at: list[int] = field(default_factory=list)
 
 
+# Fields of the progress that each process has of its own, as they count its rows and its clock.
+_OWN_PROGRESS = ("losses", "num_tokens", "num_padded_tokens", "train_seconds", "compile_seconds", "eval_seconds",
+                 "warm_up")  # fmt: skip
+
+
 class ExtraState(Protocol):
     """State that a method keeps besides its parameters while it trains."""
 
@@ -121,11 +126,20 @@ class TrainingState:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as nested containers of tensors and of values that JSON has.
+        """Returns the state of all processes as nested containers of tensors and of values that JSON has.
 
-        The order of the batches follows from the seed and the number of updates, so it needs no state.
+        The order of the batches follows from the seed and the number of updates, so it needs no state. Every process
+        must call this at the same update.
         """
+        from accelerate.utils import gather_object
+
         model, scaler, progress = self.unwrapped_model, self.accelerator.scaler, self.progress
+        done = {item.name: getattr(progress, item.name) for item in fields(progress)}
+        done["history"], done["warm_up"] = [asdict(entry) for entry in progress.history], asdict(progress.warm_up)
+        # Processes send each other what lies on the CPU.
+        done["losses"] = [loss.cpu() for loss in progress.losses]
+        own = {name: done.pop(name) for name in _OWN_PROGRESS}
+        generators = _generator_states(self.accelerator.device)
         return {
             "parameters": {name: value for name, value in model.named_parameters() if value.requires_grad},
             "buffers": dict(model.named_buffers()),
@@ -133,9 +147,8 @@ class TrainingState:
             "schedule": self.schedule.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "extra": self.extra.state_dict(),
-            "progress": {item.name: getattr(progress, item.name) for item in fields(progress)}
-            | {"history": [asdict(entry) for entry in progress.history], "warm_up": asdict(progress.warm_up)},
-            "generators": _generator_states(self.accelerator.device),
+            "progress": done,
+            "processes": gather_object([{"progress": own, "generators": generators}]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,12 +164,14 @@ class TrainingState:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         self.extra.load_state_dict(state["extra"])
+        mine = state["processes"][self.accelerator.process_index]
+        saved = state["progress"] | mine["progress"]
         # The list itself stays: the run's record refers to it.
-        history, saved = self.progress.history, state["progress"]
+        history = self.progress.history
         history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
         warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
         self.progress = Progress(**saved | {"history": history, "warm_up": warm_up, "losses": losses})
-        _restore_generators(state["generators"], device)
+        _restore_generators(mine["generators"], device)
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -261,7 +276,7 @@ class Checkpoints:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
-            raise ValueError("it was made by other versions, on another device or with another train.cache")
+            raise ValueError("versions, kind of device, number of processes or train.cache were others")
         if content["crc32"] != _checksum(tensors):
             raise ValueError("its checksum is wrong")
         state: dict[str, Any] = _unpack(content["state"], tensors)

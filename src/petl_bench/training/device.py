@@ -1,23 +1,27 @@
-"""Device and precision of a run, and process-wide settings that make the CPU faster."""
+"""Device, precision and process group of a run, and process-wide settings that make the CPU faster."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of
 from petl_bench.errors import RequestError
+from petl_bench.process import in_process_group, is_main_process
 from petl_bench.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 def resolved_device(train: TrainConfig) -> str:
@@ -61,9 +65,56 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     # One process may make many runs, each with a device and precision of its own. Process groups must stay.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
-    # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
     precision = resolved_precision(train)
-    return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
+    with nullcontext() if in_process_group() else _hidden(_LAUNCHER_VARIABLES):
+        # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
+        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
+
+
+# Each of these is a process group to Accelerate, which then waits for its other processes.
+_LAUNCHER_VARIABLES = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    """Removes environment variables within the context."""
+    values = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(values)
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """Returns to every process of the group what the first one decides, or raises the first one's error.
+
+    Files that only the first process sees, and its clock, decide alike for all. Without a process group this is a call.
+
+    Args:
+        decide: Called in the first process alone; the accelerator must have been made if there is a group.
+    """
+    if not in_process_group():
+        return decide()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            outcome[0] = decide()
+        except Exception as error:
+            outcome[1] = error
+    value, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[no-any-return]
+
+
+def wait_for_group() -> None:
+    """Waits until every process of the group is here; does nothing without one."""
+    if in_process_group():
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:

@@ -20,7 +20,7 @@ from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batches import BatchSource, epoch_batches
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
 from petl_bench.training.config import TrainConfig
-from petl_bench.training.device import fast_dropout
+from petl_bench.training.device import decided_by_main, fast_dropout
 from petl_bench.training.optimizer import try_update
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class TrainingLoop:
         with bar, fast_dropout(self.accelerator.device), self._compiling:
             for step, indices in enumerate(self._batches(first - 1), start=first):
                 # Before an update, so that all that belongs to the one before, an evaluation included, is in it.
-                if self.checkpoints is not None and self.checkpoints.due:
+                if self.checkpoints is not None and self._checkpoint_due(self.checkpoints, step):
                     self._write_checkpoint(self.checkpoints)
                 self._update(indices)
                 bar.update()
@@ -137,7 +137,7 @@ class TrainingLoop:
         return self.state.progress
 
     def _resume(self) -> None:
-        saved = None if self.checkpoints is None else self.checkpoints.read()
+        saved = None if self.checkpoints is None else decided_by_main(self.checkpoints.read)
         if saved is None:
             return
         self.state.load_state_dict(saved)
@@ -226,10 +226,23 @@ class TrainingLoop:
         patience = self.train.early_stopping_patience
         return patience is not None and len(history) - 1 - progress.best >= patience
 
+    def _checkpoint_due(self, checkpoints: Checkpoints, step: int) -> bool:
+        """Whether to write a checkpoint before this update; of several processes the first one's clock decides.
+
+        Asking it makes the processes wait for each other, so it is asked as rarely as the losses are checked.
+        """
+        if self.accelerator.num_processes == 1:
+            return checkpoints.due
+        if checkpoints.seconds is None or (checkpoints.seconds > 0 and (step - 1) % CHECK_EVERY):
+            return False
+        return decided_by_main(lambda: checkpoints.due)
+
     def _write_checkpoint(self, checkpoints: Checkpoints) -> None:
         self._check_losses()
         self._add_train_seconds()
-        checkpoints.write(self.state.progress.num_steps, self.state.state_dict())
+        state = self.state.state_dict()
+        if self.accelerator.is_main_process:
+            checkpoints.write(self.state.progress.num_steps, state)
         self._clock_started = time.perf_counter()
 
     def _end_warm_up(self) -> None:
@@ -258,11 +271,12 @@ class TrainingLoop:
             )
 
     def _check_losses(self) -> None:
-        """Raises DivergedError if a loss since the last check is not finite; waits for the device."""
+        """Raises DivergedError in every process if a loss of any since the last check is not finite."""
         losses = self.state.progress.losses
         recent = losses[self._num_checked :]
         self._num_checked = len(losses)
-        if recent and not bool(torch.isfinite(torch.stack(recent)).all()):
+        # The sum over processes is not finite if a share of one is not. This waits for the device.
+        if recent and not bool(torch.isfinite(self.accelerator.reduce(torch.stack(recent), reduction="sum")).all()):
             raise DivergedError(
                 f"The loss is not finite by update {self.state.progress.num_steps}: lower train.learning_rate "
                 f"(now {self.train.learning_rate:g}) or use train.precision=fp32."
