@@ -31,13 +31,13 @@ def rows(tmp_path):
 
 
 def test_houlsby_learns_a_classification(rows, minilm, tmp_path):
-    cfg = load_config(["task=custom", "method=houlsby", "train.epochs=1", *rows, *QUICK, f"runs_dir={tmp_path}"])
-    # Chance is 0.5.
-    assert run(cfg).scores.best["accuracy"] > 0.8
+    cfg = load_config(["task=custom", "method=houlsby", "train.epochs=2", *rows, *QUICK, f"runs_dir={tmp_path}"])
+    # Untrained, it scores about 0.5.
+    assert run(cfg).scores.best["accuracy"] > 0.9
 
 
 def test_lora_learns_a_regression(rows, minilm, tmp_path):
     degrees = ["task.label_column=degree", "task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"]
     cfg = load_config(["task=custom", "method=lora", "train.epochs=1", *rows, *degrees, *QUICK, f"runs_dir={tmp_path}"])
-    # Chance is 0.
+    # Untrained, it scores less than 0.3.
     assert run(cfg).scores.best["pearson"] > 0.7
