@@ -104,6 +104,25 @@ def test_hydra_is_left_clean_after_loading():
         compose("config")
 
 
+def test_a_setting_changes_this_config_alone():
+    options = ["backbone=tiny_bert", "task=mrpc"]
+    changed = load_config([*options, "task.labels=[no,yes]", "backbone.architecture.hidden_size=48", "force=true"])
+    assert (changed.task.labels, changed.backbone.architecture["hidden_size"], changed.force) == (
+        ["no", "yes"],
+        48,
+        True,
+    )
+    changed.task.labels.clear()
+    changed.backbone.architecture.clear()
+    plain = load_config(options)
+    assert (len(plain.task.labels), plain.backbone.architecture["hidden_size"], plain.force) == (2, 32, False)
+
+
+def test_several_values_are_left_to_sweeps():
+    with pytest.raises(RequestError, match=r"train\.seed"):
+        load_config(["train.seed=1,2"])
+
+
 def test_every_package_folder_is_installed():
     root = Path(__file__).parents[1]
     listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])

@@ -5,18 +5,20 @@ Hydra stops here: what leaves this module are dataclasses.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -37,6 +39,7 @@ _CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseExcep
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
 _GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
+_SETTING = re.compile(r"(\w+\.[\w.]+|data_root|runs_dir|force)=")
 # Mappings whose keys the user chooses.
 _FREE_MAPPINGS = ("method.args", "backbone.architecture")
 
@@ -166,8 +169,42 @@ def load_config(overrides: list[str] | None = None) -> RunConfig:
     """
     overrides = overrides or []
     register_schemas()
-    with explained(overrides), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return from_hydra(compose("config", overrides=overrides))
+    with explained(overrides):
+        return from_hydra(_composed(overrides))
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    """What Hydra composes from the overrides.
+
+    Nearly all the time that Hydra takes goes into the options of groups. They are composed once for all configs that
+    differ in plain settings only, which are then set as Hydra sets them.
+    """
+    options = tuple(one for one in overrides if not _changes_setting(one))
+    cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), options))
+    try:
+        settings = OverridesParser.create().parse_overrides([one for one in overrides if _changes_setting(one)])
+        for setting in settings:
+            OmegaConf.update(cfg, setting.key_or_group, setting.value(), merge=True)
+    except _CONFIG_ERRORS:
+        # Hydra says what is wrong with them.
+        return _compose(overrides)
+    return _compose(overrides) if any(one.is_sweep_override() for one in settings) else cfg
+
+
+def _changes_setting(override: str) -> bool:
+    """Whether it has the form `key.in.a.group=value`. The rest is options of groups, additions, deletions."""
+    return bool(_SETTING.match(override)) and not override.startswith("hydra.")
+
+
+@lru_cache(maxsize=256)
+def _composed_options(methods: tuple[str, ...], options: tuple[str, ...]) -> DictConfig:
+    """The config with these options of groups; it depends on the methods that are registered, too."""
+    return _compose(list(options))
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return compose("config", overrides=overrides)
 
 
 def config_from_dict(content: dict[str, Any]) -> RunConfig:

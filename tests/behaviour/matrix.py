@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -127,13 +128,33 @@ def plain_model(architecture: str, *overrides: str) -> torch.nn.Module:
     return backbone.build_model(2).eval()
 
 
-def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
+# So does adapting a model; a copy of an adapted model is independent of it, as a test says.
+@functools.cache
+def _adapted(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
     cfg, backbone = opened(architecture, *METHODS[method].overrides, *overrides)
     torch.manual_seed(0)
     plain = backbone.build_model(2)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
     torch.manual_seed(1)
-    return adapt(plain, cfg.method, context).eval(), backbone
+    return adapt(plain, cfg.method, context).eval()
+
+
+@functools.cache
+def _trained(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
+    model, _ = adapted(method, architecture, *overrides)
+    train(model)
+    return model
+
+
+def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
+    model = copy.deepcopy(_adapted(method, architecture, *overrides))
+    return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
+
+
+def trained(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
+    """An adapted model after three updates."""
+    model = copy.deepcopy(_trained(method, architecture, *overrides))
+    return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
 
 
 def batch(padded: bool = True) -> dict[str, torch.Tensor]:

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, adapted, batch, logits, opened, train
+from behaviour import matrix
+from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, batch, logits, train, two_layers
 from petl_bench.errors import RequestError
 from petl_bench.frozen import last_layer
 from petl_bench.frozen.last_layer import narrow_last_layer
@@ -25,6 +26,14 @@ REFUSED = {
 REFUSED_ON = {"deberta-v2": "as many queries as keys", "modernbert": "do not follow the sums"}
 MATRIX = [(name, arch) for name, row in METHODS.items() for arch in ARCHITECTURES if arch not in row.not_on]
 POSSIBLE = [(name, arch) for name, arch in MATRIX if name.split("_")[0] not in REFUSED and arch not in REFUSED_ON]
+
+
+def opened(architecture, *overrides):
+    return matrix.opened(architecture, *overrides, two_layers(architecture))
+
+
+def adapted(method, architecture, *overrides):
+    return matrix.adapted(method, architecture, two_layers(architecture), *overrides)
 
 
 def without_memory(method, architecture):

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForTokenClassification
 
-from behaviour.matrix import LABELS, OWN, adapted, batch, logits, plain_model, train
+from behaviour.matrix import LABELS, OWN, adapted, batch, logits, plain_model, train, trained
 from petl_bench.methods.bitfit.model import BitFitConfig
 from petl_bench.methods.coda.model import CodaConfig
 from petl_bench.methods.fl_tuning.model import FlTuningConfig
@@ -29,8 +29,7 @@ def states(model: torch.nn.Module) -> torch.Tensor:
 
 @own
 def test_loading_without_allocating_twice(method, tmp_path):
-    model, _ = adapted(method, "bert")
-    train(model)
+    model, _ = trained(method, "bert")
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(plain_model("bert"), tmp_path, low_cpu_mem_usage=True).eval()
     assert torch.equal(logits(loaded), logits(model))
@@ -39,8 +38,7 @@ def test_loading_without_allocating_twice(method, tmp_path):
 @own
 def test_a_checkpoint_goes_back_into_the_same_model(method, tmp_path):
     """As training loops do that end with the best weights."""
-    model, _ = adapted(method, "bert")
-    train(model)
+    model, _ = trained(method, "bert")
     kept = logits(model)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     train(model)

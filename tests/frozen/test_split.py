@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from behaviour.matrix import ARCHITECTURES, METHODS, adapted, opened
+from behaviour.matrix import ARCHITECTURES, METHODS, adapted, opened, two_layers
 from petl_bench.frozen.batch_source import FeatureBatchSource
 from petl_bench.frozen.features import compute_features
 from petl_bench.frozen.split import FrozenLayers, find_split
@@ -40,7 +40,7 @@ def rows(lengths=(9, 4, 9, 1, 6, 4, 9, 2)):
 
 def split_of(name, architecture):
     method, overrides, _ = SPLITS[name]
-    model, backbone = adapted(method, architecture, *overrides)
+    model, backbone = adapted(method, architecture, two_layers(architecture), *overrides)
     inputs = collate(rows(), np.array([0, 2])).inputs
     return model, backbone, find_split(model, backbone.anatomy, inputs, nullcontext)
 

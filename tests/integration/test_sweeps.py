@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from forked import FORK_SERVER
 from petl_bench.backbones.load import Backbone
+from petl_bench.config import load_config
 from petl_bench.estimate import costs
 from petl_bench.run.run import run
 
-RUNS = """
-import sys
-from pathlib import Path
-from petl_bench.config import load_config
-from petl_bench.run.run import run
 
-def resident():
+def _resident() -> int:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
-for number in range(20):
-    method = ("lora", "flat", "head", "full")[number % 4]
-    run(load_config([
-        "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=32",
-        "task.max_length=16", "train.epochs=2", f"method={method}", f"train.seed={number}", f"runs_dir={sys.argv[1]}",
-        "train.cache_memory=32MiB", "measure.inference=false",
-    ]))
-    print(resident(), flush=True)
-"""
+
+def _twenty_runs(runs_dir, sizes):
+    for number in range(20):
+        method = ("lora", "flat", "head", "full")[number % 4]
+        run(load_config([
+            "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=32",
+            "task.max_length=16", "train.epochs=2", f"method={method}", f"train.seed={number}", f"runs_dir={runs_dir}",
+            "train.cache_memory=32MiB", "measure.inference=false",
+        ]))  # fmt: skip
+        sizes.put(_resident())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_runs(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", RUNS, str(tmp_path)], capture_output=True, text=True, check=True, timeout=300
-    )
-    resident = [int(line) for line in done.stdout.split()]
+    sizes = FORK_SERVER.Queue()
+    process = FORK_SERVER.Process(target=_twenty_runs, args=(tmp_path, sizes))
+    process.start()
+    resident = [sizes.get(timeout=120) for _ in range(20)]
+    process.join()
     # Rounds of the four methods, the first of which fill the caches.
     rounds = [max(resident[start : start + 4]) for start in range(0, 20, 4)]
     assert max(rounds[3:]) - rounds[2] < 16 * 2**20, [size // 2**20 for size in rounds]

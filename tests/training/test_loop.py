@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.callback import CallbackTrigger, callback_handler
 
-from behaviour.matrix import MATRIX, adapted
+from behaviour.matrix import MATRIX, adapted, two_layers
 from petl_bench.errors import DivergedError
 from petl_bench.frozen.batch_source import BatchSources
 from petl_bench.records.run_key import KEY_VERSION
@@ -182,7 +182,7 @@ def test_biases_and_norms_are_not_decayed_and_the_head_has_its_own_rate():
 
 @pytest.mark.parametrize(("method", "architecture"), MATRIX)
 def test_exactly_biases_and_norms_are_not_decayed_whatever_the_method(method, architecture):
-    model, backbone = adapted(method, architecture)
+    model, backbone = adapted(method, architecture, two_layers(architecture))
     in_norms = {
         f"{module_name}.{name}"
         for module_name, module in model.named_modules()

@@ -62,7 +62,8 @@ class TunerConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         # Whatever was imported first, PEFT knows the type from here on.
-        register_tuners()
+        if self.method.upper() not in PeftType.__members__:
+            register_tuners()
         self.peft_type = PeftType(self.method.upper())
 
 

@@ -33,6 +33,12 @@ _FLIPS = 20_000
 _SEED = 0
 
 
+@lru_cache(maxsize=10_000)
+def _stdev(values: tuple[float, ...]) -> float:
+    """Remembered, as tables, comparisons and ranks describe the same runs, and it is computed with exact fractions."""
+    return statistics.stdev(values)
+
+
 @dataclass(frozen=True)
 class Statistic:
     """Mean and sample standard deviation (n - 1) of `n` values; `sd` is None if n is 1."""
@@ -48,7 +54,7 @@ class Statistic:
         known = [value for value in values if value is not None and math.isfinite(value)]
         if not known:
             return None
-        sd = statistics.stdev(known) if len(known) > 1 else None
+        sd = _stdev(tuple(known)) if len(known) > 1 else None
         return cls(statistics.fmean(known), sd, len(known), tuple(known))
 
     @property

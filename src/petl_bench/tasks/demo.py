@@ -7,6 +7,7 @@ determine the label: the side that the sentence asserts does.
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import numpy as np
 
@@ -41,6 +42,7 @@ _CONTRASTS = (
 )
 
 
+@cache
 def demo_rows(split: str, data_seed: int) -> Rows:
     """Generates a split; no sentence is in two splits.
 
