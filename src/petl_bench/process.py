@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from petl_bench.errors import Interrupted
+from petl_bench.errors import Interrupted, RequestError
 
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
@@ -32,8 +32,20 @@ def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
 
 def cache_dir() -> Path:
     """The cache folder: PETL_BENCH_CACHE, else `petl_bench` in XDG_CACHE_HOME or in ~/.cache."""
-    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "petl_bench"
-    return Path(root).expanduser()
+    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "petl_bench"
+    return user_path(root, "PETL_BENCH_CACHE")
+
+
+def user_path(path: str | Path, key: str) -> Path:
+    """A path that a user gave, `~` replaced by the home folder.
+
+    Raises:
+        RequestError: If there is no such home, as for the user of a container that has no name; naming the key.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
 
 
 def debugging() -> bool:

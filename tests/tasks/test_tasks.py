@@ -214,7 +214,7 @@ def test_broken_files_are_named(name, content, tmp_path):
 def test_a_row_without_a_label_is_pointed_at(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text("\n".join(json.dumps({"text": "a", "label": label}) for label in ["x", None, "y"]))
-    with pytest.raises(RequestError, match="row 1 has no label"):
+    with pytest.raises(RequestError, match=r"train\.jsonl, line 2 has no label"):
         load("task=custom", f"task.train_file={train}")
 
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.anatomy import Anatomy, anatomy_of, is_within
 from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
-from petl_bench.backbones.source import BackboneConfig, Source, find_source, local_folder
+from petl_bench.backbones.source import (
+    BackboneConfig,
+    Source,
+    file_sha256,
+    find_source,
+    local_folder,
+    model_files,
+)
 from petl_bench.errors import RequestError, RunError
 
 if TYPE_CHECKING:
@@ -97,6 +104,12 @@ class Backbone:
                 f"task.max_length={length} does not fit backbone={self.settings.name}, which takes at most "
                 f"{self.max_length} tokens."
             )
+
+    def file_hashes(self) -> dict[str, str] | None:
+        """Hex sha256 of each of the backbone's files, by name; None for random weights."""
+        if self.source is None:
+            return None
+        return {name: file_sha256(file) for name, file in sorted(model_files(self.source.folder).items())}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the weights."""

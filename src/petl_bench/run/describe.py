@@ -32,7 +32,7 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
     local = settings.source == "hub" and cfg.data_root is not None
     return Data(
         dataset=names.get(settings.source)
-        or f"{settings.dataset}/{settings.subset}" + (" (local copy)" if local else ""),
+        or "/".join(filter(None, (settings.dataset, settings.subset))) + (" (local copy)" if local else ""),
         revision=None if local else settings.revision,
         fingerprint=task.fingerprint(),
         rows_per_split=task.rows_per_split(),

@@ -22,7 +22,8 @@ from petl_bench.records.store import RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import find_labels, read_subset
-from petl_bench.tasks.rows import Rows, read_table, rows_from_table, split_files
+from petl_bench.tasks.rows import Rows, check_text, rows_from_table
+from petl_bench.tasks.tables import read_table, split_files
 
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
@@ -105,8 +106,8 @@ def predict_texts(run_dir: str, texts: list[str], *, as_json: bool) -> Iterator[
 def predict_file(run_dir: str, file: str, *, as_json: bool) -> Iterator[str]:
     """Predicts every row of a file; its labels, where it has any, are not looked at."""
     predictor = Predictor(run_dir)
-    table = read_table(file, "--file").drop(columns=[predictor.task.label_column], errors="ignore")
-    rows = rows_from_table(table, predictor.task, predictor.labels, file)
+    table = read_table(file, "--file", predictor.task.text_columns)
+    rows = rows_from_table(table, predictor.task, predictor.labels)
     yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=True)
 
 

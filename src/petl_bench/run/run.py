@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
-from petl_bench.errors import first_line
+from petl_bench.errors import RunError, first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
@@ -113,6 +113,9 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         encoded = encode_task(task, backbone)
         num_steps = num_training_steps(len(encoded["train"]), cfg.train)
         model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
+        record.base_files = backbone.file_hashes()
+        if identify(cfg).key != identity.key:
+            raise RunError("The local files of the rows or the backbone changed while they were read: run it again.")
         _log_params(record.params)
         model = accelerator.prepare_model(model)
     plain_model = accelerator.unwrap_model(model)
