@@ -180,8 +180,8 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.definition import parse_request
+    from petl_bench.studies.progress import print_outcome, print_plan
     from petl_bench.studies.study import keep_costs, plan_costs, prepare, run_study
-    from petl_bench.studies.summary import print_outcome, print_plan
 
     name, overrides = _name_and_overrides(parsed.name_and_overrides)
     study = prepare(name, parse_request(overrides))

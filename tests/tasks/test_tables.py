@@ -89,7 +89,9 @@ class TestReadAsTheyAre:
 
     def test_names_of_columns(self, load):
         header = '"a=b #1 \'q\' ä 文, ""z"""'
-        task = load(ROWS.replace("text,", f"{header},"), "rows.csv", """task.text_columns=['a=b #1 \\'q\\' ä 文, "z"']""")
+        task = load(
+            ROWS.replace("text,", f"{header},"), "rows.csv", """task.text_columns=['a=b #1 \\'q\\' ä 文, "z"']"""
+        )
         assert task.train.texts[0] == TEXTS
 
     def test_a_folder_of_parquet_parts(self, tmp_path):
@@ -131,7 +133,7 @@ class TestRefused:
             (ROWS.replace("three", '"three'), r"line 4: a quotation mark is not closed"),
             (ROWS.replace("three", '"three" 3'), r"line 4: a quotation mark is not closed, or something follows"),
             ("text,label,text\na,b,c\nd,e,f\n", r"the column name 'text' occurs twice"),
-            (ROWS.encode().replace(b"three", b"caf\xe9"), r"line 4: the byte 0xe9 is no UTF-8"),
+            (ROWS.encode().replace(b"three", b"caf\xe9"), r"line 4: the byte 0xe9 is no text in UTF-8"),
             (ROWS.encode("utf-16-le"), r"line 1 holds a zero byte"),
             (ROWS.encode().replace(b"three", b"th\x00ree"), r"line 4 holds a zero byte"),
             (ROWS.replace("two,yes", "two,"), r"line 3 has no label in 'label'"),
@@ -245,7 +247,7 @@ class TestLabels:
         labels = ["1", "01", "001", "²", "-1", "--1", "10", "b", "a", "٣"]
         file.write_text("text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels)), encoding="utf-8")
         program = (
-            "import sys; from petl_bench.tasks.load import find_labels; from petl_bench.tasks.config import TaskConfig\n"
+            "import sys\nfrom petl_bench.tasks.load import find_labels\nfrom petl_bench.tasks.config import TaskConfig\n"
             "task = TaskConfig(name='t', source='files', train_file=sys.argv[1], text_columns=['text'])\n"
             "print(ascii(find_labels(task)))"
         )

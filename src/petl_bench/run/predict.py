@@ -22,7 +22,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import find_labels, read_subset
-from petl_bench.tasks.rows import Rows, check_text, rows_from_table
+from petl_bench.tasks.rows import Rows, rows_from_table
 from petl_bench.tasks.tables import read_table, split_files
 
 if TYPE_CHECKING:

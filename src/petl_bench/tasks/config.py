@@ -92,7 +92,7 @@ def _check_names(task: TaskConfig) -> None:
     if not task.text_columns:
         raise RequestError("task.text_columns names no column: give those that hold the texts.")
     if task.label_column in task.text_columns:
-        raise RequestError(f"task.text_columns and task.label_column are both {task.label_column!r}: a text is no label.")
+        raise RequestError(f"task.text_columns and task.label_column are both {task.label_column!r}.")
     for key, names in (("text_columns", task.text_columns), ("labels", task.labels or [])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"task.{key} names {twice[0]!r} twice.")

@@ -150,9 +150,7 @@ def _text_column(table: Table, column: str) -> list[str]:
     empty = [row for row, value in enumerate(values) if _is_missing(value)]
     if empty:
         _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)
-    return [
-        "" if _is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)
-    ]
+    return ["" if _is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
 
 
 def _check_not_empty(table: Table, columns: list[str], texts: tuple[list[str], ...]) -> None:
@@ -219,9 +217,7 @@ def class_names(table: Table, column: str) -> list[str]:
     Raises:
         RequestError: If there are fewer than two, or one marks rows without a label.
     """
-    counts = Counter(
-        label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column])
-    )
+    counts = Counter(label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column]))
     if not counts:
         raise RequestError(f"{table.source} holds no rows.")
     if len(counts) < 2:
@@ -266,4 +262,6 @@ def _log_lookalikes(counts: Counter[str], source: str) -> None:
         groups.setdefault(str(int(plain)) if _WHOLE_NUMBER.fullmatch(plain) else plain, []).append(name)
     for names in groups.values():
         if len(names) > 1:
-            _log.warning("%s: the labels %s are taken as different classes", source, ", ".join(map(repr, sorted(names))))
+            _log.warning(
+                "%s: the labels %s are taken as different classes", source, ", ".join(map(repr, sorted(names)))
+            )

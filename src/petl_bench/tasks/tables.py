@@ -1,4 +1,4 @@
-"""Reads tables from files: strictly, so that whatever a file is, its rows are what it says or a message names the line."""
+"""Reads tables from files, strictly: what is no table of the format that the name says is refused by its line."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _decoded(content: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         line = _line_of(content[: error.start].decode("latin-1"))
         raise RequestError(
-            f"{source}, line {line}: the byte 0x{content[error.start]:02x} is no {encoding.removesuffix('-sig').upper()} "
-            "text: save the file in UTF-8."
+            f"{source}, line {line}: the byte 0x{content[error.start]:02x} is no text in "
+            f"{encoding.removesuffix('-sig').upper()}: save the file in UTF-8."
         ) from error
     if (position := text.find("\0")) >= 0:
         raise RequestError(
@@ -173,15 +173,15 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
 def _check_fields(found: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
     if blank is not None and len(header) == 1:
         raise RequestError(
-            f"{place} follows an empty line ({blank}), which may be a row or none: write an empty text as \"\" in a "
+            f'{place} follows an empty line ({blank}), which may be a row or none: write an empty text as "" in a '
             ".csv file, or remove the line."
         )
     if found != len(header):
         separator = "tab" if tabs else "comma"
         hint = "" if tabs else ", and quotation marks enclose a text that holds one"
         raise RequestError(
-            f"{place}: the number of fields is {found}, but the header has {len(header)}: one {separator} separates two "
-            f"fields{hint}."
+            f"{place}: the number of fields is {found}, but the header has {len(header)}: one {separator} separates "
+            f"two fields{hint}."
         )
 
 
@@ -201,8 +201,8 @@ def _json_lines(text: str, source: str) -> Table:
             row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                f"{source}, line {number} is truncated or no JSON object ({first_line(error)}): a .jsonl file holds one "
-                "object a line."
+                f"{source}, line {number} is truncated or no JSON object ({first_line(error)}): a .jsonl file holds "
+                "one object a line."
             ) from error
         if not isinstance(row, dict):
             raise RequestError(f"{source}, line {number} is no JSON object: a .jsonl file holds one object a line.")
@@ -246,7 +246,9 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
             content = part.read(columns=[name for name in own if name in columns])
             values = {name: content.column(name).to_pylist() for name in content.column_names}
         except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
-            raise RequestError(f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})") from error
+            raise RequestError(
+                f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
+            ) from error
         if names and set(own) != set(names):
             other = sorted(set(own) ^ set(names))[0]
             raise RequestError(f"{file} and {files[0]} are parts of one table, but only one has the column {other!r}.")
