@@ -247,7 +247,8 @@ class TestLabels:
         labels = ["1", "01", "001", "²", "-1", "--1", "10", "b", "a", "٣"]
         file.write_text("text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels)), encoding="utf-8")
         program = (
-            "import sys\nfrom petl_bench.tasks.load import find_labels\nfrom petl_bench.tasks.config import TaskConfig\n"
+            "import sys\nfrom petl_bench.tasks.load import find_labels\n"
+            "from petl_bench.tasks.config import TaskConfig\n"
             "task = TaskConfig(name='t', source='files', train_file=sys.argv[1], text_columns=['text'])\n"
             "print(ascii(find_labels(task)))"
         )
