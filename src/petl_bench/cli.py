@@ -183,6 +183,14 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
+    predict.add_argument(
+        "--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since the run"
+    )
+    predict.add_argument(
+        "--any-base",
+        action="store_true",
+        help="predict even if the backbone is not the one that the run was trained on",
+    )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     return predict
 

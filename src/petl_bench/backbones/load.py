@@ -18,7 +18,7 @@ from petl_bench.backbones.source import (
     file_sha256,
     find_source,
     local_folder,
-    model_files,
+    read_files,
 )
 from petl_bench.errors import RequestError, RunError, first_line
 
@@ -146,10 +146,10 @@ class Backbone:
             )
 
     def file_hashes(self) -> dict[str, str] | None:
-        """Hex sha256 of each of the backbone's files, by name; None for random weights."""
+        """Hex sha256 of each file that the backbone is read from, by name; None for random weights."""
         if self.source is None:
             return None
-        return {name: file_sha256(file) for name, file in sorted(model_files(self.source.folder).items())}
+        return {name: file_sha256(file) for name, file in sorted(read_files(self.source.folder).items())}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the weights."""

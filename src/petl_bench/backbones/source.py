@@ -47,6 +47,18 @@ WEIGHTS_FILE = "model.safetensors"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
+# What a model is read from: its weights and config, and the tokenizer.
+_READ = (
+    "*.safetensors", "*.index.json", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "*.model",
+)  # fmt: skip
+
+
+def read_files(folder: Path) -> dict[str, Path]:
+    """The files of `model_files` that weights, config and tokenizer are read from, by name."""
+    return {name: file for name, file in model_files(folder).items() if any(map(file.match, _READ))}
+
+
 def model_files(folder: Path) -> dict[str, Path]:
     """The files of a model in the Hugging Face format, tokenizer included, by name."""
     return {file.name: file for pattern in HUB_PATTERNS for file in sorted(folder.glob(pattern))}

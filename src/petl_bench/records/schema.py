@@ -274,7 +274,8 @@ class Record:
     # the same run, reports use the newest. None in older records.
     key_version: int | None = None
     ended_at: str | None = None
-    # sha256 of each file of the pretrained backbone by name; None for random weights and in older records.
+    # Hex sha256 of each file that the pretrained backbone was read from, by name; None for random weights and in older
+    # records.
     base_files: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
