@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 
 import pytest
 
@@ -141,6 +142,25 @@ def test_the_content_of_local_files_is_part_of_the_key(tmp_path):
     assert key("task=custom", f"task.train_file={moved}") == before
     train.write_text("text,label\na,x\nb,x\n")
     assert key(*custom) != before
+
+
+def test_a_file_of_the_same_size_and_time_has_another_key(tmp_path):
+    train = tmp_path / "train.csv"
+    keys = []
+    for content in ("text,label\na,x\nb,y\n", "text,label\na,y\nb,x\n"):
+        train.write_text(content)
+        os.utime(train, (0, 0))
+        keys.append(key("task=custom", f"task.train_file={train}"))
+    assert keys[0] != keys[1]
+
+
+def test_the_parts_of_a_folder_are_part_of_the_key(tmp_path):
+    for part in ("a", "b"):
+        (tmp_path / f"{part}.parquet").write_text(part)
+    custom = ["task=custom", f"task.train_file={tmp_path}"]
+    both = key(*custom)
+    (tmp_path / "b.parquet").unlink()
+    assert key(*custom) != both
 
 
 def test_every_file_of_a_local_backbone_is_part_of_the_key(tmp_path):

@@ -22,7 +22,7 @@ from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig
 from petl_bench.tasks.tables import parquet_files
 
-# Of a study's keys: a fingerprint of settings and program, and hashes of the local files.
+# Of a study's keys: a fingerprint of settings and program, and the state of each local file.
 Basis = dict[str, Any]
 
 _KEY = re.compile(r"[+~]*([\w./@]+)")
@@ -56,12 +56,12 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
         RequestError: If settings do not compose, or two runs are the same.
     """
     runs, trials = [], _rate_seeds(study)
-    inputs: dict[str, str | None] = {}
+    inputs: dict[str, list[int | str]] = {}
     fingerprint = _fingerprint(study, overrides)
     for cell in cells(study, overrides):
         cfg = compose(cell, folder)
         local = local_files(cfg).values()
-        inputs |= {str(path): _content(path) for file in local for path in (file, file.parent)}
+        inputs |= {str(path): _state(path) for file in local for path in (file, file.parent)}
         for seed in study.seeds:
             identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
             has_rates = cell.learning_rate is not None
@@ -93,7 +93,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
 def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
     """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
     return basis.get("fingerprint") == _fingerprint(study, overrides) and all(
-        _content(Path(file)) == content for file, content in basis["inputs"].items()
+        _state(Path(file)) == state for file, state in basis["inputs"].items()
     )
 
 
@@ -171,14 +171,15 @@ def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _content(file: Path) -> str | None:
-    """The hash of a local file, or of the names of a folder's parquet files; None where there is neither.
+def _state(path: Path) -> list[int | str]:
+    """The stamp of a local file and its hash, as it may have been replaced by one of the same size and time.
 
-    Neither size nor time would do: a file may have been replaced by one that agrees in both.
+    Of a folder the names of its parquet files, as there may be more parts of a table by now; empty where there is
+    neither.
     """
-    if file.is_dir():
-        return hashlib.sha256("\0".join(one.name for one in parquet_files(file)).encode()).hexdigest()
-    return file_sha256(file) if file.is_file() else None
+    if path.is_dir():
+        return [file.name for file in parquet_files(path)]
+    return [*_stamp(path), file_sha256(path)] if path.is_file() else []
 
 
 def _stamp(file: Path) -> list[int]:
