@@ -172,6 +172,7 @@ class TestRefused:
             ({"text": [["a"], ["b"]], "label": ["x", "y"]}, r"rows\.parquet, row 1: column 'text' holds a list"),
             ({"text": [{"en": "a"}] * 2, "label": ["x", "y"]}, r"row 1: column 'text' holds a dict"),
             ({"text": [b"a", b"\xff"], "label": ["x", "y"]}, r"row 2: column 'text' holds bytes that are no UTF-8"),
+            ({"text": ["a", "b"], "label": [1.0, float("inf")]}, r"row 2: the label in 'label' is inf"),
             ({"text": pa.array([0, 1], pa.timestamp("s")), "label": ["x", "y"]}, r"column 'text' holds a datetime"),
         ],
     )

@@ -76,8 +76,12 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
     order = np.argsort(-counts, kind="stable").tolist()
     shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
     listed = ", ".join(shares if len(shares) <= _CLASSES_LISTED else [*shares[:2], "...", *shares[-2:]])
-    once = int((counts == 1).sum())
-    return f"{len(labels)} classes of the training rows: {listed}" + (f"; {once} of a single row" if once else "")
+    few = "".join(
+        f"; {found} {words}"
+        for number, words in ((0, "without a row"), (1, "of a single row"))
+        if (found := int((counts == number).sum()))
+    )
+    return f"{len(labels)} classes of the training rows: {listed}{few}"
 
 
 def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -137,7 +137,7 @@ def _written(value: Any, place: str, column: str) -> str:
         return check_text(value, place)
     if isinstance(value, bool | int | float):
         return str(value)
-    raise RequestError(f"{place} holds a {type(value).__name__}, not one text: write a text into each cell.")
+    raise RequestError(f"{place} holds a {type(value).__name__}, not one text or number: write one into each cell.")
 
 
 def _text_column(table: Table, column: str) -> list[str]:
@@ -203,6 +203,8 @@ def label_name(value: Any, place: str, column: str) -> str:
     """
     if _is_missing(value):
         raise RequestError(f"{place} has no label in {column!r}.")
+    if isinstance(value, float) and math.isinf(value):
+        raise RequestError(f"{place}: the label in {column!r} is {value}, which is no class.")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     name = _written(value, place, column)
