@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -55,7 +56,10 @@ def debugging() -> bool:
 
 def print_error(error: Exception) -> None:
     """Prints an error to stderr, as the one sentence that a user reads."""
-    print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
+    # Closed or full, it must not hide the exit code.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
 
 
 def setup_logging() -> None:
@@ -85,4 +89,7 @@ class _ProgressBarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        # Closed or full, it must not end a run. tqdm would write to standard output in its place.
+        if sys.stderr is not None:
+            with suppress(OSError):
+                tqdm.write(self.format(record), file=sys.stderr)
