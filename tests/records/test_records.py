@@ -234,3 +234,19 @@ def test_records_are_found_and_broken_ones_named(tmp_path):
     assert "c/result.json" in unreadable[0]
     with pytest.raises(RequestError, match="no such folder"):
         find_records([tmp_path / "nowhere"])
+
+
+def test_the_search_for_records_has_a_bound(tmp_path, monkeypatch):
+    runs = tmp_path / "study" / "runs"
+    for name in ("a", "b"):
+        RunFolder(runs / name).write(record())
+    # A link to a folder around the search, which would lead everywhere, and a run's own folders are left out.
+    (runs / "up").symlink_to(tmp_path)
+    for i in range(5):
+        (runs / "a" / "adapter" / str(i)).mkdir(parents=True)
+        (tmp_path / str(i)).mkdir()
+    monkeypatch.setattr("petl_bench.records.store._MOST_FOLDERS", 3)
+    assert len(find_records([runs])[0]) == 2
+    (runs / "c").mkdir()
+    with pytest.raises(RequestError, match=r"more than 3 folders, .*name the folders of the runs"):
+        find_records([runs])
