@@ -333,3 +333,21 @@ def test_a_task_of_the_hub_without_a_subset(tmp_path):
         rows = pd.DataFrame({"sentence": ["a", "b"], "label": [0, 1]})
         rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     assert load_task(load_config(task).task, str(tmp_path)).train.texts[0] == ["a", "b"]
+
+
+def test_a_split_of_the_hub_without_a_subset(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, subset, *, split, revision):
+        asked.append((name, subset, split, revision))
+        label = datasets.ClassLabel(names=["bad", "good"])
+        features = datasets.Features(sentence=datasets.Value("string"), label=label, extra=datasets.Value("int32"))
+        rows = {"sentence": ["a", "b", "c"], "label": [1, 0, 1], "extra": [1, 2, 3]}
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load_task(load_config(["task=sst2", "task.subset=null", "task.dataset=some/reviews"]).task, None)
+    assert (task.train.texts[0], task.train.labels.tolist()) == (["a", "b", "c"], [1, 0, 1])
+    assert [one[:3] for one in asked] == [("some/reviews", None, "train"), ("some/reviews", None, "validation")]

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,10 @@ def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
         file = user_path(path, key)
         if file.is_dir():
             return read_parquet(_parts_of_folder(file, where), str(file), columns)
-        endings = file.name.lower().removesuffix(".gz")
-        ending = next((one for one in FORMATS if endings.endswith(one)), None)
-        if ending is None or (ending == ".parquet" and file.name.lower().endswith(".gz")):
+        name = file.name.lower()
+        compressed = name.endswith(".gz")
+        ending = Path(name.removesuffix(".gz")).suffix
+        if ending not in FORMATS or (compressed and ending == ".parquet"):
             raise RequestError(
                 f"{where}: the ending must be one of {', '.join(FORMATS)}; the first three may be followed by .gz."
             )
@@ -81,14 +82,9 @@ def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
         if ending == ".parquet":
             return read_parquet([file], str(file), columns)
         content = file.read_bytes()
-        text = _decoded(gzip.decompress(content) if file.name.lower().endswith(".gz") else content, str(file))
+        text = _decoded(gzip.decompress(content) if compressed else content, str(file))
     table = _json_lines(text, str(file)) if ending == ".jsonl" else _delimited(text, str(file), tabs=ending == ".tsv")
-    return Table(
-        table.source,
-        table.names,
-        {name: values for name, values in table.columns.items() if name in columns},
-        table.lines,
-    )
+    return replace(table, columns={name: values for name, values in table.columns.items() if name in columns})
 
 
 @contextmanager
