@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 from hydra import compose
 
-from petl_bench.config import config_from_dict, load_config
+from petl_bench import cli
+from petl_bench.config import config_from_dict, explained, load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.run_key import run_key
 
@@ -164,3 +166,48 @@ def test_layer_selection_brings_its_layer_plan_and_gives_way():
     assert load_config(["method=layer_selection"]).layers.name == "variability"
     assert load_config(["method=layer_selection", "layers=top"]).layers.name == "top"
     assert load_config(["method=lora"]).layers.name == "all"
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b.csv", "a#b.csv", "it's.csv", "日本.csv", "a(1).csv", "~/b.csv", "'open.csv", "a,b.csv"]
+)
+def test_a_value_that_needs_quotation_marks_is_shown_with_them(value):
+    with pytest.raises(RequestError, match=r"quotation marks|write a list") as refused:
+        load_config(["task=custom", f"task.train_file={value}"])
+    sentence, _, _ = str(refused.value).partition(". `petl-bench")
+    (example,) = shlex.split(sentence.rpartition(" as ")[2].removeprefix("in ").rstrip("."))
+    assert load_config(["task=custom", example]).task.train_file == value.strip("'")
+
+
+def test_a_list_is_shown_with_quotation_marks_around_its_items():
+    with pytest.raises(RequestError, match="quotation marks") as refused:
+        load_config(["task=custom", "task.train_file=x", "task.text_columns=[a=b,文]"])
+    (example,) = shlex.split(str(refused.value).partition(" as in ")[2].partition(". `petl-bench")[0])
+    assert load_config(["task=custom", "task.train_file=x", example]).task.text_columns == ["a=b", "文"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("method=-689970", r"method=-689970 is not known\. Allowed: bitfit"),
+        ("task=null", r"task=null is not known\. Allowed: ax"),
+        ("=3", "A group takes the name of one of its options"),
+        ("nonsense", "'nonsense' is no setting: write key=value"),
+    ],
+)
+def test_what_hydra_takes_for_no_setting_is_told_in_words(override, words):
+    with pytest.raises(RequestError, match=words):
+        load_config([override])
+
+
+@pytest.mark.parametrize("options", [["-sc"], ["--resolve"], ["--shell-completion", "method=lora"]])
+def test_hydras_options_without_what_they_need_are_wrong_requests(options, capsys):
+    assert cli.main(["run", *options]) == 2
+    err = capsys.readouterr().err
+    assert "shows all groups and settings" in err
+    assert "Error" not in err
+
+
+def test_errors_that_are_not_hydras_are_left_as_they_are():
+    with pytest.raises(ValueError, match="ours"), explained([]):
+        raise ValueError("ours")

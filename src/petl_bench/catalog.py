@@ -12,13 +12,13 @@ from itertools import takewhile
 from typing import Any
 
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import CONFIG_MODULE, load_config, option_names
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, all_methods
+from petl_bench.reports.render import console
 
 Row = dict[str, Any]
 
@@ -46,15 +46,15 @@ def print_catalog(kind: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
         return
-    console = Console()
+    out = console()
     for name in kinds:
         table = Table(title=name, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for column in rows[name][0]:
             table.add_column(column, overflow="fold")
         for row in rows[name]:
             table.add_row(*(_cell(value) for value in row.values()))
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
 
 
 def list_methods() -> list[Row]:

@@ -6,6 +6,9 @@ Nothing heavy is imported here, so that `petl-bench --help` answers at once; wha
 from __future__ import annotations
 
 import argparse
+import codecs
+import errno
+import io
 import os
 import signal
 import sys
@@ -45,27 +48,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _allow_any_character()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if sys.stdout is not None:
+            # What is written only at the end of the process could no longer be told.
+            sys.stdout.flush()
+        return code
     except (RequestError, RunError) as error:
         if debugging():
             raise
         print_error(error)
         return error.exit_code
     except BrokenPipeError:
-        # The reader (`| head`) has gone; nothing more may be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has gone.
+        _discard_output()
         return 0
-    except Exception as error:
-        if debugging():
-            raise
-        message = RunError(f"{type(error).__name__}: {first_line(error)} ({DEBUG_VARIABLE}=1 shows where).")
+    except OSError as error:
+        if debugging() or error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            return _unforeseen(error)
+        _discard_output()
+        message = RunError(f"Standard output cannot be written: {error.strerror}. Give it a place that has room.")
         print_error(message)
         return message.exit_code
+    except Exception as error:
+        return _unforeseen(error)
     except (Interrupted, KeyboardInterrupt) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         print("petl-bench: interrupted; the same command goes on from there.", file=sys.stderr)  # noqa: T201
         return 128 + signum
+
+
+def _unforeseen(error: Exception) -> int:
+    if debugging():
+        raise error
+    message = RunError(f"{type(error).__name__}: {first_line(error)} ({DEBUG_VARIABLE}=1 shows where).")
+    print_error(message)
+    return message.exit_code
+
+
+# What a full disk or a broken device says of standard output.
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+# Characters of tables and messages, as they are written where the encoding of the output lacks them.
+_ASCII = {
+    "±": "+-", "−": "-", "×": "x", "·": "*", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "→": "->", "–": "-",
+    "—": "-", "…": "...", "√": "sqrt", "µ": "u", "²": "^2", "³": "^3", "✓": "v", "✗": "x", "▶": ">",
+}  # fmt: skip
+
+
+def _allow_any_character() -> None:
+    """Lets standard output and error write what their encoding lacks, such as `±` in ASCII, in other characters."""
+
+    def replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError) and error.object[error.start] in _ASCII:
+            return _ASCII[error.object[error.start]], error.start + 1
+        return codecs.backslashreplace_errors(error)
+
+    codecs.register_error("petl_bench", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="petl_bench")
+
+
+def _discard_output() -> None:
+    """Sends what is still to be written nowhere, as the end of the process would fail with it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -183,6 +231,14 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
+    predict.add_argument(
+        "--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since the run"
+    )
+    predict.add_argument(
+        "--any-base",
+        action="store_true",
+        help="predict even if the backbone is not the one that the run was trained on",
+    )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     return predict
 

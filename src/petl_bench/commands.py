@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,21 +141,33 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    from petl_bench.run.predict import predict_file, predict_stdin, predict_texts, submit
+    from petl_bench.run.predict import Predictor, predict_file, predict_stdin, predict_texts, submit
 
+    stream = None if parsed.submit or parsed.file or parsed.text else _standard_input()
+    predictor = Predictor(parsed.run_dir, parsed.base, any_base=parsed.any_base)
     if parsed.submit:
-        for file in submit(parsed.run_dir, parsed.submit, parsed.data_root):
+        for file in submit(predictor, parsed.submit, parsed.data_root):
             _print(str(file))
         return 0
     if parsed.file:
-        lines = predict_file(parsed.run_dir, parsed.file, as_json=parsed.json)
+        lines = predict_file(predictor, parsed.file, as_json=parsed.json)
     elif parsed.text:
-        lines = predict_texts(parsed.run_dir, parsed.text, as_json=parsed.json)
+        lines = predict_texts(predictor, parsed.text, as_json=parsed.json)
     else:
-        lines = predict_stdin(parsed.run_dir, sys.stdin, as_json=parsed.json)
+        assert stream is not None
+        lines = predict_stdin(predictor, stream, as_json=parsed.json)
     for line in lines:
         _print(line)
     return 0
+
+
+def _standard_input() -> Iterable[str]:
+    """Standard input as lines of UTF-8; bytes that are none become surrogates, so that their line can be named."""
+    if sys.stdin is None:
+        raise RequestError("Standard input is closed: give the texts there, or with --text or --file.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    return sys.stdin
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -180,8 +193,8 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.definition import parse_request
+    from petl_bench.studies.progress import print_outcome, print_plan
     from petl_bench.studies.study import keep_costs, plan_costs, prepare, run_study
-    from petl_bench.studies.summary import print_outcome, print_plan
 
     name, overrides = _name_and_overrides(parsed.name_and_overrides)
     study = prepare(name, parse_request(overrides))

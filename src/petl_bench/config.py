@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+import shlex
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +21,12 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -242,6 +249,18 @@ def explained(overrides: list[str]) -> Iterator[None]:
         yield
     except _CONFIG_ERRORS as error:
         raise _explain(error, overrides) from error
+    except ValueError as error:
+        if not _is_hydras(error):
+            raise
+        # Hydra's check of `group=VALUE`, where the value is a number or null, or one of its options.
+        of_group = "Config group override" in str(error)
+        raise _no_option(overrides) if of_group else RequestError(f"{_cause(error)}. {_HELP}") from error
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra itself raised the error, and not what it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("hydra.")
 
 
 def _explain(error: Exception, overrides: list[str]) -> RequestError:
@@ -249,6 +268,14 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
     text = str(error)
     if isinstance(error, MissingConfigException):
         return _missing_option(error, text)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
+        key, _, value = match.group(1).partition("=")
+        one = shlex.quote(f'{key}="{value}"')
+        return RequestError(
+            f"{key}: {value} is more than one value: write a list as {key}=[{value}], and one as {one}."
+        )
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match.group(1), _known_settings(overrides))
     if match := re.search(r"Error merging override (\S+)", text):
@@ -257,6 +284,30 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         return RequestError(f"+{match.group(1)}: this setting exists already, give it without the plus sign.")
     first_lines = " ".join(line.strip() for line in text.splitlines()[:2])
     return RequestError(f"{first_lines.rstrip('.')}. {_HELP}")
+
+
+def _unreadable(override: str) -> RequestError:
+    """The error for an override that Hydra's grammar does not read: shows it with the quotation marks that it needs."""
+    key, equals, value = override.partition("=")
+    if not (key and equals):
+        return RequestError(f"{override!r} is no setting: write key=value. {_HELP}")
+    is_list = value.startswith("[") and value.endswith("]")
+    items = value[1:-1].split(",") if is_list else [value]
+    quoted = ",".join('"{}"'.format(item.strip(" '\"").replace('"', '\\"')) for item in items)
+    example = shlex.quote(f"{key}=[{quoted}]" if is_list else f"{key}={quoted}")
+    return RequestError(
+        f"{key}: the value {value} holds characters with a meaning of their own, or not all its quotation marks and "
+        f"brackets: put quotation marks around it within those of the shell, as in {example}. {_HELP}"
+    )
+
+
+def _no_option(overrides: list[str]) -> RequestError:
+    """The error for a group that is given something else than a name."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if group in _GROUPS and option not in option_names(group):
+            return unknown_choice(group, option, option_names(group))
+    return RequestError(f"A group takes the name of one of its options, as in method=lora. {_HELP}")
 
 
 def _setting_names(config: DictConfig) -> list[str]:
@@ -288,7 +339,7 @@ def _unknown_setting(key: str, known: list[str]) -> RequestError:
 
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return str(cause).strip().splitlines()[0].rstrip(".")
+    return str(cause).strip().splitlines()[0].rstrip(".!")
 
 
 def _known_settings(overrides: list[str]) -> list[str]:

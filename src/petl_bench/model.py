@@ -129,17 +129,19 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int
     return _weights_bytes(folder.path / MODEL_FOLDER)
 
 
-def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
+def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None) -> nn.Module:
     """Loads what `save_trained` wrote.
 
     Args:
         folder: The run's folder.
-        model: The backbone with a fresh head, as it was before it was adapted.
+        backbone: What an adapter belongs to; a whole model needs its settings alone.
+        labels: Names of the classes; None for regression.
 
     Raises:
         RequestError: If the run kept no weights.
         RunError: If they cannot be read.
     """
+    import torch
     from safetensors import SafetensorError
 
     adapter, whole = folder.path / ADAPTER_FOLDER, folder.path / MODEL_FOLDER
@@ -147,11 +149,23 @@ def load_trained(folder: RunFolder, model: nn.Module) -> nn.Module:
         if adapter.is_dir():
             from peft import PeftModel
 
-            return PeftModel.from_pretrained(model, str(adapter))  # type: ignore[arg-type]
+            plain = backbone.build_model(len(labels or [0]), labels)
+            # As trainable, so that what was frozen in training is known from what was not.
+            adapted = PeftModel.from_pretrained(plain, str(adapter), is_trainable=True)
+            if backbone.settings.dtype == "bf16":
+                store_frozen_in_bf16(adapted)
+            return adapted
         if whole.is_dir():
             from transformers import AutoModelForSequenceClassification
 
-            return AutoModelForSequenceClassification.from_pretrained(whole, config=model.config, use_safetensors=True)
+            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+                whole,
+                dtype=torch.float32,
+                attn_implementation=backbone.settings.attention,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+            return model
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise RunError(
             f"The weights in {folder.path} cannot be read ({error}): repeat the run with --force."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from petl_bench.errors import Interrupted
+from petl_bench.errors import Interrupted, RequestError
 
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,8 +43,20 @@ def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
 
 def cache_dir() -> Path:
     """The cache folder: PETL_BENCH_CACHE, else `petl_bench` in XDG_CACHE_HOME or in ~/.cache."""
-    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "petl_bench"
-    return Path(root).expanduser()
+    root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "petl_bench"
+    return user_path(root, "PETL_BENCH_CACHE")
+
+
+def user_path(path: str | Path, key: str) -> Path:
+    """A path that a user gave, `~` replaced by the home folder.
+
+    Raises:
+        RequestError: If there is no such home, as for the user of a container that has no name; naming the key.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
 
 
 def debugging() -> bool:
@@ -53,7 +66,10 @@ def debugging() -> bool:
 
 def print_error(error: Exception) -> None:
     """Prints an error to stderr, as the one sentence that a user reads."""
-    print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
+    # Closed or full, it must not hide the exit code.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
 
 
 def setup_logging() -> None:
@@ -83,4 +99,7 @@ class _ProgressBarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        # Closed or full, it must not end a run. tqdm would write to standard output in its place.
+        if sys.stderr is not None:
+            with suppress(OSError):
+                tqdm.write(self.format(record), file=sys.stderr)

@@ -270,3 +270,46 @@ def test_the_anatomy_names_what_the_config_says(name):
 def test_every_architecture_is_probed():
     assert TINY_BACKBONES.keys() == ANATOMIES.keys()
     assert sorted(TINY_BACKBONES.values()) == sorted(TINY)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A local backbone with its tokenizer, and how to open it."""
+    backbone = open_tiny("tiny_bert")
+    backbone.build_model(2).save_pretrained(tmp_path)
+    backbone.load_tokenizer().save_pretrained(tmp_path)
+    return lambda: open_tiny("tiny_bert", "backbone.weights=pretrained", f"backbone.path={tmp_path}")
+
+
+def test_a_local_backbone_needs_its_tokenizer(saved, tmp_path):
+    assert len(saved().load_tokenizer()("ab")["input_ids"]) == 4
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match=r"its files, such as tokenizer\.json, must lie beside config\.json"):
+        saved().load_tokenizer()
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(RequestError, match=r"holds no tokenizer: tokenizer\.json or vocab\.txt is missing"):
+        saved().load_tokenizer()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_embeddings_is_refused(saved, tmp_path):
+    tokenizer = saved().load_tokenizer()
+    tokenizer.add_tokens([f"word{i}" for i in range(320 - len(tokenizer))])
+    tokenizer.save_pretrained(tmp_path)
+    assert len(saved().load_tokenizer()) == 320
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="has 321 tokens, but the model has embeddings for 320"):
+        saved().load_tokenizer()
+
+
+def test_a_tokenizer_with_far_fewer_tokens_is_told(saved, tmp_path, caplog):
+    saved().load_tokenizer()
+    assert "has 261 tokens and the model embeddings for 320" in caplog.text
+
+
+def test_more_segments_than_the_model_knows_are_refused():
+    backbone = open_tiny("tiny_roberta", "backbone.architecture.type_vocab_size=1")
+    backbone.check_segments(1)
+    with pytest.raises(RequestError, match="numbers 2 segments, but the model has embeddings for 1"):
+        backbone.check_segments(2)
+    open_tiny("tiny_modernbert").check_segments(2)

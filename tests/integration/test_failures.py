@@ -133,3 +133,20 @@ def test_a_broken_record_is_an_unfinished_run(tiny):
     file.write_text(file.read_text()[:100])
     assert run(cfg).status == "finished"
     json.loads(file.read_text())
+
+
+def test_rows_that_change_while_they_are_read_fail_the_run(tiny, tmp_path, monkeypatch):
+    from petl_bench.run import run as run_module
+
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "a,x\nb,y\n" * 40)
+    cfg = tiny("task=custom", f"task.train_file='{file}'", "task.num_train_examples=8")
+    load = run_module.load_task
+
+    def replace_and_load(*arguments):
+        file.write_text("text,label\n" + "a,y\nb,x\n" * 40)
+        return load(*arguments)
+
+    monkeypatch.setattr(run_module, "load_task", replace_and_load)
+    with pytest.raises(RunError, match="changed while they were read"):
+        run(cfg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 
 import pytest
 
@@ -26,7 +27,7 @@ from petl_bench.run.identity import identify
 FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "frozen", "params", "scores",
     "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
-    "resumed_at_updates", "skipped_updates", "key_version", "ended_at",
+    "resumed_at_updates", "skipped_updates", "key_version", "ended_at", "base_files",
 }  # fmt: skip
 
 
@@ -143,6 +144,25 @@ def test_the_content_of_local_files_is_part_of_the_key(tmp_path):
     assert key(*custom) != before
 
 
+def test_a_file_of_the_same_size_and_time_has_another_key(tmp_path):
+    train = tmp_path / "train.csv"
+    keys = []
+    for content in ("text,label\na,x\nb,y\n", "text,label\na,y\nb,x\n"):
+        train.write_text(content)
+        os.utime(train, (0, 0))
+        keys.append(key("task=custom", f"task.train_file={train}"))
+    assert keys[0] != keys[1]
+
+
+def test_the_parts_of_a_folder_are_part_of_the_key(tmp_path):
+    for part in ("a", "b"):
+        (tmp_path / f"{part}.parquet").write_text(part)
+    custom = ["task=custom", f"task.train_file={tmp_path}"]
+    both = key(*custom)
+    (tmp_path / "b.parquet").unlink()
+    assert key(*custom) != both
+
+
 def test_every_file_of_a_local_backbone_is_part_of_the_key(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "vocab.txt").write_text("a")
@@ -214,3 +234,19 @@ def test_records_are_found_and_broken_ones_named(tmp_path):
     assert "c/result.json" in unreadable[0]
     with pytest.raises(RequestError, match="no such folder"):
         find_records([tmp_path / "nowhere"])
+
+
+def test_the_search_for_records_has_a_bound(tmp_path, monkeypatch):
+    runs = tmp_path / "study" / "runs"
+    for name in ("a", "b"):
+        RunFolder(runs / name).write(record())
+    # A link to a folder around the search, which would lead everywhere, and a run's own folders are left out.
+    (runs / "up").symlink_to(tmp_path)
+    for i in range(5):
+        (runs / "a" / "adapter" / str(i)).mkdir(parents=True)
+        (tmp_path / str(i)).mkdir()
+    monkeypatch.setattr("petl_bench.records.store._MOST_FOLDERS", 3)
+    assert len(find_records([runs])[0]) == 2
+    (runs / "c").mkdir()
+    with pytest.raises(RequestError, match=r"more than 3 folders, .*name the folders of the runs"):
+        find_records([runs])

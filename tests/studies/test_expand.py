@@ -82,6 +82,10 @@ def test_what_a_study_rests_on_is_noticed(tmp_path, monkeypatch):
     assert not still_true({}, custom, [])
     os.utime(rows, (1, 1))
     assert not still_true(basis, custom, [])
+    _, basis = expand("small", custom, [], tmp_path)
+    rows.write_text(rows.read_text().replace("good", "mean"))
+    os.utime(rows, (1, 1))
+    assert not still_true(basis, custom, [])
 
 
 def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):

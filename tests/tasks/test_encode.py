@@ -7,6 +7,7 @@ import pytest
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
+from petl_bench.errors import RequestError
 from petl_bench.tasks import encode as encode_module
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.rows import Rows
@@ -86,3 +87,26 @@ def test_labels_are_not_part_of_the_cache(tokenizer, tokenized):
     other = encode(Rows(PAIRS.texts, np.array([1, 0])), tokenizer, max_length=16)
     assert other.labels.tolist() == [1, 0]
     assert len(tokenized) == 1
+
+
+@pytest.mark.parametrize(("texts", "least"), [((["ab"],), 3), ((["ab"], ["cd"]), 5), ((["ab"], ["cd"], ["ef"]), 7)])
+def test_a_length_below_the_special_tokens_and_a_token_of_each_text_is_refused(tokenizer, texts, least):
+    with pytest.raises(RequestError, match=f"max_length={least - 1} leaves no room .* give at least {least}"):
+        encode(Rows(texts, None), tokenizer, least - 1, cached=False)
+    assert encode(Rows(texts, None), tokenizer, least, cached=False).lengths.tolist() == [least]
+
+
+def test_further_texts_are_joined_to_the_second_by_the_separator(tokenizer):
+    encoded = encode(Rows((["ab"], ["cd"], ["ef"]), None), tokenizer, 32, cached=False)
+    assert encoded.ids.tolist() == tokenizer("ab", "cd [SEP] ef")["input_ids"]
+    assert encoded.ids.tolist().count(tokenizer.sep_token_id) == 3
+    tokenizer.sep_token = None
+    with pytest.raises(RequestError, match="names 3 columns, but the tokenizer has no separator"):
+        encode(Rows((["ab"], ["cd"], ["ef"]), None), tokenizer, 32, cached=False)
+
+
+def test_the_tokens_that_the_limit_cuts_are_counted(tokenizer):
+    rows = Rows((["abcd", "ab", "x" * 50],), None)
+    # Of one byte each, beside [CLS] and [SEP]: 6, 4 and 52 tokens.
+    for limit, cut in ((52, 0), (51, 1), (6, 46), (4, 2 + 48)):
+        assert [encode(rows, tokenizer, limit).num_cut for _ in range(2)] == [cut, cut]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
+from petl_bench.run.describe import log_rows, log_tokens
 from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import load_task
 
 SIZES = {  # of the shared copy; QNLI, QQP and MNLI are partial there
@@ -214,7 +218,7 @@ def test_broken_files_are_named(name, content, tmp_path):
 def test_a_row_without_a_label_is_pointed_at(tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text("\n".join(json.dumps({"text": "a", "label": label}) for label in ["x", None, "y"]))
-    with pytest.raises(RequestError, match="row 1 has no label"):
+    with pytest.raises(RequestError, match=r"train\.jsonl, line 2 has no label"):
         load("task=custom", f"task.train_file={train}")
 
 
@@ -236,3 +240,58 @@ def test_a_bag_of_words_is_not_enough_for_the_demo():
     model = LogisticRegression(max_iter=1000).fit(vectorizer.transform(train.texts[0]), train.labels)
     score = model.score(vectorizer.transform(validation.texts[0]), validation.labels)
     assert 0.55 < score < 0.85
+
+
+class TestOnTheScreen:
+    def test_rows_and_classes_with_their_shares(self, table, tmp_path, caplog):
+        train = write(table[:9], tmp_path / "train.csv")
+        dev = write(pd.concat([table[8:12], table[:1]]), tmp_path / "dev.csv")
+        table.loc[9, "label"] = "rare"
+        with caplog.at_level(logging.INFO):
+            log_rows(load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}"))
+        assert caplog.messages == [
+            "rows: 9 train, 5 validation",
+            "3 classes of the training rows: 'maybe' 33.3 %, 'no' 33.3 %, 'yes' 33.3 %",
+            "2 of 5 rows of validation are training rows too",
+        ]
+
+    def test_many_classes_and_repeated_rows(self, tmp_path, caplog):
+        labels = [f"c{i}" for i in range(9)] + ["c0", "c0", "c1"]
+        frame = pd.DataFrame({"text": ["a", "a", *map(str, range(10))], "label": labels})
+        train, dev = write(frame, tmp_path / "train.csv"), write(frame.assign(text="other"), tmp_path / "dev.csv")
+        with caplog.at_level(logging.INFO):
+            log_rows(load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}"))
+        assert caplog.messages[1:] == [
+            "9 classes of the training rows: 'c0' 25.0 %, 'c1' 16.7 %, ..., 'c7' 8.3 %, 'c8' 8.3 %; 7 of a single row",
+            "1 training rows have the texts of another training row",
+        ]
+
+    def test_targets(self, tmp_path, caplog):
+        train = write(pd.DataFrame({"text": list("abcd"), "label": [0, 1, 2, 5]}), tmp_path / "train.csv")
+        dev = write(pd.DataFrame({"text": ["e"], "label": [1]}), tmp_path / "dev.csv")
+        regression = ["task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"]
+        with caplog.at_level(logging.INFO):
+            log_rows(load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}", *regression))
+        assert caplog.messages[1] == "targets of the training rows: 0 to 5, mean 2"
+
+    def test_tokens_that_are_cut_or_unknown(self, tmp_path, caplog):
+        train = write(pd.DataFrame({"text": ["abcdefgh", "ab"], "label": ["x", "y"]}), tmp_path / "train.csv")
+        dev = write(pd.DataFrame({"text": ["ab"], "label": ["x"]}), tmp_path / "dev.csv")
+        cfg = load_config(
+            ["backbone=tiny_bert", "task=custom", f"task.train_file={train}", f"task.validation_file={dev}"]
+        )
+        task = load_task(cfg.task, None)
+        tokenizer = open_backbone(cfg.backbone, cfg.layers).load_tokenizer()
+        # 10 and 4 tokens with [CLS] and [SEP].
+        encoded = {name: encode(rows, tokenizer, 6) for name, rows in (("train", task.train), ("report", task.report))}
+        task.settings.max_length = 6
+        with caplog.at_level(logging.INFO):
+            log_tokens(task, encoded, tokenizer)
+        assert caplog.messages == ["tokens that task.max_length=6 cuts: 28.6 % of train, 0.0 % of validation"]
+        tokenizer.unk_token = "a"
+        with caplog.at_level(logging.WARNING):
+            log_tokens(task, encoded, tokenizer)
+        assert caplog.messages[-2:] == [
+            "33.3 % of the tokens of train are unknown to the tokenizer: is it made for this language and script?",
+            "50.0 % of the tokens of validation are unknown to the tokenizer: is it made for this language and script?",
+        ]

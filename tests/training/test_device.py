@@ -33,7 +33,13 @@ def test_a_gpu_that_only_emulates_bf16_is_refused_unless_that_is_asked_for(monke
     assert make_accelerator(TrainConfig(precision="bf16", emulate_bf16=True))["mixed_precision"] == "bf16"
 
 
-def test_a_run_is_known_by_what_auto_came_to(tiny):
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr("petl_bench.config.gpu_may_be_there", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_run_is_known_by_what_auto_came_to(tiny, without_gpu):
     assert identify(tiny()).key == identify(tiny("train.precision=fp32")).key
     assert identify(tiny()).config["train"]["precision"] == "fp32"
     assert resolved(tiny("train.precision=bf16")).train.precision == "bf16"
@@ -42,7 +48,7 @@ def test_a_run_is_known_by_what_auto_came_to(tiny):
     assert on_cpu.config["train"]["device"] == "cpu"
 
 
-def test_the_same_settings_on_a_gpu_are_another_run(tiny, monkeypatch):
+def test_the_same_settings_on_a_gpu_are_another_run(tiny, without_gpu, monkeypatch):
     fp32 = "train.precision=fp32"
     on_cpu = identify(tiny(fp32)).key
     monkeypatch.setattr("petl_bench.config.gpu_may_be_there", lambda: True)

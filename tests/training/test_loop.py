@@ -34,6 +34,7 @@ def test_accumulation_changes_memory_but_not_the_update(tiny):
     # Without dropout, whose masks depend on the passes.
     plain = [
         "method=head",
+        "train.precision=fp32",
         "+backbone.architecture.hidden_dropout_prob=0",
         "+backbone.architecture.attention_probs_dropout_prob=0",
     ]

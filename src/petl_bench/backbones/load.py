@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.anatomy import Anatomy, anatomy_of, is_within
 from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
-from petl_bench.backbones.source import BackboneConfig, Source, find_source, local_folder
-from petl_bench.errors import RequestError, RunError
+from petl_bench.backbones.source import (
+    BackboneConfig,
+    Source,
+    file_sha256,
+    find_source,
+    local_folder,
+    read_files,
+)
+from petl_bench.errors import RequestError, RunError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,12 +33,43 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except Exception as error:
-        raise RunError(f"The tokenizer in {folder} cannot be read: {error}. Fetch the folder again.") from error
+        raise RunError(
+            f"The tokenizer in {folder} cannot be read ({first_line(error)}): its files, such as tokenizer.json, must "
+            "lie beside config.json."
+        ) from error
+    _check_tokenizer_files(folder, tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_padding()
         backend.no_truncation()
     return tokenizer
+
+
+def _check_tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Transformers makes an empty tokenizer, to which every word is unknown, where there are no files."""
+    names = dict(tokenizer.vocab_files_names)
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    missing = [name for name in names.values() if not (folder / name).is_file()]
+    if not (folder / whole).is_file() and (missing or not names):
+        raise RequestError(
+            f"{folder} holds no tokenizer: {' or '.join([whole, *missing])} is missing. Put the tokenizer's files "
+            "there, or save it with tokenizer.save_pretrained(...)."
+        )
+
+
+def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    num_tokens = max(tokenizer.get_vocab().values()) + 1
+    if num_tokens > num_embeddings:
+        raise RequestError(
+            f"The tokenizer in {folder} has {num_tokens} tokens, but the model has embeddings for {num_embeddings}: "
+            "give the tokenizer that belongs to the model, or save the model after model.resize_token_embeddings(...)."
+        )
+    # Some models have a few embeddings more, for a size that suits the hardware.
+    if num_tokens < 0.9 * num_embeddings:
+        _log.warning(
+            "the tokenizer in %s has %d tokens and the model embeddings for %d: do they belong together?",
+            *(folder, num_tokens, num_embeddings),
+        )
 
 
 def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
@@ -98,11 +136,28 @@ class Backbone:
                 f"{self.max_length} tokens."
             )
 
+    def check_segments(self, count: int) -> None:
+        """Raises RequestError if the model has embeddings for some segments, but fewer than these."""
+        known = getattr(self.config, "type_vocab_size", 0) or 0
+        if 0 < known < count:
+            raise RequestError(
+                f"The tokenizer of backbone={self.settings.name} numbers {count} segments, but the model has "
+                f"embeddings for {known}: give the tokenizer that belongs to the model."
+            )
+
+    def file_hashes(self) -> dict[str, str] | None:
+        """Hex sha256 of each file that the backbone is read from, by name; None for random weights."""
+        if self.source is None:
+            return None
+        return {name: file_sha256(file) for name, file in sorted(read_files(self.source.folder).items())}
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the weights."""
         if self.source is None:
             return byte_tokenizer(self.config, self.max_length)
-        return load_tokenizer(self.source.folder)
+        tokenizer = load_tokenizer(self.source.folder)
+        _check_vocabulary(self.source.folder, tokenizer, self.config.vocab_size)
+        return tokenizer
 
     def build_model(self, num_labels: int, labels: list[str] | None = None, device: str = "cpu") -> PreTrainedModel:
         """Builds the model with a fresh head, in fp32; head (and random weights) follow torch's generator.

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, RunError
+from petl_bench.process import user_path
 
 WEIGHTS = ("pretrained", "random")
 
@@ -48,6 +49,24 @@ class BackboneConfig:
 WEIGHTS_FILE = "model.safetensors"
 
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+# What a model is read from: its weights and config, and the tokenizer.
+_READ = (
+    "*.safetensors", "*.index.json", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "*.model",
+)  # fmt: skip
+
+
+def read_files(folder: Path) -> dict[str, Path]:
+    """The files of `model_files` that weights, config and tokenizer are read from, by name."""
+    return {name: file for name, file in model_files(folder).items() if any(map(file.match, _READ))}
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """The files of a model in the Hugging Face format, tokenizer included, by name."""
+    return {file.name: file for pattern in HUB_PATTERNS for file in sorted(folder.glob(pattern))}
+
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +109,7 @@ def local_folder(path: str) -> Path:
     Raises:
         RequestError: If it describes no model.
     """
-    folder = Path(path).expanduser()
+    folder = user_path(path, "backbone.path")
     if not (folder / "config.json").is_file():
         raise RequestError(f"backbone.path={folder} holds no config.json: name a folder in the Hugging Face format.")
     return folder
@@ -154,13 +173,16 @@ def _check_hash(file: Path, expected: str) -> None:
 
 
 def file_sha256(file: Path) -> str:
-    """Hex sha256 of a file's content; read again only where the file has changed."""
+    """Hex sha256 of a file's content; read again only where the file has changed.
+
+    Users and tools set the time of modification as they like, but not the time of the last change of the inode.
+    """
     found = file.stat()
-    return _sha256(file, found.st_size, found.st_mtime_ns)
+    return _sha256(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @lru_cache(maxsize=256)
-def _sha256(file: Path, _size: int, _changed: int) -> str:
+def _sha256(file: Path, _version: tuple[int, ...]) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -201,13 +201,8 @@ class Inference:
     merged: bool = False
 
 
-# Where features of the frozen layers may be.
-CACHE_PLACES = {
-    "device": "kept on the device",
-    "memory": "kept in memory",
-    "disk": "kept on disk",
-    "off": "computed with every batch",
-}
+CACHE_PLACES = {"device": "kept on the device", "memory": "kept in memory", "disk": "kept on disk",
+                "off": "computed with every batch"}  # fmt: skip
 
 
 @dataclass
@@ -221,7 +216,7 @@ class FrozenFeatures:
     layers: int
     states: int
     first_token_only: bool
-    # One of CACHE_PLACES.
+    # Where they are: one of CACHE_PLACES.
     cache: str
     bytes: int
     reused: bool
@@ -287,6 +282,9 @@ class Record:
     # the same run, reports use the newest. None in older records.
     key_version: int | None = None
     ended_at: str | None = None
+    # Hex sha256 of each file that the pretrained backbone was read from, by name; None for random weights and in older
+    # records.
+    base_files: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""

@@ -193,14 +193,33 @@ def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
         yield from files_below(folder, RECORD_FILE)
 
 
+# Far more than studies have runs.
+_MOST_FOLDERS = 50_000
+
+
 def files_below(folder: Path, name: str) -> list[Path]:
-    """The files of this name at or below a folder, links to folders followed, in the order of their paths."""
+    """The files of this name at or below a folder, links to folders followed, in the order of their paths.
+
+    Raises:
+        RequestError: If there are so many folders that it cannot be one of runs, such as the root of a disk.
+    """
     found, seen = [], set[str]()
+    top = os.path.realpath(folder)
     for path, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(path)) in seen:
+        if len(seen) >= _MOST_FOLDERS:
+            raise RequestError(
+                f"{folder} holds more than {_MOST_FOLDERS:,} folders, which are too many to search for records: name "
+                "the folders of the runs."
+            )
+        real = os.path.realpath(path)
+        # Seen already, or a link to a folder that this one is in, such as those in /proc to the whole system.
+        if real in seen or (real != top and Path(top).is_relative_to(real)):
             folders.clear()
             continue
         seen.add(real)
+        if RECORD_FILE in files:
+            # There are no runs inside of a run.
+            folders.clear()
         if name in files:
             found.append(Path(path) / name)
     return sorted(found)

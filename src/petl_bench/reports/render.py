@@ -6,9 +6,12 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from petl_bench.errors import RequestError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,19 @@ class ReportTable:
 _WIDEST = 1000
 
 
+def console() -> Console:
+    """A rich console on standard output, which leaves a reader that has gone to `petl_bench.cli`."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole()
+
+
 def print_table(table: ReportTable) -> None:
     """Prints a table with its notes, as wide as it needs to be."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -48,13 +61,13 @@ def print_table(table: ReportTable) -> None:
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
-    console = Console()
+    out = console()
     # A table wider than the terminal is wrapped by it; rich would truncate the cells.
-    natural = console.measure(shown, options=console.options.update(width=_WIDEST))
-    console.width = max(console.width, natural.minimum if table.prose else natural.maximum)
-    console.print(shown)
+    natural = out.measure(shown, options=out.options.update(width=_WIDEST))
+    out.width = max(out.width, natural.minimum if table.prose else natural.maximum)
+    out.print(shown)
     for note in table.notes:
-        console.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 # A table with more columns than this is shrunk to the width of the page.

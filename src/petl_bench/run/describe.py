@@ -1,8 +1,11 @@
-"""The parts of a record that describe a run: protocol, data, layers, time, memory, inference speed."""
+"""What describes a run: the parts of its record, and what the screen says of its rows before it trains."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
@@ -12,11 +15,20 @@ from petl_bench.tasks.load import Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
     from petl_bench.frozen.batch_source import BatchSources
     from petl_bench.measure.device_memory import PeakMemory
     from petl_bench.measure.speed import InferenceTimes
+    from petl_bench.tasks.encode import EncodedRows
     from petl_bench.training.checkpoint import Progress
+
+_log = logging.getLogger(__name__)
+
+# Classes that the screen lists one by one.
+_CLASSES_LISTED = 8
+# The share of unknown tokens above which the screen tells it.
+_UNKNOWN_SHARE = 0.03
 
 
 def describe_layers(backbone: Backbone) -> Layers:
@@ -32,11 +44,67 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
     local = settings.source == "hub" and cfg.data_root is not None
     return Data(
         dataset=names.get(settings.source)
-        or f"{settings.dataset}/{settings.subset}" + (" (local copy)" if local else ""),
+        or "/".join(filter(None, (settings.dataset, settings.subset))) + (" (local copy)" if local else ""),
         revision=None if local else settings.revision,
         fingerprint=task.fingerprint(),
         rows_per_split=task.rows_per_split(),
     )
+
+
+def log_rows(task: Task) -> None:
+    """Logs how many rows and classes are in use, the share of each, and rows that occur more than once."""
+    counts = task.rows_per_split()
+    _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    assert task.train.labels is not None
+    if task.labels is None:
+        targets = task.train.labels
+        _log.info("targets of the training rows: %g to %g, mean %g", targets.min(), targets.max(), targets.mean())
+    else:
+        _log.info("%s", _shares(task.labels, task.train.labels))
+    train = set(zip(*task.train.texts, strict=True))
+    repeated = len(task.train) - len(train)
+    shared = sum(row in train for row in zip(*task.report.texts, strict=True))
+    if repeated:
+        _log.info("%d training rows have the texts of another training row", repeated)
+    if shared:
+        _log.warning("%d of %d rows of %s are training rows too", shared, len(task.report), task.report_split)
+
+
+def _shares(labels: list[str], indices: np.ndarray) -> str:
+    """The classes of the training rows with their shares; of many, the largest and the smallest."""
+    counts = np.bincount(indices, minlength=len(labels))
+    order = np.argsort(-counts, kind="stable").tolist()
+    shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
+    listed = ", ".join(shares if len(shares) <= _CLASSES_LISTED else [*shares[:2], "...", *shares[-2:]])
+    few = "".join(
+        f"; {found} {words}"
+        for number, words in ((0, "without a row"), (1, "of a single row"))
+        if (found := int((counts == number).sum()))
+    )
+    return f"{len(labels)} classes of the training rows: {listed}{few}"
+
+
+def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Logs what share of the tokens the length limit cuts, and of unknown tokens if these are more than a few.
+
+    Args:
+        task: Names the splits and the limit.
+        encoded: Token ids by split.
+        tokenizer: Made them.
+    """
+    names = {"train": "train", "selection": task.selection_split, "report": task.report_split}
+    shares = {names.get(name, name): rows.num_cut / (rows.num_cut + len(rows.ids)) for name, rows in encoded.items()}
+    cut = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in shares.items())
+    _log.info("tokens that task.max_length=%d cuts: %s", task.settings.max_length, cut)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for name, rows in encoded.items():
+        words = rows.ids[~np.isin(rows.ids, list(special))]
+        unknown = float((words == tokenizer.unk_token_id).mean()) if len(words) else 0.0
+        if unknown > _UNKNOWN_SHARE:
+            _log.warning(
+                "%.1f %% of the tokens of %s are unknown to the tokenizer: is it made for this language and script?",
+                *(100 * unknown, names.get(name, name)),
+            )
 
 
 def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from petl_bench.backbones.source import HUB_PATTERNS, file_sha256
+from petl_bench.backbones.source import file_sha256, model_files
 from petl_bench.config import RunConfig, resolved
+from petl_bench.process import user_path
 from petl_bench.records.run_key import run_key, run_name
-from petl_bench.tasks.rows import split_files
+from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
 
@@ -38,20 +40,30 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if task.source == "files":
         named = {"train": task.train_file, "validation": task.validation_file}
-        found |= {role: Path(file).expanduser() for role, file in named.items() if file}
+        for role, file in named.items():
+            if file:
+                path = user_path(file, f"task.{role}_file")
+                found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
-        wanted = [(task.subset or "", task.train_split), (task.subset or "", task.validation_split)]
+        wanted = [(task.subset, task.train_split), (task.subset, task.validation_split)]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
-        root = Path(cfg.data_root).expanduser()
+        root = user_path(cfg.data_root, "data_root")
         found |= {
-            f"{subset}/{file.name}": file for subset, split in wanted for file in split_files(root, subset, split)
+            file.name if subset is None else f"{subset}/{file.name}": file
+            for subset, split in wanted
+            for file in split_files(root, subset, split)
         }
     if cfg.backbone.path is not None:
-        folder = Path(cfg.backbone.path).expanduser()
-        found |= {file.name: file for pattern in HUB_PATTERNS for file in folder.glob(pattern)}
+        folder = user_path(cfg.backbone.path, "backbone.path")
+        found |= model_files(folder)
     return found
 
 
 def _content_hashes(cfg: RunConfig) -> dict[str, str]:
-    """Hashes the local files; a missing one is an error only when it is read."""
-    return {name: file_sha256(file) for name, file in sorted(local_files(cfg).items()) if file.is_file()}
+    """Hashes the local files; one that is missing or cannot be read is an error only when its rows are wanted."""
+    hashes = {}
+    for name, file in sorted(local_files(cfg).items()):
+        with suppress(OSError):
+            if file.is_file():
+                hashes[name] = file_sha256(file)
+    return hashes

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from petl_bench.backbones.layers import resolved_layers
-from petl_bench.backbones.load import open_backbone
+from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError
 from petl_bench.model import load_trained
-from petl_bench.records.store import RunFolder
+from petl_bench.records.schema import Record
+from petl_bench.records.store import MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import find_labels, read_subset
-from petl_bench.tasks.rows import Rows, read_table, rows_from_table, split_files
+from petl_bench.tasks.rows import Rows, check_text, rows_from_table
+from petl_bench.tasks.tables import read_table, split_files
 
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _SUBMITTED_AS_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")
 
 _STDIN_CHUNK = 64
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Predictor:
 
     Args:
         run_dir: The run's folder.
+        base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
+        any_base: Whether to go on with another backbone than the one that the run was trained on.
 
     Raises:
-        RequestError: If it holds no finished run, or no weights.
+        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one.
     """
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> None:
         folder = RunFolder(Path(run_dir))
         record = folder.finished()
         if record is None:
@@ -70,13 +76,31 @@ class Predictor:
         precision = self.config.train.precision
         if precision == "fp16" and not torch.cuda.is_available():
             precision = "fp32"
-        self._accelerator = make_accelerator(dataclasses.replace(self.config.train, device="auto", precision=precision))
-        backbone = open_backbone(self.config.backbone, resolved_layers(self.config.layers, record.layers))
+        self._accelerator = make_accelerator(
+            replace(self.config.train, device="auto", precision=precision, emulate_bf16=True)
+        )
+        backbone = self._open_backbone(record, folder.path, base, any_base=any_base)
         self._tokenizer = backbone.load_tokenizer()
         # A backbone with random weights is the one that was trained only under the same seed.
         set_seed(self.config.train.seed)
-        plain = backbone.build_model(len(self.labels or [0]), self.labels)
-        self._model = load_trained(folder, plain).to(self._accelerator.device)
+        self._model = load_trained(folder, backbone, self.labels).to(self._accelerator.device)
+
+    def _open_backbone(self, record: Record, folder: Path, base: str | None, *, any_base: bool) -> Backbone:
+        layers = resolved_layers(self.config.layers, record.layers)
+        settings = self.config.backbone
+        if (folder / MODEL_FOLDER).is_dir():
+            # The run kept the whole model and its tokenizer, so it needs no other.
+            return open_backbone(replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained"), layers)
+        try:
+            backbone = open_backbone(replace(settings, path=base or settings.path), layers)
+        except RequestError as error:
+            if settings.path is None and base is None:
+                raise
+            raise RequestError(
+                f"{error} If the backbone of {folder} has moved, give its folder with --base."
+            ) from error
+        _check_base(record, backbone, folder, any_base=any_base)
+        return backbone
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
@@ -96,42 +120,70 @@ class Predictor:
         ]
 
 
-def predict_texts(run_dir: str, texts: list[str], *, as_json: bool) -> Iterator[str]:
+def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
+    """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
+    then, now = record.base_files, backbone.file_hashes()
+    if then is None or now is None or then == now:
+        return
+    changed = ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
+    assert backbone.source
+    message = f"The backbone in {backbone.source.folder} differs from the one that {folder} was trained on ({changed})"
+    if not any_base:
+        raise RequestError(f"{message}: give the folder of that one with --base, or use this one with --any-base.")
+    _log.warning("%s, and is used all the same.", message)
+
+
+def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> Iterator[str]:
     """Predicts one example, given one text for each text column."""
-    predictor = Predictor(run_dir)
-    yield from _lines(predictor, [texts], as_json=as_json, header=True)
+    yield from _lines(predictor, {"--text": texts}, as_json=as_json, header=True)
 
 
-def predict_file(run_dir: str, file: str, *, as_json: bool) -> Iterator[str]:
+def predict_file(predictor: Predictor, file: str, *, as_json: bool) -> Iterator[str]:
     """Predicts every row of a file; its labels, where it has any, are not looked at."""
-    predictor = Predictor(run_dir)
-    table = read_table(file, "--file").drop(columns=[predictor.task.label_column], errors="ignore")
-    rows = rows_from_table(table, predictor.task, predictor.labels, file)
+    table = read_table(file, "--file", predictor.task.text_columns)
+    rows = rows_from_table(table, predictor.task, predictor.labels)
     yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=True)
 
 
-def predict_stdin(run_dir: str, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:
-    """Predicts one example a line; the texts of a pair are separated by a tab."""
-    predictor = Predictor(run_dir)
-    header, chunk = True, []
-    for line in stream:
-        chunk.append(line.rstrip("\n").split("\t") if len(predictor.task.text_columns) > 1 else [line.rstrip("\n")])
-        if len(chunk) == _STDIN_CHUNK:
-            yield from _lines(predictor, chunk, as_json=as_json, header=header)
-            header, chunk = False, []
+def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:
+    """Predicts one example a line; the texts of a pair are separated by a tab.
+
+    Args:
+        predictor: The run's model.
+        stream: Lines that end in LF or CR LF. What is no UTF-8 was decoded to surrogates.
+        as_json: Whether to yield a JSON object a line.
+
+    Raises:
+        RequestError: If a line is no text, or holds another number of texts than the task takes.
+    """
+    header, chunk = True, {}
+    try:
+        for number, line in enumerate(stream, start=1):
+            text, place = line.removesuffix("\n").removesuffix("\r"), f"line {number} of standard input"
+            if "\r" in text:
+                raise RequestError(f"{place} holds a carriage return inside: end each line with LF or CR LF.")
+            chunk[place] = text.split("\t") if len(predictor.task.text_columns) > 1 else [text]
+            if len(chunk) == _STDIN_CHUNK:
+                yield from _lines(predictor, chunk, as_json=as_json, header=header)
+                header, chunk = False, {}
+    except OSError as error:
+        raise RequestError(f"standard input cannot be read: {error.strerror}.") from error
     if chunk:
         yield from _lines(predictor, chunk, as_json=as_json, header=header)
 
 
-def _lines(predictor: Predictor, examples: list[list[str]], *, as_json: bool, header: bool) -> Iterator[str]:
+def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: bool, header: bool) -> Iterator[str]:
+    """Predicts examples, each of which is named by its place."""
     columns = predictor.task.text_columns
-    for number, example in enumerate(examples):
+    for place, example in examples.items():
         if len(example) != len(columns):
             raise RequestError(
-                f"example {number + 1} has {len(example)} texts, but task={predictor.task.name} takes {len(columns)}: "
+                f"{place}: the number of texts is {len(example)}, but task={predictor.task.name} takes {len(columns)}: "
                 f"{', '.join(columns)}."
             )
-    texts = tuple([example[i] for example in examples] for i in range(len(columns)))
+        for text in example:
+            check_text(text, place)
+    texts = tuple([example[i] for example in examples.values()] for i in range(len(columns)))
     rows = Rows(texts, None)
     yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=header)
 
@@ -151,7 +203,7 @@ def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: boo
             yield "\t".join([str(prediction.label), *shares])
 
 
-def submit(run_dir: str, out_dir: str, data_root: str | None) -> Iterator[Path]:
+def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterator[Path]:
     """Writes the GLUE server's files for a run's task: `<NAME>.tsv` with `index` and `prediction`.
 
     An MNLI run also predicts the mismatched rows and the diagnostics.
@@ -159,7 +211,6 @@ def submit(run_dir: str, out_dir: str, data_root: str | None) -> Iterator[Path]:
     Raises:
         RequestError: If the task is none of GLUE's, or test rows are missing.
     """
-    predictor = Predictor(run_dir)
     task = predictor.task
     if task.submission is None or task.subset is None:
         raise RequestError(f"task={task.name} has no submission format: --submit is for the GLUE tasks.")

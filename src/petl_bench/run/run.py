@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
-from petl_bench.errors import first_line
+from petl_bench.errors import RunError, first_line
 from petl_bench.measure.environment import git, hardware, versions
 from petl_bench.methods.hooks import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
@@ -23,6 +23,8 @@ from petl_bench.run.describe import (
     describe_layers,
     describe_protocol,
     describe_time,
+    log_rows,
+    log_tokens,
 )
 from petl_bench.run.evaluate import Evaluator, ProgressReport
 from petl_bench.run.identity import identify
@@ -105,6 +107,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     # The task's rows, the backbone, and the model that the method makes of it.
     with peaks.phase("load"):
         task = load_task(cfg.task, cfg.data_root)
+        log_rows(task)
         # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
         record.config["task"]["labels"] = task.labels
         # Layers are chosen on the backbone that will be trained, random weights included.
@@ -117,6 +120,9 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         encoded = encode_task(task, backbone)
         num_steps = num_training_steps(len(encoded["train"]), cfg.train)
         model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
+        record.base_files = backbone.file_hashes()
+        if identify(cfg).key != identity.key:
+            raise RunError("The local files of the rows or the backbone changed while they were read: run it again.")
         _log_params(record.params)
         model = accelerator.prepare_model(model)
     plain_model = accelerator.unwrap_model(model)
@@ -167,7 +173,7 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
         Token ids by split: `train`, `selection`, `report`, and the extra splits by their names.
 
     Raises:
-        RequestError: If the task's length does not fit the backbone.
+        RequestError: If the task's length or the tokens do not fit the backbone.
     """
     length = task.settings.max_length
     backbone.check_length(length)
@@ -176,7 +182,11 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     splits |= {name: extra.rows for name, extra in task.extra.items()}
     encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
     report = encoded["selection"] if task.reports_on_selection else encode(task.report, tokenizer, length)
-    return encoded | {"report": report}
+    encoded |= {"report": report}
+    for rows in encoded.values():
+        backbone.check_segments(0 if rows.types is None else int(rows.types.max()) + 1)
+    log_tokens(task, encoded, tokenizer)
+    return encoded
 
 
 def _log_params(params: Params) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench import __version__
+from petl_bench.backbones.source import file_sha256
 from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig
+from petl_bench.tasks.tables import parquet_files
 
-# Of a study's keys: a fingerprint of settings and program, and size and time of change of each local file.
+# Of a study's keys: a fingerprint of settings and program, and the state of each local file.
 Basis = dict[str, Any]
 
 _KEY = re.compile(r"[+~]*([\w./@]+)")
@@ -54,11 +56,12 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
         RequestError: If settings do not compose, or two runs are the same.
     """
     runs, trials = [], _rate_seeds(study)
-    inputs: dict[str, list[int]] = {}
+    inputs: dict[str, list[int | str]] = {}
     fingerprint = _fingerprint(study, overrides)
     for cell in cells(study, overrides):
         cfg = compose(cell, folder)
-        inputs |= {str(file): _stamp(file) for file in local_files(cfg).values()}
+        local = local_files(cfg).values()
+        inputs |= {str(path): _state(path) for file in local for path in (file, file.parent)}
         for seed in study.seeds:
             identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
             has_rates = cell.learning_rate is not None
@@ -90,7 +93,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
 def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
     """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
     return basis.get("fingerprint") == _fingerprint(study, overrides) and all(
-        _stamp(Path(file)) == stamp for file, stamp in basis["inputs"].items()
+        _state(Path(file)) == state for file, state in basis["inputs"].items()
     )
 
 
@@ -166,6 +169,17 @@ def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
     environment = [__version__, *variables, gpu_may_be_there()]
     text = json.dumps([asdict(study), overrides, environment, program], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _state(path: Path) -> list[int | str]:
+    """The stamp of a local file and its hash, as it may have been replaced by one of the same size and time.
+
+    Of a folder the names of its parquet files, as there may be more parts of a table by now; empty where there is
+    neither.
+    """
+    if path.is_dir():
+        return [file.name for file in parquet_files(path)]
+    return [*_stamp(path), file_sha256(path)] if path.is_file() else []
 
 
 def _stamp(file: Path) -> list[int]:

@@ -78,9 +78,23 @@ def check_task(task: TaskConfig) -> None:
         raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
+    _check_names(task)
     for key in ("num_train_examples", "num_held_out_examples", "max_length"):
         count = getattr(task, key)
         if count is not None and count < 1:
             raise RequestError(f"task.{key}={count} must be at least 1.")
     if task.data_seed < 0:
         raise RequestError(f"task.data_seed={task.data_seed} must not be negative.")
+
+
+def _check_names(task: TaskConfig) -> None:
+    """Columns and labels are named once, and the texts do not give the label away."""
+    if not task.text_columns:
+        raise RequestError("task.text_columns names no column: give those that hold the texts.")
+    if task.label_column in task.text_columns:
+        raise RequestError(f"task.text_columns and task.label_column are both {task.label_column!r}.")
+    for key, names in (("text_columns", task.text_columns), ("labels", task.labels or [])):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RequestError(f"task.{key} names {twice[0]!r} twice.")
+    if task.labels and len(task.labels) < 2 and task.type == "classification":
+        raise RequestError("task.labels must name at least two classes.")

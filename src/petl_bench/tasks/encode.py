@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from petl_bench.errors import RequestError
 from petl_bench.process import cache_dir
 from petl_bench.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_VERSION = 1
+# Version 2: the number of tokens that were cut.
+CACHE_VERSION = 2
 _CHUNK = 2000
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class EncodedRows:
         offsets: Row i is `ids[offsets[i]:offsets[i + 1]]`; int64, shape (rows + 1,).
         labels: As in `Rows`.
         pad_id: The id that padding uses.
+        num_cut: Tokens that the rows had beyond the length limit.
     """
 
     ids: np.ndarray
@@ -43,6 +46,7 @@ class EncodedRows:
     offsets: np.ndarray
     labels: np.ndarray | None
     pad_id: int
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,14 +61,19 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, c
     """Tokenizes rows, or reads their token ids from the cache.
 
     Args:
-        rows: Texts; those of a pair are tokenized jointly.
+        rows: Texts; those of a pair are tokenized jointly. Of more than two, the second and all further ones make the
+            second text of a pair, with the separator token between them.
         tokenizer: The backbone's.
         max_length: Most tokens of a row. Longer rows are truncated, of a pair the longer text.
         cached: Whether to read from the cache and write to it.
 
     Returns:
         Token ids of all rows without padding.
+
+    Raises:
+        RequestError: If `max_length` leaves no room for the texts, or the tokenizer has no separator that is needed.
     """
+    _check_room(len(rows.texts), tokenizer, max_length)
     file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
     arrays = _read(file) if cached else None
     if arrays is None:
@@ -72,8 +81,27 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, c
         if cached:
             _write(file, arrays)
     return EncodedRows(
-        arrays["ids"], arrays.get("types"), arrays["offsets"], rows.labels, int(tokenizer.pad_token_id or 0)
+        arrays["ids"],
+        arrays.get("types"),
+        arrays["offsets"],
+        rows.labels,
+        pad_id=int(tokenizer.pad_token_id or 0),
+        num_cut=int(arrays["num_cut"]),
     )
+
+
+def _check_room(num_texts: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    if num_texts > 2 and tokenizer.sep_token is None:
+        raise RequestError(
+            f"task.text_columns names {num_texts} columns, but the tokenizer has no separator token to join them with: "
+            "name at most two."
+        )
+    special = tokenizer.num_special_tokens_to_add(pair=num_texts > 1) + max(0, num_texts - 2)
+    if max_length < special + num_texts:
+        raise RequestError(
+            f"task.max_length={max_length} leaves no room for the text: the tokenizer adds {special} special tokens to "
+            f"each row of {num_texts} text{'s' if num_texts > 1 else ''}, so give at least {special + num_texts}."
+        )
 
 
 def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
@@ -96,21 +124,35 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     ids: list[int] = []
     types: list[int] = []
     lengths: list[int] = []
+    num_cut = 0
     for start in tqdm(range(0, len(rows), _CHUNK), desc="tokenizing", unit_scale=_CHUNK, delay=2, disable=None):
-        columns = [column[start : start + _CHUNK] for column in rows.texts]
+        columns = _as_pair([column[start : start + _CHUNK] for column in rows.texts], tokenizer)
         encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
         for row in encoded["input_ids"]:
             ids.extend(row)
             lengths.append(len(row))
+        full = [i for i, row in enumerate(encoded["input_ids"]) if len(row) >= max_length]
+        if full:
+            uncut = tokenizer(*([column[i] for i in full] for column in columns), padding=False, verbose=False)
+            num_cut += sum(len(row) for row in uncut["input_ids"]) - max_length * len(full)
         for row in encoded.get("token_type_ids", []):
             types.extend(row)
     arrays: dict[str, np.ndarray] = {
         "ids": np.array(ids, dtype=np.int32),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "num_cut": np.array(num_cut, dtype=np.int64),
     }
     if types:
         arrays["types"] = np.array(types, dtype=np.uint8)
     return arrays
+
+
+def _as_pair(columns: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
+    """At most two columns: further ones are joined to the second."""
+    if len(columns) <= 2:
+        return columns
+    separator = f" {tokenizer.sep_token} "
+    return [columns[0], [separator.join(row) for row in zip(*columns[1:], strict=True)]]
 
 
 def _read(file: Path) -> dict[str, np.ndarray] | None:
@@ -122,7 +164,8 @@ def _read(file: Path) -> dict[str, np.ndarray] | None:
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         _log.warning("the cached tokens in %s are broken and made anew (%s)", file, error)
         return None
-    return found if {"ids", "offsets"} <= found.keys() and found["offsets"][-1] == len(found["ids"]) else None
+    complete = {"ids", "offsets", "num_cut"} <= found.keys()
+    return found if complete and found["offsets"][-1] == len(found["ids"]) else None
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:

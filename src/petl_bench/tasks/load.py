@@ -12,16 +12,8 @@ from petl_bench.errors import RequestError
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics
-from petl_bench.tasks.rows import (
-    UNLABELLED,
-    Rows,
-    label_name,
-    read_hub_split,
-    read_table,
-    require_labels,
-    rows_from_table,
-    split_files,
-)
+from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
+from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
 
 
 @dataclass(frozen=True)
@@ -83,13 +75,16 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
         RequestError: If files, columns, labels or the protocol do not fit.
         RunError: If the hub cannot be reached.
     """
-    labels = find_labels(settings)
+    # A file is read once, so that labels and rows are of the same content.
+    table = None if settings.source == "demo" else _read_table(settings, "train", data_root)
+    labels = find_labels(settings, table)
     check_metrics(settings.metrics, settings.type, len(labels or []))
-    all_train = require_labels(read_rows(settings, "train", labels, data_root), settings, "the training rows")
+    rows = _demo_rows(settings, "train") if table is None else rows_from_table(table, settings, labels)
+    all_train = require_labels(rows, settings, "the training rows")
     held_out, train = _hold_out(settings, all_train)
     if has_validation(settings):
         name = settings.validation_split
-        report = require_labels(read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
+        report = require_labels(_read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
         selection, selection_split = (held_out, "train_held_out") if held_out is not None else (report, name)
     else:
         assert held_out is not None
@@ -106,38 +101,36 @@ def has_validation(settings: TaskConfig) -> bool:
     return settings.source != "files" or settings.validation_file is not None
 
 
-def read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
-    """Reads the rows of a role.
+def _read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
+    if settings.source == "demo":
+        return _demo_rows(settings, role)
+    return rows_from_table(_read_table(settings, role, data_root), settings, labels)
 
-    Args:
-        settings: The task.
-        role: `train`, `validation` or `test`.
-        labels: Names of the classes; None for regression.
-        data_root: Folder of local rows; None: from the hub or its cache.
 
-    Raises:
-        RequestError: If files, columns or labels do not fit.
-        RunError: If the hub cannot be reached.
-    """
+def _demo_rows(settings: TaskConfig, role: str) -> Rows:
+    return demo_rows(getattr(settings, f"{role}_split"), settings.data_seed)
+
+
+def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
+    """Reads the table of a role, `train` or `validation`."""
+    columns = [*settings.text_columns, settings.label_column]
     if settings.source == "files":
         key = f"{role}_file"
         file = getattr(settings, key)
         if file is None:
             raise RequestError(f"task.{key} must be given: it holds the {role} rows.")
-        return rows_from_table(read_table(file, f"task.{key}"), settings, labels, str(file))
-    split = getattr(settings, f"{role}_split")
-    if settings.source == "demo":
-        return demo_rows(split, settings.data_seed)
-    assert settings.subset
-    return read_subset(settings, settings.subset, split, labels, data_root)
+        return read_table(file, f"task.{key}", columns)
+    return read_hub_split(settings, settings.subset, getattr(settings, f"{role}_split"), data_root, columns)
 
 
-def read_subset(settings: TaskConfig, subset: str, split: str, labels: list[str] | None, data_root: str | None) -> Rows:
+def read_subset(
+    settings: TaskConfig, subset: str | None, split: str, labels: list[str] | None, data_root: str | None
+) -> Rows:
     """Reads a split of any subset of the task's hub dataset.
 
     Args:
         settings: The task.
-        subset: The dataset's config, such as `mrpc`.
+        subset: The dataset's config, such as `mrpc`; None for a dataset without configs.
         split: Name of the split, such as `validation_matched`.
         labels: Names of the classes; None for regression.
         data_root: Folder of local rows; None: from the hub or its cache.
@@ -146,28 +139,33 @@ def read_subset(settings: TaskConfig, subset: str, split: str, labels: list[str]
         RequestError: If there is no such split, or its columns or labels do not fit.
         RunError: If the hub cannot be reached.
     """
-    table = read_hub_split(settings, subset, split, data_root)
-    return rows_from_table(table, settings, labels, f"{subset}/{split}")
+    columns = [*settings.text_columns, settings.label_column]
+    return rows_from_table(read_hub_split(settings, subset, split, data_root, columns), settings, labels)
 
 
-def find_labels(settings: TaskConfig) -> list[str] | None:
-    """The class names: the task's own, else the distinct labels of its training file; None for regression."""
+def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] | None:
+    """The class names: the task's own, else the distinct labels of its training file; None for regression.
+
+    Args:
+        settings: The task.
+        table: The training file's; None: it is read if need be.
+
+    Raises:
+        RequestError: If there are no two classes, or the file cannot be read.
+    """
     if settings.type == "regression":
         return None
     if settings.labels:
         return list(settings.labels)
     if settings.source != "files" or settings.train_file is None:
         raise RequestError("task.labels must name the classes.")
-    table = read_table(settings.train_file, "task.train_file")
-    if settings.label_column not in table:
+    table = table or _read_table(settings, "train", None)
+    if settings.label_column not in table.columns:
         raise RequestError(
-            f"task.label_column={settings.label_column} is not a column of {settings.train_file}, which has "
-            f"{', '.join(map(str, table.columns))}."
+            f"task.label_column={settings.label_column} is not a column of {table.source}, which has "
+            f"{', '.join(map(repr, table.names))}."
         )
-    names = {label_name(value) for value in table[settings.label_column].dropna()}
-    if len(names) < 2:
-        raise RequestError(f"{settings.train_file}: the column {settings.label_column!r} holds fewer than two labels.")
-    return sorted(names, key=lambda name: (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name))
+    return class_names(table, settings.label_column)
 
 
 def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:

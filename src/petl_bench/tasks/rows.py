@@ -1,126 +1,33 @@
-"""Rows of a task: read from files or from a hub dataset, then texts and labels whatever they were read from."""
+"""Rows of a task: the texts and labels of a table, checked cell by cell."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
-import sys
+import math
+import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
-from petl_bench.errors import RequestError, RunError
+from petl_bench.errors import RequestError
 from petl_bench.tasks.config import TaskConfig
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-def read_table(path: str | Path, key: str) -> pd.DataFrame:
-    """Reads a table; the file's ending gives its format.
-
-    Args:
-        path: The file.
-        key: The setting that named it, for messages.
-
-    Raises:
-        RequestError: If it is missing, of another format, or broken.
-    """
-    import pandas as pd
-
-    file = Path(path).expanduser()
-    if file.suffix not in FORMATS:
-        raise RequestError(f"{key}={file}: the ending must be one of {', '.join(FORMATS)}.")
-    if not file.is_file():
-        raise RequestError(f"{key}={file}: there is no such file.")
-    try:
-        if file.suffix == ".parquet":
-            return pd.read_parquet(file)
-        if file.suffix == ".jsonl":
-            return pd.read_json(file, lines=True, dtype=False, convert_dates=False)
-        # Everything is text, and only an empty field is missing: "null", "NA" and "007" stay what they are.
-        options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-        if file.suffix == ".tsv":
-            # As in GLUE's own files: a quotation mark is a character like any other.
-            return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE, **options)
-        return pd.read_csv(file, **options)
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        raise RequestError(f"{key}={file} is truncated or not {file.suffix[1:]}: {error}") from error
-
-
-def read_hub_split(task: TaskConfig, subset: str, split: str, data_root: str | None) -> pd.DataFrame:
-    """Reads one split as a table.
-
-    Args:
-        task: Names the dataset and its revision.
-        subset: The dataset's config, e.g. `mrpc`.
-        split: e.g. `validation_matched`.
-        data_root: A folder that holds `<subset>/<split>-*.parquet`; None asks the hub (or its local cache).
-
-    Raises:
-        RequestError: If the folder does not hold the split, or a file in it is broken.
-        RunError: If the hub cannot be reached.
-    """
-    import datasets
-
-    if data_root is not None or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    if data_root is not None:
-        return _read_folder(Path(data_root).expanduser(), subset, split)
-    assert task.dataset
-    try:
-        # Never a bare name: offline, `glue` would match any cached local folder of that name.
-        loaded = datasets.load_dataset(task.dataset, subset, split=split, revision=task.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, ValueError) and "find cache" not in str(error):
-            raise RequestError(f"{task.dataset} has no split {subset}/{split}: {error}") from error
-        raise RunError(
-            f"{task.dataset} ({subset}) could not be fetched and is not in the local cache: run `petl-bench fetch "
-            f"task={task.name}` where there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder "
-            f"laid out like it. ({type(error).__name__})"
-        ) from error
-    return loaded.to_pandas()
-
-
-def _read_folder(root: Path, subset: str, split: str) -> pd.DataFrame:
-    import datasets
-
-    if not root.is_dir():
-        raise RequestError(f"data_root={root}: there is no such folder.")
-    files = split_files(root, subset, split)
-    if not files:
-        there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-        raise RequestError(
-            f"data_root={root} holds no {subset}/{split}-*.parquet (folders there: {', '.join(there) or 'none'})."
-        )
-    for file in files:
-        _check_parquet(file)
-    loaded = datasets.load_dataset("parquet", data_files={split: [str(file) for file in files]}, split=split)
-    return loaded.to_pandas()
-
-
-def split_files(root: Path, subset: str, split: str) -> list[Path]:
-    """The parquet files of one split in a local folder."""
-    return sorted((root / subset).glob(f"{split}-*.parquet"))
-
-
-def _check_parquet(file: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        parquet.ParquetFile(file).read()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise RequestError(f"{file} is truncated or no parquet file: copy it again. ({error})") from error
-
+from petl_bench.tasks.tables import Table
 
 UNLABELLED = -1
+
+# Numbers that mark a row without a label beside classes that are numbered from 0 or 1.
+_UNLABELLED_NUMBERS = (-1, -100)
+# Words that often do, beside any classes.
+_UNLABELLED_WORDS = {"na", "n/a", "nan", "null", "none", "?", "-", "unlabeled", "unlabelled", "missing"}
+
+_LARGEST_TARGET = float(np.finfo(np.float32).max)
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 _log = logging.getLogger(__name__)
 
@@ -164,25 +71,25 @@ class Rows:
         return digest.hexdigest()
 
 
-def rows_from_table(table: pd.DataFrame, task: TaskConfig, labels: list[str] | None, where: str) -> Rows:
-    """Picks the task's columns out of a table.
+def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) -> Rows:
+    """Picks the task's columns out of a table; where it lacks the label column, the rows have no labels.
 
     Args:
-        table: Any columns.
+        table: Read with the task's columns.
         task: Names the text columns and the label column.
         labels: Names of the classes; None for regression.
-        where: What the table was read from, for messages.
 
     Raises:
-        RequestError: If a text column is missing or a label is none of `labels`.
+        RequestError: If a text column is missing, a cell holds no text, or a label is none of `labels`.
     """
-    if len(table) == 0:
-        raise RequestError(f"{where} holds no rows.")
-    texts = tuple(_text_column(table, column, where) for column in task.text_columns)
+    texts = tuple(_text_column(table, column) for column in task.text_columns)
+    if not texts[0]:
+        raise RequestError(f"{table.source} holds no rows.")
+    _check_not_empty(table, task.text_columns, texts)
     values = None
-    if task.label_column in table:
+    if task.label_column in table.columns:
         # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
-        values = _label_values(table[task.label_column], labels, where, numbered=task.source == "hub")
+        values = _label_values(table, task.label_column, labels, numbered=task.source == "hub")
     return Rows(texts, values)
 
 
@@ -199,34 +106,164 @@ def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
     return rows
 
 
-def _text_column(table: pd.DataFrame, column: str, where: str) -> list[str]:
-    if column not in table:
-        raise RequestError(
-            f"task.text_columns: {column!r} is not a column of {where}, which has {', '.join(map(str, table.columns))}."
-        )
-    values = table[column]
-    if missing := int(values.isna().sum()):
-        _log.warning("%s: %d empty texts in column %r", where, missing, column)
-    return ["" if empty else str(value) for value, empty in zip(values, values.isna(), strict=True)]
+def check_text(text: str, place: str) -> str:
+    """Returns a text.
+
+    Raises:
+        RequestError: If no tokenizer reads it: it holds a zero byte, or bytes that are no UTF-8.
+    """
+    if "\0" in text:
+        raise RequestError(f"{place}: the text holds a zero byte: remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{place}: the text holds bytes that are no UTF-8: write it in UTF-8.") from error
+    return text
 
 
-def _label_values(column: pd.Series[Any], labels: list[str] | None, where: str, *, numbered: bool) -> np.ndarray:
-    if column.isna().any():
-        raise RequestError(f"{where}: row {int(column.isna().to_numpy().argmax())} has no label in {column.name!r}.")
-    if labels is None:
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _written(value: Any, place: str, column: str) -> str:
+    """A cell as text: numbers as they are written, bytes as UTF-8."""
+    place = f"{place}: column {column!r}"
+    if isinstance(value, bytes):
         try:
-            return column.astype("float64").to_numpy()
-        except (ValueError, TypeError) as error:
-            raise RequestError(f"{where}: the column {column.name!r} is not numeric ({error}).") from error
-    if numbered and column.dtype.kind in "iu" and set(column.unique()) <= set(range(UNLABELLED, len(labels))):
-        return column.astype("int64").to_numpy()
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{place} holds bytes that are no UTF-8: write them as text.") from error
+    if isinstance(value, str):
+        return check_text(value, place)
+    if isinstance(value, bool | int | float):
+        return str(value)
+    raise RequestError(f"{place} holds a {type(value).__name__}, not one text or number: write one into each cell.")
+
+
+def _text_column(table: Table, column: str) -> list[str]:
+    if column not in table.columns:
+        raise RequestError(
+            f"task.text_columns: {column!r} is not a column of {table.source}, which has "
+            f"{', '.join(map(repr, table.names))}."
+        )
+    values = table.columns[column]
+    empty = [row for row, value in enumerate(values) if _is_missing(value)]
+    if empty:
+        _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)
+    return ["" if _is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
+
+
+def _check_not_empty(table: Table, columns: list[str], texts: tuple[list[str], ...]) -> None:
+    if not any(text.strip() for column in texts for text in column):
+        raise RequestError(f"{table.source}: no row has a text in {', '.join(map(repr, columns))}.")
+
+
+def _label_values(table: Table, column: str, labels: list[str] | None, *, numbered: bool) -> np.ndarray:
+    values = table.columns[column]
+    if labels is None:
+        return np.array([_target(value, table.place(row), column) for row, value in enumerate(values)], dtype="float64")
+    if numbered and all(type(value) is int and UNLABELLED <= value < len(labels) for value in values):
+        return np.array(values, dtype="int64")
     index = {label: i for i, label in enumerate(labels)}
-    names = [label_name(value) for value in column]
-    if unknown := next((name for name in names if name not in index), None):
-        raise RequestError(f"{where}: the label {unknown!r} is none of task.labels={labels}.")
-    return np.array([index[name] for name in names], dtype="int64")
+    found = []
+    for row, value in enumerate(values):
+        name = label_name(value, table.place(row), column)
+        if name not in index:
+            raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={labels}.")
+        found.append(index[name])
+    return np.array(found, dtype="int64")
 
 
-def label_name(value: Any) -> str:
-    """How a label is written: whole numbers without the `.0` that a table with gaps gives them."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _target(value: Any, place: str, column: str) -> float:
+    if _is_missing(value) or value == "":
+        raise RequestError(f"{place} has no label in {column!r}.")
+    written = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    number = math.nan
+    if isinstance(written, int | float | Decimal | str) and not isinstance(written, bool) and "_" not in str(written):
+        try:
+            number = float(written)
+        except (ValueError, OverflowError):
+            number = math.nan
+    # Training is in single precision.
+    if not abs(number) <= _LARGEST_TARGET:
+        raise RequestError(f"{place}: {written!r} is not numeric, or not finite: column {column!r} must hold numbers.")
+    return number
+
+
+def label_name(value: Any, place: str, column: str) -> str:
+    """How a label is written: whole numbers without the `.0` that a table with gaps gives them.
+
+    Args:
+        value: The label's cell.
+        place: Where it is, for messages.
+        column: Its column, for messages.
+
+    Raises:
+        RequestError: If the cell is empty, or holds anything but one label.
+    """
+    if _is_missing(value):
+        raise RequestError(f"{place} has no label in {column!r}.")
+    if isinstance(value, float) and math.isinf(value):
+        raise RequestError(f"{place}: the label in {column!r} is {value}, which is no class.")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = _written(value, place, column)
+    if not name.strip():
+        raise RequestError(f"{place} has no label in {column!r}.")
+    return name
+
+
+def class_names(table: Table, column: str) -> list[str]:
+    """The distinct labels of a column: whole numbers by value, then all others in alphabetical order.
+
+    Raises:
+        RequestError: If there are fewer than two, or one marks rows without a label.
+    """
+    counts = Counter(label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column]))
+    if not counts:
+        raise RequestError(f"{table.source} holds no rows.")
+    if len(counts) < 2:
+        raise RequestError(f"{table.source}: the column {column!r} holds fewer than two labels.")
+    _check_marks(counts, table.source)
+    _log_lookalikes(counts, table.source)
+    return sorted(counts, key=_label_order)
+
+
+def _label_order(name: str) -> tuple[int, int, str]:
+    # The name itself comes last, so that "1" and "01" have one order in every process.
+    return (0, int(name), name) if _WHOLE_NUMBER.fullmatch(name) else (1, 0, name)
+
+
+def _check_marks(counts: Counter[str], source: str) -> None:
+    """Refuses -1 beside classes that are numbered, and logs a word that may mean that there is no label."""
+    try:
+        numbers = {float(name): name for name in counts}
+    except ValueError:
+        numbers = {}
+    others = [number for number in numbers if number not in _UNLABELLED_NUMBERS]
+    marks = [name for number, name in numbers.items() if number in _UNLABELLED_NUMBERS]
+    if marks and len(others) > 1 and min(others) >= 0:
+        names = ",".join(f"'{name}'" for name in sorted(counts, key=_label_order))
+        raise RequestError(
+            f"{source}: {counts[marks[0]]} rows have the label {marks[0]}, which often marks rows without one: remove "
+            f"them, or say that it is a class with task.labels=[{names}]."
+        )
+    for name, count in counts.items():
+        if name.strip().casefold() in _UNLABELLED_WORDS:
+            _log.warning(
+                "%s: %d rows have the label %r, which is taken as a class; remove them if it marks rows without one",
+                *(source, count, name),
+            )
+
+
+def _log_lookalikes(counts: Counter[str], source: str) -> None:
+    """Logs labels that differ in spaces, capital letters or leading zeros alone."""
+    groups: dict[str, list[str]] = {}
+    for name in counts:
+        plain = unicodedata.normalize("NFKC", name).strip().casefold()
+        groups.setdefault(str(int(plain)) if _WHOLE_NUMBER.fullmatch(plain) else plain, []).append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            _log.warning(
+                "%s: the labels %s are taken as different classes", source, ", ".join(map(repr, sorted(names)))
+            )

@@ -1,0 +1,341 @@
+"""Reads tables from files, strictly: what is no table of the format that the name says is refused by its line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from petl_bench.errors import RequestError, RunError, first_line
+from petl_bench.process import user_path
+
+if TYPE_CHECKING:
+    from petl_bench.tasks.config import TaskConfig
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+# A part of a data set in several files, e.g. train-00000-of-00003.parquet.
+_NUMBERED_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a table.
+
+    Attributes:
+        source: What it was read from, for messages.
+        names: The names of all its columns.
+        columns: The values of the columns that were asked for; None where one is missing. A CSV or TSV file holds text
+            alone, JSON lines and parquet whatever they were written with.
+        lines: The line of the file on which each row begins; None for formats without lines.
+    """
+
+    source: str
+    names: list[str]
+    columns: dict[str, list[Any]]
+    lines: list[int] | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages; the first one has index 0."""
+        return f"{self.source}, row {row + 1}" if self.lines is None else f"{self.source}, line {self.lines[row]}"
+
+
+def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
+    """Reads a table; the file's ending gives its format.
+
+    Args:
+        path: A file in one of `FORMATS`, which may be compressed (`.csv.gz`), or a folder of `.parquet` files.
+        key: The setting that named it, for messages.
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If it is missing, of another format, or not what its ending says.
+    """
+    where = f"{key}={path}"
+    with _system_errors_explained(where):
+        file = user_path(path, key)
+        if file.is_dir():
+            return read_parquet(_parts_of_folder(file, where), str(file), columns)
+        name = file.name.lower()
+        compressed = name.endswith(".gz")
+        ending = Path(name.removesuffix(".gz")).suffix
+        if ending not in FORMATS or (compressed and ending == ".parquet"):
+            raise RequestError(
+                f"{where}: the ending must be one of {', '.join(FORMATS)}; the first three may be followed by .gz."
+            )
+        if not file.is_file():
+            raise RequestError(f"{where}: there is no such file." if not file.exists() else f"{where} is no file.")
+        if ending == ".parquet":
+            return read_parquet([file], str(file), columns)
+        content = file.read_bytes()
+        text = _decoded(gzip.decompress(content) if compressed else content, str(file))
+    table = _json_lines(text, str(file)) if ending == ".jsonl" else _delimited(text, str(file), tabs=ending == ".tsv")
+    return replace(table, columns={name: values for name, values in table.columns.items() if name in columns})
+
+
+@contextmanager
+def _system_errors_explained(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RequestError(f"{where} is truncated or not compressed by gzip: {error}.") from error
+    except OSError as error:
+        raise RequestError(f"{where} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # of pathlib: a path that holds a zero byte
+        raise RequestError(f"{where} is no path: {first_line(error)}.") from error
+
+
+def _decoded(content: bytes, source: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 if it begins with their byte order mark."""
+    # The mark of UTF-32 begins with that of UTF-16.
+    marks = {
+        "utf-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
+        "utf-16": (b"\xff\xfe", b"\xfe\xff"),
+    }
+    encoding = next((name for name, of_name in marks.items() if content.startswith(of_name)), "utf-8-sig")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = _line_of(content[: error.start].decode("latin-1"))
+        raise RequestError(
+            f"{source}, line {line}: the byte 0x{content[error.start]:02x} is no text in "
+            f"{encoding.removesuffix('-sig').upper()}: save the file in UTF-8."
+        ) from error
+    if (position := text.find("\0")) >= 0:
+        raise RequestError(
+            f"{source}, line {_line_of(text[:position])} holds a zero byte, so it is no text in UTF-8: save it as such."
+        )
+    return text
+
+
+def _line_of(before: str) -> int:
+    """The number of the line that begins in, or follows, this text."""
+    return len(re.findall(r"\r\n|\r|\n", before)) + 1
+
+
+def _delimited(text: str, source: str, *, tabs: bool) -> Table:
+    """Reads comma-separated values with quotation marks, or tab-separated ones without."""
+    csv.field_size_limit(2**31 - 1)
+    stream = io.StringIO(text, newline="")
+    # As in GLUE's own files, a quotation mark in a .tsv file is a character like any other.
+    reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    blank, line = None, 1
+    try:
+        for fields in reader:
+            if not fields:
+                blank = blank or line
+            elif not header:
+                header = fields
+            else:
+                _check_fields(len(fields), header, f"{source}, line {line}", blank, tabs=tabs)
+                rows.append(fields)
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise RequestError(
+            f"{source}, line {line}: a quotation mark is not closed, or something follows it ({error}). A field that "
+            'begins with a quotation mark must end with one; inside, it is written as "".'
+        ) from error
+    if not header:
+        raise RequestError(f"{source} is empty.")
+    _check_names(header, source)
+    if tabs and (quoted := sum(len(one) > 1 and one[0] == one[-1] == '"' for fields in rows for one in fields)):
+        _log.warning(
+            "%s: %d fields begin and end with a quotation mark, which is part of the text in a .tsv file; if it "
+            "encloses them, save the file as .csv",
+            *(source, quoted),
+        )
+    columns = {name: [fields[i] or None for fields in rows] for i, name in enumerate(header) if name.strip()}
+    return Table(source, [name for name in header if name.strip()], columns, lines)
+
+
+def _check_fields(found: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
+    if blank is not None and len(header) == 1:
+        raise RequestError(
+            f'{place} follows an empty line ({blank}), which may be a row or none: write an empty text as "" in a '
+            ".csv file, or remove the line."
+        )
+    if found != len(header):
+        separator = "tab" if tabs else "comma"
+        hint = "" if tabs else ", and quotation marks enclose a text that holds one"
+        raise RequestError(
+            f"{place}: the number of fields is {found}, but the header has {len(header)}: one {separator} separates "
+            f"two fields{hint}."
+        )
+
+
+def _check_names(names: Iterable[str], source: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if twice:
+        raise RequestError(f"{source}: the column name {twice[0]!r} occurs twice: rename or remove one of them.")
+
+
+def _json_lines(text: str, source: str) -> Table:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(
+                f"{source}, line {number} is truncated or no JSON object ({first_line(error)}): a .jsonl file holds "
+                "one object a line."
+            ) from error
+        if not isinstance(row, dict):
+            raise RequestError(f"{source}, line {number} is no JSON object: a .jsonl file holds one object a line.")
+        rows.append(row)
+        lines.append(number)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Table(source, names, {name: [row.get(name) for row in rows] for name in names}, lines)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return found
+
+
+def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Table:
+    """Reads the parts of a table, one after the other.
+
+    Args:
+        files: The parts in order; at least one.
+        source: What they are called in messages.
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If a part is broken, or has other columns than the first.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    _check_numbers(files)
+    names: list[str] = []
+    found: dict[str, list[Any]] = {}
+    for file in files:
+        try:
+            part = parquet.ParquetFile(pyarrow.BufferReader(file.read_bytes()), page_checksum_verification=True)
+            own = part.schema_arrow.names
+            _check_names(own, str(file))
+            content = part.read(columns=[name for name in own if name in columns])
+            values = {name: content.column(name).to_pylist() for name in content.column_names}
+        except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
+            raise RequestError(
+                f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
+            ) from error
+        if names and set(own) != set(names):
+            other = sorted(set(own) ^ set(names))[0]
+            raise RequestError(f"{file} and {files[0]} are parts of one table, but only one has the column {other!r}.")
+        names = names or own
+        for name, of_part in values.items():
+            found.setdefault(name, []).extend(of_part)
+    return Table(source, names, found)
+
+
+def _check_numbers(files: list[Path]) -> None:
+    """Of files that are numbered as parts, all must be there, and once."""
+    numbered = [match for file in files if (match := _NUMBERED_PART.fullmatch(file.name))]
+    for prefix in {match[1] for match in numbered}:
+        parts = sorted((int(match[3]), int(match[2])) for match in numbered if match[1] == prefix)
+        total = parts[0][0]
+        if parts != [(total, number) for number in range(total)]:
+            raise RequestError(
+                f"{files[0].parent}: the {len(parts)} files {prefix}-*.parquet are not all the parts of one table "
+                f"(00000 to {total - 1:05d} of {total:05d}): copy the missing ones, or remove those of another table."
+            )
+
+
+def _parts_of_folder(folder: Path, where: str) -> list[Path]:
+    parts = parquet_files(folder)
+    if not parts or any(folder.glob("*/*.parquet")):
+        raise RequestError(f"{where} is a folder: give a file, or a folder of .parquet files without folders inside.")
+    return parts
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """The parts of a table in a folder, in the order of their names; hidden files are none."""
+    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
+
+
+def read_hub_split(
+    task: TaskConfig, subset: str | None, split: str, data_root: str | None, columns: Collection[str]
+) -> Table:
+    """Reads one split of a data set of the hub.
+
+    Args:
+        task: Names the dataset and its revision.
+        subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
+        split: e.g. `validation_matched`.
+        data_root: A folder that holds `<subset>/<split>-*.parquet`; None asks the hub (or its local cache).
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If the folder does not hold the split, or a file in it is broken.
+        RunError: If the hub cannot be reached.
+    """
+    source = split if subset is None else f"{subset}/{split}"
+    if data_root is not None:
+        return _read_folder(user_path(data_root, "data_root"), subset, split, columns)
+    if task.dataset is None:
+        raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        # Never a bare name: offline, `glue` would match any cached local folder of that name.
+        loaded = datasets.load_dataset(task.dataset, subset, split=split, revision=task.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ValueError) and "find cache" not in str(error):
+            raise RequestError(f"{task.dataset} has no split {source}: {first_line(error)}") from error
+        name = task.dataset if subset is None else f"{task.dataset} ({subset})"
+        raise RunError(
+            f"{name} could not be fetched and is not in the local cache: run `petl-bench fetch task={task.name}` where "
+            "there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder laid out like it. "
+            f"({type(error).__name__})"
+        ) from error
+    wanted = [name for name in loaded.column_names if name in columns]
+    return Table(source, list(loaded.column_names), loaded.select_columns(wanted).to_dict())
+
+
+def _read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
+    if not root.is_dir():
+        raise RequestError(f"data_root={root}: there is no such folder.")
+    files = split_files(root, subset, split)
+    if not files:
+        there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        raise RequestError(
+            f"data_root={root} holds no {'' if subset is None else f'{subset}/'}{split}-*.parquet (folders there: "
+            f"{', '.join(there) or 'none'})."
+        )
+    return read_parquet(files, split if subset is None else f"{subset}/{split}", columns)
+
+
+def split_files(root: Path, subset: str | None, split: str) -> list[Path]:
+    """The parquet files of one split in a local folder; without a subset they may be in `data/`, as on the hub."""
+    pattern = f"{escape(split)}-*.parquet"
+    if subset is not None:
+        return sorted((root / subset).glob(pattern))
+    return sorted(root.glob(pattern)) or sorted((root / "data").glob(pattern))
