@@ -57,9 +57,9 @@ def few_rows(glue, tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     for file in glue.glob("*/*.parquet"):
         (folder / file.parent.name).mkdir(exist_ok=True)
-        parquet.write_table(
-            parquet.ParquetFile(file).read_row_group(0).slice(0, 60), folder / file.parent.name / file.name
-        )
+        # The low-resource protocol holds a thousand training rows out.
+        kept = 1100 if file.name.startswith("train") else 60
+        parquet.write_table(parquet.read_table(file).slice(0, kept), folder / file.parent.name / file.name)
     return folder
 
 
