@@ -66,6 +66,17 @@ def test_the_fake_layer_norm_differs_from_the_cpu_kernel():
     assert plain != ours, "torch's fake layer norm agrees with the CPU's now: remove the correction from FakeDeviceMode"
 
 
+def test_the_mean_of_squared_differences_has_the_storage_of_all_of_them():
+    def size():
+        return torch.nn.functional.mse_loss(torch.zeros(7), torch.zeros(7)).untyped_storage().nbytes()
+
+    with FakeDeviceMode("cpu"):
+        ours = size()
+    assert ours == size() == 28, "the kernel of mse_loss keeps another storage: see FakeDeviceMode"
+    with FakeTensorMode():
+        assert size() != ours, "torch's fake mse_loss agrees with the kernel now: remove the correction"
+
+
 def test_the_table_of_flop_formulas():
     aten = torch.ops.aten
     message = "torch.utils.flop_counter.flop_registry no longer maps operators to formulas: see flops.py"

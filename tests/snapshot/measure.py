@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from petl_bench.records.run_key import ADDED_LATER
+
 HERE = Path(__file__).parent
 SNAPSHOT = HERE / "snapshot.json"
 RESULTS = HERE.parents[1] / "results"
@@ -89,6 +91,10 @@ def run(method: str, backbone: str, runs_dir: str) -> dict[str, Any]:
     weights = sorted(folder.glob("adapter/*.safetensors")) or sorted(folder.glob("model/*.safetensors"))
     history = [{key: one[key] for key in ("epoch", "step", "train_loss", "scores")} for one in record["history"]]
     config = {key: value for key, value in record["config"].items() if key not in ("runs_dir", "data_root", "measure")}
+    # A setting that came later changes nothing as long as it has the value that was meant before.
+    for (group, name), default in ADDED_LATER.items():
+        if config[group][name] == default:
+            del config[group][name]
     return {
         "run_key": record["run_key"],
         "settings": sorted(leaves(config)),

@@ -126,6 +126,7 @@ class StorageLog(OperatorListener):
 _aten = torch.ops.aten
 _SCALAR = _aten._local_scalar_dense.default
 _LAYER_NORM = _aten.native_layer_norm.default
+_MSE_LOSS = _aten.mse_loss.default
 
 
 # What CUDA's autocast computes in fp32 and the CPU's does not, of the functions that encoders and methods use
@@ -264,6 +265,9 @@ class FakeDeviceMode(FakeTensorMode):
         # Torch writes some fake kernels in functions of its own, which are not those of the model.
         with torch._C.DisableTorchFunction():
             result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is _MSE_LOSS and result.dim() == 0:
+            # The kernels shrink a tensor of all differences to the mean, whose storage stays as large.
+            result = args[0].new_empty(args[0].numel())[0]
         is_mixed = func is _LAYER_NORM and args[2] is not None and args[2].dtype != args[0].dtype
         if is_mixed and self._device_type == "cpu":
             # The CPU kernel saves the mean and the standard deviation in the weight's precision, the fake one in the
