@@ -13,7 +13,7 @@ import pytest
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions, write_predictions
-from petl_bench.records.schema import DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
+from petl_bench.records.schema import Data, DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
@@ -24,6 +24,7 @@ from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
 from reports.generated import analyses, record, results_tables
+from reports.made_records import made_record
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
@@ -214,3 +215,21 @@ def test_predictions_are_those_of_the_record_that_counts(tmp_path):
     write_report([str(tmp_path / "new"), str(tmp_path / "old")], "json", None, written.append, reference="full")
     (row,) = json.loads(written[0])["comparisons"]
     assert (row["n"], row["disagreements"], row["difference"]) == (1, 10, pytest.approx(-0.2))
+
+
+def test_other_rows_under_one_file_name_are_no_other_seed():
+    def on(fingerprint, seed, rows=3000):
+        record = made_record("lora", "mrpc", seed, rows)
+        record.data = Data("rows.csv", None, fingerprint, {"train": rows})
+        return record
+
+    first, second = "1" * 64, "2" * 64
+    groups = group_records([on(first, 0), on(first, 1), on(second, 0)])
+    assert [(group.label, len(group.records), group.replaced) for group in groups] == [
+        ("lora data=11111111", 2, ()),
+        ("lora data=22222222", 1, ()),
+    ]
+    # Where a setting says it, the hash is not shown.
+    labels = [group.label for group in group_records([on(first, 0), on(second, 0, rows=100)])]
+    assert len(labels) == 2
+    assert not any("data=" in label for label in labels)

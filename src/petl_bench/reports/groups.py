@@ -23,6 +23,9 @@ _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 # Training settings that do not distinguish runs: the seed, and those that change no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
+# Of the hash of all rows, enough to tell apart the few data sets of a report.
+_DIGITS_OF_DATA = 8
+
 
 @dataclass(frozen=True)
 class Group:
@@ -145,9 +148,15 @@ def is_comparable(record: Record) -> bool:
 
 
 def _differing(variants: list[dict[str, str]]) -> set[str]:
-    """Names the settings in which the variants of a method differ, except for the PEFT type, which is in its name."""
+    """Names the settings in which the variants of a method differ, except for the PEFT type, which is in its name.
+
+    The hash of the rows is named only where no setting says that they are others.
+    """
     keys = set().union(*variants) - {"type"}
-    return {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
+    differing = {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
+    named = sorted(differing - {"data"})
+    is_enough = len({tuple(settings.get(key) for key in named) for settings in variants}) == len(variants)
+    return set(named) if is_enough else differing
 
 
 def _shown_settings(record: Record) -> dict[str, str]:
@@ -165,6 +174,8 @@ def _shown_settings(record: Record) -> dict[str, str]:
     parts |= {f"task.{key}": value for key, value in config["task"].items()}
     parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
     parts["rows"] = record.data.rows_per_split if record.data else None
+    # Files of one name may hold other rows.
+    parts["data"] = record.data.fingerprint[:_DIGITS_OF_DATA] if record.data else None
     parts["processes"] = record.hardware.get("num_processes", 1)
     return {key: json.dumps(value) if isinstance(value, list | dict) else str(value) for key, value in parts.items()}
 
