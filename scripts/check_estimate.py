@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import gc
 import itertools
 import json
@@ -72,8 +71,9 @@ def measure(file: Path) -> None:
         "updates": [],
     }
     for name in BACKBONES:
-        backbone = dataclasses.replace(_open(name), source=None)
-        labels = list(config_of(name, "full", *_first()).task.labels or ())
+        first = config_of(name, METHODS[0], LENGTHS[0], "fp32")
+        backbone = open_backbone(first.backbone, first.layers, weights=False)
+        labels = list(first.task.labels or ())
         model = backbone.build_model(len(labels), labels).cuda()
         for length, precision, method in itertools.product(LENGTHS, PRECISIONS, METHODS):
             cfg = config_of(name, method, length, precision)
@@ -87,15 +87,6 @@ def measure(file: Path) -> None:
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(*update.values(), f"{allocated / 2**20:,.1f} MiB", flush=True)
         del model
-
-
-def _first() -> tuple[int, str]:
-    return LENGTHS[0], "fp32"
-
-
-def _open(name: str) -> Backbone:
-    cfg = config_of(name, "full", *_first())
-    return open_backbone(cfg.backbone, cfg.layers, weights=False)
 
 
 def _warm_up() -> int:

@@ -109,9 +109,8 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     """
     method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
     names = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "last_layer")
-    train = [getattr(cfg.train, name) for name in names]
+    train = [*(getattr(cfg.train, name) for name in names), resolved_device(cfg.train)]
     shape = [len(labels) if labels else 0, cfg.task.max_length]
-    train.append(resolved_device(cfg.train))
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
