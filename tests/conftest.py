@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What users have fetched from the hub decides no test.
+os.environ["HF_HOME"] = str(Path(tempfile.gettempdir()) / "petl-bench-tests-without-a-hub")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 # Real GLUE rows, laid out as the hub's nyu-mll/glue. Never part of the repository.
@@ -117,6 +120,14 @@ def tiny(tmp_path, monkeypatch):
         return dataclasses.replace(copy.deepcopy(_composed(*settings)), runs_dir=runs_dir)
 
     return compose
+
+
+@pytest.fixture
+def estimates_here(monkeypatch):
+    """Makes `plan` estimate in this process, where all is imported and warm, and not in new ones."""
+    from petl_bench.estimate import plan
+
+    monkeypatch.setattr(plan, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
 
 
 @pytest.fixture(autouse=True)

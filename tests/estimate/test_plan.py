@@ -37,7 +37,7 @@ def test_every_method_has_a_row(rows):
     assert rows["full"].note is None
 
 
-def test_one_row_for_one_method_and_its_settings():
+def test_one_row_for_one_method_and_its_settings(estimates_here):
     (row,) = plan([*TINY, "method=lora", "method.r=2", "layers=top", "layers.k=1"])
     assert row.params.trainable_method == 2 * 2 * 2 * 32
     assert (row.layers.bottom, row.layers.top, row.layers.num_layers) == (4, 4, 4)
@@ -45,13 +45,13 @@ def test_one_row_for_one_method_and_its_settings():
     assert row.fits is None
 
 
-def test_a_recipe_brings_its_method():
+def test_a_recipe_brings_its_method(estimates_here):
     (row,) = plan(["recipe=lora_roberta_base", "task=mrpc", "backbone=tiny_roberta", "task.max_length=16"])
     assert (row.method, row.estimate.batch_size) == ("lora", 16)
     assert row.peak_reduction > 1
 
 
-def test_a_setting_that_one_method_lacks_leaves_the_others():
+def test_a_setting_that_one_method_lacks_leaves_the_others(estimates_here):
     head, lora = plan([*TINY, "method=head,lora", "method.r=2"])
     assert head.params is None
     assert "method.r" in head.note
@@ -74,14 +74,13 @@ def test_a_setting_that_one_method_lacks_leaves_the_others():
         (["task=custom", "task.train_file=missing.csv", "task.text_columns=[a]"], "missing.csv"),
     ],
 )
-def test_what_cannot_be_planned_is_explained(overrides, words):
+def test_what_cannot_be_planned_is_explained(overrides, words, estimates_here):
     method = [] if any("method=" in override for override in overrides) else ["method=lora"]
     with pytest.raises(RequestError, match=words):
         plan([*TINY, *method, *overrides])
 
 
-def test_a_method_that_cannot_be_estimated_is_named_and_the_others_have_rows(monkeypatch):
-    monkeypatch.setattr("petl_bench.estimate.plan.sys.platform", "darwin")  # in this process
+def test_a_method_that_cannot_be_estimated_is_named_and_the_others_have_rows(monkeypatch, estimates_here):
 
     def broken(cfg, *_args):
         if cfg.method.name == "lora":
@@ -96,7 +95,7 @@ def test_a_method_that_cannot_be_estimated_is_named_and_the_others_have_rows(mon
         plan([*TINY, "method=lora"])
 
 
-def test_a_folder_needs_no_weights(tmp_path):
+def test_a_folder_needs_no_weights(tmp_path, estimates_here):
     from petl_bench.backbones.load import open_backbone
     from petl_bench.config import load_config
 
@@ -155,7 +154,7 @@ def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
         ["method=peft", "method.type=RANDLORA"],
     ],
 )
-def test_a_run_records_what_the_plan_said(tiny, overrides):
+def test_a_run_records_what_the_plan_said(tiny, overrides, estimates_here):
     (row,) = plan([*TINY, TWO_LAYERS, *overrides])
     record = run(tiny(*TINY, TWO_LAYERS, *SHORT, *overrides))
     assert record.params == row.params

@@ -106,7 +106,7 @@ def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tiny, tmp_path, monkeyp
         ["method=head"],
     ],
 )
-def test_a_run_records_what_the_plan_said_which_is_less(tiny, overrides):
+def test_a_run_records_what_the_plan_said_which_is_less(tiny, overrides, estimates_here):
     (row,) = plan([*TINY, *overrides, FIRST])
     (whole,) = plan([*TINY, *overrides])
     record = run(tiny(*TINY, *SHORT, *overrides, FIRST, "measure.ledger=true", "measure.inference=true"))

@@ -1,4 +1,4 @@
-"""Same seed, same machine: same bits. Two processes: the same examples, one record."""
+"""Same seed, same machine: same bits. Two processes of torchrun: the same examples, one record."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from petl_bench.cli import main
 from petl_bench.records.store import find_records
 
+ROOT = Path(__file__).parents[2]
 TINY = ["backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",
         "measure.ledger=false", "measure.inference=false"]  # fmt: skip
 
@@ -23,11 +25,31 @@ def spawn(*command, cwd, **environment):
     )
 
 
-def test_two_processes_give_the_same_bits(tmp_path):
-    """This one, which other tests have used, and a new one whose strings have other hashes."""
+@pytest.fixture
+def installed(tmp_path):
+    """Runs programs in an environment without the checkout, with a wheel built from the sdist in it."""
+    # `build` without a target makes the sdist first, then the wheel from it.
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    where = spawn(
+        sys.executable, "-c", "import petl_bench; print(petl_bench.__file__)", cwd=tmp_path, PYTHONPATH=str(site)
+    )
+    assert where.stdout.startswith(str(site))
+    return lambda *words, **environment: spawn(
+        sys.executable, str(site / "bin" / "petl-bench"), *words, cwd=tmp_path, PYTHONPATH=str(site), **environment
+    )
+
+
+def test_an_installed_wheel_lists_and_gives_the_same_bits(tmp_path, installed):
+    """As this process, which other tests have used, in a new one whose strings have other hashes."""
+    assert len(json.loads(installed("list", "tasks", "--json").stdout)) == 12
     run = ["run", "-m", "method=lora,full,peft", *TINY]
     assert main([*run, f"runs_dir={tmp_path / 'here'}"]) == 0
-    spawn(sys.executable, "-m", "petl_bench", *run, "runs_dir=there", cwd=tmp_path, PYTHONHASHSEED="1")
+    installed(*run, "runs_dir=there", PYTHONHASHSEED="1")
     here, there = (
         {folder.name: outcome(folder) for folder in (tmp_path / name).glob("demo-*")} for name in ("here", "there")
     )
@@ -45,6 +67,8 @@ def outcome(run):
     return record["run_key"], record["scores"], losses, weights
 
 
+# Quicker, two processes are started as torchrun starts them in tests/run/test_processes.py.
+@pytest.mark.slow
 def test_torchrun_sees_the_same_examples_and_writes_one_record(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import _few_demo_rows
 from forked import FORK_SERVER
 from petl_bench.config import load_config
 from petl_bench.errors import DivergedError, Interrupted
@@ -19,6 +20,7 @@ from petl_bench.records.predictions import read_predictions
 from petl_bench.records.store import find_records
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
+from petl_bench.tasks import load
 from petl_bench.training.loop import TrainingLoop
 
 # Without dropout, whose masks depend on which process a row is dealt to. 45 rows: unequal shares.
@@ -26,7 +28,7 @@ SETTINGS = [
     "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=45",
     "task.max_length=16", "train.batch_size=15", "train.epochs=2", "train.evaluate_every=2", "train.device=cpu",
     "train.precision=fp32", "train.learning_rate=1e-2", "measure.ledger=false", "measure.inference=false",
-    "train.eval_batch_size=200", "+backbone.architecture.hidden_dropout_prob=0",
+    "train.eval_batch_size=40", "+backbone.architecture.hidden_dropout_prob=0",
     "+backbone.architecture.attention_probs_dropout_prob=0",
 ]  # fmt: skip
 DROPOUT = ["+backbone.architecture.hidden_dropout_prob=0.3", "train.checkpoint_seconds=0"]
@@ -35,8 +37,8 @@ ADALORA = [
     "+method.args.tfinal=1", "+method.args.deltaT=2", "+method.args.lora_alpha=64", "train.selection=last",
 ]  # fmt: skip
 CACHED = ["method=head", "train.cache=disk"]
-# No evaluation after the first is better.
-EARLY = ["train.epochs=9", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
+# No evaluation after the first is better. It is one batch for two processes: one of them has nothing to do.
+EARLY = ["train.eval_batch_size=80", "train.epochs=9", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
 
 
 def config(folder, *overrides):
@@ -47,8 +49,17 @@ def config(folder, *overrides):
 def outcome(cfg):
     record = run(cfg)
     history = [[entry.step, entry.train_loss, entry.scores] for entry in record.history]
-    return {"key": record.run_key, "history": history, "best": record.scores.best, "resumed": record.resumed_at_updates,
-            "status": record.status, "cache": record.frozen and record.frozen.cache}  # fmt: skip
+    seconds = record.time.train_seconds - record.time.warm_up_seconds
+    speeds = record.time.train_examples_per_second, record.time.train_tokens_per_second
+    return {
+        "key": record.run_key,
+        "history": history,
+        "best": record.scores.best,
+        "resumed": record.resumed_at_updates,
+        "status": record.status,
+        "cache": record.frozen and record.frozen.cache,
+        "seen": [speed and round(speed * seconds) for speed in speeds],
+    }
 
 
 class Patched:
@@ -107,6 +118,7 @@ def member(rank, port, folder):
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in group.items()})
     os.environ["PETL_BENCH_CACHE"] = str(folder / f"cache{rank}")
+    load.demo_rows = _few_demo_rows
     torch.set_num_threads(1)
     # Accelerate would choose the number of threads otherwise.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -138,7 +150,8 @@ def test_both_processes_end_with_the_same_numbers(group):
 
 
 @pytest.mark.parametrize(("name", "overrides"), [("lora", ["method=lora"]), ("adalora", ADALORA), ("cached", CACHED)])
-def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path):
+def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "demo_rows", _few_demo_rows)
     folder, (first, _) = group
     alone = config(tmp_path, *overrides)
     record = run(alone)
@@ -147,6 +160,10 @@ def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path)
     for entry, (step, loss, scores) in zip(record.history, first[name]["history"], strict=True):
         assert (entry.step, entry.scores) == (step, scores)
         assert entry.train_loss == pytest.approx(loss, rel=1e-4)
+    seconds = record.time.train_seconds - record.time.warm_up_seconds
+    speeds = record.time.train_examples_per_second, record.time.train_tokens_per_second
+    # What both processes saw together, warm-up apart.
+    assert first[name]["seen"] == [round(speed * seconds) for speed in speeds]
     together = folder / "node0" / identify(alone).folder.name
     outputs, wanted = (read_predictions(one).outputs for one in (together, identify(alone).folder))
     np.testing.assert_allclose(outputs, wanted, atol=1e-3)

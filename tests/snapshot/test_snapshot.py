@@ -56,7 +56,7 @@ def test_run_on_minilm(method, tmp_path, minilm):
 
 
 @pytest.mark.parametrize("backbone", [TINY[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TINY[1:])])
-def test_plan(backbone):
+def test_plan(backbone, estimates_here):
     assert plans(backbone) == EXPECTED["plans"][backbone]
 
 

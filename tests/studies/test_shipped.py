@@ -89,20 +89,26 @@ def test_every_cell_makes_two_updates(name, glue, tmp_path):
         assert make_small(cell, tmp_path, glue).history[-1].step == 2, cell
 
 
-def narrowed(study):
-    """Every method on the first task, and the first method on every task: each setting composes at least once."""
-    methods, tasks, seen = list(study.methods), list(study.tasks), set()
-    for cell in cells(study, []):
-        if (cell.method == methods[0] or cell.task == tasks[0]) and not seen.issuperset(cell.overrides):
-            seen.update(cell.overrides)
-            yield cell
+def narrowed():
+    """By study, every method on the first task and the first method on every task; settings of other studies once."""
+    found, seen = {}, set()
+    for name in study_names():
+        _, study = open_study(name)
+        methods, tasks = list(study.methods), list(study.tasks)
+        for cell in cells(study, []):
+            if (cell.method == methods[0] or cell.task == tasks[0]) and not seen.issuperset(cell.overrides):
+                seen.update(cell.overrides)
+                found.setdefault(name, []).append(cell)
+    return found
 
 
-@pytest.mark.parametrize("name", study_names())
+NARROWED = narrowed()
+
+
+@pytest.mark.parametrize("name", NARROWED)
 def test_every_setting_composes(name, glue, tmp_path):
-    _, study = open_study(name)
     data_root = [f"data_root={glue}"]
-    for cell in narrowed(study):
+    for cell in NARROWED[name]:
         assert compose(dataclasses.replace(cell, overrides=[*cell.overrides, *data_root]), tmp_path).method.name
 
 
