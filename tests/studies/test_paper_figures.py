@@ -116,7 +116,8 @@ def source_lines() -> list[str]:
 
 def texts_of(number: float) -> set[str]:
     """How a number may be written."""
-    written = {str(number), f"{number:g}", f"{number:.1f}", f"{number:.2f}", str(number).removeprefix("0")}
+    written = {str(number), f"{number:g}", f"{number:.1f}", f"{number:.2f}"}
+    written |= {text.removeprefix("0") for text in written if "." in text}
     return {text for text in written if float(text) == number}
 
 
