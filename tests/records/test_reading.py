@@ -37,6 +37,7 @@ def full_record() -> Record:
     record.skipped_updates = 2
     record.key_version, record.ended_at = 2, "2026-01-02T03:04:05+00:00"
     record.base_files = {"model.safetensors": "ab"}
+    record.stored_files = {"adapter/adapter_config.json": "cd"}
     return record
 
 

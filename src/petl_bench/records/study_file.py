@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
-from petl_bench.records.reading import Number, validate
-from petl_bench.records.schema import finite
+from petl_bench.records.reading import Number, finite, validate
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
