@@ -62,7 +62,7 @@ _REFUSALS = {
     errno.EACCES: "This user may not read or write {file}: change its permissions or {elsewhere}",
     errno.EPERM: "This user may not read or write {file}: change its permissions or {elsewhere}",
     errno.EROFS: "{file} lies on a file system that is read-only: {elsewhere}",
-    errno.ENAMETOOLONG: "The path {file} is longer than the file system takes: {elsewhere} with a shorter path",
+    errno.ENAMETOOLONG: "The path {file} is longer than the file system takes: shorten it or {elsewhere}",
     errno.EMFILE: "Too many files are open, so {file} could not be opened: raise the limit, e.g. with `ulimit -n 4096`",
     errno.ENFILE: "Too many files are open, so {file} could not be opened: close other programs",
     errno.EIO: "The disk reports an error at {file}: check it or {elsewhere}",
@@ -73,21 +73,24 @@ _REFUSALS = {
 def system_error(error: BaseException) -> OSError | None:
     """The system's error that an error is or was raised for; None where it is about something else.
 
-    Libraries wrap it in their own, and some keep nothing of it but its number in their message.
+    Libraries wrap it in their own, and some keep nothing of it but its words.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    if number := re.search(r"\(os error (\d+)\)", str(error)):
-        return OSError(int(number[1]), os.strerror(int(number[1])))
-    return None if error.__cause__ is None else system_error(error.__cause__)
+    if error.__cause__ is not None:
+        return system_error(error.__cause__)
+    for number in _REFUSALS:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return None
 
 
-def explained_refusal(error: OSError, folder: object, elsewhere: str) -> str | None:
+def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | None:
     """One sentence that says what the system refused, and the way out.
 
     Args:
         error: The system's error.
-        folder: What it is about, where the error does not say.
+        file: The file or the folder that it is about, where the error does not say.
         elsewhere: How to give another place, e.g. `set runs_dir=DIR`.
 
     Returns:
@@ -97,7 +100,7 @@ def explained_refusal(error: OSError, folder: object, elsewhere: str) -> str | N
     if words is None and error.filename is None:
         return None
     words = words or "{file} could not be read or written (" + str(error.strerror) + "): check it or {elsewhere}"
-    return words.format(file=error.filename or folder, elsewhere=elsewhere) + "."
+    return words.format(file=error.filename or file, elsewhere=elsewhere) + "."
 
 
 _UNITS = {"": 1, "B": 1}

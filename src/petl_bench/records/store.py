@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, RunError, explained_refusal
 from petl_bench.process import atomic_write, file_sha256
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
 from petl_bench.records.reading import with_hash
@@ -97,7 +97,8 @@ class RunFolder:
 
         Raises:
             ValueError: If it is broken.
-            RequestError: If it cannot be read.
+            RequestError: If the folder of the runs is none, or the record a folder.
+            RunError: If the system refuses to read it.
         """
         file = self.path / RECORD_FILE
         try:
@@ -108,8 +109,10 @@ class RunFolder:
             raise ValueError(f"{file} cannot be read: {error}") from error
         except NotADirectoryError as error:
             raise RequestError(f"runs_dir={self.path.parent} is no folder.") from error
-        except OSError as error:
+        except IsADirectoryError as error:
             raise RequestError(f"{file} cannot be read: {error.strerror}.") from error
+        except OSError as error:
+            raise RunError(explained_refusal(error, file, "name another folder")) from error
 
     def finished(self) -> Record | None:
         """The record of a finished run; None otherwise."""
@@ -198,7 +201,12 @@ class RunFolder:
             yield partial
             if (self.path / name).exists():
                 (self.path / name).rename(outdated)
-            partial.rename(self.path / name)
+            try:
+                partial.rename(self.path / name)
+            except OSError:
+                if outdated.exists():
+                    outdated.rename(self.path / name)
+                raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)
