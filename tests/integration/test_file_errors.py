@@ -14,12 +14,12 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from petl_bench import cli
-from petl_bench.errors import RequestError, RunError
+from petl_bench.commands import COMMANDS
+from petl_bench.errors import RequestError, RunError, system_error
 from petl_bench.frozen import cache as feature_cache
 from petl_bench.records.store import RunFolder
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
-from reports.generated import record as made
 
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EMFILE)
 LORA = ["method=lora", "layers=top", "layers.k=1", "train.cache=disk", "train.epochs=2"]
@@ -165,10 +165,20 @@ def test_a_repetition_that_is_refused_leaves_the_finished_run_whole(refused, tin
     assert folder.read_predictions(folder.finished()) is not None
 
 
-def test_a_command_that_cannot_write_its_file_says_so(tmp_path, capsys):
-    RunFolder(tmp_path / "runs").write(made("lora", "mrpc", 0, 0.8))
-    (tmp_path / "file").touch()
-    assert cli.main(["report", str(tmp_path / "runs"), "--html", str(tmp_path / "file" / "page.html")]) in (1, 2)
-    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("petl-bench:")]
-    assert str(tmp_path / "file") in message
-    assert "shows where" not in message
+def test_a_command_that_the_system_refuses_a_file_says_so(tmp_path, monkeypatch, capsys):
+    def refused(_parsed):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setitem(COMMANDS, "list", refused)
+    assert cli.main(["list", "methods"]) == 1
+    said = f"petl-bench: This user may not read or write {tmp_path}: change its permissions or give another place.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_error_of_a_library_that_keeps_only_words_is_found():
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert system_error(SafetensorError(said)).errno == errno.ENOSPC
+    outer = ValueError("cannot save")
+    outer.__cause__ = PermissionError(errno.EACCES, "Permission denied", "file")
+    assert system_error(outer).filename == "file"
+    assert system_error(ValueError("another matter")) is None

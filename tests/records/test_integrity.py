@@ -18,10 +18,12 @@ from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions
 from petl_bench.records.reading import HASH_FIELD
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder, find_records, read_record
+from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
 from petl_bench.run.compare import compare
 from petl_bench.trackers.sync import sync
 from reports.generated import record as made
+from reports.generated import study
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -87,6 +89,13 @@ def test_every_command_that_reads_one_record_names_it(stored, tmp_path, caplog):
         assert RunFolder(stored.parent).finished() is None
     assert f"{stored} cannot be read: its content has changed" in caplog.text
     assert "the run counts as unfinished" in caplog.text
+
+
+def test_a_flipped_digit_of_a_study_is_told(tmp_path):
+    study(["lora"], ["mrpc"], 1).write(tmp_path)
+    flip(tmp_path / "study.json", '"seed": 0', '"seed": 1')
+    with pytest.raises(RequestError, match=r"study\.json cannot be read \(its content has changed .*delete it"):
+        read_study(tmp_path)
 
 
 def test_a_record_without_a_hash_is_read_as_before(stored):

@@ -126,10 +126,7 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
 def check_hash(content: Mapping[str, Any]) -> None:
     """Raises ValueError if the content holds a hash and is not what it was when that was made."""
     if HASH_FIELD in content and content[HASH_FIELD] != content_hash(content):
-        raise ValueError(
-            f"its content has changed since it was written ({HASH_FIELD} differs): restore the file from a copy, or "
-            "make the run again"
-        )
+        raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs)")
 
 
 SCHEMA_VERSION = 2

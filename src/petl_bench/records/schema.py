@@ -304,7 +304,10 @@ class Record:
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
-        check_hash(content)
+        try:
+            check_hash(content)
+        except ValueError as error:
+            raise ValueError(f"{error}: restore it from a copy, or make the run again") from error
         content = corrected(migrated(content))
         try:
             record = validate(cls, content)
