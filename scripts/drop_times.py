@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from petl_bench.records.store import find_record_files, read_json, read_record, write_json
+from petl_bench.records.reading import check_hash
+from petl_bench.records.store import find_record_files, read_json, read_record, write_record
 
 
 def main() -> None:
@@ -21,7 +22,8 @@ def main() -> None:
     for file in find_record_files(parser.parse_args().folders):
         content = read_json(file)
         if content.get("time") is not None or content.get("inference") is not None:
-            write_json(file, content | {"time": None, "inference": None})
+            check_hash(content)
+            write_record(file, content | {"time": None, "inference": None})
             read_record(file)
             changed += 1
     print(f"{changed} records rewritten")

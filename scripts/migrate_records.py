@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from petl_bench.records.reading import migrated
-from petl_bench.records.store import find_record_files, read_json, write_json
+from petl_bench.records.reading import check_hash, migrated
+from petl_bench.records.store import find_record_files, read_json, write_record
 
 
 def main() -> None:
@@ -20,9 +20,10 @@ def main() -> None:
     changed = 0
     for file in find_record_files(parser.parse_args().folders):
         content = read_json(file)
+        check_hash(content)
         new = migrated(content)
         if new is not content:
-            write_json(file, new)
+            write_record(file, new)
             changed += 1
     print(f"{changed} records rewritten")
 

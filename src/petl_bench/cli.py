@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.errors import Interrupted, RequestError, RunError, first_line
+from petl_bench.errors import Interrupted, RequestError, RunError, explained_refusal, first_line, system_error
 from petl_bench.process import DEBUG_VARIABLE, debugging, print_error, setup_logging
 from petl_bench.reports.render import PLOT_KINDS
 
@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _unforeseen(error: Exception) -> int:
     if debugging():
         raise error
-    message = RunError(f"{type(error).__name__}: {first_line(error)} ({DEBUG_VARIABLE}=1 shows where).")
+    refused = system_error(error)
+    sentence = None if refused is None else explained_refusal(refused, "a file", "give another place")
+    message = RunError(sentence or f"{type(error).__name__}: {first_line(error)} ({DEBUG_VARIABLE}=1 shows where).")
     print_error(message)
     return message.exit_code
 

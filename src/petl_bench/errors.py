@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -51,6 +53,54 @@ def unknown_choice(key: str, value: object, allowed: Iterable[str]) -> RequestEr
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# What the system says of a file or a folder, in words; `{file}` is its path, `{elsewhere}` the way to another place.
+_REFUSALS = {
+    errno.ENOSPC: "The disk is full ({file}): free some space or {elsewhere}",
+    errno.EDQUOT: "The disk is full ({file}): free some space or {elsewhere}",
+    errno.EACCES: "This user may not read or write {file}: change its permissions or {elsewhere}",
+    errno.EPERM: "This user may not read or write {file}: change its permissions or {elsewhere}",
+    errno.EROFS: "{file} lies on a file system that is read-only: {elsewhere}",
+    errno.ENAMETOOLONG: "The path {file} is longer than the file system takes: shorten it or {elsewhere}",
+    errno.EMFILE: "Too many files are open, so {file} could not be opened: raise the limit, e.g. with `ulimit -n 4096`",
+    errno.ENFILE: "Too many files are open, so {file} could not be opened: close other programs",
+    errno.EIO: "The disk reports an error at {file}: check it or {elsewhere}",
+    errno.ENOENT: "{file} is missing: do not rename or delete it meanwhile",
+}
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The system's error that an error is or was raised for; None where it is about something else.
+
+    Libraries wrap it in their own, and some keep nothing of it but its words.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if error.__cause__ is not None:
+        return system_error(error.__cause__)
+    for number in _REFUSALS:
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number))
+    return None
+
+
+def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | None:
+    """One sentence that says what the system refused, and the way out.
+
+    Args:
+        error: The system's error.
+        file: The file or the folder that it is about, where the error does not say.
+        elsewhere: How to give another place, e.g. `set runs_dir=DIR`.
+
+    Returns:
+        The sentence; None if the error is not about a file.
+    """
+    words = _REFUSALS.get(error.errno or 0)
+    if words is None and error.filename is None:
+        return None
+    words = words or "{file} could not be read or written (" + str(error.strerror) + "): check it or {elsewhere}"
+    return words.format(file=error.filename or file, elsewhere=elsewhere) + "."
 
 
 _UNITS = {"": 1, "B": 1}

@@ -1,15 +1,19 @@
-"""This process: its rank, whether a GPU may be there, where its cache is and where its messages go."""
+"""This process: its rank, whether a GPU may be there, how it writes and hashes files, where its messages go."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
-from petl_bench.errors import Interrupted, RequestError
+from petl_bench.errors import Interrupted, RequestError, system_error
 
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -57,6 +61,58 @@ def user_path(path: str | Path, key: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
+
+
+@contextmanager
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Gives a path to write to, which takes the place of `file` once its content is on the disk.
+
+    The folder is made. After an error, or a crash of the machine, `file` is what it was.
+
+    Raises:
+        OSError: If the system refuses to write, also where a library has its own error for that; it names the file.
+    """
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("r+b") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except Exception as error:
+        refused = system_error(error)
+        if refused is None or refused.errno is None:
+            raise
+        named = refused.filename not in (None, str(partial))
+        raise OSError(refused.errno, refused.strerror, refused.filename if named else str(file)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+# A file that is written twice within the resolution of the system's clock looks unchanged.
+_CLOCK_SECONDS = 1.0
+
+
+def file_sha256(file: Path) -> str:
+    """Hex sha256 of a file's content; read again only where the file has changed.
+
+    Users and tools set the time of modification as they like, but not the time of the last change of the inode.
+    """
+    found = file.stat()
+    if time.time() - found.st_ctime < _CLOCK_SECONDS:
+        return _digest(file)
+    return _kept_digest(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=256)
+def _kept_digest(file: Path, _version: tuple[int, ...]) -> str:
+    return _digest(file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def debugging() -> bool:

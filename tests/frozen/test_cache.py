@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from forked import FORK_SERVER
 from petl_bench.frozen import cache as feature_cache
-from petl_bench.frozen.cache import FeatureFile, prune
+from petl_bench.frozen.cache import FeatureFile, prune, remove_abandoned
 from petl_bench.process import cache_dir
+from petl_bench.records.reading import with_hash
 from petl_bench.run.run import run
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -121,6 +124,7 @@ def test_entries_of_older_versions_have_no_seconds(tiny, tmp_path):
     for file in descriptions[:1]:
         content = json.loads(file.read_text())
         assert content.pop("seconds") > 0
+        del content["entry"], content["content_sha256"]
         file.write_text(json.dumps(content))
     record = run(tiny(*options, f"runs_dir={tmp_path / 'again'}"))
     assert record.frozen.reused
@@ -201,21 +205,57 @@ def test_splits_of_one_run_do_not_push_each_other_out(tiny, tmp_path):
 
 
 def test_what_killed_processes_left_is_cleared_away(tmp_path):
-    old, new = tmp_path / "a.0.partial", tmp_path / "b.1.partial"
-    orphan = tmp_path / "c.states"
-    for file in (old, new, orphan):
+    abandoned, written = tmp_path / "a-first.0.partial", tmp_path / "b.1.partial"
+    for file in (abandoned, written):
         file.write_bytes(b"0" * 64)
-    for file in (old, orphan):
-        os.utime(file, (0, 0))
+    with FileLock(tmp_path / "b.lock"):
+        remove_abandoned(tmp_path)
+        assert list(tmp_path.glob("*.partial")) == [written]
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_next_run_removes_what_a_killed_one_had_begun(tiny):
+    options = [SHORT, "method=head", "train.cache=disk", "train.epochs=2"]
+    folder = cache_dir() / "frozen"
+    folder.mkdir(parents=True)
+    for name in (f"{'0' * 64}.ab.partial", f"{'1' * 64}-first.cd.partial"):
+        (folder / name).write_bytes(b"half")
+    run(tiny(*options))
+    assert not list(folder.glob("*.partial"))
+
+
+def test_states_without_a_description_are_cleared_away_once_no_writer_can_come_back(tmp_path):
+    old, new = tmp_path / "c.states", tmp_path / "d.states"
+    for file in (old, new):
+        file.write_bytes(b"0" * 64)
+    os.utime(old, (time.time() - 90,) * 2)
     prune(tmp_path, 2**20, in_use=())
     assert list(tmp_path.iterdir()) == [new]
+
+
+@pytest.mark.parametrize("change", ["seconds", "key"])
+def test_every_part_of_a_description_is_checked(tmp_path, change, caplog):
+    entry = FeatureFile(tmp_path, "key")
+    entry.finish(entry.create((4, 8), torch.float32).fill_(1.0), 0.5)
+    if change == "seconds":
+        entry.description.write_text(entry.description.read_text().replace("0.5", "0.7"))
+    else:
+        # The files of one entry under the name of another.
+        other = FeatureFile(tmp_path, "other")
+        entry.data.rename(other.data)
+        entry.description.rename(other.description)
+        entry = other
+    assert entry.read() is None
+    assert "are damaged and computed again" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "value"), [("shape", [8, 4]), ("dtype", "int32")])
 def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
     entry = FeatureFile(tmp_path, "key")
     entry.finish(entry.create((4, 8), torch.float32).fill_(1.0), 0.5)
-    entry.description.write_text(json.dumps(json.loads(entry.description.read_text()) | {name: value}))
+    # The hash of the description is right, so it is that of the states that tells.
+    entry.description.write_text(json.dumps(with_hash(json.loads(entry.description.read_text()) | {name: value})))
     assert entry.read() is None
 
 

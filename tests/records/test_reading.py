@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
+from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, find_records, read_record
 from petl_bench.records.study_file import read_study
@@ -37,6 +38,7 @@ def full_record() -> Record:
     record.skipped_updates = 2
     record.key_version, record.ended_at = 2, "2026-01-02T03:04:05+00:00"
     record.base_files = {"model.safetensors": "ab"}
+    record.stored_files = {"adapter/adapter_config.json": "cd"}
     return record
 
 
@@ -266,7 +268,7 @@ def test_committed_records_keep_their_types():
 def test_a_wrong_field_of_a_study_is_named(tmp_path, change, said):
     study(["lora"], ["mrpc"], 1).write(tmp_path)
     file = tmp_path / "study.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    file.write_text(json.dumps(with_hash(json.loads(file.read_text()) | change)))
     with pytest.raises(RequestError, match=re.escape(f"{file} cannot be read ({said})")):
         read_study(tmp_path)
 

@@ -133,9 +133,31 @@ def test_a_record_that_does_not_know_its_backbone_still_predicts(trained, predic
     shutil.copytree(trained / "lora", tmp_path / "old")
     file = tmp_path / "old" / "result.json"
     content = json.loads(file.read_text())
-    del content["base_files"]
+    del content["base_files"], content["content_sha256"]
     file.write_text(json.dumps(content))
     assert predict(tmp_path / "old", "--text", TEXT)[:2] == predict(trained / "lora", "--text", TEXT)[:2]
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("lora", "adapter/adapter_config.json"),
+        ("lora", "adapter/adapter_model.safetensors"),
+        ("full", "model/model.safetensors"),
+        ("full", "model/config.json"),
+        ("full", "model/tokenizer.json"),
+    ],
+)
+def test_weights_and_settings_that_are_not_the_runs_are_refused(trained, predict, tmp_path, method, name):
+    shutil.copytree(trained / method, tmp_path / "run")
+    assert predict(tmp_path / "run", "--text", TEXT)[:2] == predict(trained / method, "--text", TEXT)[:2]
+    file = tmp_path / "run" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    code, found, err = predict(tmp_path / "run", "--text", TEXT)
+    assert (code, found) == (2, [])
+    assert f"{file}: not what the run wrote" in err
 
 
 def test_lines_mean_the_same_whatever_ends_them(trained, predict):

@@ -75,6 +75,28 @@ def test_a_broken_entry_is_made_anew(tokenizer, tokenized, tmp_path, damage):
     assert len(tokenized) == 2
 
 
+def test_a_flipped_byte_anywhere_gives_no_other_tokens(tokenizer, tmp_path, caplog):
+    good = encode(PAIRS, tokenizer, max_length=16)
+    (file,) = (tmp_path / "tokens").glob("*.npz")
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 7):
+        for bit in (1, 16):
+            file.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+            again = encode(PAIRS, tokenizer, max_length=16)
+            assert np.array_equal(good.ids, again.ids), position
+            assert np.array_equal(good.offsets, again.offsets), position
+            assert np.array_equal(good.types, again.types), position
+            assert good.num_cut == again.num_cut, position
+    assert "are broken and made anew" in caplog.text
+
+
+def test_the_next_writer_removes_what_a_killed_one_had_begun(tokenizer, tmp_path):
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "abc.npz.7.partial").write_bytes(b"half")
+    encode(PAIRS, tokenizer, max_length=16)
+    assert {file.suffix for file in (tmp_path / "tokens").iterdir() if file.suffix} == {".npz"}
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tokenizer, tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

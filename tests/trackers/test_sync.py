@@ -12,7 +12,7 @@ import pytest
 from petl_bench.cli import main
 from petl_bench.config import load_config
 from petl_bench.records.predictions import PREDICTIONS_FILE
-from petl_bench.records.store import RECORD_FILE, read_record
+from petl_bench.records.store import RECORD_FILE, read_record, write_record
 from petl_bench.records.study_file import StudyFile
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
@@ -55,7 +55,7 @@ def change(folder):
     (file,) = folder.glob(f"*/{RECORD_FILE}")
     content = json.loads(file.read_text())
     content["scores"]["best"]["accuracy"] = content["history"][1]["scores"]["accuracy"] = 0.125
-    file.write_text(json.dumps(content))
+    write_record(file, content)
 
 
 def spawn(script, *words):
@@ -159,7 +159,7 @@ def test_what_was_tracked_live_is_not_mirrored_again(tiny, runs):
 def test_a_run_that_was_not_finished_is_not_marked(runs, tmp_path):
     (file,) = runs.glob(f"*/{RECORD_FILE}")
     content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"status": "diverged"}))
+    write_record(file, content | {"status": "diverged"})
     assert main(["sync", str(runs)]) == 2
     assert not files(runs)
 

@@ -104,6 +104,23 @@ def test_changed_bytes_are_seen_and_nothing_whole_means_from_the_start(tiny, mon
     assert run(cfg).resumed_at_updates == []
 
 
+def test_a_flipped_byte_anywhere_is_seen(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path, 0, {"torch": "1"})
+    checkpoints.write(3, {"step": 3, "rate": 0.5, "generator": ("Mersenne", 17), "weights": torch.arange(4.0)})
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    assert checkpoints.read()["step"] == 3
+    for position in range(len(whole)):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert checkpoints.read() is None, position
+    assert caplog.messages[-1] == f"the checkpoint {file} is ignored: its content has changed since it was written"
+    for damaged in (whole[:-1], whole + b" ", b""):
+        file.write_bytes(damaged)
+        assert checkpoints.read() is None
+    file.write_bytes(whole)
+    assert checkpoints.read()["step"] == 3
+
+
 def test_force_starts_from_the_start(tiny, monkeypatch):
     cfg = tiny(*SETTINGS)
     interrupt(monkeypatch, 3, cfg)

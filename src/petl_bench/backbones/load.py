@@ -15,12 +15,12 @@ from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
 from petl_bench.backbones.source import (
     BackboneConfig,
     Source,
-    file_sha256,
     find_source,
     local_folder,
     read_files,
 )
 from petl_bench.errors import RequestError, RunError, first_line
+from petl_bench.process import file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, RunError
-from petl_bench.process import user_path
+from petl_bench.process import file_sha256, user_path
 
 WEIGHTS = ("pretrained", "random")
 
@@ -53,8 +51,8 @@ HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 # What a model is read from: its weights and config, and the tokenizer.
 _READ = (
-    "*.safetensors", "*.index.json", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "*.model",
+    "*.safetensors", "*.index.json", "config.json", "adapter_config.json", "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "*.model",
 )  # fmt: skip
 
 
@@ -170,21 +168,6 @@ def _check_hash(file: Path, expected: str) -> None:
             f"{file} is corrupted: its sha256 is {found}, backbone.sha256 says {expected}. Delete it and install or "
             "fetch it again."
         )
-
-
-def file_sha256(file: Path) -> str:
-    """Hex sha256 of a file's content; read again only where the file has changed.
-
-    Users and tools set the time of modification as they like, but not the time of the last change of the inode.
-    """
-    found = file.stat()
-    return _sha256(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-
-
-@lru_cache(maxsize=256)
-def _sha256(file: Path, _version: tuple[int, ...]) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _wheel(backbone: BackboneConfig) -> str:

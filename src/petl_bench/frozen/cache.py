@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch import nn
 
 from petl_bench.frozen.features import PackedFeatures, feature_offsets, fill_features
 from petl_bench.frozen.split import FrozenLayers
+from petl_bench.records.reading import check_hash, with_hash
 from petl_bench.training.batches import TokenRows
 
 _CHUNK = 2**24
 
-# Files of this age that belong to no entry were left by a killed process.
-_ABANDONED_SECONDS = 24 * 3600
+# States of this age without a description were left by a killed process, which writes both in one go.
+_ABANDONED_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +53,13 @@ class FeatureFile:
     Args:
         folder: Folder of the cache.
         key: Name of the entry.
+        lock: Name of the lock under which it is written; None where it is only read.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, lock: str | None = None) -> None:
         self.key = key
         self.data, self.description = folder / f"{key}.states", folder / f"{key}.json"
-        self.partial = folder / f"{key}.{uuid.uuid4().hex}.partial"
+        self.partial = folder / f"{lock or key}.{uuid.uuid4().hex}.partial"
 
     def create(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """Returns a tensor in a new file. The space is reserved now, as a full disk would kill the process later."""
@@ -76,15 +78,19 @@ class FeatureFile:
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "crc32": _crc(tensor),
             "seconds": seconds,
+            "entry": self.key,
         }
         self.partial.replace(self.data)
-        self.partial.write_text(json.dumps(content), encoding="utf-8")
+        self.partial.write_text(json.dumps(with_hash(content)), encoding="utf-8")
         self.partial.replace(self.description)
 
     def read(self) -> CachedStates | None:
         """Returns the entry; None if there is none, or a damaged one."""
         try:
             content = json.loads(self.description.read_text(encoding="utf-8"))
+            check_hash(content)
+            if content.get("entry", self.key) != self.key:
+                raise ValueError("they are those of another entry")
             shape, dtype = tuple(content["shape"]), getattr(torch, content["dtype"])
             if self.data.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
                 raise ValueError("its size is wrong")
@@ -128,8 +134,16 @@ def _crc(tensor: torch.Tensor) -> int:
     return checksum
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Deletes the files that killed processes had begun to write: nobody holds the lock that their names begin with."""
+    for file in folder.glob("*.partial"):
+        lock = FileLock(folder / f"{file.name.partition('.')[0]}.lock", blocking=False)
+        with suppress(OSError, Timeout), lock:
+            file.unlink()
+
+
 def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
-    """Deletes the least recently used entries until the others fit the budget, and files that killed processes left.
+    """Deletes the least recently used entries until the others fit the budget, and states that killed processes left.
 
     Args:
         folder: Folder of the cache.
@@ -142,7 +156,7 @@ def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
         with suppress(OSError):  # another process deletes too
             entries.append((description.stat().st_mtime, entry.data.stat().st_size, entry))
     whole = {entry.data for _, _, entry in entries}
-    for file in (*folder.glob("*.partial"), *folder.glob("*.states")):
+    for file in folder.glob("*.states"):
         with suppress(OSError):
             if file not in whole and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
                 file.unlink()
@@ -235,11 +249,14 @@ class FeatureCache:
         """
         keys = _Keys(self._digests, self.frozen, rows)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{keys.of(self.frozen.split.depth)}.lock"):
+        # Before their space is wanted.
+        remove_abandoned(folder)
+        lock = keys.of(self.frozen.split.depth)
+        with FileLock(folder / f"{lock}.lock"):
             found = keys.find(lambda key: FeatureFile(folder, key).read())
             reused = found is not None
             if found is None:
-                files = {layer: FeatureFile(folder, keys.of(layer)) for layer in self.frozen.split.reads}
+                files = {layer: FeatureFile(folder, keys.of(layer), lock) for layer in self.frozen.split.reads}
                 try:
                     found = self._compute(rows, lambda layer, shape, dtype: files[layer].create(shape, dtype))
                     for layer, file in files.items():

@@ -5,7 +5,6 @@ Tests of rows and metrics that were not asked for are computed from it afterward
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from petl_bench.process import atomic_write
 
 PREDICTIONS_FILE = "predictions.parquet"
 
@@ -62,18 +63,10 @@ def write_predictions(folder: Path, by_split: Mapping[str, Predictions]) -> None
     from pyarrow import parquet
 
     tables = [_table(split, predictions) for split, predictions in by_split.items()]
-    partial = folder / f"{PREDICTIONS_FILE}.{os.getpid()}.partial"
-    try:
-        # Splits may have other classes than the task's own.
-        table = pa.concat_tables(tables, promote_options="default")
-        with partial.open("wb") as stream:
-            parquet.write_table(table, stream, compression="zstd", use_dictionary=["split"])
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(folder / PREDICTIONS_FILE)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    # Splits may have other classes than the task's own.
+    table = pa.concat_tables(tables, promote_options="default")
+    with atomic_write(folder / PREDICTIONS_FILE) as partial, partial.open("wb") as stream:
+        parquet.write_table(table, stream, compression="zstd", use_dictionary=["split"])
 
 
 def _table(split: str, predictions: Predictions) -> Any:

@@ -1,12 +1,14 @@
-"""How JSON becomes typed records: older schemas are migrated, and every field is held to its type."""
+"""How JSON becomes typed records: hashes are checked, older schemas migrated, and every field held to its type."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
+import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -88,6 +90,43 @@ def _message(error: ErrorDetails, path: str) -> str:
     found = "null" if error["input"] is None else reprlib.repr(error["input"])
     expected = _EXPECTED.get(error["type"])
     return f"{path or 'it'} is {found}, " + (f"not {expected}" if expected else error["msg"])
+
+
+def finite(value: Any) -> Any:
+    """Plain containers with numbers that are not finite as None, which JSON needs."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value
+
+
+# The field of a record that holds the hash of all others. Records without it, such as older ones, are not checked.
+HASH_FIELD = "content_sha256"
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Hex sha256 of a record's content, whatever the order and the layout of its file; the hash itself left out."""
+    rest = {name: value for name, value in content.items() if name != HASH_FIELD}
+    try:
+        text = json.dumps(rest, sort_keys=True)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the content with its hash as the last field."""
+    as_read = json.loads(json.dumps({name: value for name, value in content.items() if name != HASH_FIELD}))
+    return as_read | {HASH_FIELD: content_hash(as_read)}
+
+
+def check_hash(content: Mapping[str, Any]) -> None:
+    """Raises ValueError if the content holds a hash and is not what it was when that was made."""
+    if HASH_FIELD in content and content[HASH_FIELD] != content_hash(content):
+        raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs)")
 
 
 SCHEMA_VERSION = 2

@@ -7,12 +7,11 @@ never 0. Within a schema version fields are only ever added; `petl_bench.records
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, migrated, validate
+from petl_bench.records.reading import SCHEMA_VERSION, Number, check_hash, corrected, finite, migrated, validate
 
 
 @dataclass
@@ -285,6 +284,9 @@ class Record:
     # Hex sha256 of each file that the pretrained backbone was read from, by name; None for random weights and in older
     # records.
     base_files: dict[str, str] | None = None
+    # Hex sha256 of each file of the run that is read back, by its path in the run's folder: the weights with their
+    # settings and the predictions. None in older records.
+    stored_files: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""
@@ -297,11 +299,15 @@ class Record:
         Unknown fields, which a newer minor version may have added, are ignored.
 
         Raises:
-            ValueError: If a field is missing or has another type, naming the field; or if the schema version is newer
-                than this program's.
+            ValueError: If the content is not what its hash was made of; if a field is missing or has another type,
+                naming the field; or if the schema version is newer than this program's.
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
+        try:
+            check_hash(content)
+        except ValueError as error:
+            raise ValueError(f"{error}: restore it from a copy, or make the run again") from error
         content = corrected(migrated(content))
         try:
             record = validate(cls, content)
@@ -329,17 +335,6 @@ class Record:
         if self.scores is None or self.protocol is None:
             return {}
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
-
-
-def finite(value: Any) -> Any:
-    """Plain containers with numbers that are not finite as None, which JSON needs."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return value
 
 
 # The config and the hardware of a record are kept as they were written. These classes type the fields that are read.

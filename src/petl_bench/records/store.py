@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from petl_bench.errors import RequestError
-from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, write_predictions
+from petl_bench.errors import RequestError, RunError, explained_refusal
+from petl_bench.process import atomic_write, file_sha256
+from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
+from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import Record
+
+_log = logging.getLogger(__name__)
 
 # More than those of any float.
 _MOST_DIGITS = 300
@@ -39,18 +44,14 @@ def _whole_number(digits: str) -> int:
 
 def write_json(file: Path, content: Any, indent: int = 2) -> None:
     """Writes a file by an atomic rename, once its content is on the disk; folders are made, numbers must be finite."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=indent, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    text = json.dumps(content, indent=indent, allow_nan=False)
+    with atomic_write(file) as partial:
+        partial.write_text(f"{text}\n", encoding="utf-8")
+
+
+def write_record(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes the content of a record with its hash, by an atomic rename."""
+    write_json(file, with_hash(content))
 
 
 RECORD_FILE = "result.json"
@@ -62,6 +63,9 @@ ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
 
 CHECKPOINT_FOLDER = "checkpoint"
+
+# Files of a model or an adapter that are read back, by the ends of their names.
+_READ_BACK = (".json", ".safetensors", ".txt", ".model")
 
 
 class RunFolder:
@@ -81,15 +85,34 @@ class RunFolder:
         return self.path / CHECKPOINT_FOLDER
 
     def read(self) -> Record | None:
-        """The record; None where there is none or it cannot be read, so that the run is made again."""
+        """The record; None where there is none, or a broken one, which is logged, so that the run is made again."""
         try:
-            return read_record(self.path / RECORD_FILE)
-        except (FileNotFoundError, ValueError):
+            return self.read_whole()
+        except ValueError as error:
+            _log.warning("%s: the run counts as unfinished", error)
             return None
+
+    def read_whole(self) -> Record | None:
+        """The record; None where there is none.
+
+        Raises:
+            ValueError: If it is broken.
+            RequestError: If the folder of the runs is none, or the record a folder.
+            RunError: If the system refuses to read it.
+        """
+        file = self.path / RECORD_FILE
+        try:
+            return read_record(file)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
         except NotADirectoryError as error:
             raise RequestError(f"runs_dir={self.path.parent} is no folder.") from error
+        except IsADirectoryError as error:
+            raise RequestError(f"{file} cannot be read: {error.strerror}.") from error
         except OSError as error:
-            raise RequestError(f"{self.path / RECORD_FILE} cannot be read: {error.strerror}.") from error
+            raise RunError(explained_refusal(error, file, "name another folder")) from error
 
     def finished(self) -> Record | None:
         """The record of a finished run; None otherwise."""
@@ -100,7 +123,47 @@ class RunFolder:
         """Writes the record by an atomic rename; a failed repetition never replaces a finished record."""
         if record.status != "finished" and self.finished() is not None:
             return
-        write_json(self.path / RECORD_FILE, record.to_dict())
+        write_record(self.path / RECORD_FILE, record.to_dict())
+
+    def stored_files(self) -> dict[str, str]:
+        """Hex sha256 of each file that is read back, by its path in this folder: see `Record.stored_files`."""
+        found = [self.path / PREDICTIONS_FILE]
+        for name in (ADAPTER_FOLDER, MODEL_FOLDER):
+            found += (file for file in (self.path / name).glob("[!.]*") if file.suffix in _READ_BACK)
+        return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(found) if file.is_file()}
+
+    def check_stored(self, record: Record, part: str) -> None:
+        """Compares stored files with those that the run wrote; older records do not know these.
+
+        Args:
+            record: The run's record.
+            part: One of ADAPTER_FOLDER, MODEL_FOLDER and PREDICTIONS_FILE.
+
+        Raises:
+            ValueError: If a file is another one, or was added or removed.
+        """
+        if record.stored_files is None:
+            return
+        then, now = (
+            {name: digest for name, digest in files.items() if Path(name).parts[0] == part}
+            for files in (record.stored_files, self.stored_files())
+        )
+        changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        if changed:
+            raise ValueError(
+                f"{', '.join(str(self.path / name) for name in changed)}: not what the run wrote (stored_files in "
+                f"{RECORD_FILE}): restore it from a copy, or make the run again with force=true"
+            )
+
+    def read_predictions(self, record: Record, split: str = "report") -> Predictions | None:
+        """The predictions of one split; None where the run has kept none.
+
+        Raises:
+            ValueError: If the file is broken, or not the one that the run wrote.
+        """
+        if (self.path / PREDICTIONS_FILE).is_file():
+            self.check_stored(record, PREDICTIONS_FILE)
+        return read_predictions(self.path, split)
 
     def write_predictions(self, by_split: Mapping[str, Predictions] | None) -> None:
         """Writes the predictions of the run; None deletes those of an earlier attempt."""
@@ -138,7 +201,12 @@ class RunFolder:
             yield partial
             if (self.path / name).exists():
                 (self.path / name).rename(outdated)
-            partial.rename(self.path / name)
+            try:
+                partial.rename(self.path / name)
+            except OSError:
+                if outdated.exists():
+                    outdated.rename(self.path / name)
+                raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)

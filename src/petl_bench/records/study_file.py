@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
-from petl_bench.records.reading import Number, validate
-from petl_bench.records.schema import finite
+from petl_bench.records.reading import Number, check_hash, finite, validate, with_hash
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
@@ -133,7 +132,7 @@ class StudyFile:
 
     def write(self, folder: Path, name: str = STUDY_FILE) -> None:
         """Writes the study into a folder by an atomic rename."""
-        write_json(folder / name, finite(dataclasses.asdict(self)), indent=1)
+        write_json(folder / name, with_hash(finite(dataclasses.asdict(self))), indent=1)
 
     @property
     def digest(self) -> str:
@@ -162,6 +161,7 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
         version = validate(_Versioned, content).version
         if version > STUDY_VERSION:
             raise ValueError(f"its version {version} is newer than this program: upgrade petl-bench")
+        check_hash(content)
         study = validate(StudyFile, content)
         for number, row in enumerate(study.published):
             for task, cell in row.cells.items():

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from petl_bench.errors import RequestError
-from petl_bench.records.predictions import Predictions, read_predictions
+from petl_bench.records.predictions import Predictions
 from petl_bench.records.schema import Record
-from petl_bench.records.store import files_below, locate_records
+from petl_bench.records.store import RunFolder, files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.comparison_table import comparison_table
 from petl_bench.reports.cost_columns import costs_by_machine
@@ -66,7 +66,7 @@ class ReportInput:
         """The predictions of a run; None, with a warning, where they cannot be read."""
         folder = self._folders[id(record)]
         try:
-            return read_predictions(folder, split)
+            return RunFolder(folder).read_predictions(record, split)
         except ValueError as error:
             _log.warning("%s", error)
             return None

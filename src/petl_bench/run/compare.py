@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from petl_bench.config import config_from_dict
 from petl_bench.errors import RequestError, RunError
-from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions
+from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions
 from petl_bench.records.run_key import backbone_name, method_label
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder
@@ -82,12 +82,15 @@ def compare(first: str | Path, second: str | Path, data_root: str | None = None)
 
 def _open_run(path: str | Path) -> _Run:
     folder = Path(path).parent if Path(path).name == RECORD_FILE else Path(path)
-    record = RunFolder(folder).read() if folder.is_dir() else None
+    try:
+        record = RunFolder(folder).read_whole() if folder.is_dir() else None
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
     if record is None:
         raise RequestError(f"{path} holds no finished run ({RECORD_FILE}): give the folder of a single run.")
     if record.status != "finished":
         raise RequestError(f"{path} is no finished run, its record says {record.status}: make the run again.")
-    predictions = _read_predictions(folder, "report")
+    predictions = _read_predictions(folder, record, "report")
     if predictions is None:
         raise RequestError(
             f"{path} has kept no predictions ({PREDICTIONS_FILE}): the run made again with force=true and "
@@ -96,9 +99,9 @@ def _open_run(path: str | Path) -> _Run:
     return _Run(folder, record, predictions)
 
 
-def _read_predictions(folder: Path, split: str) -> Predictions | None:
+def _read_predictions(folder: Path, record: Record, split: str) -> Predictions | None:
     try:
-        return read_predictions(folder, split)
+        return RunFolder(folder).read_predictions(record, split)
     except ValueError as error:
         raise RequestError(f"{error}.") from error
 
@@ -176,7 +179,8 @@ def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:
 def _add_calibration(found: Comparison, runs: tuple[_Run, _Run], rows: tuple[Predictions, Predictions]) -> None:
     """Adds the calibration, after temperature scaling too if both runs allow it, else why they do not."""
     a, b = (
-        calibrations(kept, _read_predictions(run.folder, "selection")) for run, kept in zip(runs, rows, strict=True)
+        calibrations(kept, _read_predictions(run.folder, run.record, "selection"))
+        for run, kept in zip(runs, rows, strict=True)
     )
     found.calibration = _calibration_figures("", a.unscaled, b.unscaled)
     if a.scaled is None or b.scaled is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from petl_bench.backbones.source import file_sha256, model_files
+from petl_bench.backbones.source import model_files
 from petl_bench.config import RunConfig, resolved
-from petl_bench.process import user_path
+from petl_bench.process import file_sha256, user_path
 from petl_bench.records.run_key import run_key, run_name
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,14 +11,25 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from petl_bench.errors import DivergedError, Interrupted, OutOfMemoryError, RequestError, RunError, first_line
+from petl_bench.errors import (
+    DivergedError,
+    Interrupted,
+    OutOfMemoryError,
+    RequestError,
+    RunError,
+    explained_refusal,
+    first_line,
+    system_error,
+)
 from petl_bench.process import is_main_process, raise_interrupted
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
 from petl_bench.training.device import wait_for_group
 
-_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+_ELSEWHERE = "set runs_dir=DIR (and PETL_BENCH_CACHE) to another disk, then repeat the command; finished runs are kept"
 
 _LOGGER = logging.getLogger("petl_bench")
 
@@ -56,6 +65,7 @@ class RunLifecycle:
             try:
                 self._open_log()
             except OSError as error:
+                self._remove_empty_folder()
                 raise self._explain(error) from error
         return self
 
@@ -115,11 +125,12 @@ class RunLifecycle:
 
     def _remove_empty_folder(self) -> None:
         """Deletes a folder that holds nothing but the log of a request that could not work."""
-        if self._handler is not None:
-            self._handler.close()
-        if self.folder.path.is_dir() and list(self.folder.path.iterdir()) == [self.folder.log]:
-            self.folder.log.unlink()
-            self.folder.path.rmdir()
+        with suppress(OSError):
+            if self._handler is not None:
+                self._handler.close()
+            if set(self.folder.path.iterdir()) <= {self.folder.log}:
+                self.folder.log.unlink(missing_ok=True)
+                self.folder.path.rmdir()
 
     def _explain(self, error: BaseException) -> BaseException:
         """Returns the error with a message that a user can act on; the traceback goes to the log."""
@@ -127,14 +138,10 @@ class RunLifecycle:
             return error
         if isinstance(error, KeyboardInterrupt):
             return Interrupted(signal.SIGINT)
-        # Libraries wrap the system's error in their own.
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or os.strerror(errno.ENOSPC) in str(error):
-            where = getattr(error, "filename", None) or self.folder.path
-            return RunError(
-                f"The disk is full ({where}): free some space or set runs_dir=DIR (and PETL_BENCH_CACHE) to another "
-                "disk, then repeat the command; finished runs are kept."
-            )
+        refused = system_error(error)
+        sentence = None if refused is None else explained_refusal(refused, self.folder.path, _ELSEWHERE)
+        if sentence is not None:
+            return RunError(sentence)
         if isinstance(error, MemoryError) or any(message in str(error).lower() for message in _MEMORY_MESSAGES):
             return OutOfMemoryError(
                 "Memory did not suffice: raise train.accumulation (same updates, smaller passes), lower "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError
 from petl_bench.model import load_trained
+from petl_bench.process import atomic_write
 from petl_bench.records.schema import Record
-from petl_bench.records.store import MODEL_FOLDER, RunFolder
+from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import find_labels, read_subset
@@ -61,9 +61,7 @@ class Predictor:
 
     def __init__(self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> None:
         folder = RunFolder(Path(run_dir))
-        record = folder.finished()
-        if record is None:
-            raise RequestError(f"{run_dir} holds no finished run (result.json).")
+        record = _finished(folder)
         import torch
         from accelerate.utils import set_seed
 
@@ -118,6 +116,20 @@ class Predictor:
             Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, map(float, row), strict=True)))
             for row in shares
         ]
+
+
+def _finished(folder: RunFolder) -> Record:
+    """The record of a finished run whose weights, if it kept any, are those that it wrote."""
+    try:
+        record = folder.read_whole()
+        if record is None or record.status != "finished":
+            raise RequestError(f"{folder.path} holds no finished run (result.json).")
+        for part in (ADAPTER_FOLDER, MODEL_FOLDER):
+            if (folder.path / part).is_dir():
+                folder.check_stored(record, part)
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+    return record
 
 
 def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
@@ -226,16 +238,10 @@ def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterato
 
 
 def _write_submission(file: Path, rows: Rows, predictions: list[Prediction], predictor: Predictor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerow(["index", "prediction"])
-            writer.writerows([index, _submitted(one, predictor)] for index, one in enumerate(predictions))
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(file) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(["index", "prediction"])
+        writer.writerows([index, _submitted(one, predictor)] for index, one in enumerate(predictions))
 
 
 def _submitted(prediction: Prediction, predictor: Predictor) -> Any:

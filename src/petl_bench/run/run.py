@@ -164,6 +164,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
             )
         # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
         lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
+        record.stored_files = lifecycle.folder.stored_files()
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:

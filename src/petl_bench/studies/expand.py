@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.backbones.source import file_sha256
 from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
-from petl_bench.process import gpu_may_be_there
+from petl_bench.process import file_sha256, gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig

@@ -89,9 +89,7 @@ class StudyFolder:
             return
         holder = self._holder_file(run)
         try:
-            holder.write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), encoding="utf-8"
-            )
+            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
             yield True
         finally:
             holder.unlink(missing_ok=True)

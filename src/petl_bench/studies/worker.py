@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from petl_bench.errors import Interrupted, RequestError, RunError
+from petl_bench.errors import Interrupted, RequestError, RunError, explained_refusal
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.folder import StudyFolder, choose_rates, wanted_now
@@ -131,9 +131,15 @@ def main() -> int:
     setup_logging()
     try:
         work(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(","))
-    except RequestError as error:
+    except (RequestError, RunError) as error:
         _log.error("%s", error)
-        return 2
+        return error.exit_code
+    except OSError as error:
+        sentence = explained_refusal(error, sys.argv[1], "give the study another folder with runs_dir=DIR")
+        if sentence is None:
+            raise
+        _log.error("%s", sentence)
+        return RunError.exit_code
     except Interrupted as error:
         return 128 + error.signum
     return 0

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 
-from petl_bench.errors import RequestError
-from petl_bench.process import cache_dir
+from petl_bench.errors import RequestError, first_line
+from petl_bench.process import atomic_write, cache_dir
 from petl_bench.tasks.rows import Rows
 
 if TYPE_CHECKING:
@@ -159,25 +157,40 @@ def _read(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             found: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
+        # Entries of older versions have no digest.
+        if (digest := found.pop(_DIGEST, None)) is None:
+            return None
+        if not np.array_equal(digest, _digest(found)):
+            raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        _log.warning("the cached tokens in %s are broken and made anew (%s)", file, error)
+    except Exception as error:  # of many kinds: any part of the archive may have changed
+        _log.warning("the cached tokens in %s are broken and made anew (%s)", file, first_line(error))
         return None
-    complete = {"ids", "offsets", "num_cut"} <= found.keys()
-    return found if complete and found["offsets"][-1] == len(found["ids"]) else None
+    return found
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes by an atomic rename; a cache that cannot be written costs time, not the run."""
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        partial.replace(file)
+        with FileLock(file.parent / ".lock"):
+            # Only who holds the lock writes, so whoever began these files was killed.
+            for abandoned in file.parent.glob("*.partial"):
+                abandoned.unlink(missing_ok=True)
+            with atomic_write(file) as partial, partial.open("wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays, **{_DIGEST: _digest(arrays)})
     except OSError as error:
         _log.warning("tokens could not be cached in %s (%s)", file.parent, error)
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+
+
+_DIGEST = "sha256"
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Hash of names, types, shapes and values of all arrays; uint8, shape (32,)."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)

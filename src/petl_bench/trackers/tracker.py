@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from filelock import BaseFileLock, FileLock
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError
-from petl_bench.records.reading import validate
+from petl_bench.records.reading import content_hash, validate
 from petl_bench.records.run_key import backbone_name, method_label, run_name
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.records.schema import Protocol as RunProtocol
@@ -170,9 +169,8 @@ def marker_lock(folder: Path) -> BaseFileLock:
 
 
 def record_hash(content: Mapping[str, Any]) -> str:
-    """Hash of a record as its file holds it."""
-    as_read = json.loads(json.dumps(content))
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash of a record's content, in memory or as its file holds it."""
+    return content_hash(json.loads(json.dumps(content)))[:16]
 
 
 def read_mirrors(folder: Path) -> list[Mirror]:

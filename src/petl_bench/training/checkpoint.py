@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import shutil
 import time
-import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,12 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from petl_bench.errors import first_line
+from petl_bench.process import atomic_write, file_sha256
 from petl_bench.records.schema import HistoryEntry
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# The update, and a hash of the file's content.
+_NAME = "step-{step:09d}-{digest}.safetensors"
 _PATTERN = "step-*.safetensors"
+_DIGEST_LENGTH = 32
 _KEPT = 2
 # Writing checkpoints takes at most this share of the training's time.
 _MAX_SHARE_OF_TIME = 0.05
@@ -213,7 +217,8 @@ def _restore_generators(state: dict[str, Any], device: torch.device) -> None:
 class Checkpoints:
     """The checkpoint files of one training: written completely or not at all, and verified when they are read.
 
-    The file before the newest is kept, in case the newest turns out to be damaged.
+    The name of a file holds a hash of its whole content, so that nothing in it is read before it is known to be what
+    was written. The file before the newest is kept, in case the newest turns out to be damaged.
 
     Args:
         folder: Where the files are; created with the first one.
@@ -237,19 +242,18 @@ class Checkpoints:
         """
         assert self.seconds is not None
         started = time.monotonic()
-        partial = self.folder / f"{os.getpid()}.partial"
+        tensors: dict[str, torch.Tensor] = {}
+        content = json.dumps({"state": _pack(state, tensors), "made_by": self.made_by})
+        newest = self.folder / "newest.safetensors"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tensors: dict[str, torch.Tensor] = {}
-            content = {"state": _pack(state, tensors), "made_by": self.made_by, "crc32": _checksum(tensors)}
-            save_file(tensors, partial, metadata={"content": json.dumps(content)})
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
-            partial.replace(self.folder / f"step-{step:09d}.safetensors")
+            with atomic_write(newest) as partial:
+                save_file(tensors, partial, metadata={"content": content})
+            newest.replace(self.folder / _NAME.format(step=step, digest=_digest(newest)))
             for outdated in self._newest_first()[_KEPT:]:
                 outdated.unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                newest.unlink(missing_ok=True)
             _log.warning("no checkpoint could be written to %s (%s): the training goes on", self.folder, error)
         now = time.monotonic()
         pause = max(self.seconds, (now - started) / _MAX_SHARE_OF_TIME) if self.seconds else 0.0
@@ -260,8 +264,8 @@ class Checkpoints:
         for file in self._newest_first():
             try:
                 return self._read(file)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                _log.warning("the checkpoint %s is ignored: %s", file, error)
+            except (OSError, ValueError) as error:
+                _log.warning("the checkpoint %s is ignored: %s", file, first_line(error))
         return None
 
     def remove(self) -> None:
@@ -272,13 +276,13 @@ class Checkpoints:
         return sorted(self.folder.glob(_PATTERN), reverse=True)
 
     def _read(self, file: Path) -> dict[str, Any]:
+        if _digest(file) != file.stem.rpartition("-")[2]:
+            raise ValueError("its content has changed since it was written")
         with safe_open(file, "pt") as stream:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
             raise ValueError("versions, kind of device, number of processes or train.cache were others")
-        if content["crc32"] != _checksum(tensors):
-            raise ValueError("its checksum is wrong")
         state: dict[str, Any] = _unpack(content["state"], tensors)
         return state
 
@@ -315,10 +319,5 @@ def _unpack(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return {_unpack(key, tensors): _unpack(value, tensors) for key, value in content}
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> int:
-    checksum = 0
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        checksum = zlib.crc32(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode(), checksum)
-        checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
-    return checksum
+def _digest(file: Path) -> str:
+    return file_sha256(file)[:_DIGEST_LENGTH]
