@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -39,6 +39,8 @@ class MethodConfig:
     name: str = MISSING
     default_learning_rate: float = MISSING
     default_head_learning_rate: float | None = None
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The subclasses are made at run time, so pickle cannot import them; it gets them from the registry instead.

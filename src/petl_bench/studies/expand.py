@@ -122,6 +122,12 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
         RequestError: If its overrides do not compose, naming the cell.
     """
     try:
+        for override in cell.overrides:
+            # A study may come from elsewhere: it neither reads variables of the environment nor configs of other folders.
+            if "${" in override or override.lstrip("+~").startswith("hydra"):
+                raise RequestError(
+                    f"{override}: in a study ${{...}} is not replaced, and Hydra's own settings are none."
+                )
         return replace(load_config(cell.overrides), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
