@@ -36,7 +36,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.environment import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
-from petl_bench.process import gpu_may_be_there
+from petl_bench.process import check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
 from petl_bench.tasks.config import TaskConfig, check_task
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
@@ -133,6 +133,7 @@ def check(cfg: RunConfig) -> None:
     Raises:
         RequestError: If one is out of its range, or contradicts another.
     """
+    check_names(cfg)
     check_task(cfg.task)
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
@@ -147,6 +148,24 @@ def check(cfg: RunConfig) -> None:
         raise RequestError(
             f"backbone.dtype=bf16 with train.precision={cfg.train.precision}: such weights need train.precision=bf16."
         )
+
+
+def check_names(cfg: RunConfig) -> None:
+    """Checks all settings that become names of files and folders, those of a record included.
+
+    Raises:
+        RequestError: If one would lead out of the folder that it belongs in.
+    """
+    task = cfg.task
+    names = {"backbone.name": cfg.backbone.name} if cfg.backbone.path is None else {}
+    names |= {f"task.{key}": getattr(task, key) for key in ("name", "train_split", "validation_split", "test_split")}
+    names |= {"task.subset": task.subset, "task.submission": task.submission}
+    for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):
+        for name, one in splits.items():
+            names |= {f"task.{kind}.{name}.{key}": getattr(one, key) for key in ("subset", "split", "submission")}
+    for key, value in names.items():
+        if value is not None:
+            check_name(key, value)
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
@@ -238,6 +257,7 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
             for key, value in settings.items() if isinstance(settings, dict) else ():
                 if value == MISSING and key not in content.get(group, {}):
                     raise ValueError(f"config.{group}.{key} is missing")
+        check_names(run)
     except ValueError as error:
         raise RequestError(f"The record's config does not fit this version of petl-bench: {error}.") from error
     return run

@@ -59,6 +59,27 @@ def user_path(path: str | Path, key: str) -> Path:
         raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
 
 
+_LONGEST_NAME = 100
+
+
+def name_fault(name: str) -> str:
+    """What is wrong with the name of a file or folder that is made or read inside of another one; empty: nothing."""
+    is_one = name == name.strip() and name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
+    return (
+        ""
+        if is_one and 0 < len(name) <= _LONGEST_NAME
+        else (
+            f"={name!r} must be a name: 1 to {_LONGEST_NAME} printable characters without slashes, not beginning with a dot"
+        )
+    )
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises RequestError, naming the key, if this is no name of a file or folder inside of another one."""
+    if fault := name_fault(name):
+        raise RequestError(f"{key}{fault}.")
+
+
 def debugging() -> bool:
     """Whether tracebacks and the libraries' warnings are wanted."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")

@@ -21,6 +21,7 @@ from omegaconf import MISSING
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.layers import LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.process import check_name
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 
@@ -121,8 +122,10 @@ def register(method: Method) -> Method:
     """Adds a method to the registry.
 
     Raises:
+        RequestError: If the name cannot be part of a folder's.
         ValueError: If another method has this name.
     """
+    check_name("method", method.name)
     known = _METHODS.get(method.name)
     if known is not None and known != method:
         raise ValueError(f"There are two methods named {method.name!r}: {known.summary!r} and {method.summary!r}.")

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import CONFIG_MODULE, option_names
 from petl_bench.errors import RequestError, first_line, unknown_choice
+from petl_bench.process import check_name
 from petl_bench.records.reading import parse_yaml, read_text, validate
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
@@ -103,6 +104,7 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
             text = read_text(path)
         except (OSError, ValueError) as error:
             raise RequestError(f"The study {path} cannot be read: {error}.") from error
+        check_name("The study's name", path.stem)
         return path.stem, _parse(text, str(path))
     names = study_names()
     if name_or_file not in names:

@@ -123,11 +123,11 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
     """
     try:
         for override in cell.overrides:
-            # A study may come from elsewhere: it neither reads variables of the environment nor configs of other folders.
-            if "${" in override or override.lstrip("+~").startswith("hydra"):
-                raise RequestError(
-                    f"{override}: in a study ${{...}} is not replaced, and Hydra's own settings are none."
-                )
+            # A study may come from elsewhere: it reads neither variables of the environment nor other configs.
+            if "${" in override:
+                raise RequestError(f"{override}: in a study ${{...}} is not replaced: write the value itself.")
+            if override.lstrip("+~").startswith("hydra"):
+                raise RequestError(f"{override}: a study takes the settings of runs, not those of Hydra.")
         return replace(load_config(cell.overrides), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error

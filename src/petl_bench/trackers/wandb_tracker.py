@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _remove_offline_files(root: Path, run: RunIdentity, project: str) -> None:
     """Removes what a `sync` that was killed, or of an older record, left of this run; other projects keep theirs."""
     others = [mirror for mirror in read_mirrors(run.folder) if mirror.project != project]
     kept = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
-    for files in root.glob(f"wandb/offline-run-*-{run.key}"):
+    for files in root.glob(f"wandb/offline-run-*-{escape(run.key)}"):
         if files.resolve() not in kept:
             shutil.rmtree(files)
 
