@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import pytest
 
@@ -13,10 +14,13 @@ from petl_bench import cli
 from petl_bench.backbones.source import find_source
 from petl_bench.config import config_from_dict, load_config
 from petl_bench.errors import RequestError
+from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import Method, register
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_records, read_json, read_record
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
+from petl_bench.run.identity import identify
+from petl_bench.run.run import run
 from petl_bench.studies.definition import open_study
 from petl_bench.studies.expand import cells, compose
 from reports.made_records import made_record
@@ -181,6 +185,67 @@ class TestPackages:
         backbone = load_config(["backbone.package_folder=../numpy"]).backbone
         with pytest.raises(RequestError, match=r"backbone\.package_folder=\.\./numpy"):
             find_source(backbone)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a finished run with LoRA on a random backbone."""
+    runs = tmp_path_factory.mktemp("trained")
+    cfg = load_config(
+        [
+            *("backbone=tiny_bert", "method=peft", "method.type=LORA", "task.num_train_examples=16", "train.epochs=1"),
+            *("train.batch_size=16", "measure.ledger=false", "measure.inference=false", f"runs_dir={runs}"),
+        ]
+    )
+    run(cfg)
+    return identify(cfg).folder
+
+
+HANGS = r"((\w+\.?)+)+!"
+
+
+class TestAdapters:
+    @pytest.mark.parametrize(
+        ("setting", "value", "words"),
+        [
+            ("target_modules", HANGS, "takes too long"),
+            ("exclude_modules", HANGS, "takes too long"),
+            ("modules_to_save", ["classifier", HANGS], "takes too long"),
+            ("rank_pattern", {HANGS: 8}, "takes too long"),
+            ("layers_pattern", [HANGS], "takes too long"),
+            ("target_modules", "(", "is no regular expression"),
+            ("target_modules", "x" * 10_000 + "{4294967296}", "is no regular expression"),
+            ("megatron_config", {"a": 1}, "imports a package"),
+            ("peft_type", "NOTHING", "cannot be read"),
+            ("r", {"deep": [[[[]]]]}, "cannot be read"),
+        ],
+    )
+    def test_an_adapters_config_is_checked(self, setting, value, words, trained, tmp_path, command, monkeypatch):
+        monkeypatch.setattr("petl_bench.methods.peft._MATCH_SECONDS", 1.0)
+        shutil.copytree(trained, tmp_path / "run")
+        file = tmp_path / "run" / "adapter" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value, "megatron_core": "evil"}))
+        code, out, err = command("predict", tmp_path / "run", "--text", "a")
+        assert (code in (1, 2), out, err.count("\n")) == (True, "", 1)
+        assert words in err
+
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [
+            (f"+method.args.target_modules='{HANGS}'", "takes too long"),
+            ("+method.args.target_modules='('", "is no regular expression"),
+            ("+method.args.megatron_config={a: 1}", "imports a package"),
+        ],
+    )
+    def test_so_are_the_arguments_of_a_request(self, setting, words, command, monkeypatch):
+        monkeypatch.setattr("petl_bench.methods.peft._MATCH_SECONDS", 1.0)
+        code, _, err = command("run", "backbone=tiny_bert", "method=peft", "method.type=LORA", setting)
+        assert (code, words in err) == (2, True)
+
+    def test_expressions_of_the_usual_kinds_pass(self):
+        names = [f"bert.encoder.layer.{i}.attention.self.query" for i in range(24)]
+        for expression in (r".*\.(query|value)", r"bert\.encoder\.layer\.(0|1|2)\..*query$", ".*layer.*self.*query.*"):
+            check_config({"target_modules": expression, "rank_pattern": {r".*\.query": 4}}, names, "here")
 
 
 class TestSizeIsBounded:

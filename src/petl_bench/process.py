@@ -64,14 +64,10 @@ _LONGEST_NAME = 100
 
 def name_fault(name: str) -> str:
     """What is wrong with the name of a file or folder that is made or read inside of another one; empty: nothing."""
-    is_one = name == name.strip() and name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
-    return (
-        ""
-        if is_one and 0 < len(name) <= _LONGEST_NAME
-        else (
-            f"={name!r} must be a name: 1 to {_LONGEST_NAME} printable characters without slashes, not beginning with a dot"
-        )
-    )
+    is_plain = name == name.strip() and name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
+    if is_plain and 0 < len(name) <= _LONGEST_NAME:
+        return ""
+    return f"={name!r} must be a name: 1 to {_LONGEST_NAME} printable characters, no slash, no dot at the beginning"
 
 
 def check_name(key: str, name: str) -> None:

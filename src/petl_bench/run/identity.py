@@ -31,9 +31,9 @@ def identify(cfg: RunConfig) -> RunIdentity:
     key = run_key(config, _content_hashes(cfg))
     if (length := len(os.fsencode(run_name(config, key)))) > _LONGEST_FOLDER:
         raise RequestError(
-            f"task.name={cfg.task.name}, the method and the backbone {backbone_name(config['backbone'])} give a name of "
-            f"{length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or give the backbone's folder "
-            "another name."
+            f"task.name={cfg.task.name}, the method and the backbone {backbone_name(config['backbone'])} give a name "
+            f"of {length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or rename the folder of "
+            "the backbone."
         )
     return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
 
