@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,12 @@ def user_path(path: str | Path, key: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
+
+
+def without_home(text: str) -> str:
+    """The text with `~` in place of the user's home folder in every path inside of it: so it goes into records."""
+    home = os.path.expanduser("~").rstrip("/\\")
+    return re.sub(rf"(?<![\w./\\~-]){re.escape(home)}(?=[/\\])", "~", text) if len(home) > 1 else text
 
 
 _LONGEST_NAME = 100

@@ -16,7 +16,7 @@ from petl_bench import __version__
 from petl_bench.backbones.source import file_sha256
 from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
-from petl_bench.process import gpu_may_be_there
+from petl_bench.process import gpu_may_be_there, without_home
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig
@@ -68,7 +68,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
             runs.append(
                 PlannedRun(
                     *(cell.method, cell.task, seed, identity.key, identity.folder.name),
-                    overrides=[*cell.overrides, f"train.seed={seed}"],
+                    overrides=[*map(_without_home, cell.overrides), f"train.seed={seed}"],
                     learning_rate=cell.learning_rate,
                     is_trial=has_rates and seed in trials,
                     chosen=None if has_rates else True,
@@ -131,6 +131,12 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
         return replace(load_config(cell.overrides), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
+
+
+def _without_home(override: str) -> str:
+    """The override with `~` for the home folder, in the quotation marks that Hydra wants around it."""
+    key, equals, value = without_home(override).partition("=")
+    return f"{key}{equals}'{value}'" if value.startswith("~") else key + equals + value
 
 
 def last_of_each_key(overrides: list[str]) -> list[str]:

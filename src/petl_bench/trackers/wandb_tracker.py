@@ -111,7 +111,11 @@ def _seen_from(folder: Path, files: Path) -> str:
 def _settings(*, live: bool) -> Any:
     import wandb
 
-    # W&B prints to stdout, which belongs to our results.
-    if live:
-        return wandb.Settings(silent=True)
-    return wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True, x_disable_stats=True)
+    return wandb.Settings(
+        # W&B prints to stdout, which belongs to our results.
+        silent=True,
+        # The record says what a run was made with. W&B would add the remote of the git repository in the working
+        # directory, the command line, the user, the machine's name, paths, and what the terminal shows.
+        console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="-", username="-", program="-",
+        x_disable_stats=not live,
+    )  # fmt: skip

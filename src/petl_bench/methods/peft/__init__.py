@@ -53,7 +53,7 @@ _PLAIN_NAME = re.compile(r"[\w.-]*")
 def check_config(settings: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
     """Refuses settings of a PEFT config that PEFT would follow without a check.
 
-    They may come from elsewhere, with an adapter or a study. PEFT imports the package that the settings of Megatron name
+    They may come from elsewhere, with an adapter or a study. PEFT imports the package that Megatron's settings name,
     and matches names of modules by regular expressions, some of which would take longer than anybody waits.
 
     Args:
