@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from petl_bench.backbones.load import open_backbone
+from petl_bench.backbones.source import installed_folder
 from petl_bench.config import CONFIG_MODULE, load_config, option_names
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, all_methods
@@ -70,8 +70,7 @@ def list_backbones() -> list[Row]:
     rows = []
     for name, option in _options("backbone"):
         shape = option.get("architecture", {})
-        package = option.get("package")
-        here = package is not None and importlib.util.find_spec(package) is not None
+        here = installed_folder(option.get("package")) is not None
         weights = "random" if option.get("weights") == "random" else option.get("hub_id")
         rows.append(
             {

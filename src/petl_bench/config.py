@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -27,7 +27,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.layers import LayersConfig
@@ -36,7 +36,8 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.environment import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
-from petl_bench.process import gpu_may_be_there
+from petl_bench.process import check_name, gpu_may_be_there
+from petl_bench.records.reading import validate
 from petl_bench.tasks.config import TaskConfig, check_task
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
@@ -75,6 +76,9 @@ class RunConfig:
     data_root: str | None = None
     runs_dir: str = "runs"
     force: bool = False
+
+    # Of pydantic, which reads the config of a record: a setting that is unknown is an error.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain containers, ready for JSON."""
@@ -129,6 +133,7 @@ def check(cfg: RunConfig) -> None:
     Raises:
         RequestError: If one is out of its range, or contradicts another.
     """
+    check_names(cfg)
     check_task(cfg.task)
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
@@ -143,6 +148,24 @@ def check(cfg: RunConfig) -> None:
         raise RequestError(
             f"backbone.dtype=bf16 with train.precision={cfg.train.precision}: such weights need train.precision=bf16."
         )
+
+
+def check_names(cfg: RunConfig) -> None:
+    """Checks all settings that become names of files and folders, those of a record included.
+
+    Raises:
+        RequestError: If one would lead out of the folder that it belongs in.
+    """
+    task = cfg.task
+    names = {"backbone.name": cfg.backbone.name} if cfg.backbone.path is None else {}
+    names |= {f"task.{key}": getattr(task, key) for key in ("name", "train_split", "validation_split", "test_split")}
+    names |= {"task.subset": task.subset, "task.submission": task.submission}
+    for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):
+        for name, one in splits.items():
+            names |= {f"task.{kind}.{name}.{key}": getattr(one, key) for key in ("subset", "split", "submission")}
+    for key, value in names.items():
+        if value is not None:
+            check_name(key, value)
 
 
 def resolved(cfg: RunConfig) -> RunConfig:
@@ -214,20 +237,29 @@ def _compose(overrides: list[str]) -> DictConfig:
         return compose("config", overrides=overrides)
 
 
+@dataclass
+class _Named:
+    name: str
+
+
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
-    """Reads the config that a record holds.
+    """Reads the config that a record holds. It is data: OmegaConf, which would replace `${...}`, does not see it.
 
     Raises:
         RequestError: If its method is not installed, or it holds settings that this version does not know.
     """
-    method = registry.get_method(str(content["method"]["name"]))
-    schema = OmegaConf.structured(RunConfig)
-    schema.method = OmegaConf.structured(method.config)
     try:
-        run = OmegaConf.to_object(OmegaConf.merge(schema, content))
-    except OmegaConfBaseException as error:
-        raise RequestError(f"The record's config does not fit this version of petl-bench: {error}") from error
-    assert isinstance(run, RunConfig)
+        name = validate(_Named, content.get("method"), "config.method").name
+        method = registry.get_method(name)
+        run = validate(RunConfig, content | {"method": {}}, "config")
+        run.method = validate(method.config, content["method"], "config.method")
+        for group, settings in run.to_dict().items():
+            for key, value in settings.items() if isinstance(settings, dict) else ():
+                if value == MISSING and key not in content.get(group, {}):
+                    raise ValueError(f"config.{group}.{key} is missing")
+        check_names(run)
+    except ValueError as error:
+        raise RequestError(f"The record's config does not fit this version of petl-bench: {error}.") from error
     return run
 
 

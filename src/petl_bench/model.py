@@ -12,9 +12,10 @@ from torch import nn
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, RunError
+from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import AdaptContext
 from petl_bench.records.schema import Params
-from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
+from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder, read_json
 
 # PEFT keeps a frozen copy of every module it trains whole.
 _FROZEN_COPY = ".original_module."
@@ -150,6 +151,8 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
             from peft import PeftModel
 
             plain = backbone.build_model(len(labels or [0]), labels)
+            names = (name for name, _ in plain.named_modules())
+            check_config(read_json(adapter / "adapter_config.json"), names, str(adapter / "adapter_config.json"))
             # As trainable, so that what was frozen in training is known from what was not.
             adapted = PeftModel.from_pretrained(plain, str(adapter), is_trainable=True)
             if backbone.settings.dtype == "bf16":
@@ -166,7 +169,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
                 trust_remote_code=False,
             )
             return model
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"The weights in {folder.path} cannot be read ({error}): repeat the run with --force."
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -113,6 +114,30 @@ def _kept_digest(file: Path, _version: tuple[int, ...]) -> str:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def without_home(text: str) -> str:
+    """The text with `~` in place of the user's home folder in every path inside of it: so it goes into records."""
+    # Unlike Path.expanduser, this gives "~" where the home folder is unknown.
+    home = os.path.expanduser("~").rstrip("/\\")  # noqa: PTH111
+    return re.sub(rf"(?<![\w./\\~-]){re.escape(home)}(?=[/\\])", "~", text) if len(home) > 1 else text
+
+
+_LONGEST_NAME = 100
+
+
+def name_fault(name: str) -> str:
+    """What is wrong with the name of a file or folder that is made or read inside of another one; empty: nothing."""
+    is_plain = name == name.strip() and name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
+    if is_plain and 0 < len(name) <= _LONGEST_NAME:
+        return ""
+    return f"={name!r} must be a name: 1 to {_LONGEST_NAME} printable characters, no slash, no dot at the beginning"
+
+
+def check_name(key: str, name: str) -> None:
+    """Raises RequestError, naming the key, if this is no name of a file or folder inside of another one."""
+    if fault := name_fault(name):
+        raise RequestError(f"{key}{fault}.")
 
 
 def debugging() -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from petl_bench.run.identity import identify
@@ -43,6 +47,26 @@ def test_wandb_offline_holds_config_history_and_summary(tiny, offline):
     assert summary["selection_score"] == max(entry.scores["accuracy"] for entry in record.history)
     assert summary["params/trainable"] == record.params.trainable
     assert summary["status"] == "finished"
+
+
+def test_no_remote_user_host_or_home_is_recorded(tiny, offline, tmp_path, monkeypatch):
+    home = tmp_path / "home of alice"
+    (home / "work").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PETL_SECRET", "hunter2")
+    monkeypatch.setattr("getpass.getuser", lambda: "alice-the-user")
+    monkeypatch.chdir(home / "work")
+    for words in (["init", "-q"], ["remote", "add", "origin", "https://example.org/hidden-remote.git"]):
+        subprocess.run(["git", *words], check=True)
+    cfg = tiny("tracker=wandb", f"runs_dir={home / 'work' / 'runs'}", f"data_root={home / 'data'}")
+    record = run(cfg)
+    assert (record.config["runs_dir"], record.config["data_root"]) == ("~/work/runs", "~/data")
+    # The logs of W&B's client stay on this machine.
+    files = [file for file in home.rglob("*") if file.is_file() and not {".git", "logs"} & set(file.parts)]
+    assert {"result.json", "log.txt"} < {file.name for file in files}
+    private = (str(home), "hunter2", "alice-the-user", "hidden-remote", socket.gethostname(), *map(str, sys.argv[:1]))
+    found = {(file.name, text) for file in files for text in private if text.encode() in file.read_bytes()}
+    assert not found
 
 
 def test_a_multirun_opens_one_wandb_run_each(tiny, offline):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ def find_source(backbone: BackboneConfig) -> Source:
         folder = local_folder(backbone.path)
         _require_safetensors(folder, f"backbone.path={folder}")
         return Source(folder, f"path:{folder.name}")
-    if backbone.package and importlib.util.find_spec(backbone.package) is not None:
-        source = _package_folder(backbone)
+    if (package := installed_folder(backbone.package)) is not None:
+        source = _package_folder(backbone, package)
     elif backbone.hub_id:
         source = Source(_download(backbone), f"hub:{backbone.hub_id}@{backbone.revision or 'main'}")
     else:
@@ -113,12 +113,23 @@ def local_folder(path: str) -> Path:
     return folder
 
 
-def _package_folder(backbone: BackboneConfig) -> Source:
-    # Only the files are used: the package's own code is never imported.
-    spec = importlib.util.find_spec(backbone.package or "")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / backbone.package_folder
+def installed_folder(package: str | None) -> Path | None:
+    """The folder of a package, if the distribution of the same name is installed.
+
+    The package is found without being imported, so that no code of the working directory or the package itself is run.
+    """
+    if not package or not package.isidentifier():
+        return None
+    try:
+        return Path(str(distribution(package).locate_file(package)))
+    except PackageNotFoundError:
+        return None
+
+
+def _package_folder(backbone: BackboneConfig, package: Path) -> Source:
+    folder = package / backbone.package_folder
+    if not folder.resolve().is_relative_to(package.resolve()):
+        raise RequestError(f"backbone.package_folder={backbone.package_folder} leads out of {backbone.package}.")
     if not (folder / WEIGHTS_FILE).is_file():
         raise RunError(
             f"{folder / WEIGHTS_FILE} is missing: reinstall the package with "

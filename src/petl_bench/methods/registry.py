@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache, cached_property
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.layers import LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.process import check_name
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 
@@ -39,6 +40,8 @@ class MethodConfig:
     name: str = MISSING
     default_learning_rate: float = MISSING
     default_head_learning_rate: float | None = None
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The subclasses are made at run time, so pickle cannot import them; it gets them from the registry instead.
@@ -119,8 +122,10 @@ def register(method: Method) -> Method:
     """Adds a method to the registry.
 
     Raises:
+        RequestError: If the name cannot be part of a folder's.
         ValueError: If another method has this name.
     """
+    check_name("method", method.name)
     known = _METHODS.get(method.name)
     if known is not None and known != method:
         raise ValueError(f"There are two methods named {method.name!r}: {known.summary!r} and {method.summary!r}.")

@@ -1,4 +1,4 @@
-"""How JSON becomes typed records: hashes are checked, older schemas migrated, and every field held to its type."""
+"""How JSON and YAML become typed records: bounded, checked by their hashes, migrated, every field held to its type."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import functools
 import hashlib
 import json
 import math
+import re
 import reprlib
+import stat
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import yaml
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -17,6 +22,114 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+# Far more than a record, a study or the config of an adapter holds.
+_MOST_BYTES = 64 * 2**20
+
+_MOST_LEVELS = 100
+
+_MOST_NODES = 1_000_000
+
+# More than those of any float.
+_MOST_DIGITS = 300
+
+
+def read_text(file: Path) -> str:
+    """Reads a file that may come from elsewhere.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is no regular file, too large, or no text in UTF-8.
+    """
+    found = file.stat()
+    # Opening a pipe would wait for somebody to write; a folder has an error of its own.
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > _MOST_BYTES:
+        raise ValueError(f"it is larger than {_MOST_BYTES // 2**20} MiB")
+    return file.read_text(encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """The content of JSON.
+
+    Raises:
+        ValueError: If it is none, nested too deeply, or holds more than can be computed with.
+    """
+    try:
+        content = json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [content]
+    for _ in range(_MOST_LEVELS):
+        level = [inner for outer in level for inner in _containers(outer)]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return content
+
+
+def _containers(content: Any) -> list[Any]:
+    items = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers such as `1e-3` as YAML 1.2 does, dates as text, and no more than a study can need.
+
+    An alias counts as all that it stands for, so that a few nested ones cannot fill the memory.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level, self._count = 0, 0
+        self._counts: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Composes a node with all that is in it."""
+        is_alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self._count
+        self._level += 1
+        if self._level > _MOST_LEVELS:
+            raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply", mark)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if is_alias and id(node) not in self._counts:
+            raise yaml.constructor.ConstructorError(None, None, "an alias stands inside of itself", mark)
+        self._count += self._counts[id(node)] if is_alias else 1
+        if self._count > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, "its aliases stand for too many values", mark)
+        self._counts.setdefault(id(node), self._count - before)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node, whose keys must differ."""
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), "-+0123456789")
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of YAML: plain values, lists and mappings.
+
+    Raises:
+        yaml.YAMLError: If it is none, nested too deeply, or its aliases stand for too much.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 class _NullAllowed:
@@ -54,6 +167,9 @@ def validate(kind: type[T], content: Any, path: str = "") -> T:
         return validated
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except TypeError as error:
+        # YAML has types that JSON lacks.
+        raise ValueError(f"{path or 'it'} holds another value than texts, numbers, lists and mappings") from error
     except ValidationError as error:
         raise ValueError(_message(error.errors(include_url=False)[0], path)) from error
 
@@ -87,6 +203,8 @@ def _message(error: ErrorDetails, path: str) -> str:
         return "it is nested too deeply"
     if error["type"] == "missing":
         return f"{path} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{path} is not a setting of this version"
     found = "null" if error["input"] is None else reprlib.repr(error["input"])
     expected = _EXPECTED.get(error["type"])
     return f"{path or 'it'} is {found}, " + (f"not {expected}" if expected else error["msg"])

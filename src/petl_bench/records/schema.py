@@ -11,6 +11,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from petl_bench.process import name_fault
 from petl_bench.records.reading import SCHEMA_VERSION, Number, check_hash, corrected, finite, migrated, validate
 
 
@@ -281,8 +282,7 @@ class Record:
     # the same run, reports use the newest. None in older records.
     key_version: int | None = None
     ended_at: str | None = None
-    # Hex sha256 of each file that the pretrained backbone was read from, by name; None for random weights and in older
-    # records.
+    # Hex sha256 of each file of the pretrained backbone, by name; None for random weights and in older records.
     base_files: dict[str, str] | None = None
     # Hex sha256 of each file of the run that is read back, by its path in the run's folder: the weights with their
     # settings and the predictions. None in older records.
@@ -294,9 +294,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
-        """Reads what `to_dict` wrote, in this schema version or an older one.
-
-        Unknown fields, which a newer minor version may have added, are ignored.
+        """Reads what `to_dict` wrote, in this schema version or an older one; fields that are unknown are ignored.
 
         Raises:
             ValueError: If the content is not what its hash was made of; if a field is missing or has another type,
@@ -311,6 +309,8 @@ class Record:
         content = corrected(migrated(content))
         try:
             record = validate(cls, content)
+            if fault := name_fault(record.run_key):
+                raise ValueError(f"run_key{fault}")
             validate(_RecordedHardware, record.hardware, "hardware")
             is_scored = record.protocol is not None and record.scores is not None
             # A run that failed early may have recorded only part of its config.

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 # More than those of any float.
 _MOST_DIGITS = 300
 
+from petl_bench.records.reading import parse_json, read_text
+
 
 def read_json(file: Path) -> Any:
     """Reads a file.
@@ -30,16 +32,7 @@ def read_json(file: Path) -> Any:
         OSError: If it cannot be opened.
         ValueError: If it is no JSON, or more than can be computed with.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_int=_whole_number)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"it holds a whole number of {len(digits)} digits")
-    return int(digits)
+    return parse_json(read_text(file))
 
 
 def write_json(file: Path, content: Any, indent: int = 2) -> None:

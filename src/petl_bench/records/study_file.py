@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
+from petl_bench.process import name_fault
 from petl_bench.records.reading import Number, check_hash, finite, validate, with_hash
+from petl_bench.records.schema import finite
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
@@ -163,6 +165,10 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
             raise ValueError(f"its version {version} is newer than this program: upgrade petl-bench")
         check_hash(content)
         study = validate(StudyFile, content)
+        for number, run in enumerate(study.runs):
+            for key, name in (("folder", run.folder), ("key", run.key)):
+                if fault := name_fault(name):
+                    raise ValueError(f"runs[{number}].{key}{fault}")
         for number, row in enumerate(study.published):
             for task, cell in row.cells.items():
                 if cell[:1] in ([], [None]):

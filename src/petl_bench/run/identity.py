@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from petl_bench.backbones.source import model_files
 from petl_bench.config import RunConfig, resolved
-from petl_bench.process import file_sha256, user_path
-from petl_bench.records.run_key import run_key, run_name
+from petl_bench.errors import RequestError
+from petl_bench.process import file_sha256, user_path, without_home
+from petl_bench.records.run_key import backbone_name, run_key, run_name
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
+
+# Settings that name places on this machine.
+RECORDED_PATHS = ("data_root", "runs_dir", "backbone.path", "task.train_file", "task.validation_file")
+
+# What file systems allow, less the endings of files that are being written.
+_LONGEST_FOLDER = 220
 
 
 def identify(cfg: RunConfig) -> RunIdentity:
@@ -24,6 +32,16 @@ def identify(cfg: RunConfig) -> RunIdentity:
     """
     config = resolved(cfg).to_dict()
     key = run_key(config, _content_hashes(cfg))
+    if (length := len(os.fsencode(run_name(config, key)))) > _LONGEST_FOLDER:
+        raise RequestError(
+            f"task.name={cfg.task.name}, the method and the backbone {backbone_name(config['backbone'])} give a name "
+            f"of {length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or rename the folder of "
+            "the backbone."
+        )
+    for path in RECORDED_PATHS:
+        group, _, name = path.rpartition(".")
+        settings = config[group] if group else config
+        settings[name] = settings[name] and without_home(settings[name])
     return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
 
 

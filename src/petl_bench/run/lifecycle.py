@@ -21,7 +21,7 @@ from petl_bench.errors import (
     first_line,
     system_error,
 )
-from petl_bench.process import is_main_process, raise_interrupted
+from petl_bench.process import is_main_process, raise_interrupted, without_home
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
@@ -87,7 +87,10 @@ class RunLifecycle:
             raise failure from error
 
     def _write(self, failure: BaseException | None) -> None:
-        self.record.status, self.record.error = status_of(failure), None if failure is None else str(failure)
+        self.record.status, self.record.error = (
+            status_of(failure),
+            None if failure is None else without_home(str(failure)),
+        )
         self.record.ended_at = datetime.now(UTC).isoformat(timespec="seconds")
         if isinstance(failure, RequestError):
             self._remove_empty_folder()
@@ -108,7 +111,7 @@ class RunLifecycle:
     def _open_log(self) -> None:
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self._handler = logging.FileHandler(self.folder.log, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self._handler.setFormatter(_LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._handler.setLevel(logging.DEBUG)
         self._previous_level = _LOGGER.level
         _LOGGER.setLevel(logging.DEBUG)
@@ -150,6 +153,11 @@ class RunLifecycle:
         if isinstance(error, Exception):
             return RunError(f"The run failed: {type(error).__name__}: {first_line(error)} (details: {self.folder.log})")
         return error
+
+
+class _LogFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_home(super().format(record))
 
 
 def status_of(failure: BaseException | None) -> str:

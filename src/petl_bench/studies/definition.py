@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import CONFIG_MODULE, option_names
 from petl_bench.errors import RequestError, first_line, unknown_choice
+from petl_bench.process import check_name
+from petl_bench.records.reading import parse_yaml, read_text, validate
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
 
@@ -63,6 +65,9 @@ class StudyConfig:
     published: list[PublishedRow] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
+    # Of pydantic, which reads the file: a key that is unknown is an error.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
 
 @dataclass
 class ExecutorConfig:
@@ -96,9 +101,11 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
     if name_or_file.endswith((_SUFFIX, ".yml")):
         path = Path(name_or_file).expanduser()
         try:
-            return path.stem, _parse(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise RequestError(f"The study {path} cannot be read: {error}.") from error
+        check_name("The study's name", path.stem)
+        return path.stem, _parse(text, str(path))
     names = study_names()
     if name_or_file not in names:
         near = difflib.get_close_matches(name_or_file, names, n=1)
@@ -112,21 +119,20 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
 
 def _parse(text: str, where: str) -> StudyConfig:
     try:
-        content = _normalized(OmegaConf.to_container(OmegaConf.create(text)))
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), content))
+        study = validate(StudyConfig, _normalized(parse_yaml(text)))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        key = getattr(error, "full_key", None)
-        raise RequestError(f"{where} is no study{f', at {key}' if key else ''}: {first_line(error)}.") from error
-    assert isinstance(study, StudyConfig)
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{where} is no study: {first_line(error)}.") from error
     _check(study, where)
     return study
 
 
 def _normalized(content: Any) -> Any:
     """The file's content, with an empty list for a name without settings and floats for whole numbers."""
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise ValueError("it holds no settings")
     for kind in ("methods", "tasks"):

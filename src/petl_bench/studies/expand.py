@@ -15,7 +15,7 @@ from typing import Any
 from petl_bench import __version__
 from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
-from petl_bench.process import file_sha256, gpu_may_be_there
+from petl_bench.process import file_sha256, gpu_may_be_there, without_home
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig
@@ -67,7 +67,7 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
             runs.append(
                 PlannedRun(
                     *(cell.method, cell.task, seed, identity.key, identity.folder.name),
-                    overrides=[*cell.overrides, f"train.seed={seed}"],
+                    overrides=[*map(_without_home, cell.overrides), f"train.seed={seed}"],
                     learning_rate=cell.learning_rate,
                     is_trial=has_rates and seed in trials,
                     chosen=None if has_rates else True,
@@ -121,9 +121,21 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
         RequestError: If its overrides do not compose, naming the cell.
     """
     try:
+        for override in cell.overrides:
+            # A study may come from elsewhere: it reads neither variables of the environment nor other configs.
+            if "${" in override:
+                raise RequestError(f"{override}: in a study ${{...}} is not replaced: write the value itself.")
+            if override.lstrip("+~").startswith("hydra"):
+                raise RequestError(f"{override}: a study takes the settings of runs, not those of Hydra.")
         return replace(load_config(cell.overrides), runs_dir=str(folder))
     except RequestError as error:
         raise RequestError(f"{cell.method} on {cell.task}: {error}") from error
+
+
+def _without_home(override: str) -> str:
+    """The override with `~` for the home folder, in the quotation marks that Hydra wants around it."""
+    key, equals, value = without_home(override).partition("=")
+    return f"{key}{equals}'{value}'" if value.startswith("~") else key + equals + value
 
 
 def last_of_each_key(overrides: list[str]) -> list[str]:

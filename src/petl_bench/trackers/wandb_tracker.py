@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _remove_offline_files(root: Path, run: RunIdentity, project: str) -> None:
     """Removes what a `sync` that was killed, or of an older record, left of this run; other projects keep theirs."""
     others = [mirror for mirror in read_mirrors(run.folder) if mirror.project != project]
     kept = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
-    for files in root.glob(f"wandb/offline-run-*-{run.key}"):
+    for files in root.glob(f"wandb/offline-run-*-{escape(run.key)}"):
         if files.resolve() not in kept:
             shutil.rmtree(files)
 
@@ -110,7 +111,11 @@ def _seen_from(folder: Path, files: Path) -> str:
 def _settings(*, live: bool) -> Any:
     import wandb
 
-    # W&B prints to stdout, which belongs to our results.
-    if live:
-        return wandb.Settings(silent=True)
-    return wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True, x_disable_stats=True)
+    return wandb.Settings(
+        # W&B prints to stdout, which belongs to our results.
+        silent=True,
+        # The record says what a run was made with. W&B would add the remote of the git repository in the working
+        # directory, the command line, the user, the machine's name, paths, and what the terminal shows.
+        console="off", disable_git=True, disable_code=True, x_disable_meta=True, host="-", username="-", program="-",
+        x_disable_stats=not live,
+    )  # fmt: skip

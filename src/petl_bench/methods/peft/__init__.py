@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+import reprlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +33,73 @@ class PeftSettings:
     )
 
 
+# Reads expressions and names, and matches each with each. A process of its own can be ended, which `re` cannot.
+_MATCH = """
+import json, re, sys
+expressions, names = json.load(sys.stdin)
+try:
+    for compiled in map(re.compile, expressions):
+        for name in names:
+            compiled.match(name)
+except (re.error, OverflowError, RecursionError) as error:
+    sys.exit(str(error))
+"""
+
+_MATCH_SECONDS = 20.0
+
+_PLAIN_NAME = re.compile(r"[\w.-]*")
+
+
+def check_config(settings: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
+    """Refuses settings of a PEFT config that PEFT would follow without a check.
+
+    They may come from elsewhere, with an adapter or a study. PEFT imports the package that Megatron's settings name,
+    and matches names of modules by regular expressions, some of which would take longer than anybody waits.
+
+    Args:
+        settings: Of a PEFT config; it may be a part.
+        modules: The names of the model's modules.
+        where: What the settings are called in messages.
+
+    Raises:
+        RequestError: If they name a package, or hold an expression that is none or takes too long.
+    """
+    if settings.get("megatron_config"):
+        raise RequestError(
+            f"{where}: megatron_config imports a package by its name, which is not supported: remove it."
+        )
+    texts = {
+        text for name, value in settings.items() if "modules" in name or "pattern" in name for text in _texts(value)
+    }
+    # Where PEFT adds something to an expression, it is this or less.
+    expressions = [form for text in sorted(texts) if not _PLAIN_NAME.fullmatch(text)
+                   for form in (rf"(?:{text})\Z", rf"(?:^|.*\.)(?:{text})(?:$|\..*)")]  # fmt: skip
+    if not expressions:
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _MATCH],
+            input=json.dumps([expressions, list(modules)]),
+            capture_output=True, text=True, timeout=_MATCH_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RequestError(
+            f"{where}: matching the names of modules by {_shown(texts)} takes too long: name the modules themselves, "
+            "or write it without repetitions inside of repetitions."
+        ) from error
+    if done.returncode:
+        raise RequestError(f"{where}: {_shown(texts)} is no regular expression ({done.stderr.strip()}).")
+
+
+def _texts(value: Any) -> list[str]:
+    """The expressions that a setting holds: itself, the items of a list, the keys of a mapping."""
+    return [item for item in ([value] if isinstance(value, str) else value or []) if isinstance(item, str)]
+
+
+def _shown(texts: Iterable[str]) -> str:
+    return " or ".join(reprlib.repr(text) for text in sorted(texts) if not _PLAIN_NAME.fullmatch(text))
+
+
 def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
     """Creates the config of the PEFT type and applies it; targets that the user does not name follow the anatomy table.
 
@@ -45,6 +118,7 @@ def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
     for name in config.args:
         if name not in names:
             raise unknown_choice("method.args", name, names)
+    check_config(config.args, (name for name, _ in model.named_modules()), "method.args")
     try:
         peft_config = config_class(**(_default_arguments(names, config.type, context) | config.args))
     except (TypeError, ValueError) as error:
