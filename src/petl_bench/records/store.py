@@ -14,15 +14,10 @@ from typing import Any
 from petl_bench.errors import RequestError, RunError, explained_refusal
 from petl_bench.process import atomic_write, file_sha256
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
-from petl_bench.records.reading import with_hash
+from petl_bench.records.reading import parse_json, read_text, with_hash
 from petl_bench.records.schema import Record
 
 _log = logging.getLogger(__name__)
-
-# More than those of any float.
-_MOST_DIGITS = 300
-
-from petl_bench.records.reading import parse_json, read_text
 
 
 def read_json(file: Path) -> Any:

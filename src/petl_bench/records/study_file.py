@@ -15,7 +15,6 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.process import name_fault
 from petl_bench.records.reading import Number, check_hash, finite, validate, with_hash
-from petl_bench.records.schema import finite
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
