@@ -117,7 +117,8 @@ def prepare(root: Path) -> dict[str, Reader]:
     backbone.build_model(2).save_pretrained(root / "base")
     backbone.load_tokenizer().save_pretrained(str(root / "base"))
     for name, count in (("train", 48), ("validation", 24)):
-        lines = [f"this is row {i} of {name},{'good' if i % 3 else 'bad'}" for i in range(count)]
+        words = ["good" if i % 2 else "bad" for i in range(count)]
+        lines = [f"{word} row {i} of {name},{word}" for i, word in enumerate(words)]
         (root / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
 
     def config(*overrides: str) -> RunConfig:
@@ -131,7 +132,9 @@ def prepare(root: Path) -> dict[str, Reader]:
         )
 
     for name in FINISHED:
-        cfg = config(f"method={name}", "train.epochs=1", f"runs_dir={root / 'made'}")
+        # So that the two disagree on some rows, whose texts `compare` then looks up.
+        length = ("train.epochs=12", "train.learning_rate=2e-3") if name == "full" else ("train.epochs=1",)
+        cfg = config(f"method={name}", *length, f"runs_dir={root / 'made'}")
         run(cfg)
         identify(cfg).folder.rename(root / name)
     unfinished = config(
@@ -226,6 +229,7 @@ def main() -> int:
         for name, reader in readers.items():
             wanted[name] = watched(reader.command)
             assert wanted[name].code == 0, (name, wanted[name])
+            assert reader.note is None or "of validation" in wanted[name].result, "no texts are shown"
             _restore(kept, root)
         for number in range(options.count):
             name = rng.choice(list(readers))

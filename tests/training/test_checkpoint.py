@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from petl_bench.backbones.load import Backbone
 from petl_bench.errors import Interrupted
 from petl_bench.methods.registry import all_methods
 from petl_bench.run.identity import identify
@@ -132,6 +133,15 @@ def test_the_times_of_two_cache_modes_are_not_added_up(tiny, monkeypatch):
     interrupt(monkeypatch, 3, tiny(*flat, "train.cache=memory"))
     record = run(tiny(*flat, "train.cache=off"))
     assert (record.frozen.cache, record.resumed_at_updates) == ("off", [])
+
+
+def test_a_training_does_not_go_on_from_another_backbone(tiny, monkeypatch, caplog):
+    # Local files are part of the run key; those of the hub or of a package are not.
+    monkeypatch.setattr(Backbone, "file_hashes", lambda _: {"model.safetensors": "before"})
+    interrupt(monkeypatch, 3, tiny(*SETTINGS))
+    monkeypatch.setattr(Backbone, "file_hashes", lambda _: {"model.safetensors": "after"})
+    assert run(tiny(*SETTINGS)).resumed_at_updates == []
+    assert "is ignored: the backbone's files, versions," in caplog.text
 
 
 def test_how_often_checkpoints_are_written_changes_no_key(tiny):

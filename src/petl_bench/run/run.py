@@ -297,6 +297,7 @@ def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Acce
     made_by = {
         "versions": record.versions,
         "git": record.git,
+        "base_files": record.base_files,
         "device": accelerator.device.type,
         "num_processes": accelerator.num_processes,
         # Times are summed over the parts of a run.

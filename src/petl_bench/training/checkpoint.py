@@ -32,6 +32,7 @@ _DIGEST_LENGTH = 32
 _KEPT = 2
 # Writing checkpoints takes at most this share of the training's time.
 _MAX_SHARE_OF_TIME = 0.05
+_OTHERS = "the backbone's files, versions, kind of device, number of processes or train.cache were others"
 # Keys that say what a JSON object stands for in a checkpoint file.
 _TENSOR, _TUPLE, _PAIRS = "tensor", "tuple", "pairs"
 
@@ -282,7 +283,9 @@ class Checkpoints:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
-            raise ValueError("versions, kind of device, number of processes or train.cache were others")
+            raise ValueError(
+                "the backbone's files, versions, kind of device, number of processes or train.cache were others"
+            )
         state: dict[str, Any] = _unpack(content["state"], tensors)
         return state
 
