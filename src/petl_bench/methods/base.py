@@ -1,4 +1,4 @@
-"""What our PEFT tuners share, and how a PEFT config is put onto a sequence classifier."""
+"""What our PEFT tuners share, and how a PEFT config is put onto a classifier."""
 
 from __future__ import annotations
 
@@ -329,10 +329,10 @@ _HEADS_KNOWN_TO_PEFT = ("classifier", "score")
 
 
 def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> PeftModel:
-    """Freezes a sequence classifier, adds an adapter, and makes the adapter and the head trainable.
+    """Freezes a classifier of sequences or tokens, adds an adapter, and makes the adapter and the head trainable.
 
     Args:
-        model: A plain sequence classifier, which is changed in place.
+        model: A plain classifier, which is changed in place.
         config: The config of the adapter.
         anatomy: The anatomy of the model's architecture.
 
@@ -341,7 +341,13 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
     """
     from peft import TaskType, get_peft_model
 
-    config.task_type = TaskType.SEQ_CLS
+    kind = str(config.peft_type).rpartition(".")[2]
+    if anatomy.is_tagger and config.is_prompt_learning:
+        raise RequestError(
+            f"PEFT cannot apply {kind} to a tagger: it brings tokens or keys of its own, for which there are no tags. "
+            "Use method=prefix."
+        )
+    config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
     # Tuners without `modules_to_save` bring a head of their own.
     if hasattr(config, "modules_to_save"):
         # PEFT finds the head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen.
@@ -350,10 +356,7 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RequestError(
-            f"PEFT cannot apply {str(config.peft_type).rpartition('.')[2]} to the architecture {anatomy.model_type}: "
-            f"{error}"
-        ) from error
+        raise RequestError(f"PEFT cannot apply {kind} to the architecture {anatomy.model_type}: {error}") from error
 
 
 # If the import of this module is what imported PEFT, the tuners could not be registered before this line.

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from petl_bench.records.reading import Number
+
 PREDICTIONS_FILE = "predictions.parquet"
 
 # Logits of more classes than this are kept in half precision.
@@ -24,9 +26,9 @@ _MOST_FULL_CLASSES = 20
 class TypeScores:
     """How well entities of one type are found; `support` is their number. 0 where a score is undefined."""
 
-    precision: float
-    recall: float
-    f1: float
+    precision: Number
+    recall: Number
+    f1: Number
     support: int
 
 

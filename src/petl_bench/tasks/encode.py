@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CACHE_VERSION = 2
 _CHUNK = 2000
 
-# The label of a token at which the loss does not look; that of torch.
-IGNORED = -100
+# The label of tokens at which the loss does not look, in torch and in transformers.
+NO_LABEL = -100
 
 # How byte-level tokenizers write a space.
 _SPACE = "\u0120"
@@ -63,7 +63,7 @@ class EncodedRows:
         types: Segment ids likewise, uint8; None where the model has none.
         offsets: Row i is `ids[offsets[i]:offsets[i + 1]]`; int64, shape (rows + 1,).
         labels: As in `Rows`. Of a tagging task, one a token, shape (tokens,): the tag of a word at its first token, and
-            `IGNORED` at all others.
+            `NO_LABEL` at all others.
         pad_id: The id that padding uses.
         num_cut: Tokens that the rows had beyond the length limit.
         words: The words of a tagging task; None in others.
@@ -157,7 +157,7 @@ def _pre_tokenizers(whole: Any) -> list[Any]:
 
 
 def _token_labels(tags: np.ndarray, tokens: np.ndarray, num_tokens: int) -> np.ndarray:
-    labels = np.full(num_tokens, IGNORED, dtype=np.int64)
+    labels = np.full(num_tokens, NO_LABEL, dtype=np.int64)
     flat = np.concatenate([np.empty(0, dtype=np.int64), *tags])
     labels[tokens[tokens >= 0]] = flat[tokens >= 0]
     return labels

@@ -106,7 +106,7 @@ def type_scores(references: Iterable[Tags], predictions: Iterable[Tags]) -> dict
 
 
 def _by_seqeval(references: Iterable[Tags], predictions: Iterable[Tags], average: str | None) -> Any:
-    from seqeval.metrics import precision_recall_fscore_support
+    from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
     lists = [[list(tags) for tags in one] for one in (references, predictions)]
     score: Callable[..., Any] = precision_recall_fscore_support
@@ -118,6 +118,6 @@ def cut_entities(tags: Tags, is_seen: np.ndarray) -> int:
     return sum(not is_seen[first : last + 1].all() for _, first, last in entities(tags))
 
 
-def places(tags: Tags, spans: list[Span]) -> list[tuple[str, int, int]]:
+def entity_places(tags: Tags, spans: list[Span]) -> list[tuple[str, int, int]]:
     """Type, begin and end of each entity in the sentence's text, in characters; the end is the one after the last."""
     return [(kind, spans[first][0], spans[last][1]) for kind, first, last in entities(tags)]

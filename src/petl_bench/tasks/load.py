@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from petl_bench.errors import RequestError
-from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.process import user_path
+from petl_bench.records.predictions import names_by_row
+from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.entities import entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.metrics import METRICS, check_metrics
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
 from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
 from petl_bench.tasks.tagging import read_columns, tag_names, tagged_rows, without_tags
-
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +78,14 @@ class Task:
         assert rows.labels is not None
         names = entity_tags(self.labels)
         return [[names[tag] for tag in of_row] for of_row in rows.labels]
+
+    def given_names(self, rows: Rows) -> np.ndarray:
+        """The tags or labels of each row of a tagging or multi-label task, as `names_by_row` has them."""
+        if self.settings.type == "tagging":
+            return names_by_row(self.tags(rows))
+        assert self.labels is not None
+        assert rows.labels is not None
+        return names_by_row([self.labels[index] for index in np.flatnonzero(of_row)] for of_row in rows.labels)
 
     def without_beginning(self) -> dict[str, int]:
         """Entities by split that begin with the tag of an inner word; empty unless the scheme marks beginnings."""

@@ -48,9 +48,11 @@ def _f1(references: np.ndarray, predictions: np.ndarray) -> float:
 def _macro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
-    if references.dtype == object:
-        references, predictions = _indicators(references, predictions)
-    return float(f1_score(references, predictions, average="macro", zero_division=0.0))
+    if references.dtype != object:
+        return float(f1_score(references, predictions, average="macro", zero_division=0.0))
+    references, predictions = _indicators(references, predictions)
+    by_label = f1_score(references, predictions, average=None, zero_division=0.0)[:-2]
+    return float(by_label.mean()) if len(by_label) else 0.0
 
 
 def _micro_f1(references: np.ndarray, predictions: np.ndarray) -> float:
@@ -66,13 +68,14 @@ def _subset_accuracy(references: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _indicators(references: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the labels that occur or are predicted each row has; both of shape (rows, labels)."""
-    from sklearn.preprocessing import MultiLabelBinarizer
-
+    """Which of the labels that occur or are predicted each row has; two more columns are of labels that none has."""
     names = sorted({name for row in (*references, *predictions) for name in row})
-    # scikit-learn scores no rows without any label.
-    binarizer = MultiLabelBinarizer(classes=names or [""])
-    return binarizer.fit_transform(references), binarizer.transform(predictions)
+
+    def indicators(rows: np.ndarray) -> np.ndarray:
+        # scikit-learn takes one column for two classes, 0 and 1.
+        return np.array([[*(name in row for name in names), False, False] for row in rows], dtype=int)
+
+    return indicators(references), indicators(predictions)
 
 
 def _entities(position: int) -> Scorer:
