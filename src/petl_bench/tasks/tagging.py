@@ -115,14 +115,14 @@ def tag_names(table: Table, task: TaskConfig) -> list[str]:
             f"task.label_column={task.label_column} is not a column of {table.source}, which has "
             f"{', '.join(map(repr, table.names))}."
         )
-    rows = _sentences(table, task)
-    found = {tag for _, _, tags in rows for tag in tags or ()}
+    found = {tag for _, _, tags, _ in _sentences(table, task) for tag in tags or ()}
     if any(isinstance(tag, int) for tag in found):
         raise RequestError(f"{table.source}: the tags are numbers: name them, from 0 on, with task.labels=[O,...].")
-    scheme = scheme_of(found, table.source)
-    inside = found - {OUTSIDE}
-    if entity_tags([OUTSIDE, *inside])[1:] != list(inside):
-        return [OUTSIDE, *sorted(inside)]
+    inside = sorted(found - {OUTSIDE})
+    is_bare = entity_tags(inside) != inside
+    scheme = scheme_of(found if is_bare else {*found, OUTSIDE}, table.source)
+    if is_bare:
+        return [OUTSIDE, *inside]
     types = sorted({tag.partition("-")[2] for tag in inside})
     return [OUTSIDE, *(f"{letter}-{kind}" if kind else letter for kind in types for letter in SCHEMES[scheme])]
 
@@ -193,6 +193,8 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
         sentences[-1].append(fields)
     for what, count in left_out.items():
         _log.info("%s: %d %s left out", source, count, what)
+    if not sentences:
+        raise RequestError(f"{source} holds no rows.")
     columns = {words: [[fields[0] for fields in sentence] for sentence in sentences]}
     if width > 1:
         columns[tags] = [[fields[-1].strip() for fields in sentence] for sentence in sentences]
@@ -234,12 +236,16 @@ def tagged_rows(table: Table, task: TaskConfig, labels: list[str] | None) -> Tag
     sentences = list(_sentences(table, task))
     if not sentences:
         raise RequestError(f"{table.source} holds no rows.")
-    rows = TaggedRows(([text for text, _, _ in sentences],), None, tuple(spans for _, spans, _ in sentences))
+    if left_out := sum(number for _, _, _, number in sentences):
+        _log.warning(
+            "%s: %d entities left out, as they overlap longer ones and a word has one tag", table.source, left_out
+        )
+    rows = TaggedRows(([text for text, *_ in sentences],), None, tuple(spans for _, spans, *_ in sentences))
     if labels is None or task.label_column not in table.columns:
         return rows
     indices = {name: index for index, name in enumerate(labels)}
     tags = np.empty(len(sentences), dtype=object)
-    for row, (_, _, names) in enumerate(sentences):
+    for row, (_, _, names, _) in enumerate(sentences):
         tags[row] = np.array(
             [_tag_index(name, indices, table, row, word) for word, name in enumerate(names or ())], dtype=np.int64
         )
@@ -261,29 +267,23 @@ def _tag_index(tag: str | int, indices: dict[str, int], table: Table, row: int, 
     return indices[tag]
 
 
-def _sentences(table: Table, task: TaskConfig) -> Iterator[tuple[str, list[Span], list[Any] | None]]:
-    """Text, spans of the words, and tags (names or numbers) of each row; None instead of tags where there are none."""
+def _sentences(table: Table, task: TaskConfig) -> Iterator[tuple[str, list[Span], list[Any] | None, int]]:
+    """Of each row the text, spans of words, tags (names or numbers; None for no tags), number of entities left out."""
     cells = table.columns[task.text_columns[0]]
     found = table.columns.get(task.label_column)
-    left_out = 0
     for row, cell in enumerate(cells):
-        place = table.place(row)
+        place, left_out = table.place(row), 0
         if isinstance(cell, str):
             text, spans = check_text(cell, place), split_text(cell, task.units)
             tags: list[Any] | None = None
             if found is not None:
-                tags, overlapping = _tags_of_entities(text, spans, found[row], place)
-                left_out += overlapping
+                tags, left_out = _tags_of_entities(text, spans, found[row], place)
         else:
             words = _word_list(cell, table, row)
             ends = np.cumsum([len(word) + 1 for word in words]).tolist()
             spans = [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
             text, tags = " ".join(words), None if found is None else _tag_list(found[row], len(words), place)
-        yield text, spans, tags
-    if left_out:
-        _log.warning(
-            "%s: %d entities left out, as they overlap longer ones and a word has one tag", table.source, left_out
-        )
+        yield text, spans, tags, left_out
 
 
 def _word_list(cell: Any, table: Table, row: int) -> list[str]:
