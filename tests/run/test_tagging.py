@@ -319,7 +319,7 @@ def test_reports_test_over_seeds_and_sentences(done, request_of, capsys, tmp_pat
     (test,) = content["comparisons"]
     assert (test["test"], test["rows"]) == ("seeds and rows", 120)
     assert 0 <= test["p"] <= 1
-    assert "entity_f1" in (tmp_path / "page.html").read_text()
+    assert "entity f1" in (tmp_path / "page.html").read_text()
     assert cli.main(["report", str(runs), "--rows"]) == 2
     assert "tables of classes and calibration are of tasks with one label a row" in capsys.readouterr().err
 

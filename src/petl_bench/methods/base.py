@@ -347,9 +347,11 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
             f"PEFT cannot apply {kind} to a tagger: it brings tokens or keys of its own, for which there are no tags. "
             "Use method=prefix."
         )
-    config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
-    # Tuners without `modules_to_save` bring a head of their own.
+    # Tuners without `modules_to_save` bring a head of their own. PEFT's class of taggers does not know such tuners; its
+    # class for no type of task in particular adds nothing to them.
+    config.task_type = None if anatomy.is_tagger else TaskType.SEQ_CLS
     if hasattr(config, "modules_to_save"):
+        config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
         # PEFT finds the head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen.
         others = [module for module in anatomy.head if module not in _HEADS_KNOWN_TO_PEFT]
         config.modules_to_save = [*(config.modules_to_save or ()), *others] or None
