@@ -35,7 +35,9 @@ TINY_BACKBONES = {
 # Settings under which a method has other capabilities than under its defaults.
 VARIANTS = {
     "coda": ("method.attention=k2all",),
+    "head": ("method.pooler=true",),
     "houlsby": ("method.variant=pfeiffer", "method.variant=parallel"),
+    "peft": ("method.type=PREFIX_TUNING",),
 }
 
 
@@ -139,12 +141,17 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Capability:
-    """Whether a method adapts an architecture, and whether it merges: None if it does, else the reason why not."""
+    """Whether a method adapts an architecture, whether it merges, and whether it adapts it as a tagger.
+
+    Each is None if it does, else the reason why not. Tasks with one label, several labels or a value for each text have
+    the same model.
+    """
 
     method: str
     architecture: str
     adapts: str | None
     merges: str | None
+    tags: str | None = None
 
 
 def probe_all() -> list[Capability]:
@@ -165,16 +172,24 @@ def probe(request: list[str], architecture: str) -> Capability:
     from petl_bench.methods.base import adapt
 
     cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", "layers=all", *request])
-    backbone = open_backbone(cfg.backbone, cfg.layers)
-    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
     label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
+
+    def adapted(task_type: str) -> Any:
+        """The adapted model, or the reason why there is none."""
+        backbone = open_backbone(cfg.backbone, cfg.layers, task_type=task_type)
+        context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
+        try:
+            return adapt(backbone.build_model(2), cfg.method, context)
+        except RequestError as error:
+            return str(error)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            model = adapt(backbone.build_model(2), cfg.method, context)
-        except RequestError as error:
-            return Capability(label, architecture, str(error), "it does not adapt")
-        return Capability(label, architecture, None, _merging_refused(model))
+        model, tagger = adapted("classification"), adapted("tagging")
+        tags = tagger if isinstance(tagger, str) else None
+        if isinstance(model, str):
+            return Capability(label, architecture, model, "it does not adapt", tags)
+        return Capability(label, architecture, None, _merging_refused(model), tags)
 
 
 def _merging_refused(model: Any) -> str | None:
@@ -182,22 +197,32 @@ def _merging_refused(model: Any) -> str | None:
         return None
     try:
         model.merge_and_unload()
-    except (ValueError, NotImplementedError, AttributeError) as error:
+    except AttributeError:
+        # PEFT's models with tokens or keys of their own have no such method.
+        return "PEFT does not merge it"
+    except (ValueError, NotImplementedError) as error:
         return str(error) or f"PEFT does not merge it ({type(error).__name__})"
     return None
 
 
 def list_capabilities() -> list[Row]:
-    """Which architectures each method adapts, and whether it merges: found out by trying, not written down."""
-    rows: dict[str, Row] = {}
+    """Which architectures each method adapts, whether it merges, and whether it tags: found out by trying."""
+    by_method: dict[str, list[Capability]] = {}
     for found in probe_all():
-        row = rows.setdefault(found.method, {"method": found.method} | dict.fromkeys(TINY_BACKBONES))
-        row[found.architecture] = "no" if found.adapts else "yes" if found.merges else "yes, merges"
-        reasons = row.setdefault("why not", [])
-        reason = found.adapts or found.merges
-        if reason and reason not in reasons:
-            reasons.append(reason)
-    return [row | {"why not": "; ".join(row["why not"])} for row in rows.values()]
+        by_method.setdefault(found.method, []).append(found)
+    return [_capability_row(method, found) for method, found in by_method.items()]
+
+
+def _capability_row(method: str, found: list[Capability]) -> Row:
+    adapting = [one for one in found if not one.adapts]
+    tagging = [one.architecture for one in adapting if not one.tags]
+    reasons = [reason for one in found for reason in (one.adapts or one.merges, one.tags) if reason]
+    return {
+        "method": method,
+        **{one.architecture: "no" if one.adapts else "yes" if one.merges else "yes, merges" for one in found},
+        "tagging": "yes" if len(tagging) == len(adapting) else ", ".join(tagging) or "no",
+        "why not": "; ".join(dict.fromkeys(reasons)),
+    }
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {

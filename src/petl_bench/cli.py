@@ -223,7 +223,7 @@ def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:
 
 def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     predict: argparse.ArgumentParser = commands.add_parser(
-        "predict", help="text in, labels and probabilities out, with a finished run's model"
+        "predict", help="text in, labels and probabilities or entities out, with a finished run's model"
     )
     predict.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
     source = predict.add_mutually_exclusive_group()

@@ -157,7 +157,7 @@ def check_names(cfg: RunConfig) -> None:
         RequestError: If one would lead out of the folder that it belongs in.
     """
     task = cfg.task
-    names = {"backbone.name": cfg.backbone.name} if cfg.backbone.path is None else {}
+    names: dict[str, str | None] = {} if cfg.backbone.path else {"backbone.name": cfg.backbone.name}
     names |= {f"task.{key}": getattr(task, key) for key in ("name", "train_split", "validation_split", "test_split")}
     names |= {"task.subset": task.subset, "task.submission": task.submission}
     for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):

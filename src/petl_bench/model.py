@@ -59,7 +59,7 @@ def build_adapted(
     Args:
         cfg: The run.
         backbone: Opened with the run's layers.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
         num_training_steps: Updates of the whole training.
         device: "cpu", or "meta" for a model whose tensors have no content.
 
@@ -136,7 +136,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
     Args:
         folder: The run's folder.
         backbone: What an adapter belongs to; a whole model needs its settings alone.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
 
     Raises:
         RequestError: If the run kept no weights.
@@ -159,9 +159,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
                 store_frozen_in_bf16(adapted)
             return adapted
         if whole.is_dir():
-            from transformers import AutoModelForSequenceClassification
-
-            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            model: nn.Module = backbone.model_class.from_pretrained(
                 whole,
                 dtype=torch.float32,
                 attn_implementation=backbone.settings.attention,

@@ -6,6 +6,7 @@ import copy
 import functools
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.estimate.costs import _search, estimate_costs, largest_batch, pass_sizes
+from petl_bench.estimate.costs import _search, cost_key, estimate_costs, largest_batch, pass_sizes
 from petl_bench.estimate.memory import measure_update
 from petl_bench.estimate.tensor_modes import OperatorListener, as_fake
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext, all_methods
+from petl_bench.model import build_adapted
+from petl_bench.training.optimizer import build_optimizer
 
 MIB = 2**20
 METHODS = [name for name in all_methods() if name != "layer_selection"]
@@ -384,3 +387,28 @@ def test_heads_that_no_kernel_reads_are_not_fused(dtype):
         torch.nn.functional.scaled_dot_product_attention(query, query, query, mask)
     assert any("efficient" in name for name in names) == (dtype == torch.float32)
     assert any("softmax" in name for name in names) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "flat"])
+@pytest.mark.parametrize(("task_type", "labels"), [("tagging", ["O", "B-x", "I-x"]), ("multilabel", ["a", "b", "c"])])
+def test_other_types_of_task_are_estimated_with_their_head_and_loss(task_type, labels, method):
+    cfg = load_config(["backbone=tiny_bert", two_layers("bert"), f"method={method}", "train.batch_size=4"])
+    cfg = replace(cfg, task=replace(cfg.task, type=task_type, max_length=12))
+    backbone = open_backbone(cfg.backbone, cfg.layers, weights=False, task_type=task_type)
+    estimate = estimate_costs(cfg, backbone, labels).estimate
+    model, _ = build_adapted(cfg, backbone, labels, 100)
+    optimizer = build_optimizer(model.train(), cfg.train, backbone.anatomy.in_head)
+    shape = (4, 12) if task_type == "tagging" else (4, 3)
+    labels_of_batch = torch.zeros(shape, dtype=torch.int64 if task_type == "tagging" else torch.float32)
+    real = measure_update(
+        model,
+        optimizer,
+        [{"input_ids": torch.zeros(4, 12, dtype=torch.int64), "labels": labels_of_batch}],
+        max_grad_norm=cfg.train.max_grad_norm,
+    )
+    assert (estimate.peak_bytes, estimate.activations_bytes) == (real.peak, real.activations)
+    assert (estimate.gradients_bytes, estimate.optimizer_bytes) == (real.gradients, real.optimizer)
+    other = {"tagging": "multilabel", "multilabel": "classification"}[task_type]
+    assert cost_key(cfg, backbone.plan, labels) != cost_key(
+        replace(cfg, task=replace(cfg.task, type=other)), backbone.plan, labels
+    )

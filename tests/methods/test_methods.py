@@ -181,3 +181,10 @@ def test_capabilities_are_probed(monkeypatch):
     assert all(found["fl_tuning", architecture].merges is None for architecture in two)
     assert found["bitfit", "bert"].merges is None
     assert "linear" in found["houlsby", "bert"].merges
+    assert found["lora", "bert"].tags is found["flat", "modernbert"].tags is None
+    assert "a tagger does not have" in found["head pooler=true", "bert"].tags
+    monkeypatch.setattr(catalog, "all_methods", lambda: ["head"])
+    plain, with_pooler = catalog.list_capabilities()
+    assert (plain["method"], plain["bert"], plain["tagging"]) == ("head", "yes, merges", "yes")
+    assert with_pooler["tagging"] == "no"
+    assert "a tagger does not have" in with_pooler["why not"]

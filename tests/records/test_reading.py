@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Tagging, TypeScores
 from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, find_records, read_record
@@ -39,6 +40,8 @@ def full_record() -> Record:
     record.key_version, record.ended_at = 2, "2026-01-02T03:04:05+00:00"
     record.base_files = {"model.safetensors": "ab"}
     record.stored_files = {"adapter/adapter_config.json": "cd"}
+    record.tagging = Tagging("BIO", {"test": 3}, {"test": 1}, {"test": 0}, {"person": TypeScores(0.5, 0.25, 0.4, 8)})
+    record.scores.threshold = 0.5
     return record
 
 

@@ -55,7 +55,7 @@ def record(
         seed=seed, precision="fp32", attention_implementation="sdpa", batching="length_grouped",
     )  # fmt: skip
     return Record(
-        run_key=key or f"{method}/{task}/{seed}",
+        run_key=key or f"{method}-{task}-{seed}",
         config=config,
         status=status,
         error=None if status == "finished" else "the loss is not finite",
@@ -84,7 +84,7 @@ def records(scores: dict[str, dict[str, list[float]]]) -> list[Record]:
 def study(methods: list[str], tasks: list[str], seeds: int, **fields) -> StudyFile:
     """A study that calls methods and tasks as its records do, in capitals."""
     runs = [
-        PlannedRun(method.upper(), task.upper(), seed, f"{method}/{task}/{seed}", "folder", [])
+        PlannedRun(method.upper(), task.upper(), seed, f"{method}-{task}-{seed}", "folder", [])
         for method in methods
         for task in tasks
         for seed in range(seeds)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from petl_bench.records.predictions import names_by_row
 from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.tasks.metrics import METRICS
 
@@ -18,13 +19,27 @@ def by_definition(metric, labels, predicted):
 
 def drawn(metric, seed, num_rows=40):
     rng = np.random.default_rng(seed)
-    if METRICS[metric].task_type == "regression":
+    task_types = METRICS[metric].task_types
+    if task_types[0] in ("tagging", "multilabel"):
+        return drawn_names(rng, num_rows, of_words=task_types == ("tagging",))
+    if task_types == ("regression",):
         # Rounded, so that some values tie.
         labels = np.round(rng.uniform(0, 5, num_rows), 1)
         return labels, np.round(labels + rng.normal(size=num_rows), 1)
     classes = 2 if metric == "f1" else 4
     labels = rng.integers(classes, size=num_rows)
     return labels, np.where(rng.random(num_rows) < 0.7, labels, rng.integers(classes, size=num_rows))
+
+
+def drawn_names(rng, num_rows, *, of_words):
+    """Sentences of six words, or rows of up to three labels, of which three in four are predicted right."""
+    choices = ["O", "O", "B-x", "I-x", "B-y", "I-y"] if of_words else ["a", "b", "c"]
+    rows = []
+    for _ in range(num_rows):
+        label = rng.choice(choices, 6) if of_words else np.array(choices)[rng.random(3) < 0.4]
+        other = rng.choice(choices, 6) if of_words else np.array(choices)[rng.random(3) < 0.4]
+        rows.append((label, label if rng.random() < 0.75 else other))
+    return tuple(names_by_row([pair[side].tolist() for pair in rows]) for side in (0, 1))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -34,6 +49,13 @@ def test_every_metric_has_pseudo_values(metric):
         np.testing.assert_allclose(
             pseudo_values(metric, labels, predicted), by_definition(metric, labels, predicted), atol=1e-9
         )
+
+
+def test_macro_f1_of_several_labels_a_row():
+    labels, predicted = drawn_names(np.random.default_rng(0), 30, of_words=False)
+    np.testing.assert_allclose(
+        pseudo_values("macro_f1", labels, predicted), by_definition("macro_f1", labels, predicted), atol=1e-9
+    )
 
 
 def test_of_accuracy_they_are_the_rows_themselves():

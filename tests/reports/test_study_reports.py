@@ -47,7 +47,7 @@ def test_rows_and_columns_come_in_the_order_of_the_study_by_its_names():
 
 
 def test_what_is_missing_is_seen():
-    made = [one for one in records(COMPLETE) if one.run_key not in ("lora/mrpc/1", "full/rte/0", "full/rte/1")]
+    made = [one for one in records(COMPLETE) if one.run_key not in ("lora-mrpc-1", "full-rte-0", "full-rte-1")]
     made.append(record("full", "rte", 1, 0.0, status="diverged"))
     rows, table = shown(study(["full", "lora", "head"], ["mrpc", "rte"], 2), made)
     assert rows["LORA"]["MRPC acc"] == "80.0 (1/2)"
@@ -125,7 +125,7 @@ def test_records_of_others_are_left_out_and_logged(tmp_path, logged):
 
 
 def test_what_is_not_finished_is_listed_on_the_page(tmp_path):
-    made = [one for one in records(COMPLETE) if one.run_key != "lora/mrpc/1"]
+    made = [one for one in records(COMPLETE) if one.run_key != "lora-mrpc-1"]
     folder = write(tmp_path, made, study(["lora", "full"], ["mrpc", "rte"], 2))
     page = tmp_path / "page.html"
     assert write_report([str(folder)], "csv", None, lambda _: None, page=str(page)) == 0
@@ -149,7 +149,7 @@ def test_a_study_and_other_runs_are_tables_of_their_own(tmp_path):
 
 
 def test_csv_and_json_hold_every_cell_of_the_study(tmp_path):
-    made = [one for one in records(COMPLETE) if one.run_key != "lora/rte/1"]
+    made = [one for one in records(COMPLETE) if one.run_key != "lora-rte-1"]
     costs = [PlannedCosts("HEAD", "MRPC", 0, 10, 0.1, 2**20)]
     folder = write(tmp_path, made, study(["full", "lora", "head"], ["mrpc", "rte"], 2, costs=costs))
     written = []

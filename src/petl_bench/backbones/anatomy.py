@@ -1,14 +1,14 @@
 """The anatomy table: where the parts of each architecture are. A new architecture is a new row here.
 
-Names are those of transformers 5's `AutoModelForSequenceClassification` classes. Paths within a layer are relative
-to the layer; all others start at the model.
+Names are those of transformers 5's `AutoModelForSequenceClassification` classes, and `Anatomy.as_tagger` gives those of
+`AutoModelForTokenClassification`. Paths within a layer are relative to the layer; all others start at the model.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import unknown_choice
@@ -42,6 +42,7 @@ class Anatomy:
         activation_key: Name of the feed-forward network's activation in the config.
         gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
         norm_first: Whether the norms come before attention and the feed-forward network, not after the sums.
+        is_tagger: Whether the head classifies every token, not the sequence.
     """
 
     model_type: str
@@ -67,6 +68,13 @@ class Anatomy:
     activation_key: str = "hidden_act"
     gated: bool = False
     norm_first: bool = False
+    is_tagger: bool = False
+
+    def as_tagger(self) -> Anatomy:
+        """The same architecture with a head that classifies every token: a linear layer, without a pooler."""
+        above = tuple(module for module in self.above_layers if module != self.pooler)
+        head = (*self.pretrained_head, self.head[-1])
+        return replace(self, above_layers=above, head=head, pooler=None, is_tagger=True)
 
     @property
     def fresh_head(self) -> tuple[str, ...]:

@@ -122,6 +122,15 @@ class Backbone:
     config: Any
     plan: LayerPlan
     source: Source | None
+    task_type: str = "classification"
+
+    @property
+    def model_class(self) -> Any:
+        """The class of transformers that makes the model with its head."""
+        import transformers
+
+        kind = "Token" if self.anatomy.is_tagger else "Sequence"
+        return getattr(transformers, f"AutoModelFor{kind}Classification")
 
     @property
     def max_length(self) -> int:
@@ -171,7 +180,6 @@ class Backbone:
             RunError: If the weights cannot be read or do not fit.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging as transformers_logging
 
         if not sys.stderr.isatty():
@@ -180,17 +188,21 @@ class Backbone:
         config = copy.deepcopy(self.config)
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        if self.task_type == "multilabel":
+            config.problem_type = "multi_label_classification"
         if labels:
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
         try:
             if self.source is None or device == "meta":
                 with torch.device("meta") if device == "meta" else nullcontext():
-                    model = AutoModelForSequenceClassification.from_config(
+                    model: PreTrainedModel = self.model_class.from_config(
                         config, dtype=torch.float32, attn_implementation=self.settings.attention
                     )
             else:
-                model = _load_weights(self.source.folder, config, self.anatomy, self.settings.attention)
+                model = _load_weights(
+                    self.model_class, self.source.folder, config, self.anatomy, self.settings.attention
+                )
         except ValueError as error:
             if self.settings.attention is None:
                 raise
@@ -202,7 +214,9 @@ class Backbone:
         return model
 
 
-def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bool = True) -> Backbone:
+def open_backbone(
+    settings: BackboneConfig, layers: LayersConfig, *, weights: bool = True, task_type: str = "classification"
+) -> Backbone:
     """Finds a backbone's files and reads its config, with the layers above the head's left out.
 
     Args:
@@ -210,6 +224,7 @@ def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bo
         layers: Which layers are adapted and where the head sits.
         weights: False reads the shape alone, from `backbone.path` or else `backbone.architecture`: nothing is looked
             up or downloaded.
+        task_type: The type of the task, on which the head and its loss depend.
 
     Raises:
         RequestError: If the settings do not fit the backbone.
@@ -218,9 +233,11 @@ def open_backbone(settings: BackboneConfig, layers: LayersConfig, *, weights: bo
     source = find_source(settings) if weights and settings.weights == "pretrained" else None
     config = _read_config(source.folder) if source else _config_without_weights(settings)
     anatomy = anatomy_of(config.model_type)
+    if task_type == "tagging":
+        anatomy = anatomy.as_tagger()
     plan = resolve_layers(layers, anatomy.num_layers(config))
     _truncate(config, anatomy, plan.head)
-    return Backbone(settings, anatomy, config, plan, source)
+    return Backbone(settings, anatomy, config, plan, source, task_type)
 
 
 def _read_config(folder: Path) -> Any:
@@ -249,13 +266,15 @@ def _truncate(config: Any, anatomy: Anatomy, num_layers: int) -> None:
         config.layer_types = config.layer_types[:num_layers]
 
 
-def _load_weights(folder: Path, config: Any, anatomy: Anatomy, attention: str | None) -> PreTrainedModel:
+def _load_weights(
+    model_class: Any, folder: Path, config: Any, anatomy: Anatomy, attention: str | None
+) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
 
+    model: PreTrainedModel
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = model_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,

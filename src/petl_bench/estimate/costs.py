@@ -55,7 +55,7 @@ def estimate_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None)
     Args:
         cfg: The run.
         backbone: Opened with the run's layers; its weights are not read.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
 
     Returns:
         The costs.
@@ -102,7 +102,7 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     Args:
         cfg: The run.
         layers: Its layers. Only keys from arguments of the same type are comparable.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
 
     Returns:
         All settings that costs depend on, as JSON.
@@ -110,7 +110,10 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     method = {name: value for name, value in asdict(cfg.method).items() if not name.startswith("default_")}
     names = ("batch_size", "accumulation", "precision", "gradient_checkpointing", "last_layer")
     train = [*(getattr(cfg.train, name) for name in names), resolved_device(cfg.train)]
-    shape = [len(labels) if labels else 0, cfg.task.max_length]
+    shape: list[int | str] = [len(labels) if labels else 0, cfg.task.max_length]
+    if cfg.task.type in ("tagging", "multilabel"):
+        # Their heads or losses are others than those of one label a row.
+        shape.append(cfg.task.type)
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
 
@@ -140,7 +143,7 @@ def largest_batch(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, 
     Args:
         cfg: The run.
         backbone: Opened with the run's layers; its weights are not read.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
         costs: The run's costs from `estimate_costs`.
         budget: The largest peak that is allowed, in bytes.
 
@@ -204,7 +207,7 @@ class _MetaModel:
     Args:
         cfg: The run.
         backbone: Opened with the run's layers.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
 
     Attributes:
         params: Numbers of parameters.
@@ -223,13 +226,12 @@ class _MetaModel:
 
     def measure(self, sizes: Sequence[int]) -> UpdateMemory:
         """Measures an update whose passes have these numbers of rows."""
-        label_dtype = torch.int64 if self._labels else torch.float32
         with self._mode:
             self._model.train()
             batches = [
                 {
                     "input_ids": torch.zeros(rows, self._cfg.task.max_length, dtype=torch.int64),
-                    "labels": torch.zeros(rows, dtype=label_dtype),
+                    "labels": self._label_batch(rows),
                 }
                 for rows in sizes
             ]
@@ -241,6 +243,15 @@ class _MetaModel:
                 autocast=self._autocast,
                 max_grad_norm=self._cfg.train.max_grad_norm,
             )
+
+    def _label_batch(self, rows: int) -> torch.Tensor:
+        """Labels of the shape and type that the task's loss takes."""
+        task, num_labels = self._cfg.task, len(self._labels or ())
+        if task.type == "tagging":
+            return torch.zeros(rows, task.max_length, dtype=torch.int64)
+        if task.type == "multilabel":
+            return torch.zeros(rows, num_labels, dtype=torch.float32)
+        return torch.zeros(rows, dtype=torch.int64 if num_labels else torch.float32)
 
     def inference_flops(self, rows: int) -> tuple[int, bool]:
         """Counts the operations of one forward pass at inference.

@@ -195,7 +195,7 @@ def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
     candidates = []
     for layers in extreme_plans(cfg.layers, num_layers):
         candidate = replace(cfg, layers=layers)
-        backbone = open_backbone(candidate.backbone, candidate.layers, weights=False)
+        backbone = open_backbone(candidate.backbone, candidate.layers, weights=False, task_type=cfg.task.type)
         backbone.check_length(candidate.task.max_length)
         candidates.append((estimate_costs(candidate, backbone, labels), candidate, backbone))
     costs, cfg, backbone = max(candidates, key=lambda candidate: candidate[0].estimate.peak_bytes)

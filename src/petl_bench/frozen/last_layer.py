@@ -56,6 +56,8 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
 
 def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str | None:
     """What prevents it, as far as can be seen without running the model; None if nothing does."""
+    if anatomy.is_tagger:
+        return "a tagger reads the states of all tokens"
     if anatomy.norm_first:
         return f"the norms of {anatomy.model_type} do not follow the sums"
     layer = anatomy.get_layers(classifier)[-1]

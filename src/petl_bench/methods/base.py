@@ -1,4 +1,4 @@
-"""What our PEFT tuners share, and how a PEFT config is put onto a sequence classifier."""
+"""What our PEFT tuners share, and how a PEFT config is put onto a classifier."""
 
 from __future__ import annotations
 
@@ -329,10 +329,10 @@ _HEADS_KNOWN_TO_PEFT = ("classifier", "score")
 
 
 def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> PeftModel:
-    """Freezes a sequence classifier, adds an adapter, and makes the adapter and the head trainable.
+    """Freezes a classifier of sequences or tokens, adds an adapter, and makes the adapter and the head trainable.
 
     Args:
-        model: A plain sequence classifier, which is changed in place.
+        model: A plain classifier, which is changed in place.
         config: The config of the adapter.
         anatomy: The anatomy of the model's architecture.
 
@@ -341,19 +341,24 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
     """
     from peft import TaskType, get_peft_model
 
-    config.task_type = TaskType.SEQ_CLS
-    # Tuners without `modules_to_save` bring a head of their own.
+    kind = str(config.peft_type).rpartition(".")[2]
+    if anatomy.is_tagger and config.is_prompt_learning:
+        raise RequestError(
+            f"PEFT cannot apply {kind} to a tagger: it brings tokens or keys of its own, for which there are no tags. "
+            "Use method=prefix."
+        )
+    # Tuners without `modules_to_save` bring a head of their own. PEFT's class of taggers does not know such tuners; its
+    # class for no type of task in particular adds nothing to them.
+    config.task_type = None if anatomy.is_tagger else TaskType.SEQ_CLS
     if hasattr(config, "modules_to_save"):
+        config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
         # PEFT finds the head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen.
         others = [module for module in anatomy.head if module not in _HEADS_KNOWN_TO_PEFT]
         config.modules_to_save = [*(config.modules_to_save or ()), *others] or None
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RequestError(
-            f"PEFT cannot apply {str(config.peft_type).rpartition('.')[2]} to the architecture {anatomy.model_type}: "
-            f"{error}"
-        ) from error
+        raise RequestError(f"PEFT cannot apply {kind} to the architecture {anatomy.model_type}: {error}") from error
 
 
 # If the import of this module is what imported PEFT, the tuners could not be registered before this line.

@@ -1,7 +1,7 @@
 """What FLAT and ladder side-tuning share: a small network next to a frozen encoder, with a classifier of its own.
 
-The encoder runs without dropout and without a graph; its hidden states feed the side network, whose pooled output the
-new classifier reads. Nothing is propagated back into the encoder.
+The encoder runs without dropout and without a graph; its hidden states feed the side network, whose output the new
+classifier reads: pooled to classify a sequence, one state a token to tag. Nothing is propagated back into the encoder.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, TunerLayer
 
 POOLS = ("mean", "cls")
+# Of taggers, whatever the settings say: one state a token.
+NO_POOL = "none"
 
 
 class Features:
     """Carries the side network's output from the encoder to the classifier, within one forward."""
 
     def __init__(self) -> None:
-        self.pooled: torch.Tensor | None = None
+        self.output: torch.Tensor | None = None
 
 
 class SideLayer(TunerLayer):
@@ -84,7 +86,7 @@ class SideEncoder(SideLayer):
         states, mask = outputs.hidden_states, kwargs.get("attention_mask")
         if mask is None:
             mask = torch.ones(states[0].shape[:2], device=states[0].device)
-        self.features.pooled = self.networks[names[0]]([state.detach() for state in states], mask)
+        self.features.output = self.networks[names[0]]([state.detach() for state in states], mask)
         return outputs if wanted else type(outputs)(**{k: v for k, v in outputs.items() if k != "hidden_states"})
 
 
@@ -108,13 +110,13 @@ class SideClassifier(SideLayer):
         self.classifiers[adapter_name] = nn.Linear(self.width, self.num_labels, device=device)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logits, shape (batch, labels)."""
+        """Logits, shape (batch, labels); of a tagger (batch, tokens, labels)."""
         names = self.active_in(self.classifiers)
-        pooled, self.features.pooled = self.features.pooled, None
-        if not names or pooled is None:
+        output, self.features.output = self.features.output, None
+        if not names or output is None:
             logits: torch.Tensor = self.base_layer(*args, **kwargs)
         else:
-            logits = self.classifiers[names[0]](pooled)
+            logits = self.classifiers[names[0]](output)
         return logits
 
 
@@ -124,13 +126,21 @@ class SideTuner(AnatomyTuner):
     tuner_layer_cls = SideLayer
 
     def new_network(self, config: Any) -> nn.Module:
-        """Builds the side network: takes the hidden states, each (batch, tokens, d), and a mask; gives (batch, d)."""
+        """Builds the side network.
+
+        It takes the hidden states, each of shape (batch, tokens, d), and a mask, and gives (batch, d), or in a tagger
+        (batch, tokens, d).
+        """
         raise NotImplementedError
+
+    def pool_of(self, config: Any) -> str:
+        """How the side network's states are pooled."""
+        return NO_POOL if _head_of(self.model) == "Token" else str(config.pool)
 
     def default_targets(self, peft_config: Any, anatomy: Anatomy, layers: list[int]) -> str:
         """See `AnatomyTuner.default_targets`."""
-        if not type(self.model).__name__.endswith("ForSequenceClassification"):
-            raise ValueError(f"{type(self).__name__} classifies sequences: it needs a sequence classifier")
+        if _head_of(self.model) is None:
+            raise ValueError(f"{type(self).__name__} brings a head: it needs a sequence classifier or a tagger")
         return f"{re.escape(anatomy.encoder)}|{re.escape(anatomy.head[-1])}"
 
     def create_layer(self, peft_config: Any, target: nn.Module, key: str) -> SideLayer:
@@ -140,6 +150,12 @@ class SideTuner(AnatomyTuner):
         if key == self.anatomy.encoder:
             return SideEncoder(target, features, self.new_network, f"{self.prefix}network")
         return SideClassifier(target, features, config.hidden_size, config.num_labels, f"{self.prefix}classifier")
+
+
+def _head_of(model: nn.Module) -> str | None:
+    """What the head of a model of transformers classifies: `Sequence` or `Token`; None if it has no such head."""
+    match = re.search("For(Sequence|Token)Classification$", type(model).__name__)
+    return match[1] if match else None
 
 
 class SideBlock(nn.Module):
@@ -170,7 +186,9 @@ class SideBlock(nn.Module):
 
 
 def pool(x: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
-    """Mean over real tokens, or the first token; (batch, tokens, d) to (batch, d)."""
+    """Mean over real tokens, or the first token, (batch, tokens, d) to (batch, d); or no pooling at all."""
+    if how == NO_POOL:
+        return x
     if how == "cls":
         return x[:, 0]
     weights = mask.to(x.dtype)[..., None]

@@ -5,8 +5,8 @@ Tests of rows and metrics that were not asked for are computed from it afterward
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petl_bench.process import atomic_write
+from petl_bench.records.reading import Number
 
 PREDICTIONS_FILE = "predictions.parquet"
 
 # Logits of more classes than this are kept in half precision.
 _MOST_FULL_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class TypeScores:
+    """How well entities of one type are found; `support` is their number. 0 where a score is undefined."""
+
+    precision: Number
+    recall: Number
+    f1: Number
+    support: int
+
+
+@dataclass(frozen=True)
+class Tagging:
+    """What a record says of a tagging task.
+
+    Attributes:
+        scheme: IO, BIO or BIOES.
+        words_cut: Words by split that the model does not see, as `task.max_length` cuts them or the tokenizer makes no
+            token of them. They are scored as outside of entities.
+        entities_cut: Entities by split with such a word.
+        without_beginning: Entities by split that begin with the tag of an inner word, and count as entities.
+        types: The scores of each type of entity on the report split, with the selected weights.
+    """
+
+    scheme: str
+    words_cut: dict[str, int]
+    entities_cut: dict[str, int]
+    without_beginning: dict[str, int]
+    types: dict[str, TypeScores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,22 +59,36 @@ class Predictions:
     Attributes:
         row_ids: Names of the rows, shape (rows,): the first 16 hexadecimal digits of the SHA-256 of a row's text
             columns. Rows with equal texts have one name; readers pair them in their order.
-        labels: Class indices, or the values of a regression task, shape (rows,).
-        outputs: One logit a class, or the one predicted value, shape (rows, outputs).
+        labels: Class indices, or the values of a regression task, shape (rows,). Of tagging and multi-label tasks, a
+            tuple of names a row, as `names_by_row` has them: the tags of its words, or its labels.
+        outputs: One logit a class, or the one predicted value, shape (rows, outputs); no outputs in tagging.
+        names: The predicted names of tagging and multi-label tasks, like `labels`; None in others.
     """
 
     row_ids: NDArray[Any]
     labels: NDArray[Any]
     outputs: NDArray[Any]
+    names: NDArray[Any] | None = None
 
     @property
     def predicted(self) -> NDArray[Any]:
-        """Class indices, or the predicted values of a regression task; shape (rows,)."""
-        return predicted(self.outputs)
+        """Class indices, predicted values of a regression task, or predicted names; shape (rows,)."""
+        return predicted(self.outputs) if self.names is None else self.names
 
     def take(self, indices: NDArray[Any]) -> Predictions:
         """The rows at these positions, in this order."""
-        return Predictions(self.row_ids[indices], self.labels[indices], self.outputs[indices])
+        names = None if self.names is None else self.names[indices]
+        return Predictions(self.row_ids[indices], self.labels[indices], self.outputs[indices], names)
+
+
+def names_by_row(rows: Iterable[Iterable[str]]) -> NDArray[Any]:
+    """Names of each row as an array of tuples; of dtype object, shape (rows,)."""
+    tuples = [tuple(row) for row in rows]
+    found = np.empty(len(tuples), dtype=object)
+    # Assigned at once, tuples of one length would become a second dimension.
+    for index, names in enumerate(tuples):
+        found[index] = names
+    return found
 
 
 def predicted(outputs: NDArray[Any]) -> NDArray[Any]:
@@ -80,9 +125,19 @@ def _table(split: str, predictions: Predictions) -> Any:
     columns: dict[str, Any] = {
         "split": pa.array([split] * len(outputs)).dictionary_encode(),
         "row_id": pa.array(predictions.row_ids),
-        "label": pa.array(predictions.labels),
+        "label": _label_column(predictions.labels),
     }
+    if predictions.names is not None:
+        columns["predicted"] = _label_column(predictions.names)
     return pa.table(columns | {name: outputs[:, index] for index, name in enumerate(names)})
+
+
+def _label_column(values: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    if values.dtype != object:
+        return pa.array(values)
+    return pa.array([list(names) for names in values], type=pa.list_(pa.string()))
 
 
 def _in_half_precision(logits: NDArray[Any]) -> NDArray[Any]:
@@ -123,10 +178,12 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
         columns = [table[name].to_numpy() for name in names]
         # A split with fewer classes than another has no values in the columns of the rest.
         outputs = [column for column in columns if not np.isnan(column).all()]
+        in_names = "predicted" in table.column_names
         found = Predictions(
             np.asarray(table["row_id"].to_pylist()),
-            table["label"].to_numpy(),
-            np.stack(outputs, axis=1).astype(np.float32) if outputs else np.empty((0, 0), np.float32),
+            names_by_row(table["label"].to_pylist()) if in_names else table["label"].to_numpy(),
+            np.stack(outputs, axis=1).astype(np.float32) if outputs else np.empty((len(table), 0), np.float32),
+            names_by_row(table["predicted"].to_pylist()) if in_names else None,
         )
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; the run made again with force=true replaces it") from error

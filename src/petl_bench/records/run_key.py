@@ -48,6 +48,7 @@ _LOCATIONS = (
     ("backbone", "path"),
     ("task", "train_file"),
     ("task", "validation_file"),
+    ("task", "test_file"),
     # Act through train.learning_rate and train.head_learning_rate alone.
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
@@ -61,6 +62,9 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "last_layer"): "all",
     ("train", "emulate_bf16"): False,
     ("backbone", "dtype"): "fp32",
+    ("task", "label_separator"): ",",
+    ("task", "threshold"): 0.5,
+    ("task", "units"): "words",
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from petl_bench.process import name_fault
+from petl_bench.records.predictions import Tagging
 from petl_bench.records.reading import SCHEMA_VERSION, Number, check_hash, corrected, finite, migrated, validate
 
 
@@ -54,6 +55,8 @@ class Scores:
     best: dict[str, Number]
     last: dict[str, Number]
     best_epoch: Number
+    # Multi-label: the probability from which a label is given.
+    threshold: Number | None = None
 
 
 @dataclass
@@ -271,6 +274,7 @@ class Record:
     flops: Flops | None = None
     inference: Inference | None = None
     data: Data | None = None
+    tagging: Tagging | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None

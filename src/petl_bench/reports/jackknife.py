@@ -20,8 +20,9 @@ def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
 
     Args:
         metric: Its name.
-        labels: Class indices, or the values of a regression task, shape (rows,).
-        predicted: The predicted classes or values, shape (rows,).
+        labels: Class indices, the values of a regression task, or a tuple of names a row, as in `Predictions`; shape
+            (rows,).
+        predicted: The predicted classes, values or names, shape (rows,).
 
     Returns:
         Shape (rows,); None for a metric that is not known here, and for fewer than three rows.
@@ -29,11 +30,13 @@ def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
     num_rows = len(labels)
     if num_rows < 3:
         return None
-    if metric == "accuracy":
+    if metric in ("accuracy", "subset_accuracy"):
         return (labels == predicted).astype(float)
     if metric == "mean_squared_error":
         return (labels - predicted) ** 2
-    if metric in _OF_COUNTS:
+    if labels.dtype == object and metric in _OF_NAMES:
+        whole, without = _leave_one_out_names(metric, labels, predicted)
+    elif metric in _OF_COUNTS:
         whole, without = _leave_one_out_counts(_OF_COUNTS[metric], labels, predicted)
     elif metric in _OF_VALUES:
         whole, without = _OF_VALUES[metric](labels.astype(float), predicted.astype(float))
@@ -52,7 +55,7 @@ def _f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
 
 def _macro_f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
     seen = (true + predicted) > 0
-    return _ratio(2 * both, true + predicted).sum(axis=1) / seen.sum(axis=1)
+    return _ratio(2 * both, true + predicted).sum(axis=1) / np.maximum(seen.sum(axis=1), 1)
 
 
 def _balanced_accuracy(true: Array, _predicted: Array, both: Array, _rows: Array) -> Array:
@@ -93,6 +96,55 @@ def _leave_one_out_counts(
     true, guessed, both = (np.vstack([total - part, total[None]]) for total, part in zip(totals, parts, strict=True))
     found = metric(true, guessed, both, np.append(np.full(len(counts), len(labels) - 1.0), len(labels)))
     return float(found[-1]), found[:-1][cell_of_row.ravel()]
+
+
+# Metrics of rows with several names each, the entities of a sentence or the labels of a row, depend on the same counts,
+# by type of entity or label: of those that are right, those that are predicted, and both.
+
+
+def _micro_f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
+    return _ratio(2 * both.sum(axis=1), true.sum(axis=1) + predicted.sum(axis=1))
+
+
+def _precision(_true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
+    return _ratio(both.sum(axis=1), predicted.sum(axis=1))
+
+
+def _recall(true: Array, _predicted: Array, both: Array, _rows: Array) -> Array:
+    return _ratio(both.sum(axis=1), true.sum(axis=1))
+
+
+_OF_NAMES: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
+    "entity_f1": _micro_f1,
+    "entity_precision": _precision,
+    "entity_recall": _recall,
+    "micro_f1": _micro_f1,
+    "macro_f1": _macro_f1,
+}
+
+
+def _leave_one_out_names(metric: str, labels: Array, predicted: Array) -> tuple[float, Array]:
+    """The metric of all rows, and without each of them."""
+    items = [[_items(metric, names) for names in rows] for rows in (labels, predicted)]
+    found_kinds = sorted({kind for rows in items for row in rows for kind, *_ in row})
+    kinds = {kind: index for index, kind in enumerate(found_kinds)}
+    sides = [*items, [true & guessed for true, guessed in zip(*items, strict=True)]]
+    counts = [np.zeros((len(labels) + 1, max(len(kinds), 1))) for _ in sides]
+    for count, rows in zip(counts, sides, strict=True):
+        for number, row in enumerate(rows):
+            for kind, *_ in row:
+                count[number, kinds[kind]] += 1
+    # The last case leaves nothing out.
+    true, guessed, both = (count.sum(axis=0) - count for count in counts)
+    found = _OF_NAMES[metric](true, guessed, both, np.append(np.full(len(labels), len(labels) - 1.0), len(labels)))
+    return float(found[-1]), found[:-1]
+
+
+def _items(metric: str, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
+    """What can be right or wrong in a row: its entities with type, first and last word, or its labels."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return set(get_entities(list(names))) if metric.startswith("entity_") else {(name,) for name in names}
 
 
 def _pearson(labels: Array, predicted: Array) -> tuple[float, Array]:

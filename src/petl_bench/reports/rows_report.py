@@ -158,12 +158,18 @@ def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | N
         read: Reads predictions.
 
     Returns:
-        The methods with predictions, in the order of the results table; None if there is none, or in regression.
+        The methods with predictions, in the order of the results table; None if there is none, or if rows have not one
+        label each.
     """
     groups = {method: group for method in results.methods if (group := results.cells[method, task].group)}
     labels_of = {method: group.first.config["task"].get("labels") for method, group in groups.items()}
     labels: list[str] | None = next(iter(labels_of.values()), None)
     if not labels:
+        return None
+    task_type = next(iter(groups.values())).first.config["task"].get("type")
+    if task_type in ("tagging", "multilabel"):
+        where = "; the scores of each type of entity are in each record" if task_type == "tagging" else ""
+        _log.warning("%s: tables of classes and calibration are of tasks with one label a row%s", task, where)
         return None
     if others := [method for method in groups if labels_of[method] != labels]:
         _log.warning("%s: left out because of other labels than %s: %s", task, next(iter(groups)), ", ".join(others))

@@ -55,7 +55,7 @@ class AccuracyTest:
 
 @dataclass
 class RowDifference:
-    """A row for which the runs predict different labels or values.
+    """A row for which the runs predict different labels or values; the tags of its words or several labels as one text.
 
     Attributes:
         row: Its position among the rows that run A has predicted, from 0.

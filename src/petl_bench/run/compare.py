@@ -71,8 +71,15 @@ def compare(first: str | Path, second: str | Path, data_root: str | None = None)
         metrics=_metrics([name for name in settings["metrics"] if name in METRICS], a, b),
         differences=_differences(a, b, positions, settings["labels"]),
     )
-    if settings["type"] == "classification":
+    if settings["type"] != "regression":
         comparison.agreement_percent = 100 * float((a.predicted == b.predicted).mean())
+    if settings["type"] in ("tagging", "multilabel"):
+        comparison.notes.append(
+            "a label here is "
+            + ("the tags of a sentence" if settings["type"] == "tagging" else "all labels of a row")
+            + "; McNemar's test and calibration are of tasks with one label a row"
+        )
+    if settings["type"] == "classification":
         comparison.accuracy_test = _accuracy_test(a, b)
         _add_calibration(comparison, runs, (a, b))
     if comparison.differences:
@@ -206,6 +213,8 @@ def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[
         rows = rows[np.argsort(-distances, kind="stable")]
 
     def name(value: Any) -> str | float:
+        if isinstance(value, tuple):
+            return " ".join(value)
         return float(value) if labels is None else labels[int(value)]
 
     def right(row: int) -> str | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
+from petl_bench.records.predictions import Tagging
 from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time
+from petl_bench.tasks.entities import cut_entities, entities
 from petl_bench.tasks.load import Task
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
     """Describes the rows in use and where they came from."""
     settings = cfg.task
     names = {"demo": "petl_bench demo", "files": "local files"}
+    if settings.source == "folder":
+        names["folder"] = f"{settings.dataset or settings.name} (local copy)"
     local = settings.source == "hub" and cfg.data_root is not None
     return Data(
         dataset=names.get(settings.source)
@@ -59,6 +64,10 @@ def log_rows(task: Task) -> None:
     if task.labels is None:
         targets = task.train.labels
         _log.info("targets of the training rows: %g to %g, mean %g", targets.min(), targets.max(), targets.mean())
+    elif task.settings.type == "tagging":
+        _log.info("%s", _entity_counts(task))
+    elif task.settings.type == "multilabel":
+        _log.info("%s", _label_counts(task.labels, task.train.labels))
     else:
         _log.info("%s", _shares(task.labels, task.train.labels))
     train = set(zip(*task.train.texts, strict=True))
@@ -82,6 +91,52 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
         if (found := int((counts == number).sum()))
     )
     return f"{len(labels)} classes of the training rows: {listed}{few}"
+
+
+def _entity_counts(task: Task) -> str:
+    """Words, tagging scheme and entities of the training rows, by type."""
+    tags = task.tags(task.train)
+    types = Counter(kind for of_row in tags for kind, _, _ in entities(of_row))
+    counts = ", ".join(f"{count:,} {kind!r}" for kind, count in types.most_common())
+    return f"{sum(map(len, tags)):,} words of the training rows, scheme {task.scheme}; entities: {counts or 'none'}"
+
+
+def _label_counts(labels: list[str], given: np.ndarray) -> str:
+    """The labels of multi-label training rows with their shares, and how many rows have none."""
+    shares = given.mean(axis=0)
+    order = np.argsort(-shares, kind="stable").tolist()
+    listed = [f"{labels[index]!r} {100 * shares[index]:.1f} %" for index in order]
+    shown = listed if len(listed) <= _CLASSES_LISTED else [*listed[:2], "...", *listed[-2:]]
+    without = int((given.sum(axis=1) == 0).sum())
+    return f"{len(labels)} labels of the training rows: {', '.join(shown)}; {without:,} rows without a label"
+
+
+def describe_tagging(task: Task, encoded: dict[str, EncodedRows]) -> Tagging | None:
+    """Describes the tags of a tagging task, and logs what the model does not see of its rows; None for other tasks.
+
+    Args:
+        task: The rows.
+        encoded: Their token ids by split.
+    """
+    if task.scheme is None:
+        return None
+    rows_of = task.rows_by_split()
+    words_cut, entities_cut = {}, {}
+    for key, rows in encoded.items():
+        name = {"selection": task.selection_split, "report": task.report_split}.get(key, key)
+        assert rows.words is not None
+        seen = [rows.words.is_seen(row) for row in range(len(rows))]
+        words_cut[name] = sum(int((~of_row).sum()) for of_row in seen)
+        pairs = zip(task.tags(rows_of[name]), seen, strict=True)
+        entities_cut[name] = sum(cut_entities(tags, of_row) for tags, of_row in pairs)
+    for name, count in words_cut.items():
+        if count:
+            _log.warning(
+                "%s: %d words and %d entities are cut by task.max_length=%d, or no token is made of a word; such words "
+                "are scored as outside of entities",
+                *(name, count, entities_cut[name], task.settings.max_length),
+            )
+    return Tagging(task.scheme, words_cut, entities_cut, task.without_beginning())
 
 
 def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTrainedTokenizerBase) -> None:

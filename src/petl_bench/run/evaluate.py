@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
-from petl_bench.records.predictions import Predictions, predicted
+from petl_bench.records.predictions import Predictions, names_by_row
 from petl_bench.records.schema import HistoryEntry, Protocol, Scores
+from petl_bench.tasks.entities import OUTSIDE, entity_tags
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics
 from petl_bench.trackers.tracker import Tracker, history_point
-from petl_bench.training.batches import BatchSource, sorted_batches
+from petl_bench.training.batches import BatchSource, TokenRows, sorted_batches
 from petl_bench.training.checkpoint import Progress, load_trainable_weights, trainable_weights
 from petl_bench.training.loop import Callback
 
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Among which the threshold of a multi-label task is chosen: 0.05, 0.1, ..., 0.95.
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+
 
 def predict_logits(
     model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Computes the model's outputs for every row, in the rows' order.
+    """Computes the model's outputs for every row, or for every word of rows of words, in order.
 
     The batches are distributed over the processes; every process returns all rows.
 
@@ -42,7 +48,7 @@ def predict_logits(
         accelerator: The process's device, precision and place among the processes.
 
     Returns:
-        float32, shape (rows, outputs).
+        float32, shape (rows, outputs) or (words, outputs); zeros for a word that the model does not see.
 
     Raises:
         DivergedError: If an output is not finite.
@@ -55,13 +61,15 @@ def predict_logits(
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
             outputs = source.forward(model, source.batch(indices))
-            outputs_by_batch.append((indices, outputs.logits.float().cpu().numpy()))
+            outputs_by_batch.append(_read_outputs(outputs.logits.float().cpu().numpy(), source.rows, indices))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         outputs_by_batch = gather_object(outputs_by_batch)
-    logits = np.empty((len(source.rows), outputs_by_batch[0][1].shape[1]), dtype=np.float32)
+    read = source.rows.read_tokens
+    shape = (len(source.rows) if read is None else len(read[0]), outputs_by_batch[0][1].shape[1])
+    logits = np.zeros(shape, dtype=np.float32)
     for indices, values in outputs_by_batch:
         logits[indices] = values
     if not np.isfinite(logits).all():
@@ -69,6 +77,56 @@ def predict_logits(
             "The model's outputs are not finite: lower train.learning_rate or use train.precision=fp32."
         )
     return logits
+
+
+def _read_outputs(outputs: np.ndarray, rows: TokenRows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is read of a batch's outputs: those of its rows, or of the tokens that stand for its words.
+
+    Args:
+        outputs: Shape (batch, outputs), or (batch, tokens, outputs).
+        rows: All rows.
+        indices: The rows of the batch.
+
+    Returns:
+        The positions of the outputs among those of all rows or words, and the outputs, shape (positions, outputs).
+    """
+    if rows.read_tokens is None:
+        return indices, outputs
+    tokens, offsets = rows.read_tokens
+    words = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in indices])
+    places = np.repeat(np.arange(len(indices)), offsets[indices + 1] - offsets[indices])
+    is_seen = tokens[words] >= 0
+    words, places = words[is_seen], places[is_seen]
+    return words, outputs[places, tokens[words] - rows.offsets[indices[places]]]
+
+
+def word_tags(outputs: np.ndarray, read: tuple[np.ndarray, np.ndarray], labels: list[str]) -> np.ndarray:
+    """The predicted tags of each row, as readers of entities take them; O for a word that the model does not see.
+
+    Args:
+        outputs: One line a word, shape (words, tags).
+        read: The token of each word and where the words of each row begin, as in `TokenRows.read_tokens`.
+        labels: The names of the tags.
+    """
+    tokens, offsets = read
+    tags = np.where(tokens >= 0, outputs.argmax(axis=1), labels.index(OUTSIDE))
+    names = entity_tags(labels)
+    return names_by_row([names[tag] for tag in of_row] for of_row in np.split(tags, offsets[1:-1]))
+
+
+def label_names(outputs: np.ndarray, labels: list[str], threshold: float) -> np.ndarray:
+    """The labels that multi-label outputs, shape (rows, labels), give to each row."""
+    is_given = expit(outputs) >= threshold
+    return names_by_row([labels[index] for index in np.flatnonzero(of_row)] for of_row in is_given)
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """What some weights come to: scores, outputs by split, and the threshold of a multi-label task."""
+
+    scores: dict[str, float]
+    outputs: dict[str, np.ndarray]
+    threshold: float
 
 
 class Evaluator(Callback):
@@ -88,6 +146,8 @@ class Evaluator(Callback):
     ) -> None:
         self._model, self._task, self._sources = model, task, sources
         self._batch_size, self._accelerator = batch_size, accelerator
+        # Multi-label: the probability from which a label is given. It is chosen with the selection split, if at all.
+        self._threshold = task.settings.threshold or 0.5
         # Outputs on the selection split of the last and of the best weights; None after an interruption before which
         # they were computed.
         self._last_outputs: np.ndarray | None = None
@@ -96,6 +156,8 @@ class Evaluator(Callback):
     def selection_scores(self) -> dict[str, float]:
         """Returns the task's metrics on the selection split."""
         self._last_outputs = self._predict("selection")
+        if self._chooses_threshold:
+            self._threshold = self._best_threshold(self._last_outputs)
         return self._scores("selection", self._last_outputs, self._task.settings.metrics)
 
     def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
@@ -116,32 +178,37 @@ class Evaluator(Callback):
         """
         task = self._task
         best, last = progress.history[progress.best], progress.history[-1]
-        last_scores, outputs = self._report(last.scores)
-        best_scores, selection_outputs = last_scores, self._last_outputs
+        found = of_last = self._report(last.scores, self._last_outputs)
+        best_scores, selection_outputs = of_last.scores, self._last_outputs
         if best is not last:
             last_weights = trainable_weights(self._model)
             load_trainable_weights(self._model, progress.best_weights)
-            best_scores, best_outputs = self._report(best.scores)
+            of_best = self._report(best.scores, self._best_outputs)
+            best_scores = of_best.scores
             if selection == "last":
                 load_trainable_weights(self._model, last_weights)
             else:
-                outputs, selection_outputs = best_outputs, self._best_outputs
+                found, selection_outputs = of_best, self._best_outputs
         if selection_outputs is None:
             selection_outputs = self._predict("selection")
-        outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | outputs
-        scores = Scores(best=best_scores, last=last_scores, best_epoch=best.epoch)
-        return scores, {split: self._predictions(split, found) for split, found in outputs.items()}
+        self._threshold = found.threshold
+        outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | found.outputs
+        threshold = found.threshold if task.settings.type == "multilabel" else None
+        scores = Scores(best=best_scores, last=of_last.scores, best_epoch=best.epoch, threshold=threshold)
+        return scores, {split: self._predictions(split, one) for split, one in outputs.items()}
 
-    def _report(self, selection_scores: dict[str, float]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def _report(self, selection_scores: dict[str, float], selection_outputs: np.ndarray | None) -> _Reported:
         """Scores the report split, unless it is the selection split, and the extra splits under their names.
 
         Args:
             selection_scores: The scores of the present weights on the selection split.
-
-        Returns:
-            The scores, and the outputs on the splits that were scored here, shape (rows, outputs) each.
+            selection_outputs: Their outputs on it; None where they are not known.
         """
         task, outputs = self._task, {}
+        if self._chooses_threshold:
+            self._threshold = self._best_threshold(
+                self._predict("selection") if selection_outputs is None else selection_outputs
+            )
         scores = dict(selection_scores)
         if not task.reports_on_selection:
             outputs["report"] = self._predict("report")
@@ -150,20 +217,42 @@ class Evaluator(Callback):
             outputs[name] = self._predict(name)
             found = self._scores(name, outputs[name], extra.metrics)
             scores |= {f"{name}_{metric}": value for metric, value in found.items()}
-        return scores, outputs
+        return _Reported(scores, outputs, self._threshold)
 
     def _predict(self, split: str) -> np.ndarray:
         return predict_logits(self._model, self._sources[split], self._batch_size, self._accelerator)
 
+    @property
+    def _chooses_threshold(self) -> bool:
+        return self._task.settings.type == "multilabel" and self._task.settings.threshold is None
+
+    def _best_threshold(self, outputs: np.ndarray) -> float:
+        """The threshold with the best score on the selection split; of several, the one nearest to 0.5."""
+        task = self._task
+        metric, given = task.settings.metric, task.given_names(task.selection)
+        sign = 1 if task.higher_is_better else -1
+
+        def score(threshold: float) -> float:
+            names = label_names(outputs, task.labels or [], threshold)
+            return sign * compute_metrics([metric], names, given)[metric]
+
+        return max(sorted(THRESHOLDS, key=lambda one: abs(one - 0.5)), key=score)
+
     def _scores(self, split: str, outputs: np.ndarray, metrics: list[str]) -> dict[str, float]:
-        labels = self._sources[split].rows.labels
-        assert labels is not None
-        return compute_metrics(metrics, predicted(outputs), labels)
+        found = self._predictions(split, outputs)
+        return compute_metrics(metrics, found.predicted, found.labels)
 
     def _predictions(self, split: str, outputs: np.ndarray) -> Predictions:
         task = self._task
         rows = {"selection": task.selection, "report": task.report}.get(split) or task.extra[split].rows
         assert rows.labels is not None
+        labels, read = task.labels or [], self._sources[split].rows.read_tokens
+        if read is not None:
+            no_outputs = np.empty((len(rows), 0), dtype=np.float32)
+            return Predictions(rows.ids(), task.given_names(rows), no_outputs, word_tags(outputs, read, labels))
+        if task.settings.type == "multilabel":
+            names = label_names(outputs, labels, self._threshold)
+            return Predictions(rows.ids(), task.given_names(rows), outputs, names)
         return Predictions(rows.ids(), rows.labels, outputs)
 
 

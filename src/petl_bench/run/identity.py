@@ -56,11 +56,12 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
     """
     task = cfg.task
     found: dict[str, Path] = {}
-    if task.source == "files":
-        named = {"train": task.train_file, "validation": task.validation_file}
+    in_folder = task.source == "folder" and cfg.data_root is not None
+    if task.source == "files" or in_folder:
+        named = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
         for role, file in named.items():
             if file:
-                path = user_path(file, f"task.{role}_file")
+                path = user_path(f"{cfg.data_root}/{file}" if in_folder else file, f"task.{role}_file")
                 found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
         wanted = [(task.subset, task.train_split), (task.subset, task.validation_split)]

@@ -1,4 +1,4 @@
-"""Text in, labels and probabilities out, with the model of a finished run."""
+"""Text in, labels and probabilities or entities out, with the model of a finished run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit
 
 from petl_bench.backbones.layers import resolved_layers
 from petl_bench.backbones.load import Backbone, open_backbone
@@ -22,9 +23,11 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
-from petl_bench.tasks.load import find_labels, read_subset
-from petl_bench.tasks.rows import Rows, check_text, rows_from_table
-from petl_bench.tasks.tables import read_table, split_files
+from petl_bench.tasks.entities import entity_places
+from petl_bench.tasks.load import find_labels, read_file, read_subset, rows_of_table, rows_of_texts
+from petl_bench.tasks.rows import Rows, check_text
+from petl_bench.tasks.tables import split_files
+from petl_bench.tasks.tagging import TaggedRows
 
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
@@ -39,12 +42,25 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Entity:
+    """An entity: characters `start` to `end` of a row's text, without the one at `end`."""
+
+    type: str
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What the model says of one row: a label with all probabilities, or a value."""
+    """What the model says of one row: a label or several with all probabilities, a value, or entities in its text."""
 
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
+    labels: list[str] | None = None
+    text: str | None = None
+    entities: list[Entity] | None = None
 
 
 class Predictor:
@@ -70,6 +86,7 @@ class Predictor:
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task
         self.labels = find_labels(self.task)
+        self._threshold = 0.5 if record.scores is None else record.scores.threshold or 0.5
         # On whatever device is here: a run of a GPU machine must be usable on another.
         precision = self.config.train.precision
         if precision == "fp16" and not torch.cuda.is_available():
@@ -85,12 +102,13 @@ class Predictor:
 
     def _open_backbone(self, record: Record, folder: Path, base: str | None, *, any_base: bool) -> Backbone:
         layers = resolved_layers(self.config.layers, record.layers)
-        settings = self.config.backbone
+        settings, task_type = self.config.backbone, self.task.type
         if (folder / MODEL_FOLDER).is_dir():
             # The run kept the whole model and its tokenizer, so it needs no other.
-            return open_backbone(replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained"), layers)
+            settings = replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained")
+            return open_backbone(settings, layers, task_type=task_type)
         try:
-            backbone = open_backbone(replace(settings, path=base or settings.path), layers)
+            backbone = open_backbone(replace(settings, path=base or settings.path), layers, task_type=task_type)
         except RequestError as error:
             if settings.path is None and base is None:
                 raise
@@ -102,7 +120,7 @@ class Predictor:
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
-        from petl_bench.run.evaluate import predict_logits
+        from petl_bench.run.evaluate import label_names, predict_logits, word_tags
         from petl_bench.training.batches import BatchSource
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
@@ -110,6 +128,22 @@ class Predictor:
         logits = predict_logits(self._model, source, self.config.train.eval_batch_size, self._accelerator)
         if self.labels is None:
             return [Prediction(value=float(value)) for value in logits[:, 0]]
+        if isinstance(rows, TaggedRows):
+            assert encoded.read_tokens
+            if cut := int((encoded.read_tokens[0] < 0).sum()):
+                _log.warning(
+                    "%d words are outside of entities, as task.max_length=%d cuts them or the tokenizer makes no token "
+                    "of them",
+                    *(cut, self.task.max_length),
+                )
+            return _entities(rows, word_tags(logits, encoded.read_tokens, self.labels))
+        if self.task.type == "multilabel":
+            given = label_names(logits, self.labels, self._threshold)
+            shares = expit(logits.astype(np.float64))
+            return [
+                Prediction(labels=list(names), probabilities=dict(zip(self.labels, map(float, row), strict=True)))
+                for names, row in zip(given, shares, strict=True)
+            ]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = shifted / shifted.sum(axis=1, keepdims=True)
         return [
@@ -132,6 +166,14 @@ def _finished(folder: RunFolder) -> Record:
     return record
 
 
+def _entities(rows: TaggedRows, tags: np.ndarray) -> list[Prediction]:
+    found = []
+    for text, spans, of_row in zip(rows.texts[0], rows.spans, tags, strict=True):
+        places = entity_places(of_row, spans)
+        found.append(Prediction(text=text, entities=[Entity(kind, a, b, text[a:b]) for kind, a, b in places]))
+    return found
+
+
 def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
     """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
     then, now = record.base_files, backbone.file_hashes()
@@ -147,14 +189,14 @@ def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: b
 
 def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> Iterator[str]:
     """Predicts one example, given one text for each text column."""
-    yield from _lines(predictor, {"--text": texts}, as_json=as_json, header=True)
+    yield from _lines(predictor, {"--text": texts}, as_json=as_json)
 
 
 def predict_file(predictor: Predictor, file: str, *, as_json: bool) -> Iterator[str]:
     """Predicts every row of a file; its labels, where it has any, are not looked at."""
-    table = read_table(file, "--file", predictor.task.text_columns)
-    rows = rows_from_table(table, predictor.task, predictor.labels)
-    yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=True)
+    table = read_file(predictor.task, file, "--file", list(predictor.task.text_columns))
+    rows = rows_of_table(table, predictor.task, predictor.labels)
+    yield from _format(predictor, predictor.predict(rows), as_json=as_json)
 
 
 def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:
@@ -168,7 +210,7 @@ def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool)
     Raises:
         RequestError: If a line is no text, or holds another number of texts than the task takes.
     """
-    header, chunk = True, {}
+    first, chunk = 1, {}
     try:
         for number, line in enumerate(stream, start=1):
             text, place = line.removesuffix("\n").removesuffix("\r"), f"line {number} of standard input"
@@ -176,15 +218,15 @@ def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool)
                 raise RequestError(f"{place} holds a carriage return inside: end each line with LF or CR LF.")
             chunk[place] = text.split("\t") if len(predictor.task.text_columns) > 1 else [text]
             if len(chunk) == _STDIN_CHUNK:
-                yield from _lines(predictor, chunk, as_json=as_json, header=header)
-                header, chunk = False, {}
+                yield from _lines(predictor, chunk, as_json=as_json, first=first)
+                first, chunk = number + 1, {}
     except OSError as error:
         raise RequestError(f"standard input cannot be read: {error.strerror}.") from error
     if chunk:
-        yield from _lines(predictor, chunk, as_json=as_json, header=header)
+        yield from _lines(predictor, chunk, as_json=as_json, first=first)
 
 
-def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: bool, header: bool) -> Iterator[str]:
+def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: bool, first: int = 1) -> Iterator[str]:
     """Predicts examples, each of which is named by its place."""
     columns = predictor.task.text_columns
     for place, example in examples.items():
@@ -196,23 +238,37 @@ def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: boo
         for text in example:
             check_text(text, place)
     texts = tuple([example[i] for example in examples.values()] for i in range(len(columns)))
-    rows = Rows(texts, None)
-    yield from _format(predictor, predictor.predict(rows), as_json=as_json, header=header)
+    rows = rows_of_texts(texts, predictor.task)
+    yield from _format(predictor, predictor.predict(rows), as_json=as_json, first=first)
 
 
-def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, header: bool) -> Iterator[str]:
+def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, first: int = 1) -> Iterator[str]:
+    """Lines of predictions, with a header before the first row of all; `first` is the number of the first one here."""
     if as_json:
         for prediction in predictions:
             yield json.dumps({name: value for name, value in asdict(prediction).items() if value is not None})
         return
-    if header:
-        yield "\t".join(["label", *(f"p({label})" for label in predictor.labels)] if predictor.labels else ["value"])
-    for prediction in predictions:
-        if prediction.probabilities is None:
+    if first == 1:
+        yield "\t".join(_header(predictor))
+    for number, prediction in enumerate(predictions, start=first):
+        if prediction.entities is not None:
+            for one in prediction.entities:
+                yield "\t".join([str(number), one.type, str(one.start), str(one.end), " ".join(one.text.split())])
+        elif prediction.probabilities is None:
             yield f"{prediction.value:.4f}"
         else:
             shares = (f"{share:.4f}" for share in prediction.probabilities.values())
-            yield "\t".join([str(prediction.label), *shares])
+            names = [str(prediction.label)] if prediction.labels is None else prediction.labels
+            yield "\t".join([predictor.task.label_separator.join(names), *shares])
+
+
+def _header(predictor: Predictor) -> list[str]:
+    if predictor.task.type == "tagging":
+        return ["row", "type", "start", "end", "text"]
+    if predictor.labels is None:
+        return ["value"]
+    what = "labels" if predictor.task.type == "multilabel" else "label"
+    return [what, *(f"p({label})" for label in predictor.labels)]
 
 
 def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterator[Path]:

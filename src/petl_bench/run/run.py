@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
@@ -22,6 +23,7 @@ from petl_bench.run.describe import (
     describe_inference,
     describe_layers,
     describe_protocol,
+    describe_tagging,
     describe_time,
     log_rows,
     log_tokens,
@@ -31,6 +33,7 @@ from petl_bench.run.identity import identify
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
+from petl_bench.tasks.entities import type_scores
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.trackers import open_tracker
 from petl_bench.trackers.tracker import RunIdentity
@@ -115,7 +118,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         layers, chosen = choose_layers(
             cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
         )
-        backbone = open_backbone(cfg.backbone, layers)
+        backbone = open_backbone(cfg.backbone, layers, task_type=cfg.task.type)
         record.layers = chosen or describe_layers(backbone)
         encoded = encode_task(task, backbone)
         num_steps = num_training_steps(len(encoded["train"]), cfg.train)
@@ -127,6 +130,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         model = accelerator.prepare_model(model)
     plain_model = accelerator.unwrap_model(model)
     record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, plain_model)
+    record.tagging = describe_tagging(task, encoded)
 
     # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
     record.memory = Memory()
@@ -146,6 +150,9 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
+    if record.tagging is not None:
+        reported = predictions["report"]
+        record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
 
     peaks.log()
     record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
@@ -205,7 +212,7 @@ def _estimate(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, reco
     Args:
         cfg: The whole config.
         backbone: Opened with the run's layers.
-        labels: Names of the classes; None for regression.
+        labels: Names of the classes or tags; None for regression.
         record: The record with an empty `memory`.
     """
     from petl_bench.estimate.costs import estimate_costs_once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,12 @@ from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import BackboneConfig
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.schema import Layers
+from petl_bench.tasks.encode import encode
+from petl_bench.training.batches import collate
 
 if TYPE_CHECKING:
+    import torch
+
     from petl_bench.tasks.load import Task
     from petl_bench.tasks.rows import Rows
 
@@ -86,6 +91,9 @@ _log = logging.getLogger(__name__)
 # Draws the rows that are looked at, and the labels of the null line.
 _SEED = 0
 
+# Most words of each tag that are looked at.
+_WORDS_OF_A_TAG = 500
+
 
 def choose_layers(
     layers: LayersConfig, backbone: BackboneConfig, task: Task, batch_size: int, device: str
@@ -109,9 +117,19 @@ def choose_layers(
     if layers.name != "variability":
         return layers, None
     check_variability(layers)
+    if task.settings.type == "multilabel":
+        raise RequestError(
+            "layers=variability needs one class a row, and rows of task.type=multilabel have several labels: choose "
+            "another layer plan."
+        )
     opened = open_backbone(backbone, LayersConfig())
-    rows, classes, num_classes = _labelled_rows(layers, task)
-    states = pooled_states(opened, rows, task.settings.max_length, batch_size, device)
+    if task.settings.type == "tagging":
+        rows = _drawn_rows(layers, task)
+        states, classes = word_states(opened, rows, task.settings.max_length, batch_size, device)
+        num_classes = None
+    else:
+        rows, classes, num_classes = _labelled_rows(layers, task)
+        states = pooled_states(opened, rows, task.settings.max_length, batch_size, device)
     shuffled = np.random.default_rng(_SEED).permutation(classes)
     try:
         measured = [variability(layer, classes, num_classes) for layer in states]
@@ -135,13 +153,80 @@ def choose_layers(
 
 def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
     """The rows to look at, their classes, and how many classes there must be."""
-    rows = task.train
-    if layers.num_examples is not None and layers.num_examples < len(rows):
-        rows = rows.take(np.random.default_rng(_SEED).permutation(len(rows))[: layers.num_examples])
+    rows = _drawn_rows(layers, task)
     assert rows.labels is not None
     if task.labels is None:
         return rows, bins_of(rows.labels, layers.num_bins or 2), None
     return rows, rows.labels, len(task.labels)
+
+
+def _drawn_rows(layers: LayersConfig, task: Task) -> Rows:
+    rows = task.train
+    if layers.num_examples is not None and layers.num_examples < len(rows):
+        rows = rows.take(np.random.default_rng(_SEED).permutation(len(rows))[: layers.num_examples])
+    return rows
+
+
+def word_states(
+    backbone: Backbone, rows: Rows, max_length: int, batch_size: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the hidden state of words at their first token: of each tag at most `_WORDS_OF_A_TAG`, drawn at random.
+
+    The paper knows no tagging; that words take the place of rows and tags that of classes is ours.
+
+    Args:
+        backbone: The backbone, before it is adapted.
+        rows: Rows of words with tags.
+        max_length: Most tokens of a row.
+        batch_size: Rows of a forward pass.
+        device: Device to compute on.
+
+    Returns:
+        float32, shape (layers, words, d), and the tags, shape (words,).
+    """
+    import torch
+
+    encoded = encode(rows, backbone.load_tokenizer(), max_length)
+    assert encoded.labels is not None
+    drawn: list[np.ndarray] = []
+    generator = np.random.default_rng(_SEED)
+    for tag in np.unique(encoded.labels[encoded.labels >= 0]):
+        drawn.append(generator.permutation(np.flatnonzero(encoded.labels == tag))[:_WORDS_OF_A_TAG])
+    tokens = np.sort(np.concatenate(drawn))
+    row_of_token = np.searchsorted(encoded.offsets, tokens, side="right") - 1
+    layer_states = _layer_states(backbone, device)
+    found: np.ndarray | None = None
+    chosen = np.unique(row_of_token)
+    for start in range(0, len(chosen), batch_size):
+        indices = chosen[start : start + batch_size]
+        with torch.inference_mode():
+            states = layer_states(collate(encoded, indices).to(torch.device(device)).inputs)
+        words = np.flatnonzero(np.isin(row_of_token, indices))
+        places = np.searchsorted(indices, row_of_token[words]), tokens[words] - encoded.offsets[row_of_token[words]]
+        if found is None:
+            found = np.empty((len(states), len(tokens), states[0].shape[-1]), dtype=np.float32)
+        for layer, state in enumerate(states):
+            found[layer, words] = state.float().cpu().numpy()[places]
+    assert found is not None
+    return found, encoded.labels[tokens]
+
+
+def _layer_states(backbone: Backbone, device: str) -> Callable[[Any], list[torch.Tensor]]:
+    """A function that computes the states of layers 1..L, each of shape (rows, tokens, d), of the encoder's inputs."""
+    import torch
+
+    model: torch.nn.Module = backbone.build_model(2).eval()
+    model.to(device)
+    encoder: Any = model.get_submodule(backbone.anatomy.encoder)
+    # Where the norms come first, the encoder's last state alone is normed: so is each, as if the encoder ended there.
+    above = backbone.anatomy.above_layers
+    final_norm = model.get_submodule(above[0]) if backbone.anatomy.norm_first else torch.nn.Identity()
+
+    def states(inputs: Any) -> list[torch.Tensor]:
+        *inner, last = encoder(**inputs, output_hidden_states=True).hidden_states[1:]
+        return [*map(final_norm, inner), last]
+
+    return states
 
 
 def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: int, device: str) -> np.ndarray:
@@ -159,12 +244,7 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
     """
     import torch
 
-    anatomy, tokenizer = backbone.anatomy, backbone.load_tokenizer()
-    model: torch.nn.Module = backbone.build_model(2).eval()
-    model.to(device)
-    encoder: Any = model.get_submodule(anatomy.encoder)
-    # Where the norms come first, the encoder's last state alone is normed: so is each, as if the encoder ended there.
-    final_norm = model.get_submodule(anatomy.above_layers[0]) if anatomy.norm_first else torch.nn.Identity()
+    tokenizer, layer_states = backbone.load_tokenizer(), _layer_states(backbone, device)
     order = sorted(range(len(rows)), key=lambda index: -sum(len(column[index]) for column in rows.texts))
     pooled: np.ndarray | None = None
     for start in range(0, len(order), batch_size):
@@ -180,8 +260,7 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
         ).to(device)
         is_text = (1 - batch.pop("special_tokens_mask")) * batch["attention_mask"]
         with torch.inference_mode():
-            *inner, last = encoder(**batch, output_hidden_states=True).hidden_states[1:]
-            states = [*map(final_norm, inner), last]
+            states = layer_states(batch)
         weights = is_text[..., None].float()
         # The state of a row of special tokens alone is zero.
         means = [(state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1) for state in states]

@@ -8,9 +8,10 @@ from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
 
-SOURCES = ("hub", "files", "demo")
-TYPES = ("classification", "regression")
+SOURCES = ("hub", "files", "folder", "demo")
+TYPES = ("classification", "regression", "multilabel", "tagging")
 PROTOCOLS = ("standard", "held_out")
+UNITS = ("words", "characters")
 
 
 @dataclass
@@ -29,17 +30,26 @@ class TaskConfig:
     """One task and the protocol it is run under."""
 
     name: str = MISSING
-    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; demo: generated
+    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; folder: files of
+    # these names in `data_root`; demo: generated
     source: str = MISSING
     dataset: str | None = None
     revision: str | None = None
     subset: str | None = None
     train_file: str | None = None
     validation_file: str | None = None
+    # Rows to report on; those of validation_file then only choose the checkpoint.
+    test_file: str | None = None
     text_columns: list[str] = MISSING
     label_column: str = "label"
     type: str = "classification"
     labels: list[str] | None = None
+    # Multi-label: what separates the labels of a row where they are written as one string, and the probability from
+    # which a label is given; null: the one that scores best on the selection split.
+    label_separator: str = ","
+    threshold: float | None = 0.5
+    # Tagging: how a text whose words are not given is cut, `words` or `characters`.
+    units: str = "words"
     metrics: list[str] = MISSING
     # The primary metric: what `best` means and what tables show.
     metric: str = MISSING
@@ -66,6 +76,7 @@ def check_task(task: TaskConfig) -> None:
         ("task.source", task.source, SOURCES),
         ("task.type", task.type, TYPES),
         ("task.protocol", task.protocol, PROTOCOLS),
+        ("task.units", task.units, UNITS),
     ):
         if value not in allowed:
             raise unknown_choice(key, value, allowed)
@@ -74,6 +85,7 @@ def check_task(task: TaskConfig) -> None:
             f"task={task.name} has no training rows: train task={task.trained_by}, "
             "then `petl-bench predict RUN_DIR --submit OUT_DIR` writes its predictions."
         )
+    _check_files(task)
     if task.source == "files" and task.train_file is None:
         raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
@@ -96,5 +108,29 @@ def _check_names(task: TaskConfig) -> None:
     for key, names in (("text_columns", task.text_columns), ("labels", task.labels or [])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"task.{key} names {twice[0]!r} twice.")
-    if task.labels and len(task.labels) < 2 and task.type == "classification":
+    if task.labels and len(task.labels) < 2 and task.type != "regression":
         raise RequestError("task.labels must name at least two classes.")
+    if task.type == "tagging" and len(task.text_columns) != 1:
+        raise RequestError("task.type=tagging reads one text a row: name one column in task.text_columns.")
+
+
+def _check_files(task: TaskConfig) -> None:
+    """The rows that choose a checkpoint and those that are reported on do not contradict each other."""
+    if task.test_file is not None and (task.validation_file is None or task.protocol == "held_out"):
+        raise RequestError(
+            "task.test_file holds the rows to report on, and those of task.validation_file choose the checkpoint: give "
+            "both, with task.protocol=standard."
+        )
+    if task.source == "folder" and (task.train_file is None or task.validation_file is None):
+        raise RequestError(f"task={task.name} must name task.train_file and task.validation_file.")
+    if task.type != "multilabel":
+        return
+    if not task.label_separator:
+        raise RequestError("task.label_separator must not be empty.")
+    if task.threshold is None and task.protocol == "standard" and task.test_file is None:
+        raise RequestError(
+            "task.threshold=null chooses the threshold on the selection split, which must not be the rows that are "
+            "reported on: give task.protocol=held_out or task.test_file."
+        )
+    if task.threshold is not None and not 0 < task.threshold < 1:
+        raise RequestError(f"task.threshold={task.threshold} must lie between 0 and 1.")

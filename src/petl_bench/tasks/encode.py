@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
@@ -15,6 +15,7 @@ from filelock import FileLock
 from petl_bench.errors import RequestError, first_line
 from petl_bench.process import atomic_write, cache_dir
 from petl_bench.tasks.rows import Rows
+from petl_bench.tasks.tagging import TaggedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,32 @@ if TYPE_CHECKING:
 CACHE_VERSION = 2
 _CHUNK = 2000
 
+# The label of tokens at which the loss does not look, in torch and in transformers.
+NO_LABEL = -100
+
+# How byte-level tokenizers write a space.
+_SPACE = "\u0120"
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    """Where the words of tagged rows are among their tokens.
+
+    Attributes:
+        tokens: The first token of each word, an index into `EncodedRows.ids`, shape (words,); -1 for a word that the
+            model does not see, as the length limit cuts it or the tokenizer makes no token of it.
+        offsets: The words of row i are `tokens[offsets[i]:offsets[i + 1]]`; shape (rows + 1,).
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+    def is_seen(self, row: int) -> np.ndarray:
+        """Whether the model sees each word of a row."""
+        seen: np.ndarray = self.tokens[self.offsets[row] : self.offsets[row + 1]] >= 0
+        return seen
 
 
 @dataclass(frozen=True)
@@ -34,9 +60,11 @@ class EncodedRows:
         ids: Token ids of all rows, int32, shape (tokens,).
         types: Segment ids likewise, uint8; None where the model has none.
         offsets: Row i is `ids[offsets[i]:offsets[i + 1]]`; int64, shape (rows + 1,).
-        labels: As in `Rows`.
+        labels: As in `Rows`. Of a tagging task, one a token, shape (tokens,): the tag of a word at its first token, and
+            `NO_LABEL` at all others.
         pad_id: The id that padding uses.
         num_cut: Tokens that the rows had beyond the length limit.
+        words: The words of a tagging task; None in others.
     """
 
     ids: np.ndarray
@@ -45,6 +73,12 @@ class EncodedRows:
     labels: np.ndarray | None
     pad_id: int
     num_cut: int = 0
+    words: EncodedWords | None = None
+
+    @property
+    def read_tokens(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The tokens at which a tagger is read, and where those of each row begin; None in other tasks."""
+        return None if self.words is None else (self.words.tokens, self.words.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -69,23 +103,62 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, c
         Token ids of all rows without padding.
 
     Raises:
-        RequestError: If `max_length` leaves no room for the texts, or the tokenizer has no separator that is needed.
+        RequestError: If `max_length` leaves no room for the texts, or the tokenizer has no separator that is needed, or
+            cannot say which word a token is of.
     """
     _check_room(len(rows.texts), tokenizer, max_length)
+    if isinstance(rows, TaggedRows):
+        _prepare_for_words(tokenizer)
     file = cache_dir() / "tokens" / f"{_content_key(rows, tokenizer, max_length)}.npz"
     arrays = _read(file) if cached else None
     if arrays is None:
         arrays = _tokenize(rows, tokenizer, max_length)
         if cached:
             _write(file, arrays)
+    labels, words = rows.labels, None
+    if isinstance(rows, TaggedRows):
+        words = EncodedWords(arrays["word_tokens"], rows.word_offsets)
+        labels = None if rows.labels is None else _token_labels(rows.labels, words.tokens, len(arrays["ids"]))
     return EncodedRows(
         arrays["ids"],
         arrays.get("types"),
         arrays["offsets"],
-        rows.labels,
+        labels,
         pad_id=int(tokenizer.pad_token_id or 0),
         num_cut=int(arrays["num_cut"]),
+        words=words,
     )
+
+
+def _prepare_for_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets byte-pair tokenizers that know words by the space before them put one before every word."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise RequestError(
+            f"task.type=tagging needs a tokenizer that knows which word a token is of: {type(tokenizer).__name__} does "
+            "not. Save it as tokenizer.json."
+        )
+    vocabulary = tokenizer.get_vocab()
+    if not any(token.startswith(_SPACE) for token in vocabulary if token != _SPACE):
+        return
+    for part in _pre_tokenizers(backend.pre_tokenizer):
+        if hasattr(part, "add_prefix_space"):
+            part.add_prefix_space = True
+
+
+def _pre_tokenizers(whole: Any) -> list[Any]:
+    """The parts of a sequence of pre-tokenizers, or the only one."""
+    try:
+        return list(whole)
+    except TypeError:
+        return [whole]
+
+
+def _token_labels(tags: np.ndarray, tokens: np.ndarray, num_tokens: int) -> np.ndarray:
+    labels = np.full(num_tokens, NO_LABEL, dtype=np.int64)
+    flat = np.concatenate([np.empty(0, dtype=np.int64), *tags])
+    labels[tokens[tokens >= 0]] = flat[tokens >= 0]
+    return labels
 
 
 def _check_room(num_texts: int, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -111,7 +184,7 @@ def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int
         identity = backend.to_str()
     else:
         identity = json.dumps([type(tokenizer).__name__, tokenizer.init_kwargs], default=str, sort_keys=True)
-    texts = Rows(rows.texts, None).fingerprint()
+    texts = replace(rows, labels=None).fingerprint()
     parts = [CACHE_VERSION, identity, tokenizer.model_input_names, texts, max_length]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -123,15 +196,24 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     types: list[int] = []
     lengths: list[int] = []
     num_cut = 0
+    first_tokens: list[np.ndarray] = []
     for start in tqdm(range(0, len(rows), _CHUNK), desc="tokenizing", unit_scale=_CHUNK, delay=2, disable=None):
-        columns = _as_pair([column[start : start + _CHUNK] for column in rows.texts], tokenizer)
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
-        for row in encoded["input_ids"]:
+        columns: list[list[Any]]
+        if isinstance(rows, TaggedRows):
+            columns = [rows.take(np.arange(start, min(start + _CHUNK, len(rows)))).words]
+        else:
+            columns = _as_pair([column[start : start + _CHUNK] for column in rows.texts], tokenizer)
+        in_words = {"is_split_into_words": isinstance(rows, TaggedRows)}
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False, **in_words)
+        for number, row in enumerate(encoded["input_ids"]):
+            if in_words["is_split_into_words"]:
+                first_tokens.append(_first_tokens(encoded.word_ids(number), len(columns[0][number]), len(ids)))
             ids.extend(row)
             lengths.append(len(row))
         full = [i for i, row in enumerate(encoded["input_ids"]) if len(row) >= max_length]
         if full:
-            uncut = tokenizer(*([column[i] for i in full] for column in columns), padding=False, verbose=False)
+            of_full = ([column[i] for i in full] for column in columns)
+            uncut = tokenizer(*of_full, padding=False, verbose=False, **in_words)
             num_cut += sum(len(row) for row in uncut["input_ids"]) - max_length * len(full)
         for row in encoded.get("token_type_ids", []):
             types.extend(row)
@@ -142,7 +224,18 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     }
     if types:
         arrays["types"] = np.array(types, dtype=np.uint8)
+    if isinstance(rows, TaggedRows):
+        arrays["word_tokens"] = np.concatenate(first_tokens)
     return arrays
+
+
+def _first_tokens(word_of_token: list[int | None], num_words: int, start: int) -> np.ndarray:
+    """The first token of each word of a row whose tokens begin at `start`; -1 for words without one."""
+    found = np.full(num_words, -1, dtype=np.int64)
+    for position, word in enumerate(word_of_token):
+        if word is not None and found[word] < 0:
+            found[word] = start + position
+    return found
 
 
 def _as_pair(columns: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:

@@ -5,10 +5,13 @@ Runs call the metrics directly: they need no cache of predictions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
 
+from petl_bench.records.predictions import names_by_row
 from petl_bench.tasks.metrics import METRICS
 
 
@@ -27,12 +30,15 @@ class TaskMetric(evaluate.Metric):
         super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
-        kind = "int64" if self._spec.task_type == "classification" else "float64"
+        kinds = {"classification": datasets.Value("int64"), "regression": datasets.Value("float64")}
+        kind = kinds.get(self._spec.task_types[0], datasets.List(datasets.Value("string")))
         return evaluate.MetricInfo(
-            description=f"{self.config_name} as computed by scikit-learn or scipy",
+            description=f"{self.config_name} as computed by scikit-learn, scipy or seqeval",
             citation="",
-            features=datasets.Features({"predictions": datasets.Value(kind), "references": datasets.Value(kind)}),
+            features=datasets.Features({"predictions": kind, "references": kind}),
         )
 
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
-        return {self.config_name: self._spec.score(np.asarray(references), np.asarray(predictions))}
+    def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+        in_names = self._spec.task_types[0] in ("multilabel", "tagging")
+        columns = [names_by_row(one) if in_names else np.asarray(one) for one in (references, predictions)]
+        return {self.config_name: self._spec.score(*columns)}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from petl_bench.errors import RequestError
+from petl_bench.process import user_path
+from petl_bench.records.predictions import names_by_row
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.entities import entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.metrics import METRICS, check_metrics
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
 from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
+from petl_bench.tasks.tagging import read_columns, tag_names, tagged_rows, without_tags
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Task:
 
     Attributes:
         settings: What it was loaded from.
-        labels: Class names; None for regression.
+        labels: Names of the classes or tags; None for regression.
         train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
@@ -55,6 +62,38 @@ class Task:
         """Whether the rows to report on are those that choose the checkpoint, so that they are scored once."""
         return self.report is self.selection
 
+    @property
+    def scheme(self) -> str | None:
+        """The tagging scheme; None for other types of tasks."""
+        return scheme_of(self.labels or (), "task.labels") if self.settings.type == "tagging" else None
+
+    def rows_by_split(self) -> dict[str, Rows]:
+        """The rows in use, by the names of their splits in the record."""
+        rows = {"train": self.train, self.selection_split: self.selection, self.report_split: self.report}
+        return rows | {name: item.rows for name, item in self.extra.items()}
+
+    def tags(self, rows: Rows) -> list[list[str]]:
+        """The tags of each row of a tagging task, as readers of entities take them."""
+        assert self.labels is not None
+        assert rows.labels is not None
+        names = entity_tags(self.labels)
+        return [[names[tag] for tag in of_row] for of_row in rows.labels]
+
+    def given_names(self, rows: Rows) -> np.ndarray:
+        """The tags or labels of each row of a tagging or multi-label task, as `names_by_row` has them."""
+        if self.settings.type == "tagging":
+            return names_by_row(self.tags(rows))
+        assert self.labels is not None
+        assert rows.labels is not None
+        return names_by_row([self.labels[index] for index in np.flatnonzero(of_row)] for of_row in rows.labels)
+
+    def without_beginning(self) -> dict[str, int]:
+        """Entities by split that begin with the tag of an inner word; empty unless the scheme marks beginnings."""
+        if self.scheme not in ("BIO", "BIOES"):
+            return {}
+        splits = self.rows_by_split().items()
+        return {name: sum(map(without_beginning, self.tags(rows))) for name, rows in splits}
+
     def fingerprint(self) -> str:
         """Hex sha256 of all rows in use."""
         extra = [item.rows for item in self.extra.values()]
@@ -63,9 +102,7 @@ class Task:
 
     def rows_per_split(self) -> dict[str, int]:
         """Number of rows in use, by split."""
-        sizes = {"train": len(self.train), self.selection_split: len(self.selection)}
-        sizes[self.report_split] = len(self.report)
-        return sizes | {name: len(item.rows) for name, item in self.extra.items()}
+        return {name: len(rows) for name, rows in self.rows_by_split().items()}
 
 
 def load_task(settings: TaskConfig, data_root: str | None) -> Task:
@@ -79,13 +116,16 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     table = None if settings.source == "demo" else _read_table(settings, "train", data_root)
     labels = find_labels(settings, table)
     check_metrics(settings.metrics, settings.type, len(labels or []))
-    rows = _demo_rows(settings, "train") if table is None else rows_from_table(table, settings, labels)
+    rows = _demo_rows(settings, "train") if table is None else rows_of_table(table, settings, labels)
     all_train = require_labels(rows, settings, "the training rows")
     held_out, train = _hold_out(settings, all_train)
     if has_validation(settings):
         name = settings.validation_split
         report = require_labels(_read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
         selection, selection_split = (held_out, "train_held_out") if held_out is not None else (report, name)
+        if settings.test_file is not None:
+            name = settings.test_split
+            report = require_labels(_read_rows(settings, "test", labels, data_root), settings, f"the split {name}")
     else:
         assert held_out is not None
         name = selection_split = "train_held_out"
@@ -93,7 +133,17 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     extra = {
         key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))
     }
-    return Task(settings, labels, train, selection, report, selection_split, name, extra)
+    return _checked(Task(settings, labels, train, selection, report, selection_split, name, extra))
+
+
+def _checked(task: Task) -> Task:
+    """Logs what is odd about the tags of a task."""
+    if counts := {name: count for name, count in task.without_beginning().items() if count}:
+        _log.warning(
+            "entities that begin with the tag of an inner word, and are read as entities: %s",
+            ", ".join(f"{count:,} of {name}" for name, count in counts.items()),
+        )
+    return task
 
 
 def has_validation(settings: TaskConfig) -> bool:
@@ -104,7 +154,18 @@ def has_validation(settings: TaskConfig) -> bool:
 def _read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
     if settings.source == "demo":
         return _demo_rows(settings, role)
-    return rows_from_table(_read_table(settings, role, data_root), settings, labels)
+    return rows_of_table(_read_table(settings, role, data_root), settings, labels)
+
+
+def rows_of_table(table: Table, settings: TaskConfig, labels: list[str] | None) -> Rows:
+    """Picks the task's rows out of a table, as `rows_from_table` and `tagged_rows` say."""
+    read = tagged_rows if settings.type == "tagging" else rows_from_table
+    return read(table, settings, labels)
+
+
+def rows_of_texts(texts: tuple[list[str], ...], settings: TaskConfig) -> Rows:
+    """Rows of texts without labels, one list a text column."""
+    return without_tags(texts, settings.units) if settings.type == "tagging" else Rows(texts, None)
 
 
 def _demo_rows(settings: TaskConfig, role: str) -> Rows:
@@ -114,13 +175,49 @@ def _demo_rows(settings: TaskConfig, role: str) -> Rows:
 def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
     """Reads the table of a role, `train` or `validation`."""
     columns = [*settings.text_columns, settings.label_column]
-    if settings.source == "files":
+    if settings.source in ("files", "folder"):
         key = f"{role}_file"
         file = getattr(settings, key)
         if file is None:
             raise RequestError(f"task.{key} must be given: it holds the {role} rows.")
-        return read_table(file, f"task.{key}", columns)
+        return read_file(settings, file_path(settings, file, data_root), f"task.{key}", columns)
     return read_hub_split(settings, settings.subset, getattr(settings, f"{role}_split"), data_root, columns)
+
+
+def file_path(settings: TaskConfig, file: str, data_root: str | None) -> str:
+    """Where a file of the task is: for `source=folder` in `data_root`.
+
+    Raises:
+        RequestError: If there is no such folder.
+    """
+    if settings.source != "folder":
+        return file
+    if data_root is None or not user_path(data_root, "data_root").is_dir():
+        lacking = "needs a folder" if data_root is None else f"needs a folder, and data_root={data_root} is none"
+        names = (settings.train_file, settings.validation_file, settings.test_file)
+        raise RequestError(
+            f"task={settings.name} {lacking}: give data_root=DIR with the files {', '.join(filter(None, names))}"
+            + (f" of {settings.dataset}." if settings.dataset else ".")
+        )
+    return str(user_path(data_root, "data_root") / file)
+
+
+def read_file(settings: TaskConfig, file: str, key: str, columns: list[str]) -> Table:
+    """Reads a table of the task from a file.
+
+    Args:
+        settings: The task.
+        file: The file.
+        key: The setting that named it, for messages.
+        columns: The columns that are wanted.
+
+    Raises:
+        RequestError: If it cannot be read.
+    """
+    if settings.type != "tagging":
+        return read_table(file, key, columns)
+    names = {"words": settings.text_columns[0], "tags": settings.label_column}
+    return read_table(file, key, columns, lambda text, source: read_columns(text, source, **names))
 
 
 def read_subset(
@@ -140,11 +237,11 @@ def read_subset(
         RunError: If the hub cannot be reached.
     """
     columns = [*settings.text_columns, settings.label_column]
-    return rows_from_table(read_hub_split(settings, subset, split, data_root, columns), settings, labels)
+    return rows_of_table(read_hub_split(settings, subset, split, data_root, columns), settings, labels)
 
 
 def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] | None:
-    """The class names: the task's own, else the distinct labels of its training file; None for regression.
+    """Names of classes or tags: the task's own, else the distinct ones of its training file; None for regression.
 
     Args:
         settings: The task.
@@ -156,16 +253,20 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
     if settings.type == "regression":
         return None
     if settings.labels:
+        if settings.type == "tagging":
+            scheme_of(settings.labels, "task.labels")
         return list(settings.labels)
     if settings.source != "files" or settings.train_file is None:
         raise RequestError("task.labels must name the classes.")
     table = table or _read_table(settings, "train", None)
+    if settings.type == "tagging":
+        return tag_names(table, settings)
     if settings.label_column not in table.columns:
         raise RequestError(
             f"task.label_column={settings.label_column} is not a column of {table.source}, which has "
             f"{', '.join(map(repr, table.names))}."
         )
-    return class_names(table, settings.label_column)
+    return class_names(table, settings)
 
 
 def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:

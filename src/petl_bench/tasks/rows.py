@@ -38,7 +38,8 @@ class Rows:
 
     Attributes:
         texts: One list a text column, all of the same length.
-        labels: Class indices (int64) or targets (float64), shape (rows,); None where there are none.
+        labels: Class indices (int64) or targets (float64), shape (rows,); of multi-label rows, 1 for each label that a
+            row has and else 0 (float32), shape (rows, classes); None where there are none.
     """
 
     texts: tuple[list[str], ...]
@@ -89,7 +90,11 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     values = None
     if task.label_column in table.columns:
         # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
-        values = _label_values(table, task.label_column, labels, numbered=task.source == "hub")
+        is_numbered = task.source == "hub"
+        if task.type == "multilabel" and labels is not None:
+            values = _label_sets(table, task, labels, numbered=is_numbered)
+        else:
+            values = _label_values(table, task.label_column, labels, numbered=is_numbered)
     return Rows(texts, values)
 
 
@@ -174,6 +179,37 @@ def _label_values(table: Table, column: str, labels: list[str] | None, *, number
     return np.array(found, dtype="int64")
 
 
+def _label_sets(table: Table, task: TaskConfig, labels: list[str], *, numbered: bool) -> np.ndarray:
+    """Which labels each row has, shape (rows, classes)."""
+    cells = table.columns[task.label_column]
+    if numbered and all(isinstance(cell, list) and all(type(one) is int for one in cell) for cell in cells):
+        names = {index: index for index in range(len(labels))}
+        found: list[list[Any]] = cells
+    else:
+        names = {label: index for index, label in enumerate(labels)}  # type: ignore[misc]
+        found = [_labels_of_cell(cell, table.place(row), task) for row, cell in enumerate(cells)]
+    values = np.zeros((len(cells), len(labels)), dtype=np.float32)
+    for row, given in enumerate(found):
+        for name in given:
+            if name not in names:
+                raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={labels}.")
+            values[row, names[name]] = 1
+    return values
+
+
+def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
+    """The labels of a multi-label row: of a list, or of a string with separators; an empty cell has none."""
+    if _is_missing(cell) or cell in ("", b""):
+        return []
+    if isinstance(cell, str):
+        cell = [part.strip() for part in cell.split(task.label_separator)]
+    names = [label_name(one, place, task.label_column) for one in (cell if isinstance(cell, list) else [cell])]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{place}: the label {twice!r} is given twice.")
+    return names
+
+
 def _target(value: Any, place: str, column: str) -> float:
     if _is_missing(value) or value == "":
         raise RequestError(f"{place} has no label in {column!r}.")
@@ -213,15 +249,20 @@ def label_name(value: Any, place: str, column: str) -> str:
     return name
 
 
-def class_names(table: Table, column: str) -> list[str]:
+def class_names(table: Table, task: TaskConfig) -> list[str]:
     """The distinct labels of a column: whole numbers by value, then all others in alphabetical order.
 
     Raises:
         RequestError: If there are fewer than two, or one marks rows without a label.
     """
-    counts = Counter(label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column]))
-    if not counts:
+    column = task.label_column
+    cells = [(table.place(row), value) for row, value in enumerate(table.columns[column])]
+    if not cells:
         raise RequestError(f"{table.source} holds no rows.")
+    if task.type == "multilabel":
+        counts = Counter(name for place, cell in cells for name in _labels_of_cell(cell, place, task))
+    else:
+        counts = Counter(label_name(value, place, column) for place, value in cells)
     if len(counts) < 2:
         raise RequestError(f"{table.source}: the column {column!r} holds fewer than two labels.")
     _check_marks(counts, table.source)

@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
@@ -54,13 +54,18 @@ class Table:
         return f"{self.source}, row {row + 1}" if self.lines is None else f"{self.source}, line {self.lines[row]}"
 
 
-def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
+# Reads a table from the text of a file, given its name for messages.
+TextReader = Callable[[str, str], Table]
+
+
+def read_table(path: str | Path, key: str, columns: Collection[str], read_text: TextReader | None = None) -> Table:
     """Reads a table; the file's ending gives its format.
 
     Args:
         path: A file in one of `FORMATS`, which may be compressed (`.csv.gz`), or a folder of `.parquet` files.
         key: The setting that named it, for messages.
         columns: The columns that are wanted; those that the table lacks are left out.
+        read_text: Reads files of all endings but `.jsonl` and `.parquet`; None: only those in `FORMATS` are read.
 
     Raises:
         RequestError: If it is missing, of another format, or not what its ending says.
@@ -73,7 +78,8 @@ def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
         name = file.name.lower()
         compressed = name.endswith(".gz")
         ending = Path(name.removesuffix(".gz")).suffix
-        if ending not in FORMATS or (compressed and ending == ".parquet"):
+        by_reader = read_text is not None and ending not in (".jsonl", ".parquet")
+        if not by_reader and (ending not in FORMATS or (compressed and ending == ".parquet")):
             raise RequestError(
                 f"{where}: the ending must be one of {', '.join(FORMATS)}; the first three may be followed by .gz."
             )
@@ -83,7 +89,12 @@ def read_table(path: str | Path, key: str, columns: Collection[str]) -> Table:
             return read_parquet([file], str(file), columns)
         content = file.read_bytes()
         text = _decoded(gzip.decompress(content) if compressed else content, str(file))
-    table = _json_lines(text, str(file)) if ending == ".jsonl" else _delimited(text, str(file), tabs=ending == ".tsv")
+    if read_text is not None and by_reader:
+        table = read_text(text, str(file))
+    elif ending == ".jsonl":
+        table = json_lines(text, str(file))
+    else:
+        table = _delimited(text, str(file), tabs=ending == ".tsv")
     return replace(table, columns={name: values for name, values in table.columns.items() if name in columns})
 
 
@@ -187,7 +198,8 @@ def _check_names(names: Iterable[str], source: str) -> None:
         raise RequestError(f"{source}: the column name {twice[0]!r} occurs twice: rename or remove one of them.")
 
 
-def _json_lines(text: str, source: str) -> Table:
+def json_lines(text: str, source: str) -> Table:
+    """Reads a table of one JSON object a line."""
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):

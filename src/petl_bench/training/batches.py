@@ -11,6 +11,9 @@ from torch import nn
 
 MEGABATCH = 50
 
+# The label of tokens at which the loss does not look, in torch and in transformers.
+NO_LABEL = -100
+
 
 class TokenRows(Protocol):
     """Token ids of many rows without padding; `petl_bench.tasks.encode.EncodedRows` is one."""
@@ -29,7 +32,15 @@ class TokenRows(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """One label for each row; None if the rows have none."""
+        """One label or one line of labels a row, or for rows of words one label a token; None if the rows have none."""
+
+    @property
+    def read_tokens(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What stands for the words of rows of words; None where the model has one output a row.
+
+        The token of each word, an index into `ids`, or -1 for none, shape (words,); and where the words of each row
+        begin among them, shape (rows + 1,).
+        """
 
     @property
     def pad_id(self) -> int:
@@ -82,7 +93,7 @@ class Batch:
     Attributes:
         inputs: `input_ids`, perhaps `attention_mask` (only where there is padding) and `token_type_ids`, each of shape
             (rows, longest).
-        labels: Shape (rows,); None if the rows have none.
+        labels: Shape (rows,), (rows, classes) or, of rows of words, (rows, longest); None if the rows have none.
         num_tokens: Number of tokens, padding excluded.
         num_padded_tokens: Number of tokens, padding included.
         states: Features of the frozen layers for these rows, by layer (0: the embeddings), each of shape
@@ -129,8 +140,22 @@ def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
         types = np.zeros(shape, dtype=np.int64)
         types[mask] = rows.types[flat]
         inputs["token_type_ids"] = torch.from_numpy(types)
-    labels = None if rows.labels is None else torch.from_numpy(_label_dtype(rows.labels[indices]))
+    labels = None
+    if rows.labels is not None and rows.read_tokens is not None:
+        padded = np.full(shape, NO_LABEL, dtype=np.int64)
+        padded[mask] = rows.labels[flat]
+        labels = torch.from_numpy(padded)
+    elif rows.labels is not None:
+        labels = torch.from_numpy(_label_dtype(rows.labels[indices]))
     return Batch(inputs, labels, int(lengths.sum()), mask.size)
+
+
+def loss_terms(rows: TokenRows, indices: np.ndarray) -> int:
+    """Number of terms over which the loss of these rows is a mean: rows, or the words that have a label."""
+    if rows.read_tokens is None:
+        return len(indices)
+    tokens, offsets = rows.read_tokens
+    return int(sum((tokens[offsets[row] : offsets[row + 1]] >= 0).sum() for row in indices))
 
 
 def _label_dtype(labels: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from petl_bench.errors import DivergedError
 from petl_bench.measure.speed import CompileClock
 from petl_bench.records.schema import HistoryEntry
-from petl_bench.training.batches import BatchSource, epoch_batches
+from petl_bench.training.batches import BatchSource, epoch_batches, loss_terms
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import decided_by_main, fast_dropout
@@ -157,17 +157,18 @@ class TrainingLoop:
             yield batches[position]
 
     def _update(self, indices: np.ndarray) -> None:
-        """One update from a batch, split over processes and passes so that each row weighs the same.
+        """One update from a batch, split over processes and passes so that each row (or tagged word) weighs the same.
 
         An update whose gradient overflowed in fp16 is skipped: its batch is spent, and neither the callbacks nor the
         schedule advance.
         """
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
+        num_terms = loss_terms(self.source.rows, indices)
         losses = []
         for number, part in enumerate(passes, start=1):
             is_last = number == len(passes)
             with nullcontext() if is_last else self.accelerator.no_sync(self.state.model):
-                losses.append(self._forward_backward(part, len(indices)))
+                losses.append(self._forward_backward(part, num_terms))
         self.accelerator.clip_grad_norm_(self.parameters, self.train.max_grad_norm)
         progress = self.state.progress
         progress.num_steps += 1
@@ -182,15 +183,17 @@ class TrainingLoop:
         progress.losses.append(torch.stack(losses).sum())
         progress.num_examples += len(indices)
 
-    def _forward_backward(self, indices: np.ndarray, batch_rows: int) -> torch.Tensor:
+    def _forward_backward(self, indices: np.ndarray, terms_of_batch: int) -> torch.Tensor:
         """Adds the gradient of these rows' share of the batch's mean loss, and returns that share of the loss."""
         world = self.accelerator.num_processes
         mine = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
         batch = self.source.batch(mine if len(mine) else indices[:1])
+        terms = loss_terms(self.source.rows, mine)
         with self.accelerator.autocast():
-            loss = self.source.forward(self.state.model, batch, batch.labels).loss
-        share = loss * (len(mine) / batch_rows)
+            outputs = self.source.forward(self.state.model, batch, batch.labels)
+        # The mean over no term is no number.
+        share = outputs.loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)
         if len(mine):

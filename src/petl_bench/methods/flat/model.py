@@ -133,9 +133,10 @@ class FlatNetwork(nn.Module):
         num_states: Hidden states given, the embeddings' included: L + 1.
         hidden_size: Width d of the model.
         config: A `FlatConfig`.
+        pool: How the states of the tokens are pooled; None: as the config says.
     """
 
-    def __init__(self, num_states: int, hidden_size: int, config: Any) -> None:
+    def __init__(self, num_states: int, hidden_size: int, config: Any, pool: str | None = None) -> None:
         super().__init__()
         width = config.width or max(16, hidden_size // 16)
         self.fusion = LayerFusion(num_states, hidden_size, width, config.score, config.include_embeddings)
@@ -147,10 +148,10 @@ class FlatNetwork(nn.Module):
             blocks = [MlpBlock(width, config.dropout) for _ in range(config.num_blocks)]
         self.blocks = nn.ModuleList(blocks)
         self.up = nn.Linear(width, hidden_size)
-        self.pool = config.pool
+        self.pool = pool or config.pool
 
     def forward(self, states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """Pooled features, shape (batch, d).
+        """Pooled features, shape (batch, d); without pooling (batch, tokens, d).
 
         Args:
             states: The L + 1 hidden states, each of shape (batch, tokens, d).
@@ -168,7 +169,7 @@ class FlatModel(SideTuner):
     A reconstruction, FLAT-P: only the paper's abstract could be read.
 
     Args:
-        model: A sequence classifier.
+        model: A sequence classifier or a tagger.
         config: A `FlatConfig`.
         adapter_name: Name of the adapter.
     """
@@ -177,4 +178,5 @@ class FlatModel(SideTuner):
 
     def new_network(self, config: FlatConfig) -> nn.Module:
         """See `SideTuner.new_network`."""
-        return FlatNetwork(self.anatomy.num_layers(self.model.config) + 1, self.model.config.hidden_size, config)
+        shape: Any = self.model.config
+        return FlatNetwork(self.anatomy.num_layers(shape) + 1, shape.hidden_size, config, self.pool_of(config))

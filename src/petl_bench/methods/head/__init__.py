@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, Method, register
 
 if TYPE_CHECKING:
@@ -28,12 +29,17 @@ def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
     """Trains the head, and the pooler if asked for.
 
     The result is a LoRA adapter without targets, so that plain PEFT can save and load it.
+
+    Raises:
+        RequestError: If the pooler is asked for and the model is a tagger, which has none.
     """
     from peft import LoraConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
     from petl_bench.methods.base import with_adapter
 
+    if config.pooler and context.anatomy.is_tagger:
+        raise RequestError("method.pooler=true trains the pooler, which a tagger does not have: leave it out.")
     pooler = context.anatomy.pooler if config.pooler else None
     lora = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=[pooler] if pooler else None)
     return with_adapter(model, lora, context.anatomy)

@@ -50,9 +50,10 @@ class LadderNetwork(nn.Module):
         hidden_size: Its width d.
         num_heads: Its heads, kept in the side network where they divide its width.
         config: An `LstConfig`.
+        pool: How the states of the tokens are pooled; None: as the config says.
     """
 
-    def __init__(self, num_layers: int, hidden_size: int, num_heads: int, config: Any) -> None:
+    def __init__(self, num_layers: int, hidden_size: int, num_heads: int, config: Any, pool: str | None = None) -> None:
         super().__init__()
         width = config.width or max(1, hidden_size // config.reduction)
         kept = [layer for layer in range(num_layers) if layer not in config.drop_layers]
@@ -61,7 +62,7 @@ class LadderNetwork(nn.Module):
                 f"drop_layers={list(config.drop_layers)} must leave some of the layers 0..{num_layers - 1}"
             )
         self.states = [0, *(layer + 1 for layer in kept)]
-        self.num_states, self.temperature, self.pool = num_layers + 1, config.temperature, config.pool
+        self.num_states, self.temperature, self.pool = num_layers + 1, config.temperature, pool or config.pool
         self.downs = nn.ModuleList(nn.Linear(hidden_size, width) for _ in self.states)
         self.gates = nn.Parameter(torch.zeros(len(kept)))
         heads = fitting_heads(width, num_heads)
@@ -69,7 +70,7 @@ class LadderNetwork(nn.Module):
         self.up = nn.Linear(width, hidden_size)
 
     def forward(self, states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        """Pooled features, shape (batch, d).
+        """Pooled features, shape (batch, d); without pooling (batch, tokens, d).
 
         Args:
             states: The L + 1 hidden states, each of shape (batch, tokens, d).
@@ -92,7 +93,7 @@ class LstModel(SideTuner):
     """Ladder side-tuning (Sung et al., NeurIPS 2022, arXiv 2206.06522), carried over to encoders.
 
     Args:
-        model: A sequence classifier.
+        model: A sequence classifier or a tagger.
         config: An `LstConfig`.
         adapter_name: Name of the adapter.
     """
@@ -102,4 +103,5 @@ class LstModel(SideTuner):
     def new_network(self, config: LstConfig) -> nn.Module:
         """See `SideTuner.new_network`."""
         shape: Any = self.model.config
-        return LadderNetwork(self.anatomy.num_layers(shape), shape.hidden_size, shape.num_attention_heads, config)
+        sizes = self.anatomy.num_layers(shape), shape.hidden_size, shape.num_attention_heads
+        return LadderNetwork(*sizes, config, self.pool_of(config))

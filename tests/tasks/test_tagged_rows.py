@@ -1,0 +1,410 @@
+"""Tagged rows: formats, schemes, what is refused, and which token stands for which word."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError
+from petl_bench.tasks.encode import NO_LABEL, encode
+from petl_bench.tasks.entities import entities, entity_places, scheme_of, without_beginning
+from petl_bench.tasks.load import load_task, rows_of_texts
+from petl_bench.tasks.tagging import split_text
+
+COLUMNS = "Empire\tB-loc\nState\tI-loc\nrocks\tO\n\nBob\tB-per\n"
+WORDS = [["Empire", "State", "rocks"], ["Bob"]]
+TAGS = [["B-loc", "I-loc", "O"], ["B-per"]]
+LABELS = ["O", "B-loc", "I-loc", "B-per", "I-per"]
+
+
+def loaded(tmp_path, content, name="train.conll", *overrides):
+    """A task whose rows to train and to report on are those of one file."""
+    file = tmp_path / name
+    if isinstance(content, str):
+        file.write_text(content, encoding="utf-8")
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif name.endswith(".parquet"):
+        pd.DataFrame(content).to_parquet(file)
+    else:
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in content))
+    files = [f"task.train_file='{file}'", f"task.validation_file='{file}'"]
+    return load_task(load_config(["task=tagging", *files, *overrides]).task, None)
+
+
+def tags_of(task):
+    return task.tags(task.train)
+
+
+def refused(tmp_path, content, name="train.conll", *overrides):
+    with pytest.raises(RequestError) as error:
+        loaded(tmp_path, content, name, *overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        COLUMNS,
+        COLUMNS.replace("\n", "\r\n"),
+        COLUMNS.replace("\t", " "),
+        COLUMNS.replace("\t", "   "),
+        # Columns between the first and the last one, and a blank line that holds a tab.
+        COLUMNS.replace("\t", " NN ").replace("\n\n", "\n\t\n\n"),
+        "-DOCSTART- O\n\n" + COLUMNS.replace("\t", " "),
+        "# id = 1\n" + COLUMNS.replace("\n\n", "\n\n# text = Bob, with spaces\n"),
+        "# id 8a domain=train\n" + COLUMNS.replace("\t", " _ _ "),
+        COLUMNS.rstrip("\n"),
+    ],
+)
+def test_conll_columns(tmp_path, content):
+    task = loaded(tmp_path, content)
+    assert task.train.words == WORDS
+    assert tags_of(task) == TAGS
+    assert task.labels == LABELS
+    assert task.scheme == "BIO"
+    assert task.train.texts == (["Empire State rocks", "Bob"],)
+
+
+@pytest.mark.parametrize("name", ["train.txt", "emerging.test.annotated", "train.tsv", "train.bio", "train"])
+def test_conll_columns_under_any_name(tmp_path, name):
+    assert tags_of(loaded(tmp_path, COLUMNS, name)) == TAGS
+
+
+def test_compressed_and_in_utf_16(tmp_path):
+    assert tags_of(loaded(tmp_path, gzip.compress(COLUMNS.encode()), "train.conll.gz")) == TAGS
+    assert tags_of(loaded(tmp_path, COLUMNS.encode("utf-16"))) == TAGS
+
+
+def test_a_number_sign_may_be_a_word(tmp_path):
+    task = loaded(tmp_path, "#\tO\n#one\tB-x\n\n#\tB-x\n")
+    assert task.train.words == [["#", "#one"], ["#"]]
+    spaces = loaded(tmp_path, "# O\nBob B-x\n\n# B-x\n")
+    assert spaces.train.words == [["#", "Bob"], ["#"]]
+
+
+ROWS = [{"tokens": words, "tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.parquet"])
+def test_lists_of_words_and_tags(tmp_path, name):
+    task = loaded(tmp_path, ROWS, name)
+    assert (task.train.words, tags_of(task)) == (WORDS, TAGS)
+
+
+def test_tags_as_numbers(tmp_path):
+    rows = [
+        {"tokens": words, "tags": [LABELS.index(tag) for tag in tags]} for words, tags in zip(WORDS, TAGS, strict=True)
+    ]
+    assert tags_of(loaded(tmp_path, rows, "train.jsonl", f"task.labels={LABELS}")) == TAGS
+    assert "the tags are numbers: name them, from 0 on, with task.labels" in refused(tmp_path, rows, "train.jsonl")
+    few = refused(tmp_path, rows, "train.jsonl", "task.labels=[O,B-loc,I-loc]")
+    assert "train.jsonl, line 2, word 1: the tag 3 is none of 0..2" in few
+
+
+CLUENER = [
+    {"text": "浙商银行的叶老桂", "label": {"company": {"浙商银行": [[0, 3]]}, "name": {"叶老桂": [[5, 7]]}}},
+    {"text": "NBA 好", "label": {"organization": {"NBA": [[0, 2]]}}},
+    {"text": "无", "label": {}},
+]
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.parquet"])
+def test_characters_of_entities_with_the_last_one(tmp_path, name):
+    columns = ["task.text_columns=[text]", "task.label_column=label"]
+    if name == "train.parquet":
+        frame = pd.DataFrame(CLUENER)
+        frame["label"] = frame["label"].map(lambda label: {key: label.get(key) for key in ("company", "name")})
+        frame = frame[:1]
+        frame.to_parquet(tmp_path / name)
+        task = load_task(load_config(["task=tagging", f"task.train_file={tmp_path / name}", *columns,
+                                      f"task.validation_file={tmp_path / name}"]).task, None)  # fmt: skip
+        expected = 1
+    else:
+        task, expected = loaded(tmp_path, CLUENER, name, *columns, "task.units=characters"), 3
+    company = ["B-company", *["I-company"] * 3, "O", "B-name", "I-name", "I-name"]
+    in_nba = ["B-organization", "I-organization", "I-organization", "O"]
+    assert tags_of(task) == [company, in_nba, ["O"]][:expected]
+    assert task.train.words[0] == list("浙商银行的叶老桂")
+
+
+def test_in_words_latin_letters_stay_together(tmp_path):
+    task = loaded(tmp_path, CLUENER, "t.jsonl", "task.text_columns=[text]", "task.label_column=label")
+    assert task.train.words[1] == ["NBA", "好"]
+    assert tags_of(task)[1] == ["B-organization", "O"]
+
+
+def test_entities_that_overlap_are_counted(tmp_path, caplog):
+    row = {"text": "a b c", "label": {"x": {"a b": [[0, 2]]}, "y": {"b": [[2, 2]], "c": [[4, 4]]}}}
+    with caplog.at_level("WARNING"):
+        task = loaded(tmp_path, [row], "t.jsonl", "task.text_columns=[text]", "task.label_column=label")
+    assert tags_of(task) == [["B-x", "I-x", "B-y"]]
+    # Of the rows to train and of those to report on.
+    assert caplog.text.count("1 entities left out, as they overlap longer ones") == 2
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "labels"),
+    [
+        ([["B-x", "E-x", "S-y"], ["O"]], "BIOES",
+         ["O", "B-x", "I-x", "E-x", "S-x", "B-y", "I-y", "E-y", "S-y"]),
+        ([["I-x", "I-y", "O"], ["O"]], "IO", ["O", "I-x", "I-y"]),
+        ([["art-film", "person", "O"], ["O"]], "IO", ["O", "art-film", "person"]),
+        ([["B", "I", "O"], ["O"]], "BIO", ["O", "B", "I"]),
+    ],
+)  # fmt: skip
+def test_schemes(tmp_path, tags, scheme, labels):
+    rows = [{"tokens": words, "tags": one} for words, one in zip(WORDS, tags, strict=True)]
+    task = loaded(tmp_path, rows, "train.jsonl")
+    assert (task.scheme, task.labels) == (scheme, labels)
+
+
+def test_bare_types_are_read_as_inner_words(tmp_path):
+    rows = [{"tokens": ["a", "b", "c"], "tags": ["art-film", "art-film", "O"]}]
+    assert tags_of(loaded(tmp_path, rows, "train.jsonl")) == [["I-art-film", "I-art-film", "O"]]
+    assert entities(["I-art-film", "I-art-film", "O"]) == [("art-film", 0, 1)]
+
+
+def test_an_inner_word_without_a_beginning_is_counted_and_begins_an_entity(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        task = loaded(tmp_path, "a\tO\nb\tI-x\nc\tI-x\nd\tB-y\ne\tI-x\n\nf\tB-x\ng\tI-x\n")
+    assert task.without_beginning() == {"train": 2, "validation": 2}
+    assert caplog.text.count("begin with the tag of an inner word") == 1
+    assert "2 of train, 2 of validation" in caplog.text
+    assert entities(tags_of(task)[0]) == [("x", 1, 2), ("y", 3, 3), ("x", 4, 4)]
+    assert without_beginning(["B-x", "I-x", "E-x", "S-x", "E-x"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a\tO\nb\n", "line 2: the number of columns is 1, but the first word has 2: one tab separates"),
+        ("a\tO\nb\tI\tx\n", "line 2: the number of columns is 3, but the first word has 2"),
+        ("a O\nb NN O\n", "line 2: the number of columns is 3, but the first word has 2: spaces separate"),
+        ("a\tO\n\tO\n", "line 2: the word is missing"),
+        ("a\tB-x\nb\t\n", "line 2: the tag is missing"),
+        ("a\nb\n", "task.label_column=tags is not a column of"),
+        ("", "train.conll holds no rows."),
+        ("# a comment\n\n", "train.conll holds no rows."),
+        ("a\tO\n", "all tags are O, the one of words outside of entities"),
+        ("a\tperson\n", "no tag is O"),
+        ("a\tO\nb\tL-x\nc\tU-y\n", "L, U are of none of the schemes IO, BIO, BIOES: write E for L, S for U."),
+        ("a\tO\nb\tB-x\nc\tperson\n", "the tag 'person' has no letter in front and 'B-x' has"),
+        (b"a\tO\n\xff\tO\n", "line 2: the byte 0xff is no text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_columns_is_said_with_the_line(tmp_path, content, said):
+    assert said in refused(tmp_path, content)
+
+
+def test_a_tag_that_no_training_row_has_is_refused_with_its_line(tmp_path):
+    train, dev = tmp_path / "train.conll", tmp_path / "dev.conll"
+    train.write_text(COLUMNS)
+    dev.write_text("a\tO\n\nb\tO\nc\tI-per\nd\tB-org\n")
+    cfg = load_config(["task=tagging", f"task.train_file={train}", f"task.validation_file={dev}"])
+    with pytest.raises(RequestError, match=r"dev.conll, line 5: the tag 'B-org' is none of task.labels="):
+        load_task(cfg.task, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "line 1: the number of tags is 1, but the number of words 2"),
+        ({"tokens": ["a"], "tags": "O"}, "the tags must be a list of names, or of numbers"),
+        ({"tokens": ["a", ""], "tags": ["O", "O"]}, "line 1, word 2: a word must be text and not empty"),
+        ({"tokens": ["a", 3], "tags": ["O", "O"]}, "line 1, word 2: a word must be text and not empty, but here is 3"),
+        ({"tokens": [], "tags": []}, "all tags are O"),
+        ({"tokens": None, "tags": ["O"]}, "line 1: there must be a list of words or a text, not NoneType"),
+        ({"tokens": ["a"]}, "task.label_column=tags is not a column of"),
+        ({"tokens": "a b", "tags": {"x": {"b": [[2, 3]]}}}, "the characters 2 to 3 are 'b', not 'b'"),
+        ({"tokens": "a bc", "tags": {"x": {"c": [[3, 3]]}}}, "'c' begins or ends within a word: give task.units"),
+        ({"tokens": "a b", "tags": {"x": {"b": [2, 2]}}}, "entities must be written as {type: {surface:"),
+        ({"tokens": "a b", "tags": ["O", "O"]}, "entities must be written as {type: {surface:"),
+    ],
+)
+def test_what_is_wrong_with_lists_and_spans_is_said_with_the_line(tmp_path, row, said):
+    if "the characters 2 to 3" in said:
+        row, said = {"tokens": "a bc", "tags": {"x": {"b": [[2, 3]]}}}, "the characters 2 to 3 are 'bc', not 'b': count"
+    assert said in refused(tmp_path, [row], "train.jsonl")
+
+
+def test_other_refusals(tmp_path):
+    assert "a tagging task reads no .csv files" in refused(tmp_path, "tokens,tags\na,O\n", "train.csv")
+    assert "name one column in task.text_columns" in refused(tmp_path, COLUMNS, "a.conll", "task.text_columns=[a,b]")
+    said = refused(tmp_path, COLUMNS, "a.conll", "task.metrics=[accuracy]", "task.metric=accuracy")
+    assert "accuracy does not fit task.type=tagging; entity_f1, entity_precision, entity_recall do" in said
+    with pytest.raises(RequestError, match=r"task\.test_file holds the rows to report on"):
+        load_config(["task=tagging", "task.train_file=a", "task.test_file=b"])
+    with pytest.raises(
+        RequestError, match=r"task=wnut17 needs a folder: give data_root=DIR with the files wnut17train"
+    ):
+        load_task(load_config(["task=wnut17"]).task, None)
+
+
+def test_scheme_of_given_labels():
+    assert scheme_of(["O", "B-x", "I-x"], "task.labels") == "BIO"
+    with pytest.raises(RequestError, match=r"^task.labels: no tag is O"):
+        scheme_of(["B-x", "I-x"], "task.labels")
+
+
+def test_the_order_of_tags_is_that_of_no_hash_seed(tmp_path):
+    file = tmp_path / "train.conll"
+    file.write_text("".join(f"w\t{letter}-{kind}\n" for kind in "zaqmb" for letter in "IB") + "w\tO\n")
+    script = (
+        "from petl_bench.config import load_config; from petl_bench.tasks.load import find_labels; "
+        f"print(find_labels(load_config(['task=tagging', 'task.train_file={file}']).task))"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        )
+        found.add(done.stdout)
+    assert found == {f"{['O', *(f'{letter}-{kind}' for kind in 'abmqz' for letter in 'BI')]}\n"}
+
+
+def test_texts_are_cut_into_words_or_characters():
+    def words(text, units="words"):
+        return [text[begin:end] for begin, end in split_text(text, units)]
+
+    assert words("Bob's flat, in  New-York.") == ["Bob", "'", "s", "flat", ",", "in", "New", "-", "York", "."]
+    assert words("在2009年NBA") == ["在", "2009", "年", "NBA"]
+    assert words("हिन्दी में") == ["हिन्दी", "में"]
+    assert words("a b1", "characters") == ["a", "b", "1"]
+    assert words(" \n") == []
+    assert entity_places(["O", "B-x", "I-x"], [(0, 1), (3, 4), (5, 6)]) == [("x", 3, 6)]
+
+
+# Encoding
+
+
+def fast(tokenizer, **special):
+    tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **(tokens | special))
+
+
+def with_ends(tokenizer):
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+CORPUS = ["New York is big and the weather is cold", "the new weather in York is not cold", "York York New New"] * 4
+
+
+def byte_pairs():
+    """RoBERTa's kind: a word is known by the space before it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    )
+    return fast(with_ends(made))
+
+
+def word_pieces():
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    vocabulary = [*SPECIAL, "new", "york", "wea", "##ther", "叶", "老", "a", "##b", "##s"]
+    made.model = models.WordPiece({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]")
+    return fast(with_ends(made))
+
+
+def unigram():
+    """SentencePiece's kind: a mark stands for the space before a word."""
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=60, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
+    )
+    return fast(with_ends(made))
+
+
+def encoded(tmp_path, tokenizer, words, tags, max_length=64):
+    rows = [{"tokens": one, "tags": of_one} for one, of_one in zip(words, tags, strict=True)]
+    task = loaded(tmp_path, rows, "train.jsonl", f"task.labels={LABELS}")
+    found = encode(task.train, tokenizer, max_length, cached=False)
+    tokens = [
+        tokenizer.convert_ids_to_tokens(found.ids[begin:end].tolist())
+        for begin, end in zip(found.offsets[:-1], found.offsets[1:], strict=True)
+    ]
+    return found, tokens
+
+
+@pytest.mark.parametrize("make", [byte_pairs, word_pieces, unigram])
+def test_the_first_token_of_a_word_carries_its_tag(tmp_path, make):
+    words = [["New", "York", "weathers"], ["cold"]]
+    found, tokens = encoded(tmp_path, make(), words, [["B-loc", "I-loc", "O"], ["B-per"]])
+    for row, (begin, end) in enumerate(zip(found.offsets[:-1], found.offsets[1:], strict=True)):
+        labels, firsts = found.labels[begin:end], found.words.tokens[slice(*found.words.offsets[row : row + 2])]
+        assert labels[0] == labels[-1] == NO_LABEL, "special tokens carry no tag"
+        assert np.flatnonzero(labels != NO_LABEL).tolist() == (firsts - begin).tolist()
+    first, second = ([LABELS[tag] for tag in found.labels[a:b] if tag >= 0] for a, b in
+                     zip(found.offsets[:-1], found.offsets[1:], strict=True))  # fmt: skip
+    assert (first, second) == (["B-loc", "I-loc", "O"], ["B-per"])
+    assert len(found.ids) > 4 + 4, "some word has several tokens"
+    assert all(row[0] == "[CLS]" and row[-1] == "[SEP]" for row in tokens)
+
+
+def test_byte_pairs_have_a_space_before_every_word(tmp_path):
+    tokenizer = byte_pairs()
+    _, tokens = encoded(tmp_path, tokenizer, [["York", "York", "is"]], [["B-loc", "B-loc", "O"]])
+    assert tokens == [["[CLS]", "ĠYork", "ĠYork", "Ġis", "[SEP]"]]
+
+
+def test_word_pieces_by_hand(tmp_path):
+    words = [["New", "York", "weather", "ab", "???", "叶", "老"]]
+    tags = [["B-loc", "I-loc", "O", "O", "O", "B-per", "I-per"]]
+    found, tokens = encoded(tmp_path, word_pieces(), words, tags)
+    unknown = ["[UNK]"] * 3
+    assert tokens == [["[CLS]", "new", "york", "wea", "##ther", "a", "##b", *unknown, "叶", "老", "[SEP]"]]
+    no = NO_LABEL
+    assert found.labels.tolist() == [no, 1, 2, 0, no, 0, no, 0, no, no, 3, 4, no]
+    assert found.words.tokens.tolist() == [1, 2, 3, 5, 7, 10, 11]
+
+
+def test_chinese_has_one_token_a_character(tmp_path):
+    text = "叶老在a"
+    rows = [{"text": text, "label": {"name": {"叶老": [[0, 1]]}}}]
+    task = loaded(tmp_path, rows, "t.jsonl", "task.text_columns=[text]", "task.label_column=label")
+    found = encode(task.train, word_pieces(), 16, cached=False)
+    assert len(found.ids) == len(text) + 2
+    assert [task.labels[tag] if tag >= 0 else None for tag in found.labels] == [
+        None, "B-name", "I-name", "O", "O", None
+    ]  # fmt: skip
+
+
+def test_words_beyond_the_length_and_without_a_token_are_not_seen(tmp_path):
+    words, tags = [["New", "\u200b", "York", "weather", "York"]], [["B-loc", "I-loc", "I-loc", "O", "B-loc"]]
+    found, tokens = encoded(tmp_path, word_pieces(), words, tags, max_length=5)
+    # BERT's normalizer removes the second word; of the fourth one, the first piece is there.
+    assert tokens == [["[CLS]", "new", "york", "wea", "[SEP]"]]
+    assert found.words.tokens.tolist() == [1, -1, 2, 3, -1]
+    assert found.words.is_seen(0).tolist() == [True, False, True, True, False]
+    assert found.labels.tolist() == [NO_LABEL, 1, 2, 0, NO_LABEL]
+    # [CLS] new york wea ##ther york [SEP]
+    assert found.num_cut == 2
+
+
+def test_the_cache_knows_words_from_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
+    tokenizer, settings = word_pieces(), load_config(["task=tagging", "task.train_file=x"]).task
+    rows = rows_of_texts((["new york", "ab"],), settings)
+    first, second = (encode(rows, tokenizer, 16) for _ in range(2))
+    assert first.words.tokens.tolist() == second.words.tokens.tolist() == [1, 2, 5]
+    assert encode(rows.take(np.array([1])), tokenizer, 16).words.tokens.tolist() == [1]
+    empty = encode(rows_of_texts(([""],), settings), tokenizer, 16)
+    assert empty.ids.tolist() == [2, 3]
+    assert empty.words.tokens.tolist() == []
