@@ -13,7 +13,7 @@ import pytest
 from petl_bench.cli import main
 from petl_bench.records.store import find_records
 
-TINY = ["backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",
+TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",
         "measure.ledger=false", "measure.inference=false"]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def test_two_processes_give_the_same_bits(tmp_path):
     assert main([*run, f"runs_dir={tmp_path / 'here'}"]) == 0
     spawn(sys.executable, "-m", "petl_bench", *run, "runs_dir=there", cwd=tmp_path, PYTHONHASHSEED="1")
     here, there = (
-        {folder.name: outcome(folder) for folder in (tmp_path / name).glob("demo-*")} for name in ("here", "there")
+        {folder.name: outcome(folder) for folder in (tmp_path / name).glob("smoke-*")} for name in ("here", "there")
     )
     assert len(here) == 3
     assert here == there

@@ -45,7 +45,8 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
                 path = user_path(file, f"task.{role}_file")
                 found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
-        wanted = [(task.subset, task.train_split), (task.subset, task.validation_split)]
+        splits = [task.train_split, task.validation_split, *([task.test_split] if task.protocol == "test" else [])]
+        wanted = [(task.subset, split) for split in splits]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = user_path(cfg.data_root, "data_root")
         found |= {

@@ -8,9 +8,9 @@ from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
 
-SOURCES = ("hub", "files", "demo")
+SOURCES = ("hub", "files", "package", "demo")
 TYPES = ("classification", "regression")
-PROTOCOLS = ("standard", "held_out")
+PROTOCOLS = ("standard", "held_out", "test")
 
 
 @dataclass
@@ -29,7 +29,8 @@ class TaskConfig:
     """One task and the protocol it is run under."""
 
     name: str = MISSING
-    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; demo: generated
+    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; package: ships
+    # with this program; demo: generated
     source: str = MISSING
     dataset: str | None = None
     revision: str | None = None
@@ -50,12 +51,15 @@ class TaskConfig:
     also_submit: dict[str, ExtraSplit] = field(default_factory=dict)
     submission: str | None = None
     trained_by: str | None = None
-    # standard: select and report on the validation split; held_out: select on training rows kept apart.
+    # standard: select and report on the validation split; held_out: select on training rows kept apart, report on the
+    # validation split; test: select on the validation split, report on the test split.
     protocol: str = "standard"
     num_held_out_examples: int = 1000
     # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
     num_train_examples: int | None = None
-    # Seed of the subset, the held-out rows and the demo's sentences; apart from train.seed.
+    # The same for a few rows of each class, as many of every one.
+    rows_per_class: int | None = None
+    # Seed of the subset, the held-out rows, the classes left out and the generated sentences; apart from train.seed.
     data_seed: int = 42
     max_length: int = 128
 
@@ -79,12 +83,34 @@ def check_task(task: TaskConfig) -> None:
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
     _check_names(task)
-    for key in ("num_train_examples", "num_held_out_examples", "max_length"):
+    _check_draw(task)
+    for key in ("num_train_examples", "rows_per_class", "num_held_out_examples", "max_length"):
         count = getattr(task, key)
         if count is not None and count < 1:
             raise RequestError(f"task.{key}={count} must be at least 1.")
     if task.data_seed < 0:
         raise RequestError(f"task.data_seed={task.data_seed} must not be negative.")
+
+
+def _check_draw(task: TaskConfig) -> None:
+    """The rows that train are chosen in one way, by a protocol that the source has the splits for."""
+    if task.protocol == "test" and task.source == "files":
+        raise RequestError(
+            "task.protocol=test is for data sets with a test split: give your test rows as task.validation_file, and "
+            "choose the checkpoint on training rows with task.protocol=held_out."
+        )
+    if task.rows_per_class is None:
+        return
+    if task.type != "classification":
+        raise RequestError(
+            f"task.rows_per_class={task.rows_per_class} is for classes, which task.type={task.type} has not: use "
+            "task.num_train_examples."
+        )
+    if task.num_train_examples is not None:
+        raise RequestError(
+            f"task.rows_per_class={task.rows_per_class} and task.num_train_examples={task.num_train_examples} both say "
+            "which rows train: set one of them to null."
+        )
 
 
 def _check_names(task: TaskConfig) -> None:

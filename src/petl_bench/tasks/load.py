@@ -81,19 +81,26 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     check_metrics(settings.metrics, settings.type, len(labels or []))
     rows = _demo_rows(settings, "train") if table is None else rows_from_table(table, settings, labels)
     all_train = require_labels(rows, settings, "the training rows")
-    held_out, train = _hold_out(settings, all_train)
-    if has_validation(settings):
-        name = settings.validation_split
-        report = require_labels(_read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
-        selection, selection_split = (held_out, "train_held_out") if held_out is not None else (report, name)
-    else:
+    held_out, train = _hold_out(settings, all_train, labels)
+
+    def read_split(role: str) -> tuple[Rows, str]:
+        name = getattr(settings, f"{role}_split")
+        return require_labels(_read_rows(settings, role, labels, data_root), settings, f"the split {name}"), name
+
+    if not has_validation(settings):
         assert held_out is not None
-        name = selection_split = "train_held_out"
-        report = selection = held_out
+        report, report_split = held_out, "train_held_out"
+    else:
+        report, report_split = read_split("test" if settings.protocol == "test" else "validation")
+    selection, selection_split = report, report_split
+    if held_out is not None:
+        selection, selection_split = held_out, "train_held_out"
+    elif settings.protocol == "test":
+        selection, selection_split = read_split("validation")
     extra = {
         key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))
     }
-    return Task(settings, labels, train, selection, report, selection_split, name, extra)
+    return Task(settings, labels, train, selection, report, selection_split, report_split, extra)
 
 
 def has_validation(settings: TaskConfig) -> bool:
@@ -112,7 +119,7 @@ def _demo_rows(settings: TaskConfig, role: str) -> Rows:
 
 
 def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
-    """Reads the table of a role, `train` or `validation`."""
+    """Reads the table of a role: `train`, `validation` or `test`."""
     columns = [*settings.text_columns, settings.label_column]
     if settings.source == "files":
         key = f"{role}_file"
@@ -168,10 +175,11 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
     return class_names(table, settings.label_column)
 
 
-def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
+def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tuple[Rows | None, Rows]:
     """Splits training rows into held-out ones (None where the protocol needs none) and those to train on.
 
     One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
+    With `rows_per_class` the first K of each class train.
     """
     if not has_validation(settings):
         if settings.protocol == "held_out":
@@ -181,17 +189,38 @@ def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
             raise RequestError(f"{len(rows)} training rows are too few to hold some out: give task.validation_file.")
     else:
         num_held_out = settings.num_held_out_examples if settings.protocol == "held_out" else 0
-    if settings.num_train_examples is None and num_held_out == 0:
+    wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
+    key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")
+    if wanted[key] is None and num_held_out == 0:
         return None, rows
-    num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
+    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
+    if settings.rows_per_class is not None:
+        assert labels is not None
+        order, num_train = _few_of_each_first(rows, order, settings.rows_per_class, labels)
+    else:
+        num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
     if num_train < 1 or num_train + num_held_out > len(rows):
         raise RequestError(
-            f"task.num_train_examples={settings.num_train_examples} and {num_held_out} held-out rows do not fit into "
-            f"the {len(rows)} training rows: lower task.num_train_examples or task.num_held_out_examples."
+            f"task.{key}={wanted[key]} and {num_held_out} held-out rows do not fit into the {len(rows)} training rows: "
+            f"lower task.{key} or task.num_held_out_examples."
         )
-    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
     held_out = rows.take(np.sort(order[num_train : num_train + num_held_out])) if num_held_out else None
     return held_out, rows.take(np.sort(order[:num_train]))
+
+
+def _few_of_each_first(rows: Rows, order: np.ndarray, count: int, labels: list[str]) -> tuple[np.ndarray, int]:
+    """Moves the first `count` rows of each class to the front of an order; also returns how many rows these are."""
+    assert rows.labels is not None
+    numbers = np.bincount(rows.labels, minlength=len(labels))
+    if (fewest := int(numbers.min())) < count:
+        remedy = f"lower it to {fewest} or less" if fewest else "leave classes without rows out of task.labels"
+        raise RequestError(
+            f"task.rows_per_class={count}: the class {labels[int(numbers.argmin())]!r} has {fewest} training rows, the "
+            f"fewest of all classes: {remedy}."
+        )
+    classes = rows.labels[order]
+    first = np.concatenate([order[classes == index][:count] for index in range(len(labels))])
+    return np.concatenate([first, order[~np.isin(order, first)]]), len(first)
 
 
 def _extra(

@@ -88,8 +88,8 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     _check_not_empty(table, task.text_columns, texts)
     values = None
     if task.label_column in table.columns:
-        # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
-        values = _label_values(table, task.label_column, labels, numbered=task.source == "hub")
+        # Class labels of data sets are numbered by their names; in a file, 1 may be the label "1".
+        values = _label_values(table, task.label_column, labels, numbered=task.source in ("hub", "package"))
     return Rows(texts, values)
 
 
