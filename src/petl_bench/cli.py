@@ -18,6 +18,7 @@ from typing import Any
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError, first_line
 from petl_bench.process import DEBUG_VARIABLE, debugging, print_error, setup_logging
+from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
@@ -238,6 +239,14 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
         "--any-base",
         action="store_true",
         help="predict even if the backbone is not the one that the run was trained on",
+    )
+    predict.add_argument(
+        "--ood",
+        nargs="?",
+        const=next(iter(OOD_SCORES)),
+        choices=OOD_SCORES,
+        help="of a run with task.ood: also say whether each text is in distribution, by the threshold of this score "
+        "(default: %(const)s)",
     )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     return predict

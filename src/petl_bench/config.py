@@ -38,6 +38,7 @@ from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import gpu_may_be_there
 from petl_bench.tasks.config import TaskConfig, check_task
+from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
 
@@ -130,6 +131,7 @@ def check(cfg: RunConfig) -> None:
         RequestError: If one is out of its range, or contradicts another.
     """
     check_task(cfg.task)
+    check_ood(cfg.task)
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
         raise unknown_choice("tracker", cfg.tracker.name, TRACKERS)

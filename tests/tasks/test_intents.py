@@ -110,9 +110,9 @@ class TestRowsPerClass:
         assert "training rows: 3 of each of the 3 classes, drawn with task.data_seed=42" in caplog.messages
 
     def test_a_class_with_fewer_rows_is_named(self, custom):
-        with pytest.raises(RequestError, match="the class 'c' has 10 training rows.*: lower it to 10 or less"):
+        with pytest.raises(RequestError, match=r"the class 'c' has 10 training rows.*: lower it to 10 or less"):
             load(*custom, "task.rows_per_class=11")
-        with pytest.raises(RequestError, match="the class 'd' has 0 training rows.*out of task.labels"):
+        with pytest.raises(RequestError, match=r"the class 'd' has 0 training rows.*out of task.labels"):
             load(*custom, "task.rows_per_class=1", "task.labels=[a,b,c,d]")
 
     @pytest.mark.parametrize(
@@ -129,6 +129,6 @@ class TestRowsPerClass:
             load_config(overrides)
 
     def test_no_room_for_held_out_rows_is_told(self, custom):
-        with pytest.raises(RequestError, match="task.rows_per_class=10 and 40 held-out rows do not fit into the 60"):
+        with pytest.raises(RequestError, match=r"task.rows_per_class=10 and 40 held-out rows do not fit into the 60"):
             load(*custom, "task.rows_per_class=10", "task.protocol=held_out", "task.num_held_out_examples=40",
                  custom[1].replace("train_file", "validation_file"))  # fmt: skip

@@ -62,6 +62,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "emulate_bf16"): False,
     ("backbone", "dtype"): "fp32",
     ("task", "rows_per_class"): None,
+    ("task", "ood"): None,
+    ("task", "ood_share"): None,
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

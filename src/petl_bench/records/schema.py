@@ -12,6 +12,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from petl_bench.records.predictions import Ood
 from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, migrated, validate
 
 
@@ -285,6 +286,13 @@ class Record:
     # Hex sha256 of each file that the pretrained backbone was read from, by name; None for random weights and in older
     # records.
     base_files: dict[str, str] | None = None
+    # None without task.ood, and in older records.
+    ood: Ood | None = None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of the logits; None for regression."""
+        return self.ood.classes if self.ood is not None else self.config["task"].get("labels")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""

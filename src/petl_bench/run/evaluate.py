@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +32,17 @@ _log = logging.getLogger(__name__)
 def predict_logits(
     model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
+    """Computes the model's logits for every row; see `predict_outputs`."""
+    return predict_outputs(model, source, batch_size, accelerator, lambda outputs: outputs.logits)
+
+
+def predict_outputs(
+    model: torch.nn.Module,
+    source: BatchSource,
+    batch_size: int,
+    accelerator: Accelerator,
+    values: Callable[[Any], torch.Tensor],
+) -> np.ndarray:
     """Computes the model's outputs for every row, in the rows' order.
 
     The batches are distributed over the processes; every process returns all rows.
@@ -40,6 +52,7 @@ def predict_logits(
         source: Batches of the rows.
         batch_size: Rows of a batch.
         accelerator: The process's device, precision and place among the processes.
+        values: Takes from the outputs of a batch what is wanted of them, shape (rows, outputs).
 
     Returns:
         float32, shape (rows, outputs).
@@ -55,15 +68,15 @@ def predict_logits(
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
             outputs = source.forward(model, source.batch(indices))
-            outputs_by_batch.append((indices, outputs.logits.float().cpu().numpy()))
+            outputs_by_batch.append((indices, values(outputs).float().cpu().numpy()))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
         outputs_by_batch = gather_object(outputs_by_batch)
     logits = np.empty((len(source.rows), outputs_by_batch[0][1].shape[1]), dtype=np.float32)
-    for indices, values in outputs_by_batch:
-        logits[indices] = values
+    for indices, of_batch in outputs_by_batch:
+        logits[indices] = of_batch
     if not np.isfinite(logits).all():
         raise DivergedError(
             "The model's outputs are not finite: lower train.learning_rate or use train.precision=fp32."

@@ -9,6 +9,7 @@ from petl_bench.backbones.source import file_sha256, model_files
 from petl_bench.config import RunConfig, resolved
 from petl_bench.process import user_path
 from petl_bench.records.run_key import run_key, run_name
+from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
@@ -54,6 +55,7 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
             for subset, split in wanted
             for file in split_files(root, subset, split)
         }
+    found |= {f"ood/{file.name}": file for file in ood_files(task, cfg.data_root)}
     if cfg.backbone.path is not None:
         folder = user_path(cfg.backbone.path, "backbone.path")
         found |= model_files(folder)

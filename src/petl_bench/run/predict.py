@@ -28,6 +28,7 @@ from petl_bench.tasks.tables import read_table, split_files
 
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
+    from petl_bench.training.batches import BatchSource
 
 
 # What the GLUE server wants in place of label names.
@@ -40,11 +41,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one row: a label with all probabilities, or a value."""
+    """What the model says of one row: a label with all probabilities, or a value.
+
+    `ood_score` is larger for rows that are more in distribution, `in_distribution` whether it reaches the threshold.
+    """
 
     label: str | None = None
     probabilities: dict[str, float] | None = None
     value: float | None = None
+    ood_score: float | None = None
+    in_distribution: bool | None = None
 
 
 class Predictor:
@@ -54,16 +60,22 @@ class Predictor:
         run_dir: The run's folder.
         base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
         any_base: Whether to go on with another backbone than the one that the run was trained on.
+        ood: The score that tells whether a row is in distribution, one of `OOD_SCORES`; None: that is not asked.
 
     Raises:
-        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one.
+        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one, or the run
+            was made without `task.ood` but a score is asked for.
     """
 
-    def __init__(self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> None:
+    def __init__(
+        self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False, ood: str | None = None
+    ) -> None:
         folder = RunFolder(Path(run_dir))
         record = folder.finished()
         if record is None:
             raise RequestError(f"{run_dir} holds no finished run (result.json).")
+        if ood is not None and record.ood is None:
+            raise RequestError(f"--ood: {run_dir} was made without task.ood, which fits a threshold: see docs/ood.md.")
         import torch
         from accelerate.utils import set_seed
 
@@ -71,7 +83,7 @@ class Predictor:
 
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task
-        self.labels = find_labels(self.task)
+        self.labels = find_labels(self.task) if record.ood is None else record.ood.classes
         # On whatever device is here: a run of a GPU machine must be usable on another.
         precision = self.config.train.precision
         if precision == "fp16" and not torch.cuda.is_available():
@@ -84,6 +96,11 @@ class Predictor:
         # A backbone with random weights is the one that was trained only under the same seed.
         set_seed(self.config.train.seed)
         self._model = load_trained(folder, backbone, self.labels).to(self._accelerator.device)
+        self._ood = ood
+        if ood is not None:
+            from petl_bench.run.ood import Detector
+
+            self._detector, self._threshold = Detector.load(folder.path), getattr(record.ood, ood).threshold
 
     def _open_backbone(self, record: Record, folder: Path, base: str | None, *, any_base: bool) -> Backbone:
         layers = resolved_layers(self.config.layers, record.layers)
@@ -109,7 +126,24 @@ class Predictor:
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
         source = BatchSource(encoded, self._accelerator.device)
+        if self._ood is not None:
+            return self._with_ood_scores(source)
         logits = predict_logits(self._model, source, self.config.train.eval_batch_size, self._accelerator)
+        return self._predictions(logits)
+
+    def _with_ood_scores(self, source: BatchSource) -> list[Prediction]:
+        from petl_bench.run.ood import logits_and_vectors
+
+        assert self._ood is not None
+        batch_size = self.config.train.eval_batch_size
+        logits, vectors = logits_and_vectors(self._model, source, batch_size, self._accelerator)
+        scores = self._detector.scores(logits, vectors)[self._ood].tolist()
+        return [
+            replace(one, ood_score=score, in_distribution=score >= self._threshold)
+            for one, score in zip(self._predictions(logits), scores, strict=True)
+        ]
+
+    def _predictions(self, logits: np.ndarray) -> list[Prediction]:
         if self.labels is None:
             return [Prediction(value=float(value)) for value in logits[:, 0]]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -193,14 +227,18 @@ def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: boo
         for prediction in predictions:
             yield json.dumps({name: value for name, value in asdict(prediction).items() if value is not None})
         return
+    with_scores = any(prediction.ood_score is not None for prediction in predictions)
     if header:
-        yield "\t".join(["label", *(f"p({label})" for label in predictor.labels)] if predictor.labels else ["value"])
+        names = ["in_distribution", "ood_score"] if with_scores else []
+        names += ["label", *(f"p({label})" for label in predictor.labels)] if predictor.labels else ["value"]
+        yield "\t".join(names)
     for prediction in predictions:
+        cells = ["yes" if prediction.in_distribution else "no", f"{prediction.ood_score:.4f}"] if with_scores else []
         if prediction.probabilities is None:
-            yield f"{prediction.value:.4f}"
+            cells.append(f"{prediction.value:.4f}")
         else:
-            shares = (f"{share:.4f}" for share in prediction.probabilities.values())
-            yield "\t".join([str(prediction.label), *shares])
+            cells += [str(prediction.label), *(f"{share:.4f}" for share in prediction.probabilities.values())]
+        yield "\t".join(cells)
 
 
 def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterator[Path]:

@@ -59,6 +59,10 @@ class TaskConfig:
     num_train_examples: int | None = None
     # The same for a few rows of each class, as many of every one.
     rows_per_class: int | None = None
+    # Rows that are out of distribution: classes, oos or the name of another data set (`petl_bench.tasks.ood`).
+    ood: str | None = None
+    # With ood=classes, the share of the classes that is kept.
+    ood_share: float | None = None
     # Seed of the subset, the held-out rows, the classes left out and the generated sentences; apart from train.seed.
     data_seed: int = 42
     max_length: int = 128

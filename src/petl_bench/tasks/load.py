@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from petl_bench.errors import RequestError
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics
+from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
 from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
 
@@ -30,20 +31,24 @@ class Task:
 
     Attributes:
         settings: What it was loaded from.
-        labels: Class names; None for regression.
+        labels: Names of the classes that are trained; None for regression.
+        all_labels: Those that are out of distribution included.
         train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
+        ood: Rows of none of the classes, which a trained model is to tell from the report rows; None if not asked for.
     """
 
     settings: TaskConfig
     labels: list[str] | None
+    all_labels: list[str] | None
     train: Rows
     selection: Rows
     report: Rows
     selection_split: str
     report_split: str
     extra: dict[str, ExtraRows] = field(default_factory=dict)
+    ood: Rows | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -57,7 +62,7 @@ class Task:
 
     def fingerprint(self) -> str:
         """Hex sha256 of all rows in use."""
-        extra = [item.rows for item in self.extra.values()]
+        extra = [item.rows for item in self.extra.values()] + ([] if self.ood is None else [self.ood])
         parts = [rows.fingerprint() for rows in (self.train, self.selection, self.report, *extra)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -65,7 +70,8 @@ class Task:
         """Number of rows in use, by split."""
         sizes = {"train": len(self.train), self.selection_split: len(self.selection)}
         sizes[self.report_split] = len(self.report)
-        return sizes | {name: len(item.rows) for name, item in self.extra.items()}
+        sizes |= {name: len(item.rows) for name, item in self.extra.items()}
+        return sizes if self.ood is None else sizes | {"ood": len(self.ood)}
 
 
 def load_task(settings: TaskConfig, data_root: str | None) -> Task:
@@ -77,30 +83,39 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     """
     # A file is read once, so that labels and rows are of the same content.
     table = None if settings.source == "demo" else _read_table(settings, "train", data_root)
-    labels = find_labels(settings, table)
+    all_labels = find_labels(settings, table)
+    classes = known_classes(settings, all_labels)
+    labels = all_labels if classes is None or all_labels is None else [all_labels[index] for index in classes]
     check_metrics(settings.metrics, settings.type, len(labels or []))
-    rows = _demo_rows(settings, "train") if table is None else rows_from_table(table, settings, labels)
+    rows = _demo_rows(settings, "train") if table is None else rows_from_table(table, settings, all_labels)
     all_train = require_labels(rows, settings, "the training rows")
-    held_out, train = _hold_out(settings, all_train, labels)
 
     def read_split(role: str) -> tuple[Rows, str]:
         name = getattr(settings, f"{role}_split")
-        return require_labels(_read_rows(settings, role, labels, data_root), settings, f"the split {name}"), name
+        return require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}"), name
 
+    reported, report_split = all_train, "train_held_out"
+    if has_validation(settings):
+        reported, report_split = read_split("test" if settings.protocol == "test" else "validation")
+    # Rows of classes that are left out neither train nor select; those to report on are out of distribution.
+    ood = ood_rows(settings, reported, classes, data_root)
+    held_out, train = _hold_out(settings, without_texts_of(of_classes(all_train, classes), ood), labels)
+    report = of_classes(reported, classes)
     if not has_validation(settings):
         assert held_out is not None
-        report, report_split = held_out, "train_held_out"
-    else:
-        report, report_split = read_split("test" if settings.protocol == "test" else "validation")
+        report = held_out
     selection, selection_split = report, report_split
     if held_out is not None:
         selection, selection_split = held_out, "train_held_out"
     elif settings.protocol == "test":
-        selection, selection_split = read_split("validation")
+        selected, selection_split = read_split("validation")
+        selection = without_texts_of(of_classes(selected, classes), ood)
     extra = {
-        key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))
+        key: replace(item, rows=of_classes(item.rows, classes))
+        for key, value in settings.also_report.items()
+        if (item := _extra(settings, value, all_labels, data_root))
     }
-    return Task(settings, labels, train, selection, report, selection_split, report_split, extra)
+    return Task(settings, labels, all_labels, train, selection, report, selection_split, report_split, extra, ood)
 
 
 def has_validation(settings: TaskConfig) -> bool:
@@ -173,6 +188,17 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
             f"{', '.join(map(repr, table.names))}."
         )
     return class_names(table, settings.label_column)
+
+
+def trained_labels(settings: TaskConfig) -> list[str] | None:
+    """The names of the classes that are trained; None for regression.
+
+    Raises:
+        RequestError: If there are no two classes, or the training file cannot be read.
+    """
+    labels = find_labels(settings)
+    classes = known_classes(settings, labels)
+    return labels if labels is None or classes is None else [labels[index] for index in classes]
 
 
 def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tuple[Rows | None, Rows]:

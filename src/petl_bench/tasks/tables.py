@@ -300,9 +300,9 @@ def read_hub_split(
     """
     source = split if subset is None else f"{subset}/{split}"
     if task.source == "package":
-        return _read_folder(PACKAGE_DATA, "/".join(filter(None, (task.dataset, subset))), split, columns)
+        return read_folder(PACKAGE_DATA, "/".join(filter(None, (task.dataset, subset))), split, columns)
     if data_root is not None:
-        return _read_folder(user_path(data_root, "data_root"), subset, split, columns)
+        return read_folder(user_path(data_root, "data_root"), subset, split, columns)
     if task.dataset is None:
         raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
     import datasets
@@ -325,7 +325,18 @@ def read_hub_split(
     return Table(source, list(loaded.column_names), loaded.select_columns(wanted).to_dict())
 
 
-def _read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
+def read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
+    """Reads one split of a local folder that is laid out like a data set of the hub.
+
+    Args:
+        root: The folder.
+        subset: The data set's config, a folder there; None for a data set without configs.
+        split: e.g. `validation_matched`.
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If the folder does not hold the split, or a file in it is broken.
+    """
     if not root.is_dir():
         raise RequestError(f"data_root={root}: there is no such folder.")
     files = split_files(root, subset, split)
