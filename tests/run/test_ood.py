@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
 
@@ -325,6 +327,5 @@ class TestRun:
         assert "custom: 30 rows out of distribution (classes left out, 0.6 kept)" in out
         assert '"roc":{"energy":[[0' in page.read_text()
         assert cli.main(["report", str(folder), "--format", "csv"]) == 0
-        header, row = capsys.readouterr().out.splitlines()
-        by_name = dict(zip(header.split(","), row.split(","), strict=True))
-        assert float(by_name["ood_aupr_out_cosine_mean"]) == record.ood.cosine.aupr_out
+        (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert float(row["ood_aupr_out_cosine_mean"]) == record.ood.cosine.aupr_out

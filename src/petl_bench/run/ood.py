@@ -93,7 +93,7 @@ class Detector:
 
     Attributes:
         means: The mean vector of each class's training rows, shape (classes, d).
-        factor: A matrix L with L L^T the inverse of the shared covariance, shape (d, d).
+        factor: A matrix L with L L^T the (pseudo-)inverse of the classes' shared covariance, shape (d, at most d).
         directions: The training rows' vectors at unit length, shape (training rows, d).
     """
 
@@ -114,8 +114,11 @@ class Detector:
         vectors = vectors.astype(np.float64)
         classes, index = np.unique(labels, return_inverse=True)
         means = np.stack([vectors[index == number].mean(axis=0) for number in range(len(classes))])
-        precision = LedoitWolf(assume_centered=True).fit(vectors - means[index]).precision_
-        factor = np.linalg.cholesky(precision)
+        covariance = LedoitWolf(assume_centered=True).fit(vectors - means[index]).covariance_
+        # As for scikit-learn's `precision_`, directions without any variance do not count.
+        variances, axes = np.linalg.eigh(covariance)
+        kept = variances > len(variances) * np.finfo(np.float64).eps * variances.max()
+        factor = axes[:, kept] / np.sqrt(variances[kept])
         return cls(*(one.astype(np.float32) for one in (means, factor, _at_unit_length(vectors))))
 
     def scores(self, logits: Array, vectors: Array) -> dict[str, Array]:
