@@ -27,10 +27,10 @@ _EPILOG = """\
 exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
 Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
 
-  petl-bench run                                        the embedded default: LoRA on the demo task
+  petl-bench run                                        the embedded default: LoRA on Banking77, ten rows an intent
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
   petl-bench run -m method=full,lora train.seed=0,1     every combination
-  petl-bench study demo                                 all methods on the demo task, resumed after an interruption
+  petl-bench study demo                                 all methods on the same rows, resumed after an interruption
   petl-bench report runs                                compare what was run
   petl-bench compare runs/RUN_A runs/RUN_B              where two runs disagree, row by row
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
