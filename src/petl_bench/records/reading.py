@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -88,6 +89,17 @@ def _message(error: ErrorDetails, path: str) -> str:
     found = "null" if error["input"] is None else reprlib.repr(error["input"])
     expected = _EXPECTED.get(error["type"])
     return f"{path or 'it'} is {found}, " + (f"not {expected}" if expected else error["msg"])
+
+
+def finite(value: Any) -> Any:
+    """Plain containers with numbers that are not finite as None, which JSON needs."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value
 
 
 SCHEMA_VERSION = 2

@@ -7,13 +7,12 @@ never 0. Within a schema version fields are only ever added; `petl_bench.records
 from __future__ import annotations
 
 import dataclasses
-import math
 import reprlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from petl_bench.records.predictions import Ood
-from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, migrated, validate
+from petl_bench.records.reading import SCHEMA_VERSION, Number, corrected, finite, migrated, validate
 
 
 @dataclass
@@ -337,17 +336,6 @@ class Record:
         if self.scores is None or self.protocol is None:
             return {}
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
-
-
-def finite(value: Any) -> Any:
-    """Plain containers with numbers that are not finite as None, which JSON needs."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return value
 
 
 # The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
