@@ -92,6 +92,7 @@ def of_classes(rows: Rows, classes: list[int] | None) -> Rows:
     if classes is None or rows.labels is None:
         return rows
     found = rows.take(np.flatnonzero(np.isin(rows.labels, classes)))
+    assert found.labels is not None
     return Rows(found.texts, np.searchsorted(classes, found.labels))
 
 

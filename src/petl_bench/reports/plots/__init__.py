@@ -92,10 +92,11 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
         axes: The panel, with its points drawn and its limits set.
         points: Places in the panel's own units, by name.
     """
+    from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
     figure = axes.get_figure()
-    assert figure is not None
+    assert isinstance(figure, Figure)
     # Lines end at a white rim around the letters.
     style: dict[str, Any] = {"fontsize": _NAME_SIZE, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
     # Where the points are in pixels is known once the panels have been laid out.
