@@ -34,7 +34,7 @@ def test_a_wheel_from_the_sdist_runs_and_lists(tmp_path):
     )  # fmt: skip
     assert where.stdout.startswith(str(site))
     assert {"banking77", "clinc150", "mrpc", "smoke"} <= {
-        task["name"] for task in json.loads(call("list", "tasks", "--json"))
+        task["task"] for task in json.loads(call("list", "tasks", "--json"))
     }
     short = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1"]
     record = json.loads(call("run", "--json", *short, "measure.ledger=false", "measure.inference=false"))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
+from petl_bench.catalog import list_tasks
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.run.describe import log_rows
@@ -75,6 +76,11 @@ class TestShippedDataSets:
         task = load()
         assert task.rows_per_split() == {"train": 770, "train_held_out": 385, "test": 3080}
         assert per_class(task.train) == {10}
+
+    def test_a_task_that_is_made_of_another_is_listed_with_what_it_takes_from_it(self):
+        listed = {row.pop("task"): row for row in list_tasks()}
+        assert listed["banking77_few"] == listed["banking77"]
+        assert listed["banking77_few"]["labels"] == 77
 
 
 class TestRowsPerClass:
