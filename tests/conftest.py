@@ -103,6 +103,7 @@ def tiny(tmp_path, monkeypatch):
 
     def compose(*overrides: str):
         base = [
+            "task=smoke",
             "backbone=tiny_bert",
             "task.num_train_examples=64",
             "train.epochs=1",

@@ -131,12 +131,18 @@ def _described(group: str) -> Callable[[], list[Row]]:
 
 def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
     folder = files(CONFIG_MODULE).joinpath(group)
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for name in option_names(group):
         content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
         assert isinstance(content, dict)
-        found.append((name, {str(key): value for key, value in content.items()}))
-    return found
+        found[name] = {str(key): value for key, value in content.items()}
+    return [(name, _with_defaults(option, found)) for name, option in found.items()]
+
+
+def _with_defaults(option: dict[str, Any], options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """An option with what it takes from others of its group, which its list of defaults names."""
+    bases = [base for base in option.get("defaults", []) if isinstance(base, str) and base in options]
+    return {key: value for base in bases for key, value in _with_defaults(options[base], options).items()} | option
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError, explained_refusal, first_line, system_error
 from petl_bench.process import DEBUG_VARIABLE, debugging, print_error, setup_logging
+from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
@@ -26,10 +27,10 @@ _EPILOG = """\
 exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
 Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
 
-  petl-bench run                                        the embedded default: LoRA on the demo task
+  petl-bench run                                        the embedded default: LoRA on Banking77, ten rows an intent
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
   petl-bench run -m method=full,lora train.seed=0,1     every combination
-  petl-bench study demo                                 all methods on the demo task, resumed after an interruption
+  petl-bench study demo                                 all methods on the same rows, resumed after an interruption
   petl-bench report runs                                compare what was run
   petl-bench compare runs/RUN_A runs/RUN_B              where two runs disagree, row by row
   petl-bench plan backbone=bert_large task=mnli         what every method would cost, in seconds
@@ -240,6 +241,14 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
         "--any-base",
         action="store_true",
         help="predict even if the backbone is not the one that the run was trained on",
+    )
+    predict.add_argument(
+        "--ood",
+        nargs="?",
+        const=next(iter(OOD_SCORES)),
+        choices=OOD_SCORES,
+        help="of a run with task.ood: also say whether each text is in distribution, by the threshold of this score "
+        "(default: %(const)s)",
     )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     return predict

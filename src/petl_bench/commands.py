@@ -144,7 +144,7 @@ def _predict(parsed: argparse.Namespace) -> int:
     from petl_bench.run.predict import Predictor, predict_file, predict_stdin, predict_texts, submit
 
     stream = None if parsed.submit or parsed.file or parsed.text else _standard_input()
-    predictor = Predictor(parsed.run_dir, parsed.base, any_base=parsed.any_base)
+    predictor = Predictor(parsed.run_dir, parsed.base, any_base=parsed.any_base, ood=parsed.ood)
     if parsed.submit:
         for file in submit(predictor, parsed.submit, parsed.data_root):
             _print(str(file))

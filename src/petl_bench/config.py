@@ -39,6 +39,7 @@ from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
 from petl_bench.tasks.config import TaskConfig, check_task
+from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
 
@@ -135,6 +136,7 @@ def check(cfg: RunConfig) -> None:
     """
     check_names(cfg)
     check_task(cfg.task)
+    check_ood(cfg.task)
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
         raise unknown_choice("tracker", cfg.tracker.name, TRACKERS)

@@ -118,7 +118,7 @@ def two_layers(architecture: str) -> str:
 # Composing a config takes longer than all that a test does with the model.
 @functools.cache
 def opened(architecture: str, *overrides: str):
-    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", *overrides])
+    cfg = load_config(["task=smoke", f"backbone={TINY_BACKBONES[architecture]}", *overrides])
     return cfg, open_backbone(cfg.backbone, cfg.layers)
 
 

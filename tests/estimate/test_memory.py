@@ -44,7 +44,7 @@ OTHER_PAIRS = [
 
 
 def adapted(device: str, *overrides: str):
-    cfg = load_config(list(overrides))
+    cfg = load_config(["task=smoke", *overrides])
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
     with torch.device("meta") if device == "meta" else nullcontext():

@@ -301,7 +301,7 @@ def _run_in_process(overrides, cache, queue):
 
 
 def test_processes_that_start_together_compute_once_and_agree(tmp_path):
-    overrides = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "method=flat",
+    overrides = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "method=flat",
                  "train.cache=disk", "measure.ledger=false", "measure.inference=false"]  # fmt: skip
     queue = FORK_SERVER.Queue()
     processes = [

@@ -14,7 +14,7 @@ from forked import Command
 from petl_bench import cli
 from petl_bench.records.store import find_records
 
-TINY = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
+TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
 UNMEASURED = ["measure.ledger=false", "measure.inference=false"]
 PETL_BENCH = [sys.executable, "-m", "petl_bench"]
 
@@ -187,7 +187,7 @@ def test_report_list_and_predict(command, capsys, tmp_path):
     assert command("list", "methods", "--json") == 0
     assert {row["method"] for row in json.loads(capsys.readouterr().out)} >= {"full", "head", "bitfit", "lora", "peft"}
 
-    for folder in (tmp_path / "runs").glob("demo-*"):
+    for folder in (tmp_path / "runs").glob("smoke-*"):
         assert command("predict", str(folder), "--text", "the plot was good", "--json") == 0
         answer = json.loads(capsys.readouterr().out)
         assert answer["label"] in ("negative", "positive")
@@ -208,7 +208,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
         rows = demo_rows("validation", 42)
         (tmp_path / "rows.tsv").write_text("sentence\n" + "\n".join(rows.texts[0]) + "\n")
         capsys.readouterr()
-        assert command("predict", str(next((tmp_path / method).glob("demo-*"))), "--file", "rows.tsv", "--json") == 0
+        assert command("predict", str(next((tmp_path / method).glob("smoke-*"))), "--file", "rows.tsv", "--json") == 0
         labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
         names = ["negative", "positive"]
         right = sum(names[truth] == label for truth, label in zip(rows.labels, labels, strict=True))
@@ -217,7 +217,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
 
 def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys, tmp_path):
     assert command("run", *TINY, *UNMEASURED) == 0
-    folder = next((tmp_path / "runs").glob("demo-*"))
+    folder = next((tmp_path / "runs").glob("smoke-*"))
     weights = folder / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     capsys.readouterr()
@@ -234,7 +234,7 @@ def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys
 
 def test_predict_reads_lines_from_stdin(command, tmp_path, monkeypatch, capsys):
     assert command("run", *TINY, *UNMEASURED) == 0
-    folder = next((tmp_path / "runs").glob("demo-*"))
+    folder = next((tmp_path / "runs").glob("smoke-*"))
     capsys.readouterr()
     monkeypatch.setattr(sys, "stdin", [f"line {i}\n" for i in range(70)])
     assert command("predict", str(folder)) == 0

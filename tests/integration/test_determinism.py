@@ -15,7 +15,7 @@ from petl_bench.cli import main
 from petl_bench.records.store import find_records
 
 ROOT = Path(__file__).parents[2]
-TINY = ["backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",
+TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",
         "measure.ledger=false", "measure.inference=false"]  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_an_installed_wheel_lists_and_gives_the_same_bits(tmp_path, installed):
     assert main([*run, f"runs_dir={tmp_path / 'here'}"]) == 0
     installed(*run, "runs_dir=there", PYTHONHASHSEED="1")
     here, there = (
-        {folder.name: outcome(folder) for folder in (tmp_path / name).glob("demo-*")} for name in ("here", "there")
+        {folder.name: outcome(folder) for folder in (tmp_path / name).glob("smoke-*")} for name in ("here", "there")
     )
     assert len(here) == 3
     assert here == there

@@ -64,8 +64,8 @@ print(json.dumps(printed))
 
 
 def test_a_plugin_method_is_listed_run_and_reported(petl_bench):
-    run = ["run", "--json", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "method=norms",
-           "measure.ledger=false", "measure.inference=false"]  # fmt: skip
+    run = ["run", "--json", "task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1",
+           "method=norms", "measure.ledger=false", "measure.inference=false"]  # fmt: skip
     commands = [
         ["list", "methods", "--json"],
         run,

@@ -174,8 +174,8 @@ def test_every_file_of_a_local_backbone_is_part_of_the_key(tmp_path):
 
 
 def test_a_folder_is_named_for_its_run():
-    name = identify(load_config(["train.seed=3", "runs_dir=there"])).folder
-    assert str(name).startswith("there/demo-lora-minilm-s3-")
+    name = identify(load_config(["task=smoke", "train.seed=3", "runs_dir=there"])).folder
+    assert str(name).startswith("there/smoke-lora-minilm-s3-")
 
 
 def test_only_finished_records_end_a_run(tmp_path):

@@ -90,8 +90,8 @@ def test_the_tables_show_deviations_and_sources():
 @pytest.fixture
 def folder(tmp_path):
     """A study's folder with one finished run."""
-    cfg = load_config([])
-    done = record(key("a", "t", 0), 0.82, task="demo")
+    cfg = load_config(["task=smoke"])
+    done = record(key("a", "t", 0), 0.82, task="smoke")
     done.config = cfg.to_dict()
     RunFolder(tmp_path / "run").write(done)
     claim = Claim("a trains 0.53 %", "a paper", {"kind": "share_at_most", "method": "a", "percent": 1})

@@ -28,7 +28,7 @@ from reports.made_records import made_record
 
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
-    cfg = load_config([*overrides, f"train.seed={seed}"])
+    cfg = load_config(["task=smoke", *overrides, f"train.seed={seed}"])
     protocol = Protocol(
         task=cfg.task.name, metric=cfg.task.metric, higher_is_better=True, selection_split="validation",
         report_split="validation", selection="best", num_train_examples=100, num_eval_examples=50, max_length=32,
@@ -125,11 +125,11 @@ def test_errors_are_not_percentages():
 def test_the_table_has_a_row_a_method_and_a_column_a_task():
     records = [*SEEDS, made(0.9, "method=full"), made(0.7, "task=mrpc")]
     (table,) = results_tables(records)
-    assert "demo acc" in table.header
+    assert "smoke acc" in table.header
     assert "mrpc acc" in table.header
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
     assert list(rows) == ["lora", "full"]
-    assert rows["lora"]["demo acc"] == "83.0 ± 3.6"
+    assert rows["lora"]["smoke acc"] == "83.0 ± 3.6"
     assert rows["lora"]["mrpc acc"] == "70.0"
     assert rows["full"]["mrpc acc"] == "-"
     assert rows["lora"]["method params"] == "35"
@@ -192,7 +192,7 @@ def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
     written = []
     assert write_report([str(tmp_path)], "md", None, written.append) == 0
     assert "lora" in written[0]
-    assert any("left out, diverged: demo full seed 0" in message for message in caplog.messages)
+    assert any("left out, diverged: smoke full seed 0" in message for message in caplog.messages)
 
 
 def test_an_empty_folder_raises(tmp_path):

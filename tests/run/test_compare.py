@@ -227,7 +227,7 @@ def test_folders_without_a_run_and_bad_limits_are_refused(hundred, capsys):
 
 def test_two_real_runs_have_the_scores_of_their_records(tiny, tmp_path):
     records = [run(tiny(f"method={method}", "train.learning_rate=0.03")) for method in ("bitfit", "head")]
-    folders = [next((tmp_path / "runs").glob(f"demo-{method}-*")) for method in ("bitfit", "head")]
+    folders = [next((tmp_path / "runs").glob(f"smoke-{method}-*")) for method in ("bitfit", "head")]
     found = compare(*folders)
     assert [{one.name: getattr(one, run) for one in found.metrics} for run in "ab"] == [
         record.selected_scores for record in records

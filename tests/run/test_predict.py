@@ -36,7 +36,12 @@ def trained(tmp_path_factory):
     for method in ("lora", "full"):
         cfg = load_config(
             [
-                *("backbone=tiny_bert", "backbone.weights=pretrained", f"backbone.path={folder / 'base'}"),
+                *(
+                    "task=smoke",
+                    "backbone=tiny_bert",
+                    "backbone.weights=pretrained",
+                    f"backbone.path={folder / 'base'}",
+                ),
                 *("task.num_train_examples=16", "train.epochs=1", "train.batch_size=16", f"method={method}"),
                 *("measure.ledger=false", "measure.inference=false", f"runs_dir={folder / 'runs'}"),
             ]
@@ -68,7 +73,13 @@ def predict(capsys, monkeypatch):
 def test_frozen_weights_in_bf16_predict_what_was_scored(tmp_path, method):
     cfg = load_config(
         [
-            *("backbone=tiny_bert", "backbone.dtype=bf16", "train.precision=bf16", "backbone.weights=random"),
+            *(
+                "task=smoke",
+                "backbone=tiny_bert",
+                "backbone.dtype=bf16",
+                "train.precision=bf16",
+                "backbone.weights=random",
+            ),
             *("task.num_train_examples=16", "task.num_held_out_examples=16", "train.epochs=1", f"method={method}"),
             *("measure.ledger=false", "measure.inference=false", f"runs_dir={tmp_path}"),
         ]

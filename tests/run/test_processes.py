@@ -25,7 +25,7 @@ from petl_bench.training.loop import TrainingLoop
 
 # Without dropout, whose masks depend on which process a row is dealt to. 45 rows: unequal shares.
 SETTINGS = [
-    "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=45",
+    "task=smoke", "backbone=tiny_bert", "backbone.architecture.num_hidden_layers=2", "task.num_train_examples=45",
     "task.max_length=16", "train.batch_size=15", "train.epochs=2", "train.evaluate_every=2", "train.device=cpu",
     "train.precision=fp32", "train.learning_rate=1e-2", "measure.ledger=false", "measure.inference=false",
     "train.eval_batch_size=40", "+backbone.architecture.hidden_dropout_prob=0",

@@ -81,6 +81,7 @@ def request_of(files, tmp_path_factory):
         base = [
             *("task=tagging", "backbone=tiny_bert", f"task.train_file={files / 'train.jsonl'}", f"runs_dir={runs}"),
             *(f"task.validation_file={files / 'dev.jsonl'}", f"task.test_file={files / 'test.jsonl'}", *FAST),
+            "task.protocol=test",
             *("train.epochs=3", "train.learning_rate=1e-2", "task.max_length=24"),
         ]
         return load_config([*base, *overrides])
@@ -378,6 +379,7 @@ def multilabel_of(tmp_path_factory):
         base = [
             *("task=multilabel", "backbone=tiny_bert", f"task.train_file={folder / 'train.jsonl'}", *FAST),
             *(f"task.validation_file={folder / 'dev.jsonl'}", f"task.test_file={folder / 'test.jsonl'}"),
+            "task.protocol=test",
             *("train.epochs=3", "train.learning_rate=1e-2", "task.max_length=32", f"runs_dir={folder / 'runs'}"),
         ]
         return load_config([*base, *overrides])

@@ -144,7 +144,9 @@ def task_and_config(*overrides: str):
     from petl_bench.config import load_config
     from petl_bench.tasks.load import load_task
 
-    cfg = load_config(["backbone=tiny_roberta", "layers=variability", "task.num_train_examples=120", *overrides])
+    cfg = load_config(
+        ["task=smoke", "backbone=tiny_roberta", "layers=variability", "task.num_train_examples=120", *overrides]
+    )
     return cfg, load_task(cfg.task, cfg.data_root)
 
 

@@ -110,7 +110,9 @@ def run(method: str, backbone: str, runs_dir: str) -> dict[str, Any]:
 
 def plans(backbone: str) -> dict[str, list[float]]:
     """What `petl-bench plan` estimates, by method."""
-    rows = json.loads(command("plan", "--json", "--budget", "2GiB", f"backbone={backbone}", "train.batch_size=8"))
+    rows = json.loads(
+        command("plan", "--json", "--budget", "2GiB", "task=demo", f"backbone={backbone}", "train.batch_size=8")
+    )
     return {row["label"]: numbers(row) for row in rows}
 
 

@@ -29,11 +29,12 @@ SMALL = [
     "train.save_weights=false",
     "train.evaluate_every=null",
     "task.num_train_examples=8",
+    "task.rows_per_class=null",
     "measure.ledger=false",
     "measure.inference=false",
 ]
 # Tasks with few rows to score come first.
-QUICK = ("demo", "rte", "mrpc", "sst2")
+QUICK = ("banking", "rte", "mrpc", "sst2")
 
 
 def kinds():
@@ -69,6 +70,8 @@ def make_small(cell, folder, data_root):
     overrides += [f"backbone={TINY[backbone.partition('=')[2]]}", f"data_root={data_root}", *SMALL]
     if "layers=top" in overrides:
         overrides.append("layers.k=1")
+    if "layers=window" in overrides:
+        overrides.append("layers.top=2")
     small = compose(dataclasses.replace(cell, overrides=overrides), folder)
     small.task.max_length = min(small.task.max_length, 24)
     return run(small)

@@ -28,7 +28,7 @@ SWEEP = Path(__file__).parents[2] / "scripts" / "wandb_sweep.yaml"
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
     """What W&B got of a real run with all its measurements."""
-    settings = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "tracker=wandb"]
+    settings = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "tracker=wandb"]
     cfg = load_config([*settings, f"runs_dir={tmp_path_factory.mktemp('runs')}"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")

@@ -20,7 +20,7 @@ from petl_bench.trackers.sync import sync
 from petl_bench.trackers.tracker import MARKER_FILE, read_mirrors, record_hash
 from trackers.wandb_files import read_offline
 
-_SETTINGS = ["backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "train.batch_size=16"]
+_SETTINGS = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "train.batch_size=16"]
 _SETTINGS += ["measure.ledger=false", "measure.inference=false"]
 
 
@@ -73,8 +73,8 @@ def test_a_record_is_mirrored_once_and_anew_when_it_changed(runs, capsys):
     (file,) = files(runs)
     record, mirror = read_record(folder / RECORD_FILE), read_offline(file)
     start = mirror.start
-    assert (start.run_id, start.run_group, start.job_type) == (record.run_key, "lora-demo-tiny_bert", "lora")
-    assert (start.display_name, start.project, list(start.tags)) == (folder.name, "petl_bench", ["glue-study", "demo"])
+    assert (start.run_id, start.run_group, start.job_type) == (record.run_key, "lora-smoke-tiny_bert", "lora")
+    assert (start.display_name, start.project, list(start.tags)) == (folder.name, "petl_bench", ["glue-study", "smoke"])
     config = {name: value for name, value in mirror.config.items() if name != "_wandb"}
     assert config == json.loads(json.dumps(record.config)) | {"study": "glue-study"}
     assert [row["step"] for row in mirror.points] == [entry.step for entry in record.history] == [4, 8]

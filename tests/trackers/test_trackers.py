@@ -29,9 +29,9 @@ def test_wandb_offline_holds_config_history_and_summary(tiny, offline):
     mirror = read_offline(file)
 
     start = mirror.start
-    assert (start.run_id, start.run_group, start.job_type) == (identity.key, "lora-demo-tiny_bert", "lora")
+    assert (start.run_id, start.run_group, start.job_type) == (identity.key, "lora-smoke-tiny_bert", "lora")
     assert start.display_name == identity.name
-    assert (start.project, list(start.tags)) == ("petl_bench", ["demo"])
+    assert (start.project, list(start.tags)) == ("petl_bench", ["smoke"])
     assert mirror.config["train"]["seed"] == 3
     assert set(mirror.config) >= {"backbone", "method", "layers", "task", "train"}
     assert "study" not in mirror.config

@@ -18,7 +18,7 @@ from petl_bench.estimate.costs import estimate_costs, largest_batch
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.records.run_key import backbone_name, method_label
 from petl_bench.records.schema import Flops, Layers, MemoryEstimate, Params
-from petl_bench.tasks.load import find_labels
+from petl_bench.tasks.load import trained_labels
 
 ALL = "all"
 
@@ -191,7 +191,7 @@ def _estimate(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | Ru
 
 def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
     num_layers = open_backbone(cfg.backbone, LayersConfig(), weights=False).plan.num_layers
-    labels = find_labels(cfg.task)
+    labels = trained_labels(cfg.task)
     candidates = []
     for layers in extreme_plans(cfg.layers, num_layers):
         candidate = replace(cfg, layers=layers)

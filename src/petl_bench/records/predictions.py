@@ -21,6 +21,51 @@ PREDICTIONS_FILE = "predictions.parquet"
 # Logits of more classes than this are kept in half precision.
 _MOST_FULL_CLASSES = 20
 
+# What the names of the columns of `Predictions.scores` begin with.
+_SCORE = "score_"
+
+
+@dataclass
+class OodScore:
+    """How well one score tells rows of the task's classes from rows that are out of distribution.
+
+    The rows of the classes are the positive ones of `aupr_in`, the others of `aupr_out`. `threshold` is fitted to the
+    selection rows: 95 % of them reach it.
+    """
+
+    auroc: Number
+    aupr_in: Number
+    aupr_out: Number
+    fpr95: Number
+    threshold: Number
+
+
+@dataclass
+class Ood:
+    """Rows out of distribution, and four scores that tell them from the report rows (`petl_bench.run.ood`).
+
+    `classes` are those that were trained, in the order of the logits.
+    """
+
+    kind: str
+    share: Number | None
+    classes: list[str]
+    num_examples: int
+    fpr_rule: str
+    msp: OodScore
+    energy: OodScore
+    mahalanobis: OodScore
+    cosine: OodScore
+
+
+# The scores by their names in a record and in the columns of the predictions, the default of `predict --ood` first.
+OOD_SCORES = {
+    "energy": "log-sum-exp of the logits",
+    "msp": "largest softmax probability",
+    "mahalanobis": "negative squared Mahalanobis distance to the nearest class mean",
+    "cosine": "largest cosine similarity to a training row",
+}
+
 
 @dataclass(frozen=True)
 class TypeScores:
@@ -63,12 +108,14 @@ class Predictions:
             tuple of names a row, as `names_by_row` has them: the tags of its words, or its labels.
         outputs: One logit a class, or the one predicted value, shape (rows, outputs); no outputs in tagging.
         names: The predicted names of tagging and multi-label tasks, like `labels`; None in others.
+        scores: Further numbers of each row by name, shape (rows,): how far it is in distribution (`petl_bench.run`).
     """
 
     row_ids: NDArray[Any]
     labels: NDArray[Any]
     outputs: NDArray[Any]
     names: NDArray[Any] | None = None
+    scores: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def predicted(self) -> NDArray[Any]:
@@ -78,7 +125,8 @@ class Predictions:
     def take(self, indices: NDArray[Any]) -> Predictions:
         """The rows at these positions, in this order."""
         names = None if self.names is None else self.names[indices]
-        return Predictions(self.row_ids[indices], self.labels[indices], self.outputs[indices], names)
+        scores = {name: values[indices] for name, values in self.scores.items()}
+        return Predictions(self.row_ids[indices], self.labels[indices], self.outputs[indices], names, scores)
 
 
 def names_by_row(rows: Iterable[Iterable[str]]) -> NDArray[Any]:
@@ -101,8 +149,8 @@ def write_predictions(folder: Path, by_split: Mapping[str, Predictions]) -> None
 
     Args:
         folder: The run's folder.
-        by_split: Predictions by split: `report`, `selection` if these are other rows, and the task's extra splits by
-            their names.
+        by_split: Predictions by split: `report`, `selection` if these are other rows, `ood` for rows that are out of
+            distribution, labelled -1, and the task's extra splits by their names.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -129,6 +177,7 @@ def _table(split: str, predictions: Predictions) -> Any:
     }
     if predictions.names is not None:
         columns["predicted"] = _label_column(predictions.names)
+    columns |= {f"{_SCORE}{name}": values for name, values in predictions.scores.items()}
     return pa.table(columns | {name: outputs[:, index] for index, name in enumerate(names)})
 
 
@@ -184,6 +233,11 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
             names_by_row(table["label"].to_pylist()) if in_names else table["label"].to_numpy(),
             np.stack(outputs, axis=1).astype(np.float32) if outputs else np.empty((len(table), 0), np.float32),
             names_by_row(table["predicted"].to_pylist()) if in_names else None,
+            {
+                name.removeprefix(_SCORE): values
+                for name in table.column_names
+                if name.startswith(_SCORE) and not np.isnan(values := table[name].to_numpy()).all()
+            },
         )
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; the run made again with force=true replaces it") from error

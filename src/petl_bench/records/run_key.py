@@ -65,6 +65,9 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "label_separator"): ",",
     ("task", "threshold"): 0.5,
     ("task", "units"): "words",
+    ("task", "rows_per_class"): None,
+    ("task", "ood"): None,
+    ("task", "ood_share"): None,
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from petl_bench.process import name_fault
-from petl_bench.records.predictions import Tagging
+from petl_bench.records.predictions import Ood, Tagging
 from petl_bench.records.reading import SCHEMA_VERSION, Number, check_hash, corrected, finite, migrated, validate
 
 
@@ -291,6 +291,13 @@ class Record:
     # Hex sha256 of each file of the run that is read back, by its path in the run's folder: the weights with their
     # settings and the predictions. None in older records.
     stored_files: dict[str, str] | None = None
+    # None without task.ood, and in older records.
+    ood: Ood | None = None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of the logits; None for regression."""
+        return self.ood.classes if self.ood is not None else self.config["task"].get("labels")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for JSON, numbers that are not finite as None."""

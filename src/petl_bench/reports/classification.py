@@ -129,6 +129,31 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Array:
     return shares
 
 
+# False-positive rates at which ROC curves are read.
+_RATES = np.linspace(0, 1, 101)
+
+
+def roc_curves(known: Predictions, other: Predictions) -> dict[str, Array]:
+    """The ROC curve of each score that tells rows in distribution from others.
+
+    Args:
+        known: The report rows, which are positive.
+        other: Rows out of distribution.
+
+    Returns:
+        True-positive rates at the false-positive rates 0, 0.01, ..., 1, by the name of the score.
+    """
+    from sklearn.metrics import roc_curve
+
+    is_known = np.repeat([1, 0], [len(known.labels), len(other.labels)])
+    found = {}
+    for name in known.scores.keys() & other.scores.keys():
+        false, true, _ = roc_curve(is_known, np.concatenate([known.scores[name], other.scores[name]]))
+        # Of several points at one false-positive rate, the highest counts.
+        found[name] = true[np.searchsorted(false, _RATES, side="right") - 1]
+    return found
+
+
 def fit_temperature(logits: Array, labels: Array) -> float | None:
     """Finds the temperature with the lowest mean negative log-likelihood (Guo et al., ICML 2017).
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts
 
@@ -98,6 +99,29 @@ def _by_key(*fields: Field) -> dict[str, Field]:
     return {field.key: field for field in fields}
 
 
+# What a score of rows out of distribution comes to, by the names in `petl_bench.records.predictions.OodScore`.
+OOD_FIGURES = {
+    "auroc": ("AUROC", "how often a report row scores higher than a row out of distribution, in percent"),
+    "fpr95": (
+        "FPR@95",
+        "percent of the rows out of distribution at or above the score at position n // 20 of the n sorted report rows",
+    ),
+    "aupr_in": ("AUPR in", "average precision in percent, report rows positive"),
+    "aupr_out": ("AUPR out", "average precision in percent, rows out of distribution positive"),
+}
+
+
+def _ood_fields() -> list[Field]:
+    return [
+        Field(
+            f"ood_{figure}_{score}", f"ood.{score}.{figure}", f"{name} {score}", f"{definition}; by {words}", "score",
+            unit=0.01, digits=1, higher_is_better=figure != "fpr95", table=False,
+        )
+        for figure, (name, definition) in OOD_FIGURES.items()
+        for score, words in OOD_SCORES.items()
+    ]  # fmt: skip
+
+
 FIELDS = _by_key(
     Field(
         "params_trainable", "params.trainable", "params", "trained parameters, head included", "parameters",
@@ -183,6 +207,7 @@ FIELDS = _by_key(
         "best_epoch", "scores.best_epoch", "best epoch", "epoch of the best evaluation", "score", digits=1,
         table=False, page=False, export=False,
     ),
+    *_ood_fields(),
 )  # fmt: skip
 
 # Scores are drawn against these.

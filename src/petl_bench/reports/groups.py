@@ -248,7 +248,7 @@ def _names_without_rows(records: Sequence[Record]) -> dict[str, str]:
 
 def _without_rows(record: Record) -> Record:
     """Copies a record without the settings that say how many rows it was trained on."""
-    task = {**record.config["task"], "num_train_examples": None}
+    task = {**record.config["task"], "num_train_examples": None, "rows_per_class": None}
     return replace(record, config={**record.config, "task": task}, data=None)
 
 

@@ -21,6 +21,7 @@ class ReportTable:
     Attributes:
         bold: (row, column) of the cells to print in bold.
         prose: The columns that hold sentences: they are aligned to the left and wrapped.
+        headline: A sentence that stands above the table.
     """
 
     title: str
@@ -29,6 +30,7 @@ class ReportTable:
     notes: list[str]
     bold: frozenset[tuple[int, int]] = frozenset()
     prose: tuple[str, ...] = ()
+    headline: str | None = None
 
 
 _WIDEST = 1000
@@ -62,6 +64,8 @@ def print_table(table: ReportTable) -> None:
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
     out = console()
+    if table.headline is not None:
+        out.print(table.headline, highlight=False, soft_wrap=True, markup=False)
     # A table wider than the terminal is wrapped by it; rich would truncate the cells.
     natural = out.measure(shown, options=out.options.update(width=_WIDEST))
     out.width = max(out.width, natural.minimum if table.prose else natural.maximum)
@@ -118,6 +122,7 @@ _GREEK_AS_LATIN = {
 def to_markdown(table: ReportTable) -> str:
     """Writes a table as GitHub Markdown."""
     lines = [
+        *([table.headline, ""] if table.headline is not None else []),
         f"**{table.title}**",
         "",
         _markdown_row(table.header),
@@ -156,6 +161,7 @@ def to_latex(table: ReportTable) -> str:
             r"\bottomrule",
             r"\end{tabular}" + ("}" if wide else ""),
             r"\par\smallskip\raggedright\footnotesize",
+            *([rf"{latex_text(table.headline)}\par"] if table.headline is not None else []),
             *(rf"{latex_text(note)}.\par" for note in table.notes),
             r"\end{table}",
         ]

@@ -8,12 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder, files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
+from petl_bench.reports.classification import roc_curves
 from petl_bench.reports.comparison_table import comparison_table
 from petl_bench.reports.cost_columns import costs_by_machine
 from petl_bench.reports.differences import find_differences
@@ -36,7 +40,7 @@ from petl_bench.reports.render import (
 )
 from petl_bench.reports.results_table import ResultsTable, backbone_results, reported_records, study_results
 from petl_bench.reports.rows_report import all_task_rows
-from petl_bench.reports.tables import scores_table
+from petl_bench.reports.tables import headline, ood_table, scores_table
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +74,13 @@ class ReportInput:
         except ValueError as error:
             _log.warning("%s", error)
             return None
+
+    def roc_curves(self, record: Record) -> dict[str, NDArray[Any]]:
+        """The ROC curves of a run's scores; empty without rows out of distribution, or where they were not kept."""
+        if record.ood is None:
+            return {}
+        known, other = self.read_predictions(record), self.read_predictions(record, "ood")
+        return {} if known is None or other is None else roc_curves(known, other)
 
     @cached_property
     def _folders(self) -> dict[int, Path]:
@@ -201,6 +212,7 @@ def write_rows_report(folders: list[str], form: str, write: Callable[[str], None
 
 def _tables(analyses: list[Analysis], statistic: str) -> list[ReportTable]:
     tables = [scores_table(analysis, statistic) for analysis in analyses]
+    tables += [table for analysis in analyses if (table := ood_table(analysis.results)) is not None]
     tables += [table for analysis in analyses if (table := costs_by_machine(analysis.results)) is not None]
     return tables + [table for analysis in analyses if (table := comparison_table(analysis)) is not None]
 
@@ -234,8 +246,9 @@ def write_files(
     if not named:
         _log.warning("no plot and no page: no run of the study has finished")
         return
+    headlines = [text for analysis in analyses if (text := headline(analysis.results)) is not None]
     if plot:
-        _draw(named, plot_kind, Path(plot))
+        _draw(named, plot_kind, Path(plot), headlines[0] if len(headlines) == 1 else None)
         _log.info("plot: %s", Path(plot).resolve())
     if page:
         compared = study_json(report_input.studies)
@@ -252,15 +265,20 @@ def write_files(
                 for rows in all_task_rows(report_input.all_results, report_input.read_predictions)
                 for table in rows.tables()
             ],
+            {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
         )
+        data["descriptions"] = headlines + data["descriptions"]
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
 
 
-def _draw(named: list[NamedGroup], kind: str, file: Path) -> None:
+def _draw(named: list[NamedGroup], kind: str, file: Path, sentence: str | None) -> None:
     if kind == "low_resource":
         draw_low_resource(named, file)
         return
-    draw = {"pareto": draw_scores, "curves": draw_learning_curves, "variability": draw_variability}[kind]
+    if kind == "pareto":
+        draw_scores(panel_groups(named), file, sentence)
+        return
+    draw = {"curves": draw_learning_curves, "variability": draw_variability}[kind]
     draw(panel_groups(named), file)

@@ -162,7 +162,7 @@ def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | N
         label each.
     """
     groups = {method: group for method in results.methods if (group := results.cells[method, task].group)}
-    labels_of = {method: group.first.config["task"].get("labels") for method, group in groups.items()}
+    labels_of = {method: group.first.classes for method, group in groups.items()}
     labels: list[str] | None = next(iter(labels_of.values()), None)
     if not labels:
         return None
@@ -185,9 +185,10 @@ def _method_rows(method: str, records: list[Record], labels: list[str], read: Re
     calibrated = [
         calibrations(kept[record.run_key], read(record, "selection")) for record in records if record.run_key in kept
     ]
-    together = Predictions(
-        *(np.concatenate([getattr(one, part) for one in kept.values()]) for part in ("row_ids", "labels", "outputs"))
+    row_ids, labels_of_rows, outputs = (
+        np.concatenate([getattr(one, part) for one in kept.values()]) for part in ("row_ids", "labels", "outputs")
     )
+    together = Predictions(row_ids, labels_of_rows, outputs)
     return MethodRows(
         method=method,
         runs=len(kept),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+from petl_bench.records.predictions import OOD_SCORES, Ood
 from petl_bench.records.schema import MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
-from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
+from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
@@ -112,7 +113,82 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         if method in column.bold
     )
     notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
-    return ReportTable(f"{results.title}: {_TITLES[statistic]}", header, rows, notes, bold)
+    title = f"{results.title}: {_TITLES[statistic]}"
+    return ReportTable(title, header, rows, notes, bold, headline=headline(results))
+
+
+# A method is called close to the best if it is no further below than this, in points.
+_CLOSE = 2.0
+
+
+def headline(results: ResultsTable) -> str | None:
+    """Says in a sentence which method scores best on the only task, and which small one comes close to it.
+
+    It describes these runs; whether a difference is more than chance is for the tests of a comparison to say.
+
+    Returns:
+        None for several tasks, for errors instead of scores, and for fewer than two methods with finished runs.
+    """
+    groups = results.groups()
+    if len(results.tasks) != 1 or len(groups) < 2 or not results.in_percent(results.tasks[0]):
+        return None
+    task = results.tasks[0]
+    scores = {group.label: score.mean for group in groups if (score := results.score(group.label, task)) is not None}
+    ordered = sorted((group for group in groups if group.label in scores), key=lambda group: group.trained)
+    best = max(ordered, key=lambda group: scores[group.label])
+    small = next(group for group in ordered if 100 * (scores[best.label] - scores[group.label]) <= _CLOSE)
+    seeds = sorted({len(group.records) for group in groups})
+    trained = "Trained once each" if seeds == [1] else f"On the mean of {_span(seeds)} seeds"
+    metric = (results.metric(task) or "").replace("_", " ")
+    text = f"{trained}, {best.label} scores {100 * scores[best.label]:.1f} % {metric} on {task}, the highest of "
+    text += f"{len(scores)} methods, and "
+    if small is best:
+        return f"{text}none with fewer trained parameters comes within {_CLOSE:g} points of it."
+    share = _SHARE.text(_SHARE.value(small.first))
+    return (
+        f"{text}{small.label} comes within {_CLOSE:g} points of it with {share} % of the backbone's parameters trained."
+    )
+
+
+def ood_table(results: ResultsTable) -> ReportTable | None:
+    """Makes the table of how well each method tells rows of its classes from others; None without such rows."""
+    fields = [field for field in FIELDS.values() if field.path.startswith("ood.")]
+    shown = [field for field in fields if field.path.endswith((".auroc", ".fpr95"))]
+    groups = [group for task in results.tasks for group in results.groups() if group.task == task and group.first.ood]
+    if not groups:
+        return None
+    rows = []
+    for group in groups:
+        statistics = [group.statistic(field) for field in shown]
+        cells = [
+            MISSING
+            if one is None
+            else field.text(one.mean) + (f" ± {field.text(one.sd)}" if one.sd is not None else "")
+            for field, one in zip(shown, statistics, strict=True)
+        ]
+        rows.append(
+            [
+                group.label,
+                group.task,
+                str(len(group.records)),
+                score_text(results, group.label, group.task, "mean"),
+                *cells,
+            ]
+        )
+    notes = [f"{name}: {definition}" for name, definition in (OOD_FIGURES[key] for key in ("auroc", "fpr95"))]
+    notes += [f"{score}: {words}" for score, words in OOD_SCORES.items()]
+    notes += dict.fromkeys(
+        f"{group.task}: {ood.num_examples:,} rows out of distribution ({_ood_kind(ood)})"
+        for group in groups
+        if (ood := group.first.ood)
+    )
+    notes.append("mean ± sd over seeds, in percent; average precision: --format csv or json, and the page")
+    header = ["method", "task", "seeds", "score", *(field.name for field in shown)]
+    return ReportTable(f"{results.title}: rows out of distribution", header, rows, notes, prose=("task",))
+
+
+def _ood_kind(ood: Ood) -> str:
+    return f"classes left out, {ood.share:g} kept" if ood.share is not None else ood.kind
 
 
 def _heading(results: ResultsTable, task: str) -> str:

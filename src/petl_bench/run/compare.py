@@ -69,7 +69,7 @@ def compare(first: str | Path, second: str | Path, data_root: str | None = None)
         b=_summary(runs[1]),
         rows=len(a.labels),
         metrics=_metrics([name for name in settings["metrics"] if name in METRICS], a, b),
-        differences=_differences(a, b, positions, settings["labels"]),
+        differences=_differences(a, b, positions, record.classes),
     )
     if settings["type"] != "regression":
         comparison.agreement_percent = 100 * float((a.predicted == b.predicted).mean())
@@ -115,7 +115,7 @@ def _read_predictions(folder: Path, record: Record, split: str) -> Predictions |
 
 def _check_same_task(a: _Run, b: _Run) -> None:
     for key in ("name", "type", "labels"):
-        of_a, of_b = a.task[key], b.task[key]
+        of_a, of_b = (run.record.classes if key == "labels" else run.task[key] for run in (a, b))
         if of_a != of_b:
             raise RequestError(
                 f"{a.folder} and {b.folder} are runs of different tasks: task.{key} is {reprlib.repr(of_a)} in the "

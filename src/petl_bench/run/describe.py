@@ -69,7 +69,11 @@ def log_rows(task: Task) -> None:
     elif task.settings.type == "multilabel":
         _log.info("%s", _label_counts(task.labels, task.train.labels))
     else:
-        _log.info("%s", _shares(task.labels, task.train.labels))
+        if task.settings.rows_per_class is not None:
+            drawn = (task.settings.rows_per_class, len(task.labels), task.settings.data_seed)
+            _log.info("training rows: %d of each of the %d classes, drawn with task.data_seed=%d", *drawn)
+        else:
+            _log.info("%s", _shares(task.labels, task.train.labels))
     train = set(zip(*task.train.texts, strict=True))
     repeated = len(task.train) - len(train)
     shared = sum(row in train for row in zip(*task.report.texts, strict=True))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +38,17 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 def predict_logits(
     model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
+    """Computes the model's logits for every row, or for every word of rows of words; see `predict_outputs`."""
+    return predict_outputs(model, source, batch_size, accelerator, lambda outputs: outputs.logits)
+
+
+def predict_outputs(
+    model: torch.nn.Module,
+    source: BatchSource,
+    batch_size: int,
+    accelerator: Accelerator,
+    values: Callable[[Any], torch.Tensor],
+) -> np.ndarray:
     """Computes the model's outputs for every row, or for every word of rows of words, in order.
 
     The batches are distributed over the processes; every process returns all rows.
@@ -46,6 +58,7 @@ def predict_logits(
         source: Batches of the rows.
         batch_size: Rows of a batch.
         accelerator: The process's device, precision and place among the processes.
+        values: Takes from the outputs of a batch what is wanted of them, shape (rows, outputs).
 
     Returns:
         float32, shape (rows, outputs) or (words, outputs); zeros for a word that the model does not see.
@@ -61,7 +74,7 @@ def predict_logits(
     with torch.inference_mode(), accelerator.autocast():
         for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
             outputs = source.forward(model, source.batch(indices))
-            outputs_by_batch.append(_read_outputs(outputs.logits.float().cpu().numpy(), source.rows, indices))
+            outputs_by_batch.append(_read_outputs(values(outputs).float().cpu().numpy(), source.rows, indices))
     model.train(was_training)
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
@@ -70,8 +83,8 @@ def predict_logits(
     read = source.rows.read_tokens
     shape = (len(source.rows) if read is None else len(read[0]), outputs_by_batch[0][1].shape[1])
     logits = np.zeros(shape, dtype=np.float32)
-    for indices, values in outputs_by_batch:
-        logits[indices] = values
+    for indices, of_batch in outputs_by_batch:
+        logits[indices] = of_batch
     if not np.isfinite(logits).all():
         raise DivergedError(
             "The model's outputs are not finite: lower train.learning_rate or use train.precision=fp32."

@@ -11,6 +11,7 @@ from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import RequestError
 from petl_bench.process import file_sha256, user_path, without_home
 from petl_bench.records.run_key import backbone_name, run_key, run_name
+from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
@@ -64,7 +65,8 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
                 path = user_path(f"{cfg.data_root}/{file}" if in_folder else file, f"task.{role}_file")
                 found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
-        wanted = [(task.subset, task.train_split), (task.subset, task.validation_split)]
+        splits = [task.train_split, task.validation_split, *([task.test_split] if task.protocol == "test" else [])]
+        wanted = [(task.subset, split) for split in splits]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = user_path(cfg.data_root, "data_root")
         found |= {
@@ -72,6 +74,7 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
             for subset, split in wanted
             for file in split_files(root, subset, split)
         }
+    found |= {f"ood/{file.name}": file for file in ood_files(task, cfg.data_root)}
     if cfg.backbone.path is not None:
         folder = user_path(cfg.backbone.path, "backbone.path")
         found |= model_files(folder)

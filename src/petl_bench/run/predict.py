@@ -31,6 +31,7 @@ from petl_bench.tasks.tagging import TaggedRows
 
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
+    from petl_bench.training.batches import BatchSource
 
 
 # What the GLUE server wants in place of label names.
@@ -53,7 +54,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one row: a label or several with all probabilities, a value, or entities in its text."""
+    """What the model says of one row: a label or several with all probabilities, a value, or entities in its text.
+
+    `ood_score` is larger for rows that are more in distribution, `in_distribution` whether it reaches the threshold.
+    """
 
     label: str | None = None
     probabilities: dict[str, float] | None = None
@@ -61,6 +65,8 @@ class Prediction:
     labels: list[str] | None = None
     text: str | None = None
     entities: list[Entity] | None = None
+    ood_score: float | None = None
+    in_distribution: bool | None = None
 
 
 class Predictor:
@@ -70,14 +76,20 @@ class Predictor:
         run_dir: The run's folder.
         base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
         any_base: Whether to go on with another backbone than the one that the run was trained on.
+        ood: The score that tells whether a row is in distribution, one of `OOD_SCORES`; None: that is not asked.
 
     Raises:
-        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one.
+        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one, or the run
+            was made without `task.ood` but a score is asked for.
     """
 
-    def __init__(self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> None:
+    def __init__(
+        self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False, ood: str | None = None
+    ) -> None:
         folder = RunFolder(Path(run_dir))
         record = _finished(folder)
+        if ood is not None and record.ood is None:
+            raise RequestError(f"--ood: {run_dir} was made without task.ood, which fits a threshold: see docs/ood.md.")
         import torch
         from accelerate.utils import set_seed
 
@@ -85,7 +97,7 @@ class Predictor:
 
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task
-        self.labels = find_labels(self.task)
+        self.labels = find_labels(self.task) if record.ood is None else record.ood.classes
         self._threshold = 0.5 if record.scores is None else record.scores.threshold or 0.5
         # On whatever device is here: a run of a GPU machine must be usable on another.
         precision = self.config.train.precision
@@ -99,6 +111,11 @@ class Predictor:
         # A backbone with random weights is the one that was trained only under the same seed.
         set_seed(self.config.train.seed)
         self._model = load_trained(folder, backbone, self.labels).to(self._accelerator.device)
+        self.ood = ood
+        if ood is not None:
+            from petl_bench.run.ood import Detector
+
+            self._detector, self._ood_threshold = Detector.load(folder.path), getattr(record.ood, ood).threshold
 
     def _open_backbone(self, record: Record, folder: Path, base: str | None, *, any_base: bool) -> Backbone:
         layers = resolved_layers(self.config.layers, record.layers)
@@ -120,16 +137,17 @@ class Predictor:
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
-        from petl_bench.run.evaluate import label_names, predict_logits, word_tags
+        from petl_bench.run.evaluate import predict_logits, word_tags
         from petl_bench.training.batches import BatchSource
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
         source = BatchSource(encoded, self._accelerator.device)
+        if self.ood is not None:
+            return self._with_ood_scores(source)
         logits = predict_logits(self._model, source, self.config.train.eval_batch_size, self._accelerator)
-        if self.labels is None:
-            return [Prediction(value=float(value)) for value in logits[:, 0]]
         if isinstance(rows, TaggedRows):
             assert encoded.read_tokens
+            assert self.labels
             if cut := int((encoded.read_tokens[0] < 0).sum()):
                 _log.warning(
                     "%d words are outside of entities, as task.max_length=%d cuts them or the tokenizer makes no token "
@@ -137,7 +155,27 @@ class Predictor:
                     *(cut, self.task.max_length),
                 )
             return _entities(rows, word_tags(logits, encoded.read_tokens, self.labels))
+        return self._predictions(logits)
+
+    def _with_ood_scores(self, source: BatchSource) -> list[Prediction]:
+        from petl_bench.run.ood import logits_and_vectors
+
+        assert self.ood is not None
+        batch_size = self.config.train.eval_batch_size
+        logits, vectors = logits_and_vectors(self._model, source, batch_size, self._accelerator)
+        scores = self._detector.scores(logits, vectors)[self.ood].tolist()
+        return [
+            replace(one, ood_score=score, in_distribution=score >= self._ood_threshold)
+            for one, score in zip(self._predictions(logits), scores, strict=True)
+        ]
+
+    def _predictions(self, logits: np.ndarray) -> list[Prediction]:
+        """What the logits of each row say, tagging apart."""
+        if self.labels is None:
+            return [Prediction(value=float(value)) for value in logits[:, 0]]
         if self.task.type == "multilabel":
+            from petl_bench.run.evaluate import label_names
+
             given = label_names(logits, self.labels, self._threshold)
             shares = expit(logits.astype(np.float64))
             return [
@@ -257,9 +295,12 @@ def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: boo
         elif prediction.probabilities is None:
             yield f"{prediction.value:.4f}"
         else:
-            shares = (f"{share:.4f}" for share in prediction.probabilities.values())
+            cells = []
+            if prediction.ood_score is not None:
+                cells = ["yes" if prediction.in_distribution else "no", f"{prediction.ood_score:.4f}"]
             names = [str(prediction.label)] if prediction.labels is None else prediction.labels
-            yield "\t".join([predictor.task.label_separator.join(names), *shares])
+            cells.append(predictor.task.label_separator.join(names))
+            yield "\t".join([*cells, *(f"{share:.4f}" for share in prediction.probabilities.values())])
 
 
 def _header(predictor: Predictor) -> list[str]:
@@ -267,8 +308,9 @@ def _header(predictor: Predictor) -> list[str]:
         return ["row", "type", "start", "end", "text"]
     if predictor.labels is None:
         return ["value"]
+    scored = [] if predictor.ood is None else ["in_distribution", "ood_score"]
     what = "labels" if predictor.task.type == "multilabel" else "label"
-    return [what, *(f"p({label})" for label in predictor.labels)]
+    return [*scored, what, *(f"p({label})" for label in predictor.labels)]
 
 
 def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterator[Path]:

@@ -31,6 +31,7 @@ from petl_bench.run.describe import (
 from petl_bench.run.evaluate import Evaluator, ProgressReport
 from petl_bench.run.identity import identify
 from petl_bench.run.lifecycle import RunLifecycle
+from petl_bench.run.ood import detect
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.entities import type_scores
@@ -112,7 +113,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         task = load_task(cfg.task, cfg.data_root)
         log_rows(task)
         # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
-        record.config["task"]["labels"] = task.labels
+        record.config["task"]["labels"] = task.all_labels
         # Layers are chosen on the backbone that will be trained, random weights included.
         set_seed(cfg.train.seed)
         layers, chosen = choose_layers(
@@ -153,6 +154,10 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     if record.tagging is not None:
         reported = predictions["report"]
         record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
+        if task.ood is not None:
+            found = detect(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+            record.ood = found.described
+            predictions = found.added_to(predictions, task.ood)
 
     peaks.log()
     record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
@@ -162,6 +167,8 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
         trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
             record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone)
+            if task.ood is not None:
+                found.detector.save(lifecycle.folder.path)
         if cfg.measure.inference:
             seconds = _INFERENCE_SHARE * record.time.train_seconds
             record.inference = _try_measuring(
@@ -178,7 +185,7 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     """Encodes all rows of a task.
 
     Returns:
-        Token ids by split: `train`, `selection`, `report`, and the extra splits by their names.
+        Token ids by split: `train`, `selection`, `report`, `ood`, and the extra splits by their names.
 
     Raises:
         RequestError: If the task's length or the tokens do not fit the backbone.
@@ -188,6 +195,7 @@ def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
     tokenizer = backbone.load_tokenizer()
     splits = {"train": task.train, "selection": task.selection}
     splits |= {name: extra.rows for name, extra in task.extra.items()}
+    splits |= {} if task.ood is None else {"ood": task.ood}
     encoded = {name: encode(rows, tokenizer, length) for name, rows in splits.items()}
     report = encoded["selection"] if task.reports_on_selection else encode(task.report, tokenizer, length)
     encoded |= {"report": report}

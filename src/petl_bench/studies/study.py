@@ -20,7 +20,7 @@ from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import Basis, cells, compose, expand, still_true
 from petl_bench.studies.folder import FINISHED, StudyFolder, choose_rates
 from petl_bench.studies.progress import Progress
-from petl_bench.tasks.load import find_labels
+from petl_bench.tasks.load import trained_labels
 
 # Seconds between two looks at the workers.
 _PAUSE = 0.2
@@ -127,7 +127,7 @@ def plan_costs(study: Study) -> list[PlannedCosts]:
         for cell in cells(study.config, study.request.overrides)
         if (cell.method, cell.task) in asked_for
     }
-    keys = {name: cost_key(cfg, cfg.layers, find_labels(cfg.task)) for name, cfg in configs.items()}
+    keys = {name: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for name, cfg in configs.items()}
     distinct = {keys[name]: cfg for name, cfg in configs.items()}
     counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
     return [_planned_costs(*name, counted[keys[name]]) for name in configs]

@@ -8,9 +8,9 @@ from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
 
-SOURCES = ("hub", "files", "folder", "demo")
+SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
-PROTOCOLS = ("standard", "held_out")
+PROTOCOLS = ("standard", "held_out", "test")
 UNITS = ("words", "characters")
 
 
@@ -31,7 +31,7 @@ class TaskConfig:
 
     name: str = MISSING
     # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; folder: files of
-    # these names in `data_root`; demo: generated
+    # these names in `data_root`; package: ships with this program; demo: generated
     source: str = MISSING
     dataset: str | None = None
     revision: str | None = None
@@ -60,12 +60,19 @@ class TaskConfig:
     also_submit: dict[str, ExtraSplit] = field(default_factory=dict)
     submission: str | None = None
     trained_by: str | None = None
-    # standard: select and report on the validation split; held_out: select on training rows kept apart.
+    # standard: select and report on the validation split; held_out: select on training rows kept apart, report on the
+    # validation split; test: select on the validation split, report on the test split.
     protocol: str = "standard"
     num_held_out_examples: int = 1000
     # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
     num_train_examples: int | None = None
-    # Seed of the subset, the held-out rows and the demo's sentences; apart from train.seed.
+    # The same for a few rows of each class, as many of every one.
+    rows_per_class: int | None = None
+    # Rows that are out of distribution: classes, oos or the name of another data set (`petl_bench.tasks.ood`).
+    ood: str | None = None
+    # With ood=classes, the share of the classes that is kept.
+    ood_share: float | None = None
+    # Seed of the subset, the held-out rows, the classes left out and the generated sentences; apart from train.seed.
     data_seed: int = 42
     max_length: int = 128
 
@@ -91,12 +98,29 @@ def check_task(task: TaskConfig) -> None:
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
     _check_names(task)
-    for key in ("num_train_examples", "num_held_out_examples", "max_length"):
+    _check_draw(task)
+    for key in ("num_train_examples", "rows_per_class", "num_held_out_examples", "max_length"):
         count = getattr(task, key)
         if count is not None and count < 1:
             raise RequestError(f"task.{key}={count} must be at least 1.")
     if task.data_seed < 0:
         raise RequestError(f"task.data_seed={task.data_seed} must not be negative.")
+
+
+def _check_draw(task: TaskConfig) -> None:
+    """The rows that train are chosen in one way."""
+    if task.rows_per_class is None:
+        return
+    if task.type != "classification":
+        raise RequestError(
+            f"task.rows_per_class={task.rows_per_class} is for classes, which task.type={task.type} has not: use "
+            "task.num_train_examples."
+        )
+    if task.num_train_examples is not None:
+        raise RequestError(
+            f"task.rows_per_class={task.rows_per_class} and task.num_train_examples={task.num_train_examples} both say "
+            "which rows train: set one of them to null."
+        )
 
 
 def _check_names(task: TaskConfig) -> None:
@@ -116,10 +140,16 @@ def _check_names(task: TaskConfig) -> None:
 
 def _check_files(task: TaskConfig) -> None:
     """The rows that choose a checkpoint and those that are reported on do not contradict each other."""
-    if task.test_file is not None and (task.validation_file is None or task.protocol == "held_out"):
+    from_files = task.source in ("files", "folder")
+    reports_on_test = task.protocol == "test"
+    if (
+        from_files
+        and (reports_on_test or task.test_file)
+        and not (reports_on_test and task.test_file and task.validation_file)
+    ):
         raise RequestError(
             "task.test_file holds the rows to report on, and those of task.validation_file choose the checkpoint: give "
-            "both, with task.protocol=standard."
+            "both, with task.protocol=test."
         )
     if task.source == "folder" and (task.train_file is None or task.validation_file is None):
         raise RequestError(f"task={task.name} must name task.train_file and task.validation_file.")
@@ -127,10 +157,10 @@ def _check_files(task: TaskConfig) -> None:
         return
     if not task.label_separator:
         raise RequestError("task.label_separator must not be empty.")
-    if task.threshold is None and task.protocol == "standard" and task.test_file is None:
+    if task.threshold is None and task.protocol == "standard":
         raise RequestError(
             "task.threshold=null chooses the threshold on the selection split, which must not be the rows that are "
-            "reported on: give task.protocol=held_out or task.test_file."
+            "reported on: give task.protocol=held_out, or test."
         )
     if task.threshold is not None and not 0 < task.threshold < 1:
         raise RequestError(f"task.threshold={task.threshold} must lie between 0 and 1.")

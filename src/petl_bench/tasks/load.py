@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.entities import entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.metrics import METRICS, check_metrics
+from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
 from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
 from petl_bench.tasks.tagging import read_columns, tag_names, tagged_rows, without_tags
@@ -37,20 +38,24 @@ class Task:
 
     Attributes:
         settings: What it was loaded from.
-        labels: Names of the classes or tags; None for regression.
+        labels: Names of the classes or tags that are trained; None for regression.
+        all_labels: Those that are out of distribution included.
         train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
+        ood: Rows of none of the classes, which a trained model is to tell from the report rows; None if not asked for.
     """
 
     settings: TaskConfig
     labels: list[str] | None
+    all_labels: list[str] | None
     train: Rows
     selection: Rows
     report: Rows
     selection_split: str
     report_split: str
     extra: dict[str, ExtraRows] = field(default_factory=dict)
+    ood: Rows | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -96,13 +101,14 @@ class Task:
 
     def fingerprint(self) -> str:
         """Hex sha256 of all rows in use."""
-        extra = [item.rows for item in self.extra.values()]
+        extra = [item.rows for item in self.extra.values()] + ([] if self.ood is None else [self.ood])
         parts = [rows.fingerprint() for rows in (self.train, self.selection, self.report, *extra)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def rows_per_split(self) -> dict[str, int]:
         """Number of rows in use, by split."""
-        return {name: len(rows) for name, rows in self.rows_by_split().items()}
+        sizes = {name: len(rows) for name, rows in self.rows_by_split().items()}
+        return sizes if self.ood is None else sizes | {"ood": len(self.ood)}
 
 
 def load_task(settings: TaskConfig, data_root: str | None) -> Task:
@@ -114,36 +120,50 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     """
     # A file is read once, so that labels and rows are of the same content.
     table = None if settings.source == "demo" else _read_table(settings, "train", data_root)
-    labels = find_labels(settings, table)
+    all_labels = find_labels(settings, table)
+    classes = known_classes(settings, all_labels)
+    labels = all_labels if classes is None or all_labels is None else [all_labels[index] for index in classes]
     check_metrics(settings.metrics, settings.type, len(labels or []))
-    rows = _demo_rows(settings, "train") if table is None else rows_of_table(table, settings, labels)
+    rows = _demo_rows(settings, "train") if table is None else rows_of_table(table, settings, all_labels)
     all_train = require_labels(rows, settings, "the training rows")
-    held_out, train = _hold_out(settings, all_train)
+
+    def read_split(role: str) -> tuple[Rows, str]:
+        name = getattr(settings, f"{role}_split")
+        return require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}"), name
+
+    reported, report_split = all_train, "train_held_out"
     if has_validation(settings):
-        name = settings.validation_split
-        report = require_labels(_read_rows(settings, "validation", labels, data_root), settings, f"the split {name}")
-        selection, selection_split = (held_out, "train_held_out") if held_out is not None else (report, name)
-        if settings.test_file is not None:
-            name = settings.test_split
-            report = require_labels(_read_rows(settings, "test", labels, data_root), settings, f"the split {name}")
-    else:
+        reported, report_split = read_split("test" if settings.protocol == "test" else "validation")
+    # Rows of classes that are left out neither train nor select; those to report on are out of distribution.
+    ood = ood_rows(settings, reported, classes, data_root)
+    held_out, train = _hold_out(settings, without_texts_of(of_classes(all_train, classes), ood), labels)
+    report = of_classes(reported, classes)
+    if not has_validation(settings):
         assert held_out is not None
-        name = selection_split = "train_held_out"
-        report = selection = held_out
+        report = held_out
+    selection, selection_split = report, report_split
+    if held_out is not None:
+        selection, selection_split = held_out, "train_held_out"
+    elif settings.protocol == "test":
+        selected, selection_split = read_split("validation")
+        selection = without_texts_of(of_classes(selected, classes), ood)
     extra = {
-        key: item for key, value in settings.also_report.items() if (item := _extra(settings, value, labels, data_root))
+        key: replace(item, rows=of_classes(item.rows, classes))
+        for key, value in settings.also_report.items()
+        if (item := _extra(settings, value, all_labels, data_root))
     }
-    return _checked(Task(settings, labels, train, selection, report, selection_split, name, extra))
+    task = Task(settings, labels, all_labels, train, selection, report, selection_split, report_split, extra, ood)
+    _warn_of_tags(task)
+    return task
 
 
-def _checked(task: Task) -> Task:
+def _warn_of_tags(task: Task) -> None:
     """Logs what is odd about the tags of a task."""
     if counts := {name: count for name, count in task.without_beginning().items() if count}:
         _log.warning(
             "entities that begin with the tag of an inner word, and are read as entities: %s",
             ", ".join(f"{count:,} of {name}" for name, count in counts.items()),
         )
-    return task
 
 
 def has_validation(settings: TaskConfig) -> bool:
@@ -173,7 +193,7 @@ def _demo_rows(settings: TaskConfig, role: str) -> Rows:
 
 
 def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
-    """Reads the table of a role, `train` or `validation`."""
+    """Reads the table of a role: `train`, `validation` or `test`."""
     columns = [*settings.text_columns, settings.label_column]
     if settings.source in ("files", "folder"):
         key = f"{role}_file"
@@ -269,10 +289,22 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
     return class_names(table, settings)
 
 
-def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
+def trained_labels(settings: TaskConfig) -> list[str] | None:
+    """The names of the classes that are trained; None for regression.
+
+    Raises:
+        RequestError: If there are no two classes, or the training file cannot be read.
+    """
+    labels = find_labels(settings)
+    classes = known_classes(settings, labels)
+    return labels if labels is None or classes is None else [labels[index] for index in classes]
+
+
+def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tuple[Rows | None, Rows]:
     """Splits training rows into held-out ones (None where the protocol needs none) and those to train on.
 
     One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
+    With `rows_per_class` the first K of each class train.
     """
     if not has_validation(settings):
         if settings.protocol == "held_out":
@@ -282,17 +314,38 @@ def _hold_out(settings: TaskConfig, rows: Rows) -> tuple[Rows | None, Rows]:
             raise RequestError(f"{len(rows)} training rows are too few to hold some out: give task.validation_file.")
     else:
         num_held_out = settings.num_held_out_examples if settings.protocol == "held_out" else 0
-    if settings.num_train_examples is None and num_held_out == 0:
+    wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
+    key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")
+    if wanted[key] is None and num_held_out == 0:
         return None, rows
-    num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
+    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
+    if settings.rows_per_class is not None:
+        assert labels is not None
+        order, num_train = _few_of_each_first(rows, order, settings.rows_per_class, labels)
+    else:
+        num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
     if num_train < 1 or num_train + num_held_out > len(rows):
         raise RequestError(
-            f"task.num_train_examples={settings.num_train_examples} and {num_held_out} held-out rows do not fit into "
-            f"the {len(rows)} training rows: lower task.num_train_examples or task.num_held_out_examples."
+            f"task.{key}={wanted[key]} and {num_held_out} held-out rows do not fit into the {len(rows)} training rows: "
+            f"lower task.{key} or task.num_held_out_examples."
         )
-    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
     held_out = rows.take(np.sort(order[num_train : num_train + num_held_out])) if num_held_out else None
     return held_out, rows.take(np.sort(order[:num_train]))
+
+
+def _few_of_each_first(rows: Rows, order: np.ndarray, count: int, labels: list[str]) -> tuple[np.ndarray, int]:
+    """Moves the first `count` rows of each class to the front of an order; also returns how many rows these are."""
+    assert rows.labels is not None
+    numbers = np.bincount(rows.labels, minlength=len(labels))
+    if (fewest := int(numbers.min())) < count:
+        remedy = f"lower it to {fewest} or less" if fewest else "leave classes without rows out of task.labels"
+        raise RequestError(
+            f"task.rows_per_class={count}: the class {labels[int(numbers.argmin())]!r} has {fewest} training rows, the "
+            f"fewest of all classes: {remedy}."
+        )
+    classes = rows.labels[order]
+    first = np.concatenate([order[classes == index][:count] for index in range(len(labels))])
+    return np.concatenate([first, order[~np.isin(order, first)]]), len(first)
 
 
 def _extra(

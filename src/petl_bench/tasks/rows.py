@@ -89,8 +89,8 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     _check_not_empty(table, task.text_columns, texts)
     values = None
     if task.label_column in table.columns:
-        # Only the hub's class labels are numbered by their names; in a file, 1 may be the label "1".
-        is_numbered = task.source == "hub"
+        # Class labels of data sets are numbered by their names; in a file, 1 may be the label "1".
+        is_numbered = task.source in ("hub", "package")
         if task.type == "multilabel" and labels is not None:
             values = _label_sets(table, task, labels, numbered=is_numbered)
         else:

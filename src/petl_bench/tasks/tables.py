@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
+# The data sets that ship with the package, a folder each; `task.dataset` names it.
+PACKAGE_DATA = Path(__file__).parent / "data"
+
 # A part of a data set in several files, e.g. train-00000-of-00003.parquet.
 _NUMBERED_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
 
@@ -294,10 +297,10 @@ def parquet_files(folder: Path) -> list[Path]:
 def read_hub_split(
     task: TaskConfig, subset: str | None, split: str, data_root: str | None, columns: Collection[str]
 ) -> Table:
-    """Reads one split of a data set of the hub.
+    """Reads one split of a data set of the hub, or of one that ships with the package.
 
     Args:
-        task: Names the dataset and its revision.
+        task: Names the source, the dataset and its revision.
         subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
         split: e.g. `validation_matched`.
         data_root: A folder that holds `<subset>/<split>-*.parquet`; None asks the hub (or its local cache).
@@ -308,8 +311,10 @@ def read_hub_split(
         RunError: If the hub cannot be reached.
     """
     source = split if subset is None else f"{subset}/{split}"
+    if task.source == "package":
+        return read_folder(PACKAGE_DATA, "/".join(filter(None, (task.dataset, subset))), split, columns)
     if data_root is not None:
-        return _read_folder(user_path(data_root, "data_root"), subset, split, columns)
+        return read_folder(user_path(data_root, "data_root"), subset, split, columns)
     if task.dataset is None:
         raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
     import datasets
@@ -332,7 +337,18 @@ def read_hub_split(
     return Table(source, list(loaded.column_names), loaded.select_columns(wanted).to_dict())
 
 
-def _read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
+def read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
+    """Reads one split of a local folder that is laid out like a data set of the hub.
+
+    Args:
+        root: The folder.
+        subset: The data set's config, a folder there; None for a data set without configs.
+        split: e.g. `validation_matched`.
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If the folder does not hold the split, or a file in it is broken.
+    """
     if not root.is_dir():
         raise RequestError(f"data_root={root}: there is no such folder.")
     files = split_files(root, subset, split)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.records.schema import CACHE_PLACES, Record, finite
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.fields import AXES, FIELDS
@@ -80,6 +81,7 @@ def page_data(
     comparisons: Sequence[ReportTable] = (),
     bold: Collection[str] = (),
     classes: Sequence[ReportTable] = (),
+    roc: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -92,6 +94,7 @@ def page_data(
         comparisons: Tables as `comparison_table` makes them.
         bold: Keys of the runs whose method is bold in its column of the results table.
         classes: Tables of what the predictions say: calibration, classes, confusions.
+        roc: ROC curves as `roc_curves` makes them, by the key of the run.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -103,7 +106,9 @@ def page_data(
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
     machines = machines_of(one for item in named for one in item.group.measured_costs)
-    rows = [_row(index, item, machines[0], bold) for index, item in enumerate(named)]
+    rows = [
+        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {})} for index, item in enumerate(named)
+    ]
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
@@ -217,6 +222,17 @@ def _history(group: Group) -> list[list[float]]:
     stride = math.ceil(len(points) / _MOST_POINTS) if points else 1
     # The last point is always kept.
     return points[:-1:stride] + points[-1:]
+
+
+def _roc(group: Group, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """For each score the points [false-positive rate, true-positive rate, sd] in percent, means over the seeds."""
+    known = [curves[record.run_key] for record in group.records if record.run_key in curves]
+    found: dict[str, list[list[float]]] = {}
+    for name in (score for score in OOD_SCORES if known and all(score in one for one in known)):
+        statistics = [Statistic.of(rates) for rates in zip(*(one[name] for one in known), strict=True)]
+        step = 100 / (len(statistics) - 1)
+        found[name] = [[i * step, 100 * s.mean, 100 * (s.sd or 0)] for i, s in enumerate(statistics) if s is not None]
+    return found
 
 
 def _variability(group: Group) -> dict[str, Any] | None:

@@ -70,4 +70,10 @@ function buildLines() {
     "ν of each layer; dashed: with shuffled labels; shaded: the layers adapted.",
     (rows) => rows.filter((row) => row.variability), panelName, panelKey, redrawVariability,
   );
+  buildLinePlot(
+    "roc", "In or out of distribution",
+    "ROC curves of one score, mean over seeds; band: one sd; dashed: chance.",
+    (rows) => panelsOf(rows).flat().flatMap((row) => Object.keys(row.roc).map((score) => ({ row, score }))),
+    ({ row, score }) => `${panelName(row)}, ${score}`, ({ row, score }) => `${panelKey(row)} ${score}`, redrawRoc,
+  );
 }

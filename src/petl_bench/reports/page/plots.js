@@ -1,4 +1,4 @@
-// The four plots: scores against costs, learning curves, scores by training rows, variability by layer.
+// The five plots: scores against costs, learning curves, scores by training rows, variability by layer, ROC curves.
 
 const MOST_MULTIPLES = 12;
 const isNumber = (value) => value !== null && value !== undefined;
@@ -186,6 +186,29 @@ function redrawRowsCurves(container, curves) {
     label: "score by number of training rows",
   });
   for (const { m, points } of series) drawSeries(plot, m, points, { marker: 5 });
+}
+
+// One score on one task: how many report rows are kept when that share of the rows out of distribution passes.
+function redrawRoc(container, items) {
+  const percent = scaleOf([0, 100], { pad: 0.02 });
+  const plot = drawFrame(container, {
+    x: percent,
+    y: percent,
+    xName: "false positives: out of distribution, %",
+    yName: "true positives: report rows, %",
+    label: `${panelName(items[0].row)}: ROC curves by ${items[0].score}`,
+  });
+  const diagonal = [[0, 0], [100, 100]].map(([x, y]) => [plot.at.x(x), plot.at.y(y)]);
+  plot.marks.append(svg("path", { class: "front", d: pathOf(diagonal) }));
+  for (const { row, score } of items) {
+    const points = row.roc[score].map(([x, mean, sd]) => {
+      const lines = [["false positives, %", number(x, 0)], ["true positives, %", number(mean, 1)],
+        ["AUROC, %", number(row[`ood_auroc_${score}`], 1)], ["seeds", number(row.n)]];
+      const tip = () => ({ m: row.m, title: row.label, under: `${panelName(row)}, ${score}`, lines });
+      return { x, mean, sd, text: `${row.label}: ${number(mean, 1)} % at ${number(x, 0)} %`, tip };
+    });
+    drawSeries(plot, row.m, points, { marker: 3, most: 10 });
+  }
 }
 
 function redrawVariability(container, rows) {

@@ -1,10 +1,14 @@
-"""What our plots share: markers, the legend, the grid of panels, the Pareto front."""
+"""What our plots share: markers, names beside points, the legend, the grid of panels, the Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox, BboxBase
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -44,6 +49,12 @@ _MOST_COLUMNS = 3
 
 _LEGEND_LINE = 0.21
 
+# A marker and the names beside it, in points; where a name may be, the best places first.
+_MARKER = 9
+_NAME_SIZE = 8
+_NAME_DISTANCES = (6, 14, 22, 32, 44, 58, 74)
+_NAME_ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200)
+
 
 def series_style(index: int) -> dict[str, Any]:
     """The colour and marker of the method with this number."""
@@ -70,6 +81,56 @@ def draw_legend(figure: Figure, panels: list[Axes]) -> None:
     figure.legend(
         list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
+
+
+def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Writes the name of each point beside it, where it covers neither a marker nor another name.
+
+    A name that finds no room close by is joined to its point by a line.
+
+    Args:
+        axes: The panel, with its points drawn and its limits set.
+        points: Places in the panel's own units, by name.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    # Lines end at a white rim around the letters.
+    style: dict[str, Any] = {"fontsize": _NAME_SIZE, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
+    # Where the points are in pixels is known once the panels have been laid out.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    pixels = figure.dpi / 72
+    places = {name: axes.transData.transform(point) for name, point in points.items()}
+    taken = [_box(place, np.full(2, _MARKER * pixels), 0, 0) for place in places.values()]
+    for name, place in sorted(places.items(), key=lambda item: tuple(item[1][::-1])):
+        text = axes.annotate(name, points[name], (0, 0), textcoords="offset points", va="bottom", **style)
+        size = np.array(text.get_window_extent().size)
+        around = product(_NAME_DISTANCES, _NAME_ANGLES)
+        spots = [(distance, _box(place, size, distance * pixels, angle)) for distance, angle in around]
+        free = (spot for spot in spots if not spot[1].count_overlaps(taken) and _is_within(spot[1], axes.bbox))
+        distance, box = next(free, spots[0])
+        taken.append(box)
+        text.set_position(tuple((box.min - place) / pixels))
+        if distance > _NAME_DISTANCES[0]:
+            ends = axes.transData.inverted().transform([place, np.clip(place, box.min, box.max)])
+            axes.plot(*ends.T, color="0.6", linewidth=0.6, zorder=0.5, scalex=False, scaley=False)
+
+
+def _box(place: NDArray[Any], size: NDArray[Any], distance: float, angle: float) -> Bbox:
+    """A box beside a place, whose nearest side or corner is this far away in this direction; around it if 0."""
+    from matplotlib.transforms import Bbox
+
+    direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+    # Of a box to the right, the left side is nearest; of one above, the lower side.
+    nearest = (np.round(direction) - 1) / 2 if distance else -0.5
+    return Bbox.from_bounds(*(place + distance * direction + nearest * size), *size)
+
+
+def _is_within(box: Bbox, panel: BboxBase) -> bool:
+    return bool(np.all(box.min >= panel.min) and np.all(box.max <= panel.max))
 
 
 def _legend_columns(names: list[str], width: float) -> int:

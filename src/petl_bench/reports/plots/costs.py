@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from petl_bench.reports.fields import AXES, FIELDS, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import Machine, machines_of
-from petl_bench.reports.plots import draw_legend, pareto_front, score_name, score_scale, series_style
+from petl_bench.reports.plots import draw_legend, name_points, pareto_front, score_name, score_scale, series_style
 from petl_bench.reports.render import check_picture
 from petl_bench.reports.tables import KINDS, cost_table
 
@@ -17,18 +17,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Characters that fit below a panel.
+# Characters that fit below a panel, and in an inch of the headline.
 _LABEL_WIDTH = 40
+_CHARACTERS_PER_INCH = 12
+
+# Panels with more points than this have a legend instead of a name beside each point.
+_MOST_NAMES = 16
 
 # The first of these that every group has is drawn.
 _MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
-def draw_scores(groups: list[Group], file: Path) -> None:
+def draw_scores(groups: list[Group], file: Path, headline: str | None = None) -> None:
     """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
 
     Times, device memory and speed are those of one machine, the one with the most records; where there are several, the
     axes name it.
+
+    Args:
+        groups: The points, one each.
+        file: The picture.
+        headline: A sentence to stand above the panels.
 
     Raises:
         RequestError: If the ending names a format that is not drawn.
@@ -51,15 +60,23 @@ def draw_scores(groups: list[Group], file: Path) -> None:
         sharey="row",
         layout="constrained",
     )
-    for (task, backbone), row in zip(panels, grid, strict=True):
-        mine = [group for group in groups if (group.task, group.backbone) == (task, backbone)]
+    by_panel = {panel: [one for one in groups if (one.task, one.backbone) == panel] for panel in panels}
+    points = []
+    for ((task, backbone), mine), row in zip(by_panel.items(), grid, strict=True):
         for axes, cost in zip(row, costs, strict=True):
             where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
             axes.set_xlabel("\n".join([cost.axis_label, *textwrap.wrap(where, _LABEL_WIDTH)]))
-            _panel(axes, mine, cost, machines[0], labels)
+            points.append((axes, _panel(axes, mine, cost, machines[0], labels)))
         row[0].set_ylabel(score_name(mine[0]))
         row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
-    draw_legend(figure, list(grid[:, 0]))
+    if headline is not None:
+        width = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+        figure.suptitle("\n".join(textwrap.wrap(headline, width)), x=0.01, ha="left", fontsize=11)
+    if max(map(len, by_panel.values())) <= _MOST_NAMES:
+        for axes, named in points:
+            name_points(axes, named)
+    else:
+        draw_legend(figure, list(grid[:, 0]))
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
@@ -71,15 +88,18 @@ def _costs(groups: list[Group], machine: Machine) -> list[Field]:
     return [cost for cost in costs if any(group.statistic(cost, machine) for group in groups)]
 
 
-def _panel(axes: Axes, groups: list[Group], cost: Field, machine: Machine, labels: list[str]) -> None:
-    points: list[tuple[float, float]] = []
+def _panel(
+    axes: Axes, groups: list[Group], cost: Field, machine: Machine, labels: list[str]
+) -> dict[str, tuple[float, float]]:
+    """Draws the points of one panel with their front; returns their places by the names of the methods."""
+    points: dict[str, tuple[float, float]] = {}
     for group in groups:
         measured, score = group.statistic(cost, machine), group.score()
         if measured is None or score is None:
             continue
         x = measured.mean / cost.unit
         scale = score_scale(group)
-        points.append((x, scale * score.mean))
+        points[group.label] = (x, scale * score.mean)
         axes.errorbar(
             x,
             scale * score.mean,
@@ -93,13 +113,14 @@ def _panel(axes: Axes, groups: list[Group], cost: Field, machine: Machine, label
     if not points:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set_xticks([])
-        return
-    _draw_front(axes, points, cost, higher_is_better=groups[0].in_percent)
+        return points
+    _draw_front(axes, list(points.values()), cost, higher_is_better=groups[0].in_percent)
     if cost.log_axis:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(x=0.15, y=0.15)
+    return points
 
 
 def _draw_front(axes: Axes, points: list[tuple[float, float]], cost: Field, *, higher_is_better: bool) -> None:
