@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from petl_bench.backbones.load import Backbone
+from petl_bench.backbones.layers import LayerPlan
+from petl_bench.backbones.load import Backbone, shorten
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, RunError
 from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import AdaptContext
 from petl_bench.records.schema import Params
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder, read_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # PEFT keeps a frozen copy of every module it trains whole.
 _FROZEN_COPY = ".original_module."
@@ -109,6 +115,13 @@ def store_frozen_in_bf16(model: nn.Module) -> int:
 # Fields of PEFT's configs that are sets: their order changes from process to process.
 _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 
+_CONFIG_FILE = "adapter_config.json"
+
+# The task type in the stored config of an adapter whose head reads a layer below the top one. PEFT knows nothing of
+# that layer and would run those above it too, for other predictions. It refuses a task type that it does not know,
+# whatever the adapter's type, and its message prints this one.
+_ON_FIRST_LAYERS = "{task_type} on the first {num_layers} layers: load it with petl_bench.model.load_adapter"
+
 
 def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int:
     """Writes `adapter/` in PEFT's format, or `model/` in transformers' format if the method is no PEFT tuner.
@@ -122,7 +135,7 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int
         with folder.replace_folder(ADAPTER_FOLDER) as target:
             # The default, "auto", asks the hub whether the vocabulary was enlarged.
             model.save_pretrained(str(target), save_embedding_layers=False)
-            _sort_sets(target / "adapter_config.json")
+            _finish_config(target / _CONFIG_FILE, backbone.plan)
         return _weights_bytes(folder.path / ADAPTER_FOLDER)
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
@@ -148,13 +161,11 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
     adapter, whole = folder.path / ADAPTER_FOLDER, folder.path / MODEL_FOLDER
     try:
         if adapter.is_dir():
-            from peft import PeftModel
-
             plain = backbone.build_model(len(labels or [0]), labels)
             names = (name for name, _ in plain.named_modules())
             check_config(read_json(adapter / "adapter_config.json"), names, str(adapter / "adapter_config.json"))
             # As trainable, so that what was frozen in training is known from what was not.
-            adapted = PeftModel.from_pretrained(plain, str(adapter), is_trainable=True)
+            adapted = load_adapter(plain, adapter, is_trainable=True)
             if backbone.settings.dtype == "bf16":
                 store_frozen_in_bf16(adapted)
             return adapted
@@ -181,10 +192,44 @@ def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _sort_sets(file: Path) -> None:
-    """Sorts the fields that PEFT keeps as sets, so that the same run writes the same bytes."""
+def _finish_config(file: Path, plan: LayerPlan) -> None:
+    """Notes up to which layer the encoder goes, and sorts PEFT's sets, so that the same run writes the same bytes."""
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in _SET_FIELDS:
         if isinstance(content.get(name), list):
             content[name].sort()
+    if plan.head < plan.num_layers:
+        content["task_type"] = _ON_FIRST_LAYERS.format(task_type=content["task_type"], num_layers=plan.head)
     file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -> PeftModel:
+    """Loads the adapter of a run on a classifier with the backbone that it was trained on.
+
+    `PeftModel.from_pretrained` does the same for most adapters. It refuses those whose head reads a layer below the top
+    one, for which the layers above it must be taken off the backbone first.
+
+    Args:
+        base: The backbone with a head of the right size, as transformers loads it; changed in place.
+        folder: The `adapter` folder of the run.
+        is_trainable: Whether the adapter is going to be trained further.
+
+    Raises:
+        RequestError: If the folder holds no adapter, or the backbone has too few layers.
+    """
+    from peft import PeftModel
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    file = Path(folder) / _CONFIG_FILE
+    if not file.is_file():
+        raise RequestError(f"{folder} holds no adapter: {file.name} is missing.")
+    content = read_json(file)
+    noted = re.fullmatch(_ON_FIRST_LAYERS.format(task_type=r"(\w+)", num_layers=r"(\d+)"), str(content["task_type"]))
+    if noted is not None:
+        content["task_type"] = noted[1]
+        if (found := shorten(base, int(noted[2]))) < int(noted[2]):
+            raise RequestError(
+                f"The adapter in {folder} is for the first {noted[2]} layers of its base, but this one has {found}."
+            )
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]].from_peft_type(**content)
+    return PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=is_trainable)

@@ -167,6 +167,13 @@ def batch(padded: bool = True) -> dict[str, torch.Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+def repetitive_batch() -> dict[str, torch.Tensor]:
+    """Four rows of at most 23 tokens, most of which are equal to others of their row."""
+    ids = 10 + torch.arange(4 * 23).reshape(4, 23) % torch.tensor([[2], [3], [5], [1]])
+    mask = (torch.arange(23) < torch.tensor([[23], [17], [11], [6]])).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
 LABELS = torch.tensor([0, 1, 0, 1])
 
 

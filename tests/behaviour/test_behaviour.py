@@ -24,6 +24,7 @@ from behaviour.matrix import (
     batch,
     expected_names,
     logits,
+    repetitive_batch,
     train,
     two_layers,
 )
@@ -84,13 +85,14 @@ def test_disabled_it_is_the_base_bit_for_bit(method, architecture):
 @pairs
 def test_padding_changes_nothing(method, architecture):
     model, _ = trained(method, architecture)
-    inputs = batch()
-    together = logits(model)
-    for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
-        alone = logits(model, **{name: tensor[row : row + 1, :length] for name, tensor in inputs.items()})
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=2e-6)
-    wider = {name: torch.nn.functional.pad(tensor, (0, 7)) for name, tensor in inputs.items()}
-    torch.testing.assert_close(logits(model, **wider), together, rtol=1e-5, atol=2e-6)
+    # Equal tokens have equal states where positions are relative.
+    for inputs in (batch(), repetitive_batch()):
+        together = logits(model, **inputs)
+        for row, length in enumerate(inputs["attention_mask"].sum(dim=1).tolist()):
+            alone = logits(model, **{name: tensor[row : row + 1, :length] for name, tensor in inputs.items()})
+            torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=2e-6)
+        wider = {name: torch.nn.functional.pad(tensor, (0, 7)) for name, tensor in inputs.items()}
+        torch.testing.assert_close(logits(model, **wider), together, rtol=1e-5, atol=2e-6)
 
 
 @pairs

@@ -10,7 +10,19 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForTokenClassification
 
-from behaviour.matrix import LABELS, OWN, adapted, batch, logits, plain_model, train, trained
+from behaviour.matrix import (
+    LABELS,
+    OWN,
+    OWN_MATRIX,
+    adapted,
+    batch,
+    logits,
+    opened,
+    plain_model,
+    train,
+    trained,
+    two_layers,
+)
 from petl_bench.methods.bitfit.model import BitFitConfig
 from petl_bench.methods.coda.model import CodaConfig
 from petl_bench.methods.fl_tuning.model import FlTuningConfig
@@ -61,6 +73,47 @@ def test_adapters_have_any_name(method, name, tmp_path):
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(plain_model("bert"), tmp_path / name, adapter_name="other").eval()
     assert torch.equal(logits(loaded), logits(model))
+
+
+TUNERS = ("bitfit", "houlsby", "prefix", "fl_tuning", "coda", "flat", "lst")
+
+
+@pytest.mark.parametrize(("method", "architecture"), [pair for pair in OWN_MATRIX if pair[0] in TUNERS])
+def test_the_whole_head_is_trained_and_saved(method, architecture, tmp_path):
+    """By `get_peft_model` with the config alone, loaded on a base whose head starts at other random values."""
+    small = two_layers(architecture)
+    config = copy.deepcopy(adapted(method, architecture, small)[0].peft_config["default"])
+    config.target_modules = None
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = None
+    model = get_peft_model(plain_model(architecture, small), config)
+    anatomy = opened(architecture, small)[1].anatomy
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    train(model, steps=2)
+    if method not in ("flat", "lst"):
+        # The other two bring a head of their own.
+        head = [name for name in before if anatomy.in_head(name) and ".original_module." not in name]
+        assert head and not any(torch.equal(before[name], model.get_parameter(name)) for name in head)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    base = plain_model(architecture, small)
+    for name, parameter in base.named_parameters():
+        if anatomy.in_head(name):
+            torch.nn.init.normal_(parameter)
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path).eval()), logits(model))
+
+
+def test_token_classifiers_train_what_they_have_of_the_head():
+    tokens = AutoModelForTokenClassification.from_config(plain_model("modernbert").config)
+    model = get_peft_model(tokens, HoulsbyConfig(task_type="TOKEN_CLS"))
+    trained_whole = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and "modules_to_save" in name
+    }
+    assert any(name.startswith("base_model.model.head.") for name in trained_whole)
+    tokens = AutoModelForTokenClassification.from_config(plain_model("deberta-v2").config)
+    assert (
+        "pooler"
+        not in get_peft_model(tokens, HoulsbyConfig(task_type="TOKEN_CLS")).peft_config["default"].modules_to_save
+    )
 
 
 SIZES = {

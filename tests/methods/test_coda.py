@@ -38,6 +38,31 @@ def test_every_example_routes_its_own_k_and_the_first_token(reduction):
         assert weights.sum() <= k + 1e-4
 
 
+def test_equal_scores_go_by_position_whatever_the_padding_and_the_rounding():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.tensor([0.5, 0.2, 0.7, 0.2, 0.7, 0.2, 0.2, 0.7, 0.2, 0.1, 0.2])
+    # The first, the three of 0.7, and the first two of 0.2.
+    expected = [0, 1, 2, 3, 4, 7]
+    for padding in (0, 1, 5, 30, 500):
+        for left in (0, padding):
+            padded = torch.nn.functional.pad(scores, (left, padding - left)).repeat(20, 1)
+            padded *= 1 + 1e-6 * torch.rand(padded.shape, generator=generator)
+            real = torch.nn.functional.pad(torch.ones(20, 11), (left, padding - left)).bool()
+            routing = route(padded, real, CodaConfig(reduction=2))
+            for indices, valid in zip(routing.indices, routing.valid, strict=True):
+                assert (indices[valid] - left).tolist() == expected
+    # A row of one token said eleven times routes the first six.
+    assert route(torch.full((1, 11), 0.3), torch.ones(1, 11).bool(), CodaConfig(reduction=2)).indices.tolist() == [
+        [0, 1, 2, 3, 4, 5]
+    ]
+
+
+def test_scores_that_differ_by_more_than_rounding_are_not_equal():
+    scores = torch.tensor([[0.0, 0.5, 0.5002, 0.5001, 0.5003]])
+    routing = route(scores, torch.ones(1, 5).bool(), CodaConfig(reduction=2))
+    assert routing.indices.tolist() == [[0, 2, 4]]
+
+
 def test_without_forcing_the_budget_is_all_scores():
     scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     scores[:, 0] = -100.0

@@ -266,6 +266,17 @@ def _truncate(config: Any, anatomy: Anatomy, num_layers: int) -> None:
         config.layer_types = config.layer_types[:num_layers]
 
 
+def shorten(model: Any, num_layers: int) -> int:
+    """Takes the layers above the first `num_layers` off a loaded model; returns how many layers there were."""
+    anatomy = anatomy_of(model.config.model_type)
+    layers = anatomy.get_layers(model)
+    found = len(layers)
+    if found > num_layers:
+        del layers[num_layers:]
+        _truncate(model.config, anatomy, num_layers)
+    return found
+
+
 def _load_weights(
     model_class: Any, folder: Path, config: Any, anatomy: Anatomy, attention: str | None
 ) -> PreTrainedModel:

@@ -146,6 +146,7 @@ class AnatomyTuner(BaseTuner):
     # In PEFT too, every tuner narrows the type of the config.
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         anatomy = self.anatomy
+        train_head(peft_config, self.model, anatomy)
         if peft_config.target_modules is None:
             chosen = getattr(peft_config, "layers_to_transform", None)
             num_layers = anatomy.num_layers(self.model.config)
@@ -264,9 +265,29 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
     return list(dict.fromkeys(found))
 
 
-def train_whole(config: LayerwiseConfig, modules: Iterable[str]) -> None:
+def train_whole(config: Any, modules: Iterable[str]) -> None:
     """Adds modules to those that PEFT trains and saves as a whole."""
-    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules]))
+    config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules])) or None
+
+
+# Heads that PEFT trains and saves in every classifier, without being asked.
+_HEADS_KNOWN_TO_PEFT = ("classifier", "score")
+
+
+def train_head(config: Any, model: nn.Module, anatomy: Anatomy) -> None:
+    """Trains and saves all of a classifier's head.
+
+    PEFT finds a head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen and unsaved.
+
+    Args:
+        config: The config of an adapter. One without a task is for no classifier, and one without `modules_to_save`
+            brings a head of its own.
+        model: The model.
+        anatomy: The anatomy of its architecture.
+    """
+    if config.task_type is not None and hasattr(config, "modules_to_save"):
+        found = (module for module in anatomy.head if hasattr(model, module))
+        train_whole(config, (module for module in found if module not in _HEADS_KNOWN_TO_PEFT))
 
 
 def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:
@@ -324,10 +345,6 @@ def _adapt_with_peft_config(
     return with_adapter(model, peft_config, context.anatomy)
 
 
-# Heads that PEFT trains and saves in every sequence classifier, without being asked.
-_HEADS_KNOWN_TO_PEFT = ("classifier", "score")
-
-
 def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> PeftModel:
     """Freezes a classifier of sequences or tokens, adds an adapter, and makes the adapter and the head trainable.
 
@@ -352,9 +369,8 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
     config.task_type = None if anatomy.is_tagger else TaskType.SEQ_CLS
     if hasattr(config, "modules_to_save"):
         config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
-        # PEFT finds the head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen.
-        others = [module for module in anatomy.head if module not in _HEADS_KNOWN_TO_PEFT]
-        config.modules_to_save = [*(config.modules_to_save or ()), *others] or None
+    # Our own tuners would do so themselves, PEFT's do not.
+    train_head(config, model, anatomy)
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
