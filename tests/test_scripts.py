@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -51,3 +52,12 @@ def test_a_pickle_that_holds_code_is_refused(tmp_path):
     )
     assert done.returncode != 0
     assert "ran" not in done.stdout
+
+
+@pytest.mark.slow
+def test_random_damage_to_the_files_of_runs_is_told_or_harmless():
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "mutate_files.py", "--count", "100"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "told" in done.stdout

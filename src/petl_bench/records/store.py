@@ -133,7 +133,7 @@ class RunFolder:
         if record.stored_files is None:
             return
         then, now = (
-            {name: digest for name, digest in files.items() if Path(name).parts[0] == part}
+            {name: digest for name, digest in files.items() if name.partition("/")[0] == part}
             for files in (record.stored_files, self.stored_files())
         )
         changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
