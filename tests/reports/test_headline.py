@@ -27,7 +27,7 @@ class TestHeadline:
         text = said({"bitfit": {"t": [0.879]}, "lora": {"t": [0.881]}, "flat": {"t": [0.6]}, "full": {"t": [0.9]}})
         assert text == (
             "Trained once each, full scores 90.0 % accuracy on t, the highest of 4 methods, and lora comes within 2 "
-            "points of it with 2.000 % of the backbone's parameters trained."
+            "points of it, training 2.000 % as many parameters as the backbone has."
         )
 
     def test_none_is_close(self):

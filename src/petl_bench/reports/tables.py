@@ -145,9 +145,8 @@ def headline(results: ResultsTable) -> str | None:
     if small is best:
         return f"{text}none with fewer trained parameters comes within {_CLOSE:g} points of it."
     share = _SHARE.text(_SHARE.value(small.first))
-    return (
-        f"{text}{small.label} comes within {_CLOSE:g} points of it with {share} % of the backbone's parameters trained."
-    )
+    text += f"{small.label} comes within {_CLOSE:g} points of it"
+    return f"{text}, training {share} % as many parameters as the backbone has."
 
 
 def ood_table(results: ResultsTable) -> ReportTable | None:
