@@ -61,6 +61,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "last_layer"): "all",
     ("train", "emulate_bf16"): False,
     ("backbone", "dtype"): "fp32",
+    ("method", "last_router"): "learned",
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it
