@@ -231,5 +231,6 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
             raise RequestError(
                 f"The adapter in {folder} is for the first {noted[2]} layers of its base, but this one has {found}."
             )
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]].from_peft_type(**content)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
+    config = kind.from_peft_type(**kind.check_kwargs(**content))
     return PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=is_trainable)

@@ -203,6 +203,9 @@ def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module, plain:
         for role, inner in row.parts.items():
             part = f".{getattr(anatomy, role)}" if role else ""
             names |= {f"base_model.model.{anatomy.layers}.{layer}{part}.{name}" for name in inner}
+    if getattr(model.config, "classifier_pooling", "cls") == "cls":
+        # The head reads the first token alone, whatever CoDA's last router would choose.
+        names.discard(f"base_model.model.{anatomy.layers}.{num_layers - 1}.coda_router.default")
     bias = any(name.endswith(f"{anatomy.feed_forward_in}.base_layer.bias") for name, _ in model.named_parameters())
     if "feed_forward_in" in row.parts and not bias:
         names = {name for name in names if not name.endswith("bias")}

@@ -274,9 +274,10 @@ def test_it_works_outside_on_a_bare_encoder(method, architecture):
         return
     outside = get_peft_model(encoder, config)
     assert outside(**batch()).last_hidden_state.shape == (4, 10, 32)
-    # The same parts are adapted as in the classifier.
+    # The same parts are adapted as in the classifier, and CoDA's last router learns where all states are read.
     prefix = f"base_model.model.{backbone.anatomy.encoder}."
     inside = {name.removeprefix(prefix) for name in trainable(model) if name.startswith(prefix)}
+    inside |= {name.replace(".0.coda_router", ".1.coda_router") for name in inside}
     assert {name.removeprefix("base_model.model.") for name in trainable(outside)} == inside
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 from behaviour.matrix import adapted, batch, logits, plain_model
 from petl_bench.methods.coda.layer import CodaLayer
 from petl_bench.methods.coda.model import CodaConfig
 from petl_bench.methods.coda.routing import num_routed, route
+from petl_bench.model import load_adapter
 
 
 def layers_of(model: torch.nn.Module) -> list[CodaLayer]:
@@ -138,6 +142,74 @@ def test_the_router_learns_through_its_weights_alone():
     assert router_gradient("method.straight_through=true") > 0
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize("attention", ["k2k", "k2all"])
+def test_no_parameter_is_without_a_gradient(architecture, attention):
+    """Where the head reads the first token alone, no router could learn in the last layer."""
+    if attention == "k2all" and architecture in ("deberta-v2", "modernbert"):
+        pytest.skip("refused")
+    # At a high temperature every weight depends on every score.
+    model, _ = adapted("coda", architecture, f"method.attention={attention}", "method.epsilon=1")
+    for layer in layers_of(model):
+        torch.nn.init.normal_(layer.coda_adapter["default"].up.weight, std=0.1)
+    ids = torch.randint(10, 50, (4, 24), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids, labels=torch.tensor([0, 1, 0, 1])).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    last = architecture == "modernbert"  # its head reads the mean of all tokens
+    assert ["default" in layer.coda_router for layer in layers_of(model)] == [True, True, True, last]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "last"),
+    [
+        (["method.force_first=false"], True),
+        (["layers=window", "layers.bottom=1", "layers.top=3", "layers.head=4"], True),
+        (["layers=window", "layers.bottom=1", "layers.top=3"], False),
+        (["method.last_router=learned"], True),
+    ],
+)
+def test_the_last_adapted_layer_has_a_router_where_one_learns(overrides, last):
+    model, _ = adapted("coda", "bert", *overrides)
+    assert bool(layers_of(model)[-1].coda_router) == last
+
+
+@pytest.mark.parametrize(("pooling", "routers"), [("mean", 4), ("cls", 3)])
+def test_a_mean_over_tokens_trains_the_last_router(pooling, routers):
+    config = plain_model("modernbert").config
+    config.classifier_pooling = pooling
+    model = get_peft_model(AutoModelForSequenceClassification.from_config(config), CodaConfig(task_type="SEQ_CLS"))
+    assert sum("coda_router" in name for name, _ in model.named_parameters()) == routers
+
+
+def test_the_last_layer_routes_as_many_tokens_as_the_others_with_weight_one():
+    model, _ = adapted("coda", "bert")
+    layer = layers_of(model)[-1]
+    x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    best = x[:, 1:].norm(dim=-1).topk(3).indices + 1
+    with torch.no_grad():
+        output = layer(x, None)
+        light = x + layer.coda_adapter["default"](x)
+    for row in range(2):
+        routed = {0, *best[row].tolist()}
+        assert {token for token in range(12) if not torch.equal(output[row, token], light[row, token])} == routed
+
+
+def test_an_adapter_of_before_keeps_its_last_router(tmp_path):
+    model, _ = adapted("coda", "bert", "method.last_router=learned")
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    file = tmp_path / "adapter_config.json"
+    content = json.loads(file.read_text())
+    del content["last_router"]
+    file.write_text(json.dumps(content))
+    for loaded in (
+        PeftModel.from_pretrained(plain_model("bert"), tmp_path),
+        load_adapter(plain_model("bert"), tmp_path),
+    ):
+        assert torch.equal(logits(loaded.eval()), logits(model))
+
+
 def test_straight_through_weighs_one_and_starts_as_the_dense_layer_for_all_queries():
     scores = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     routing = route(scores, torch.ones(3, 20, dtype=torch.bool), CodaConfig(straight_through=True))
@@ -182,6 +254,7 @@ def test_routing_stays_in_float32_under_autocast():
     [
         ({"reduction": 0.5}, "reduction=0.5"),
         ({"router": "best"}, "router=best"),
+        ({"last_router": "best"}, "last_router=best"),
         ({"attention": "k2n"}, "attention=k2n"),
         ({"router_std": 0.0}, "router_std"),
         ({"epsilon": -1.0}, "epsilon"),

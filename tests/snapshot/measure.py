@@ -93,7 +93,7 @@ def run(method: str, backbone: str, runs_dir: str) -> dict[str, Any]:
     config = {key: value for key, value in record["config"].items() if key not in ("runs_dir", "data_root", "measure")}
     # A setting that came later changes nothing as long as it has the value that was meant before.
     for (group, name), default in ADDED_LATER.items():
-        if config[group][name] == default:
+        if config[group].get(name) == default:
             del config[group][name]
     return {
         "run_key": record["run_key"],

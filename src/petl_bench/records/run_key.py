@@ -68,6 +68,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "rows_per_class"): None,
     ("task", "ood"): None,
     ("task", "ood_share"): None,
+    ("method", "last_router"): "learned",
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

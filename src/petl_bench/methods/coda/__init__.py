@@ -31,6 +31,14 @@ class CodaSettings:
             "k tokens of the largest norm."
         },
     )
+    last_router: str = field(
+        default="norm",
+        metadata={
+            "help": "What takes the place of a learned router in the last layer, where the head reads the first token "
+            "alone and that token is always routed: no router could learn there. norm, first or random, or learned as "
+            "in adapters of before."
+        },
+    )
     solver: str = field(
         default="exact",
         metadata={"help": "exact: closed form of the soft top-k. iterative: the solver that the paper reports."},

@@ -29,8 +29,20 @@ class CodaLayer(TunerLayer):
     other_param_names = ("settings",)
     unmergeable: ClassVar[str | None] = "its tokens skip layers by their content"
 
-    def __init__(self, base_layer: nn.Module, anatomy: Anatomy, config: Any, number: int) -> None:
+    def __init__(
+        self, base_layer: nn.Module, anatomy: Anatomy, config: Any, number: int, *, first_alone: bool = False
+    ) -> None:
+        """Wraps a layer.
+
+        Args:
+            base_layer: The layer.
+            anatomy: Where its parts are.
+            config: The model's.
+            number: Of the layer, counted from 1.
+            first_alone: Whether nothing but the first token's output of this layer is read.
+        """
         super().__init__(base_layer)
+        self.first_alone = first_alone
         self.coda_adapter = nn.ModuleDict({})
         self.coda_router = nn.ParameterDict({})
         self.settings: dict[str, Any] = {}
@@ -47,9 +59,17 @@ class CodaLayer(TunerLayer):
         self.coda_adapter[adapter_name] = Bottleneck(
             self.hidden_size, config.bottleneck, activation=config.activation, init="lora", device=device
         )
-        if config.routes and config.router == "learned":
+        if config.routes and self.router(config) == "learned":
             self.coda_router[adapter_name] = nn.Parameter(torch.empty(self.hidden_size, device=device))
             nn.init.normal_(self.coda_router[adapter_name], std=config.router_std)
+
+    def router(self, config: Any) -> str:
+        """The router of this layer.
+
+        The weight of a forced token is 1, so where no other token's output is read, no gradient reaches a router.
+        """
+        learns = not (self.first_alone and config.force_first)
+        return str(config.router if learns or config.router != "learned" else config.last_router)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Shape (batch, tokens, d) in and out; a tuple where the wrapped layer returns one."""
@@ -71,7 +91,8 @@ class CodaLayer(TunerLayer):
         mask, args, kwargs = _take_mask(args, kwargs)
         if mask is not None and self.multiplies_mask:
             mask = mask.bool()
-        routing = route(self.scores(name, read), real_tokens(mask, x), config)
+        learned = self.router(config) == "learned"
+        routing = route(self.scores(name, read), real_tokens(mask, x), config, learned=learned)
         selected = gather_tokens(x, routing.indices)
         narrowed = mask_for(mask, routing.indices, routing.valid, to_all=config.attention == "k2all")
         if config.attention == "k2all":
@@ -85,14 +106,14 @@ class CodaLayer(TunerLayer):
 
     def scores(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Router scores, float32 whatever the model's precision, shape (batch, tokens)."""
-        config = self.settings[name]
+        router = self.router(self.settings[name])
         batch, tokens = x.shape[:2]
-        if config.router == "learned":
+        if router == "learned":
             with torch.autocast(x.device.type, enabled=False):
                 return x.float() @ self.coda_router[name].float()
-        if config.router == "norm":
+        if router == "norm":
             return x.float().norm(dim=-1)
-        if config.router == "first":
+        if router == "first":
             order = -torch.arange(tokens, dtype=torch.float32)
         else:
             order = torch.rand(_MOST_TOKENS, generator=torch.Generator().manual_seed(self.number))[:tokens]

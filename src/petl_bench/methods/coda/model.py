@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.activations import ACT2FN
@@ -33,7 +34,12 @@ class CodaConfig(CodaSettings, LayerwiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("attention", ATTENTIONS), ("router", ROUTERS), ("solver", SOLVERS)):
+        for name, allowed in (
+            ("attention", ATTENTIONS),
+            ("router", ROUTERS),
+            ("last_router", ROUTERS),
+            ("solver", SOLVERS),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
         if self.bottleneck < 1 or self.iterations < 1:
@@ -47,6 +53,12 @@ class CodaConfig(CodaSettings, LayerwiseConfig):
             raise ValueError(f"epsilon_decay={self.epsilon_decay} must lie between 0 and 1")
         if self.activation not in ACT2FN:
             raise ValueError(f"activation={self.activation} is not in transformers' table")
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """Completes a stored config: adapters of before `last_router` have a learned router in every layer."""
+        checked: dict[str, Any] = super().check_kwargs(**{"last_router": "learned", **kwargs})
+        return checked
 
     @property
     def routes(self) -> bool:
@@ -96,7 +108,10 @@ class CodaModel(AnatomyTuner):
 
     def create_layer(self, peft_config: CodaConfig, target: nn.Module, key: str) -> CodaLayer:
         """See `AnatomyTuner.create_layer`."""
-        layer = CodaLayer(target, self.anatomy, self.model.config, self.anatomy.layer_number(key) or 0)
+        config: Any = self.model.config
+        number = self.anatomy.layer_number(key) or 0
+        first_alone = number == self.anatomy.num_layers(config) and _head_reads_first_token(self.model)
+        layer = CodaLayer(target, self.anatomy, config, number, first_alone=first_alone)
         take_capture(self.model, target, layer)
         return layer
 
@@ -104,3 +119,9 @@ class CodaModel(AnatomyTuner):
         if isinstance(child, CodaLayer):
             give_capture_back(child, new_module)
         super()._replace_module(parent, child_name, new_module, child)
+
+
+def _head_reads_first_token(model: nn.Module) -> bool:
+    """Whether a model classifies by its first token alone, as the sequence classifiers but some of ModernBERT's do."""
+    classifies = type(model).__name__.endswith("ForSequenceClassification")
+    return classifies and getattr(model.config, "classifier_pooling", "cls") == "cls"

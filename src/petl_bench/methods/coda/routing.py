@@ -184,13 +184,14 @@ def num_routed(num_tokens: torch.Tensor, reduction: float) -> torch.Tensor:
     return torch.ceil(num_tokens / reduction - 1e-6).long().clamp(min=1)
 
 
-def route(scores: torch.Tensor, real: torch.Tensor, config: Any) -> Routing:
+def route(scores: torch.Tensor, real: torch.Tensor, config: Any, *, learned: bool | None = None) -> Routing:
     """Routes by scores.
 
     Args:
         scores: Float32, shape (batch, tokens); the largest win.
         real: True for tokens, False for padding, shape (batch, tokens).
         config: A `CodaConfig`.
+        learned: Whether the scores are a learned router's, which also weigh the tokens. None: as the config says.
     """
     lengths = real.sum(dim=-1)
     k = num_routed(lengths, config.reduction)
@@ -205,7 +206,8 @@ def route(scores: torch.Tensor, real: torch.Tensor, config: Any) -> Routing:
     indices = found.masked_fill(beyond, tokens).sort(dim=-1).values
     valid = indices < tokens
     indices = indices.clamp(max=tokens - 1)
-    weights = _weights(scores, real, k, config).gather(-1, indices) * valid
+    learned = config.router == "learned" if learned is None else learned
+    weights = (_weights(scores, real, k, config) if learned else torch.ones_like(scores)).gather(-1, indices) * valid
     return Routing(indices, valid, weights)
 
 
@@ -232,9 +234,7 @@ def _best(scores: torch.Tensor, slots: int) -> torch.Tensor:
 
 
 def _weights(scores: torch.Tensor, real: torch.Tensor, k: torch.Tensor, config: Any) -> torch.Tensor:
-    """Factors on the update of every token, were it routed; shape (batch, tokens)."""
-    if config.router != "learned":
-        return torch.ones_like(scores)
+    """Factors of a learned router on the update of every token, were it routed; shape (batch, tokens)."""
     candidates, budget = real, k
     if config.force_first:
         candidates = real & ~_first(real)
