@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 
 import pytest
@@ -114,6 +116,28 @@ def test_truncated_weights_are_told(tmp_path):
     broken = open_tiny("tiny_bert", f"backbone.path={folder}", "backbone.weights=pretrained")
     with pytest.raises(RunError, match="cannot be read"):
         broken.build_model(2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dtype", "float52"),
+        ("hidden_act", "gelx"),
+        ("hidden_size", "32"),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", 5),
+        ("vocab_size", None),
+        ("hidden_dropout_prob", 7),
+        ("model_type", "berf"),
+    ],
+)
+def test_a_wrong_value_in_config_json_is_told(tmp_path, key, value):
+    folder = tmp_path / "saved"
+    open_tiny("tiny_bert").build_model(2).save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises((RequestError, RunError), match=re.escape(str(folder)) + r"|model_type"):
+        open_tiny("tiny_bert", f"backbone.path={folder}", "backbone.weights=pretrained").build_model(2)
 
 
 def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):

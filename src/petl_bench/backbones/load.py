@@ -205,13 +205,19 @@ class Backbone:
                 )
         except ValueError as error:
             if self.settings.attention is None:
-                raise
+                raise self._unfit(error) from error
             raise RequestError(f"backbone.attention={self.settings.attention} does not work here: {error}") from error
+        except (AttributeError, KeyError, TypeError, ArithmeticError, IndexError) as error:
+            raise self._unfit(error) from error
         # Adapters name the model they belong to; a local path would mean nothing elsewhere.
         path = self.settings.path
         model.config._name_or_path = Path(path).name if path else self.settings.hub_id or self.settings.name
         model.name_or_path = model.config._name_or_path
         return model
+
+    def _unfit(self, error: Exception) -> RunError:
+        where = f"{self.source.folder / 'config.json'}" if self.source else f"backbone={self.settings.name}"
+        return RunError(f"No model can be built as {where} describes it: {first_line(error)}")
 
 
 def open_backbone(
@@ -245,8 +251,8 @@ def _read_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    except Exception as error:  # of many kinds: any value of the file may be a wrong one
+        raise RunError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
 
 
 def _config_without_weights(settings: BackboneConfig) -> Any:
