@@ -60,9 +60,15 @@ def user_path(path: str | Path, key: str) -> Path:
         raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
 
 
+def _has_home() -> bool:
+    with suppress(RuntimeError):
+        return Path("~").expanduser() != Path("~")
+    return False
+
+
 def without_home(text: str) -> str:
     """The text with `~` in place of the user's home folder in every path inside of it: so it goes into records."""
-    home = os.path.expanduser("~").rstrip("/\\")
+    home = str(Path("~").expanduser()) if _has_home() else ""
     return re.sub(rf"(?<![\w./\\~-]){re.escape(home)}(?=[/\\])", "~", text) if len(home) > 1 else text
 
 
