@@ -249,11 +249,6 @@ def _compose(overrides: list[str]) -> DictConfig:
         return compose("config", overrides=overrides)
 
 
-@dataclass
-class _Named:
-    name: str
-
-
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
     """Reads the config that a record holds. It is data: OmegaConf, which would replace `${...}`, does not see it.
 
@@ -261,8 +256,7 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
         RequestError: If its method is not installed, or it holds settings that this version does not know.
     """
     try:
-        name = validate(_Named, content.get("method"), "config.method").name
-        method = registry.get_method(name)
+        method = registry.get_method(str(content.get("method", {}).get("name")))
         run = validate(RunConfig, content | {"method": {}}, "config")
         run.method = validate(method.config, content["method"], "config.method")
         for group, settings in run.to_dict().items():
@@ -308,10 +302,8 @@ def explained(overrides: list[str]) -> Iterator[None]:
 
 def _is_hydras(error: Exception) -> bool:
     """Whether the error comes from Hydra, and not from what it calls of ours."""
-    modules = [
-        str(frame.f_globals.get("__name__")).partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    return [name for name in modules if name in ("hydra", "petl_bench")][-1:] == ["hydra"]
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [name for name in modules if name.startswith(("hydra.", "petl_bench."))][-1].startswith("hydra.")
 
 
 def _explain(error: Exception, overrides: list[str]) -> RequestError:
