@@ -301,9 +301,10 @@ KEYS = [
     "~task", "~train.seed", "++train.speed", "task@x", "executor", "executor.workers", "seeds", "methods", "",
 ]  # fmt: skip
 VALUES = [
-    "", "0", "-1", "1", "1e400", "nan", "null", "true", "lora", "mrpc", "tiny_bert", "a/../b", "..", "/proc/x", "~", "[]",
-    "[a", "[a,a]", "{a: 1}", "{a", "'", '"', "a=b", "a,b", "${x}", "${oc.env:NOPE}", "${", "???", "\\", "\x1b[31m", "\0",
-    "é", "\udcff", "x" * 300, "9" * 5000, "[" * 200, "range(0,3)", "choice(1,2)", "a b", "<script>", "%s", "-689970", "1.5",
+    "", "0", "-1", "1", "1e400", "nan", "null", "true", "lora", "mrpc", "tiny_bert", "a/../b", "..", "/proc/x", "~",
+    "[]", "[a", "[a,a]", "{a: 1}", "{a", "'", '"', "a=b", "a,b", "${x}", "${oc.env:NOPE}", "${", "???", "\\",
+    "\x1b[31m", "\0", "é", "\udcff", "x" * 300, "9" * 5000, "[" * 200, "range(0,3)", "choice(1,2)", "a b", "<script>",
+    "%s", "-689970", "1.5",
 ]  # fmt: skip
 
 
