@@ -296,8 +296,8 @@ class TestSizeIsBounded:
 KEYS = [
     "method", "task", "backbone", "layers", "train", "tracker", "recipe", "task.name", "task.labels",
     "task.text_columns", "task.max_length", "task.metrics", "task.train_file", "train.seed", "train.epochs",
-    "train.learning_rate", "train.precision", "train.cache", "method.r", "backbone.path", "backbone.weights", "layers.top",
-    "runs_dir", "data_root", "force", "measure.ledger", "hydra.verbose", "hydra.run.dir", "hydra.job.name", "+method.args.r", "+x",
+    "train.learning_rate", "train.precision", "train.cache", "method.r", "backbone.path", "backbone.weights",
+    "layers.top", "runs_dir", "data_root", "force", "measure.ledger", "hydra.verbose", "hydra.run.dir", "hydra.job.name", "+method.args.r", "+x",
     "~task", "~train.seed", "++train.speed", "task@x", "executor", "executor.workers", "seeds", "methods", "",
 ]  # fmt: skip
 VALUES = [
