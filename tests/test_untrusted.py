@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from random import Random
 
 import pytest
 
@@ -289,3 +290,94 @@ class TestSizeIsBounded:
         )
         _, study = open_study(str(tmp_path / "mine.yaml"))
         assert (study.description, study.learning_rates) == ("2020-01-01", {"lora": [1e-3, 5e-4, 2.0]})
+
+
+# Keys of requests with values of all kinds, as users and scripts mistype them.
+KEYS = [
+    "method", "task", "backbone", "layers", "train", "tracker", "recipe", "task.name", "task.labels",
+    "task.text_columns", "task.max_length", "task.metrics", "task.train_file", "train.seed", "train.epochs",
+    "train.learning_rate", "train.precision", "train.cache", "method.r", "backbone.path", "backbone.weights",
+    "layers.top", "runs_dir", "data_root", "force", "measure.ledger", "hydra.verbose", "hydra.run.dir", "hydra.job.name", "+method.args.r", "+x",
+    "~task", "~train.seed", "++train.speed", "task@x", "executor", "executor.workers", "seeds", "methods", "",
+]  # fmt: skip
+VALUES = [
+    "", "0", "-1", "1", "1e400", "nan", "null", "true", "lora", "mrpc", "tiny_bert", "a/../b", "..", "/proc/x", "~",
+    "[]", "[a", "[a,a]", "{a: 1}", "{a", "'", '"', "a=b", "a,b", "${x}", "${oc.env:NOPE}", "${", "???", "\\",
+    "\x1b[31m", "\0", "é", "\udcff", "x" * 300, "9" * 5000, "[" * 200, "range(0,3)", "choice(1,2)", "a b", "<script>",
+    "%s", "-689970", "1.5",
+]  # fmt: skip
+
+
+def random_request(random):
+    words = [f"{random.choice(KEYS)}={random.choice(VALUES)}" for _ in range(random.randint(1, 3))]
+    if random.random() < 0.2:
+        words.append(
+            random.choice(["-m", "--cfg", "-sc", "--info", "--json", "--nope", "-", "--package", "--force", ""])
+        )
+    name = random.choice(["run", "run", "run", "plan", "study"])
+    return [name, *({"study": ["demo", "--dry-run"]}.get(name, [])), "backbone=tiny_bert", *words]
+
+
+def damaged(random, content):
+    """The content with a random value in a random place."""
+    places = []
+
+    def walk(node):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], dict | list):
+                walk(node[key])
+
+    walk(content)
+    node, key = random.choice(places)
+    node[key] = random.choice(
+        [None, -1, 1e300, True, "", "${x}", "../up", "\x1b[2J", "x" * 10**5, [], {}, {"a": [[]]}, [1], "[red]"]
+    )
+    return content
+
+
+def outcome(words, command):
+    """Why the outcome of a command is neither right nor a sentence; empty if it is."""
+    try:
+        code, out, err = command(*words)
+    except Exception as error:
+        return repr(error)
+    told = "shows where" not in err and "Traceback" not in err and code in (0, 1, 2)
+    return "" if told and (code == 0 or err.strip() or out) else f"{code}: {err[-300:]}"
+
+
+def test_random_requests_end_in_a_sentence(command, monkeypatch):
+    def stop(cfg):
+        raise RequestError("it would run")
+
+    monkeypatch.setattr("petl_bench.run.run.run", stop)
+    monkeypatch.setattr(
+        "petl_bench.estimate.plan.estimate_all", lambda requests: [RequestError("counted") for _ in requests]
+    )
+    monkeypatch.setattr(
+        "petl_bench.studies.study.estimate_all", lambda requests: [RequestError("counted") for _ in requests]
+    )
+    random = Random(int(os.environ.get("PETL_FUZZ_SEED", "0")))
+    wrong = {}
+    for _ in range(int(os.environ.get("PETL_FUZZ_REQUESTS", "15"))):
+        words = random_request(random)
+        if fault := outcome(words, command):
+            wrong[" ".join(words)[:300]] = fault
+    assert not wrong
+
+
+def test_random_records_are_reported_or_named(command, tmp_path):
+    random = Random(int(os.environ.get("PETL_FUZZ_SEED", "0")))
+    folder = tmp_path / "runs"
+    wrong = {}
+    for number in range(int(os.environ.get("PETL_FUZZ_RECORDS", "20"))):
+        for seed in range(3):
+            (folder / str(seed)).mkdir(parents=True, exist_ok=True)
+            content = made_record("lora" if seed else "full", "mrpc", seed).to_dict()
+            file = folder / str(seed) / "result.json"
+            file.write_text(json.dumps(content if seed else damaged(random, content)))
+        form = random.choice(["table", "md", "latex", "csv", "json"])
+        for words in (["report", folder, "--format", form], ["predict", folder / "0", "--text", "a"]):
+            if fault := outcome(words, command):
+                wrong[f"{number} {words[0]} {form}"] = fault
+    assert not wrong

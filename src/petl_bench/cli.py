@@ -51,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _allow_any_character()
     try:
-        code = _dispatch(arguments)
-        if sys.stdout is not None:
-            # What is written only at the end of the process could no longer be told.
-            sys.stdout.flush()
+        try:
+            code = _dispatch(arguments)
+        except SystemExit:
+            _flush_output()
+            raise
+        _flush_output()
         return code
     except (RequestError, RunError) as error:
         if debugging():
@@ -78,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         print("petl-bench: interrupted; the same command goes on from there.", file=sys.stderr)  # noqa: T201
         return 128 + signum
+
+
+def _flush_output() -> None:
+    """Writes what is still to be written, as an error at the end of the process could no longer be told."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _unforeseen(error: Exception) -> int:

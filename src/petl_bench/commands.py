@@ -56,7 +56,8 @@ def run(arguments: list[str]) -> int:
 
     def job(cfg: DictConfig) -> None:
         try:
-            _one_run(cfg, as_json=as_json)
+            with explained(overrides):
+                _one_run(cfg, as_json=as_json)
         except (RequestError, RunError) as error:
             # Hydra would add text of its own; other processes (launchers) have no way but to raise.
             if debugging() or os.getpid() != this_process:

@@ -122,10 +122,22 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
         raise RequestError(f"{missing[0]} must be given: add {missing[0]}=... to the command.")
     run = OmegaConf.to_object(cfg)
     assert isinstance(run, RunConfig)
+    _check_known(cfg, run)
     # Its values are in the other settings by now.
     run.recipe.tasks = {}
     check(run)
     return run
+
+
+def _check_known(cfg: DictConfig, run: RunConfig) -> None:
+    """Raises RequestError for a setting that was added with a plus sign, and that nothing would read."""
+    known = run.to_dict()
+    for group in map(str, cfg):
+        names = cfg[group] if isinstance(known.get(group), dict) else ()
+        for key in (group, *(f"{group}.{name}" for name in names)):
+            parent, _, name = key.rpartition(".")
+            if name not in (known[parent] if parent else known):
+                raise _unknown_setting(key, _setting_names(OmegaConf.create(known)))
 
 
 def check(cfg: RunConfig) -> None:
@@ -239,11 +251,6 @@ def _compose(overrides: list[str]) -> DictConfig:
         return compose("config", overrides=overrides)
 
 
-@dataclass
-class _Named:
-    name: str
-
-
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
     """Reads the config that a record holds. It is data: OmegaConf, which would replace `${...}`, does not see it.
 
@@ -251,8 +258,7 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
         RequestError: If its method is not installed, or it holds settings that this version does not know.
     """
     try:
-        name = validate(_Named, content.get("method"), "config.method").name
-        method = registry.get_method(name)
+        method = registry.get_method(str(content.get("method", {}).get("name")))
         run = validate(RunConfig, content | {"method": {}}, "config")
         run.method = validate(method.config, content["method"], "config.method")
         for group, settings in run.to_dict().items():
@@ -283,18 +289,23 @@ def explained(overrides: list[str]) -> Iterator[None]:
         yield
     except _CONFIG_ERRORS as error:
         raise _explain(error, overrides) from error
-    except ValueError as error:
-        if not _is_hydras(error):
+    except Exception as error:
+        # Without a file's name it is standard output that cannot be written.
+        if not _is_hydras(error) or (isinstance(error, OSError) and error.filename is None):
             raise
+        if isinstance(error, OSError):
+            message = f"Hydra cannot write {error.filename} ({error.strerror}): give hydra.run.dir or hydra.sweep.dir."
+            raise RequestError(message) from error
         # Hydra's check of `group=VALUE`, where the value is a number or null, or one of its options.
         of_group = "Config group override" in str(error)
-        raise _no_option(overrides) if of_group else RequestError(f"{_cause(error)}. {_HELP}") from error
+        fault = _cause(error) if isinstance(error, ValueError) else f"Hydra fails with this request ({error!r})"
+        raise _no_option(overrides) if of_group else RequestError(f"{fault}. {_HELP}") from error
 
 
 def _is_hydras(error: Exception) -> bool:
-    """Whether Hydra itself raised the error, and not what it calls."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith("hydra.")
+    """Whether the error comes from Hydra, and not from what it calls of ours."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [name for name in modules if name.startswith(("hydra.", "petl_bench."))][-1].startswith("hydra.")
 
 
 def _explain(error: Exception, overrides: list[str]) -> RequestError:
@@ -357,7 +368,7 @@ def _missing_option(error: MissingConfigException, text: str) -> RequestError:
     if error.options is not None and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_choice(group, option, (name for name in error.options if not name.startswith("_")))
-    return RequestError(f"{text.splitlines()[0]}. {_HELP}")
+    return RequestError(f"{text.splitlines()[0].rstrip('.')}. {_HELP}")
 
 
 def _unknown_setting(key: str, known: list[str]) -> RequestError:

@@ -285,9 +285,9 @@ def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
     try:
         option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), OmegaConf.create(text))
         settings = OmegaConf.to_object(OmegaConf.merge(option, OmegaConf.from_dotlist(overrides)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RequestError(
-            f"executor.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]} (conf/executor/{name}.yaml "
+            f"executor.{getattr(error, 'full_key', '*')}: {str(error).splitlines()[0]} (conf/executor/{name}.yaml "
             "shows the settings)."
         ) from error
     assert isinstance(settings, ExecutorConfig)
