@@ -39,7 +39,7 @@ def full_record() -> Record:
     record.key_version, record.ended_at = 2, "2026-01-02T03:04:05+00:00"
     record.base_files = {"model.safetensors": "ab"}
     record.tagging = Tagging("BIO", {"test": 3}, {"test": 1}, {"test": 0}, {"person": TypeScores(0.5, 0.25, 0.4, 8)})
-    record.scores.threshold = 0.5
+    record.threshold = 0.5
     return record
 
 
