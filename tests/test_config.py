@@ -17,10 +17,12 @@ from petl_bench.records.run_key import run_key
 CONF = Path(__file__).parents[1] / "conf"
 # Studies, and how they are executed, are no settings of a run: tests/studies.
 NOT_OF_A_RUN = ("study", "executor")
+# Tasks whose rows the user brings.
+OWN_ROWS = ("custom", "tagging", "multilabel")
 OPTIONS = sorted(
     f"{file.parent.name}={file.stem}"
     for file in CONF.glob("*/*.yaml")
-    if file.stem not in ("ax", "custom") and file.parent.name not in NOT_OF_A_RUN
+    if file.stem not in ("ax", *OWN_ROWS) and file.parent.name not in NOT_OF_A_RUN
 )
 
 
@@ -91,7 +93,7 @@ def test_wrong_overrides_are_explained(override, words):
         ("backbone.attention=flash", "backbone.attention=flash"),
         ("backbone.weights=rand", "backbone.weights=rand"),
         ("tracker.name=wand", "Did you mean 'wandb'"),
-        ("task=custom", "task.train_file=FILE"),
+        *((f"task={name}", "task.train_file=FILE") for name in OWN_ROWS),
         ("task=ax", "train task=mnli"),
     ],
 )

@@ -41,7 +41,7 @@ def full_record() -> Record:
     record.base_files = {"model.safetensors": "ab"}
     record.stored_files = {"adapter/adapter_config.json": "cd"}
     record.tagging = Tagging("BIO", {"test": 3}, {"test": 1}, {"test": 0}, {"person": TypeScores(0.5, 0.25, 0.4, 8)})
-    record.scores.threshold = 0.5
+    record.threshold = 0.5
     return record
 
 

@@ -401,7 +401,7 @@ def test_multilabel_scores_follow_from_what_is_kept(multilabel_of, threshold):
     report = table[table["split"] == "report"]
     logits = report[[f"logit_{index}" for index in range(3)]].to_numpy()
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    chosen = record.scores.threshold
+    chosen = record.threshold
     assert chosen == 0.5 if threshold == "0.5" else chosen in {step / 20 for step in range(1, 20)}
     assert (indicators(report["predicted"]) == (probabilities >= chosen)).all()
     gold, guessed = indicators(report["label"]), probabilities >= chosen
@@ -442,7 +442,7 @@ def test_predict_gives_labels(multilabel_of, predict):
     folder = identify(cfg).folder
     (line,) = predict(folder, "--json", "--text", "the bbbb one")
     found = json.loads(line)
-    expected = [name for name, share in found["probabilities"].items() if share >= record.scores.threshold]
+    expected = [name for name, share in found["probabilities"].items() if share >= record.threshold]
     assert found["labels"] == expected
     assert set(found) == {"labels", "probabilities"}
     header, row = predict(folder, "--text", "the bbbb one")

@@ -62,6 +62,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "last_layer"): "all",
     ("train", "emulate_bf16"): False,
     ("backbone", "dtype"): "fp32",
+    ("task", "test_file"): None,
     ("task", "label_separator"): ",",
     ("task", "threshold"): 0.5,
     ("task", "units"): "words",

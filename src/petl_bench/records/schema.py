@@ -55,8 +55,6 @@ class Scores:
     best: dict[str, Number]
     last: dict[str, Number]
     best_epoch: Number
-    # Multi-label: the probability from which a label is given.
-    threshold: Number | None = None
 
 
 @dataclass
@@ -275,6 +273,8 @@ class Record:
     inference: Inference | None = None
     data: Data | None = None
     tagging: Tagging | None = None
+    # Of a multi-label task, the probability from which a label is given.
+    threshold: Number | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None

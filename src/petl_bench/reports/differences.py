@@ -273,6 +273,6 @@ def _origin(group: Group) -> tuple[Any, ...]:
     return (
         dataset,
         settings.get("subset"),
-        settings.get("validation_file") or settings.get("train_file"),
+        settings.get("test_file") or settings.get("validation_file") or settings.get("train_file"),
         record.protocol.report_split,
     )

@@ -166,6 +166,11 @@ class Evaluator(Callback):
         self._last_outputs: np.ndarray | None = None
         self._best_outputs: np.ndarray | None = None
 
+    @property
+    def threshold(self) -> float | None:
+        """Of a multi-label task, the probability from which the present weights give a label."""
+        return self._threshold if self._task.settings.type == "multilabel" else None
+
     def selection_scores(self) -> dict[str, float]:
         """Returns the task's metrics on the selection split."""
         self._last_outputs = self._predict("selection")
@@ -206,8 +211,7 @@ class Evaluator(Callback):
             selection_outputs = self._predict("selection")
         self._threshold = found.threshold
         outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | found.outputs
-        threshold = found.threshold if task.settings.type == "multilabel" else None
-        scores = Scores(best=best_scores, last=of_last.scores, best_epoch=best.epoch, threshold=threshold)
+        scores = Scores(best=best_scores, last=of_last.scores, best_epoch=best.epoch)
         return scores, {split: self._predictions(split, one) for split, one in outputs.items()}
 
     def _report(self, selection_scores: dict[str, float], selection_outputs: np.ndarray | None) -> _Reported:

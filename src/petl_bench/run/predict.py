@@ -98,7 +98,7 @@ class Predictor:
         self.config: RunConfig = config_from_dict(record.config)
         self.task: TaskConfig = self.config.task
         self.labels = find_labels(self.task) if record.ood is None else record.ood.classes
-        self._threshold = 0.5 if record.scores is None else record.scores.threshold or 0.5
+        self._threshold = record.threshold or 0.5
         # On whatever device is here: a run of a GPU machine must be usable on another.
         precision = self.config.train.precision
         if precision == "fp16" and not torch.cuda.is_available():

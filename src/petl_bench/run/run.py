@@ -151,6 +151,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
+    record.threshold = evaluator.threshold
     if record.tagging is not None:
         reported = predictions["report"]
         record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
