@@ -33,6 +33,9 @@ def test_a_wheel_from_the_sdist_runs_and_lists(tmp_path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert where.stdout.startswith(str(site))
+    for name in ("banking77", "clinc150"):
+        shipped = site / "petl_bench" / "tasks" / "data" / name
+        assert {"LICENSE", "README.md", "test-00000-of-00001.parquet"} <= {file.name for file in shipped.iterdir()}
     assert {"banking77", "clinc150", "mrpc", "smoke"} <= {
         task["task"] for task in json.loads(call("list", "tasks", "--json"))
     }
