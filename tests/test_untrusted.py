@@ -297,8 +297,9 @@ KEYS = [
     "method", "task", "backbone", "layers", "train", "tracker", "recipe", "task.name", "task.labels",
     "task.text_columns", "task.max_length", "task.metrics", "task.train_file", "train.seed", "train.epochs",
     "train.learning_rate", "train.precision", "train.cache", "method.r", "backbone.path", "backbone.weights",
-    "layers.top", "runs_dir", "data_root", "force", "measure.ledger", "hydra.verbose", "hydra.run.dir", "hydra.job.name",
-    "+method.args.r", "+x", "~task", "~train.seed", "++train.speed", "task@x", "executor", "executor.workers", "seeds", "methods", "",
+    "layers.top", "runs_dir", "data_root", "force", "measure.ledger", "hydra.verbose", "hydra.run.dir",
+    "hydra.job.name", "+method.args.r", "+x", "~task", "~train.seed", "++train.speed", "task@x", "executor",
+    "executor.workers", "seeds", "methods", "",
 ]  # fmt: skip
 VALUES = [
     "", "0", "-1", "1", "1e400", "nan", "null", "true", "lora", "mrpc", "tiny_bert", "a/../b", "..", "/proc/x", "~",
