@@ -174,7 +174,7 @@ def _standard_input() -> Iterable[str]:
 def _plan(parsed: argparse.Namespace) -> int:
     from petl_bench.errors import parse_bytes
     from petl_bench.estimate.plan import plan
-    from petl_bench.reports.plots.costs import draw_memory
+    from petl_bench.reports.plots.kinds import draw_memory
     from petl_bench.reports.render import check_picture, print_table
     from petl_bench.reports.tables import cost_table
 

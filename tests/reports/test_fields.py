@@ -15,7 +15,7 @@ from petl_bench.records.study_file import PlannedCosts
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import AXES, FIELDS, MIB, QUANTITIES, Field
 from petl_bench.reports.groups import group_records, named_groups
-from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page import page_data
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import scores_table
 from petl_bench.trackers import panels

@@ -14,7 +14,7 @@ from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.machines import Machine, means_on_one_machine
-from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page import page_data
 from petl_bench.reports.report import write_report
 from reports.made_records import made_record
 

@@ -18,8 +18,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.groups import named_groups
-from petl_bench.reports.page import SCRIPTS, STYLES, render_page, write_page
-from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page import SCRIPTS, STYLES, page_data, render_page, write_page
 from petl_bench.reports.report import write_report
 from reports.made_records import TASKS, made_record, made_study
 

@@ -7,7 +7,7 @@ import pytest
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.groups import group_records, named_groups, panel_groups
-from petl_bench.reports.plots.curves import layer_variability, learning_curve, rows_curves
+from petl_bench.reports.plots.kinds import layer_variability, learning_curve, rows_curves
 from petl_bench.reports.render import PLOT_KINDS
 from petl_bench.reports.report import write_report
 from reports.made_records import made_record, made_study, variability_record

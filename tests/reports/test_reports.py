@@ -18,7 +18,7 @@ from petl_bench.records.store import RunFolder
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
-from petl_bench.reports.plots.costs import draw_scores
+from petl_bench.reports.plots.kinds import draw_scores
 from petl_bench.reports.render import to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results

@@ -11,9 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from petl_bench.records.predictions import TypeScores, names_by_row
 from petl_bench.run.run import run
-from petl_bench.tasks.entities import type_scores
-from petl_bench.tasks.evaluate_metric import TaskMetric
-from petl_bench.tasks.metrics import METRICS, compute_metrics
+from petl_bench.tasks.metrics import METRICS, compute_metrics, evaluate_metric, type_scores
 
 LABELS = np.array([1, 1, 1, 0, 0, 1, 0, 0])
 GUESSES = np.array([1, 0, 1, 0, 1, 1, 0, 0])
@@ -71,7 +69,7 @@ def is_of(name, task_type):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_an_evaluate_metric_without_the_hub(name):
-    metric = TaskMetric(name)
+    metric = evaluate_metric(name)
     assert isinstance(metric, evaluate.Metric)
     rows = TAGS if is_of(name, "tagging") else [0, 1, 1, 0]
     if not is_of(name, "classification") and is_of(name, "multilabel"):
@@ -88,14 +86,14 @@ def test_scores_are_those_of_the_evaluate_metric(name):
         choices = TAGS if is_of(name, "tagging") else LABEL_SETS
         predictions, references = ([choices[index] for index in rows.integers(4, size=50)] for _ in range(2))
         scores = compute_metrics([name], names_by_row(predictions), names_by_row(references))
-        assert scores == TaskMetric(name).compute(predictions=predictions, references=references)
+        assert scores == evaluate_metric(name).compute(predictions=predictions, references=references)
         return
     if is_of(name, "classification"):
         predictions, references = rows.integers(2, size=50), rows.integers(2, size=50)
     else:
         predictions, references = rows.normal(size=50).astype("float32"), rows.normal(size=50)
     scores = compute_metrics([name], predictions, references)
-    assert scores == TaskMetric(name).compute(predictions=predictions, references=references)
+    assert scores == evaluate_metric(name).compute(predictions=predictions, references=references)
 
 
 def test_multilabel_by_hand():

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.tasks.encode import NO_LABEL, encode
-from petl_bench.tasks.entities import entities, entity_places, scheme_of, without_beginning
 from petl_bench.tasks.load import load_task, rows_of_texts
+from petl_bench.tasks.metrics import entities, entity_places, scheme_of, without_beginning
 from petl_bench.tasks.tagging import split_text
 
 COLUMNS = "Empire\tB-loc\nState\tI-loc\nrocks\tO\n\nBob\tB-per\n"

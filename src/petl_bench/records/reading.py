@@ -241,10 +241,10 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
     return as_read | {HASH_FIELD: content_hash(as_read)}
 
 
-def check_hash(content: Mapping[str, Any]) -> None:
+def check_hash(content: Mapping[str, Any], way_out: str = "make it anew") -> None:
     """Raises ValueError if the content holds a hash and is not what it was when that was made."""
     if HASH_FIELD in content and content[HASH_FIELD] != content_hash(content):
-        raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs)")
+        raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs): {way_out}")
 
 
 SCHEMA_VERSION = 2

@@ -273,6 +273,7 @@ class Record:
     inference: Inference | None = None
     data: Data | None = None
     tagging: Tagging | None = None
+    ood: Ood | None = None
     # Of a multi-label task, the probability from which a label is given.
     threshold: Number | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
@@ -282,17 +283,13 @@ class Record:
     resumed_at_updates: list[int] = field(default_factory=list)
     # Updates that were skipped because a gradient overflowed in fp16; None in other precisions, and in older records.
     skipped_updates: int | None = None
-    # The version of the run key (`petl_bench.records.run_key`), and when the run ended, in UTC: of several records of
-    # the same run, reports use the newest. None in older records.
+    # The version of the run key, and when the run ended, in UTC: of several records of one run, reports use the newest.
     key_version: int | None = None
     ended_at: str | None = None
     # Hex sha256 of each file of the pretrained backbone, by name; None for random weights and in older records.
     base_files: dict[str, str] | None = None
-    # Hex sha256 of each file of the run that is read back, by its path in the run's folder: the weights with their
-    # settings and the predictions. None in older records.
+    # The same of each file of the run that is read back (weights, settings, predictions), by its path in the folder.
     stored_files: dict[str, str] | None = None
-    # None without task.ood, and in older records.
-    ood: Ood | None = None
 
     @property
     def classes(self) -> list[str] | None:
@@ -313,10 +310,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
-        try:
-            check_hash(content)
-        except ValueError as error:
-            raise ValueError(f"{error}: restore it from a copy, or make the run again") from error
+        check_hash(content, "restore it from a copy, or make the run again")
         content = corrected(migrated(content))
         try:
             record = validate(cls, content)

@@ -23,11 +23,9 @@ from petl_bench.reports.cost_columns import costs_by_machine
 from petl_bench.reports.differences import find_differences
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
-from petl_bench.reports.page import write_page
-from petl_bench.reports.page.data import page_data
+from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import study_json, study_tables
-from petl_bench.reports.plots.costs import draw_scores
-from petl_bench.reports.plots.curves import draw_learning_curves, draw_low_resource, draw_variability
+from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,

@@ -12,8 +12,8 @@ from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.records.predictions import Tagging
 from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time
-from petl_bench.tasks.entities import cut_entities, entities
 from petl_bench.tasks.load import Task
+from petl_bench.tasks.metrics import cut_entities, entities
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -23,8 +23,8 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
-from petl_bench.tasks.entities import entity_places
 from petl_bench.tasks.load import find_labels, read_file, read_subset, rows_of_table, rows_of_texts
+from petl_bench.tasks.metrics import entity_places
 from petl_bench.tasks.rows import Rows, check_text
 from petl_bench.tasks.tables import split_files
 from petl_bench.tasks.tagging import TaggedRows

@@ -14,8 +14,7 @@ from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
-from petl_bench.tasks.entities import entity_tags, scheme_of, without_beginning
-from petl_bench.tasks.metrics import METRICS, check_metrics
+from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
 from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files

@@ -19,7 +19,7 @@ import numpy as np
 
 from petl_bench.errors import RequestError
 from petl_bench.tasks.config import TaskConfig
-from petl_bench.tasks.entities import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
+from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
 from petl_bench.tasks.rows import Rows, check_text
 from petl_bench.tasks.tables import Table, json_lines
 

@@ -1,4 +1,4 @@
-"""The page of `petl-bench report --html`: one file that asks nothing of any network."""
+"""The page of `petl-bench report --html`: the numbers that it shows, and one file that asks nothing of any network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,280 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from petl_bench.reports.render import check_page
+from petl_bench.records.predictions import OOD_SCORES
+from petl_bench.records.schema import CACHE_PLACES, Record, finite
+from petl_bench.records.study_file import StudyFile
+from petl_bench.reports.fields import AXES, FIELDS
+from petl_bench.reports.groups import Group, NamedGroup, task_order
+from petl_bench.reports.machines import Machine, machines_of
+from petl_bench.reports.plots import score_scale
+from petl_bench.reports.plots.kinds import layer_variability, learning_curve, rows_curves
+from petl_bench.reports.render import ReportTable, check_page
+from petl_bench.reports.significance import Statistic
+
+# More points would make the page larger without a visible difference.
+_MOST_POINTS = 120
+_SHOWN_VERSIONS = ("petl-bench", "python", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class PageColumn:
+    """A column of the page's table.
+
+    Attributes:
+        key: The key of its values in a row.
+        name: Its heading.
+        note: Its definition.
+        kind: How the page writes a value: `text`, `number`, or `score`, whose digits follow the metric.
+        digits: Decimals of numbers.
+        always: Whether it is there even if no row has a value.
+    """
+
+    key: str
+    name: str
+    note: str
+    kind: str = "number"
+    digits: int = 0
+    always: bool = True
+
+
+_ROW_COLUMNS = (
+    PageColumn("method", "method", "the method, with the settings in which its variants differ", "text"),
+    PageColumn("task", "task", "the task", "text"),
+    PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
+    PageColumn("rows", "train rows", "rows trained on"),
+    PageColumn("n", "seeds", "runs that differ in their seed alone"),
+    PageColumn(
+        "score",
+        "score ± sd",
+        "the primary metric on the report split, mean over seeds and sample standard deviation (n - 1); in percent, "
+        "errors (lower is better) as they are",
+        "score",
+    ),
+    PageColumn("median", "median", "median over seeds", "score"),
+    PageColumn("low", "95 % interval", "95 % t interval of the mean over three seeds or more", "score", always=False),
+)
+
+
+def page_columns() -> list[PageColumn]:
+    """The columns of the table: what a row is, its score, and the numbers of `FIELDS` that the page shows."""
+    fields = [field for field in FIELDS.values() if field.page]
+    return [
+        *_ROW_COLUMNS,
+        *(PageColumn(f.key, f.name, f.definition, digits=f.digits, always=f.always) for f in fields),
+    ]
+
+
+def page_data(
+    named: Sequence[NamedGroup],
+    records: Sequence[Record],
+    studies: Sequence[StudyFile] = (),
+    published: Sequence[Mapping[str, Any]] = (),
+    claims: Sequence[Mapping[str, Any]] = (),
+    comparisons: Sequence[ReportTable] = (),
+    bold: Collection[str] = (),
+    classes: Sequence[ReportTable] = (),
+    roc: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Collects the data of the page.
+
+    Args:
+        named: The rows of its table.
+        records: All records that were found, finished or not.
+        studies: The studies that the records belong to.
+        published: Rows as `published_rows` makes them.
+        claims: Rows as `claim_rows` makes them.
+        comparisons: Tables as `comparison_table` makes them.
+        bold: Keys of the runs whose method is bold in its column of the results table.
+        classes: Tables of what the predictions say: calibration, classes, confusions.
+        roc: ROC curves as `roc_curves` makes them, by the key of the run.
+
+    Returns:
+        Plain containers that `json.dumps` takes.
+    """
+    # Tasks come in the order of the study; within a task, those trained on the most rows come first.
+    order = task_order(studies)
+    named = sorted(
+        named,
+        key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
+    )
+    machines = machines_of(one for item in named for one in item.group.measured_costs)
+    rows = [
+        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {})} for index, item in enumerate(named)
+    ]
+    ids = {id(item): index for index, item in enumerate(named)}
+    data = {
+        "title": ", ".join(study.name for study in studies) or "PETL methods compared",
+        "descriptions": [study.description for study in studies if study.description],
+        "deviations": [deviation for study in studies for deviation in study.deviations],
+        "origin": _origin(named, records),
+        # Rows and plots show the costs of the first machine, the one with the most records.
+        "machines": [machine.name for machine in machines],
+        "costs": _costs_by_machine(named) if len(machines) > 1 else None,
+        "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
+        "axes": [
+            {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
+            for key in AXES
+            if _any(rows, key) and (axis := FIELDS[key])
+        ],
+        "methods": list(dict.fromkeys(item.method for item in sorted(named, key=lambda item: item.group.trained))),
+        "rows": rows,
+        "rows_curves": [
+            {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
+            for curve in rows_curves(named)
+        ],
+        "published": [dict(row) for row in published],
+        "claims": [dict(row) for row in claims],
+        "comparisons": list(map(_plain, comparisons)),
+        "classes": list(map(_plain, classes)),
+    }
+    cleaned: dict[str, Any] = finite(data)
+    return cleaned
+
+
+def _plain(table: ReportTable) -> dict[str, Any]:
+    return {"title": table.title, "header": table.header, "rows": table.rows, "notes": table.notes}
+
+
+def _row(index: int, item: NamedGroup, machine: Machine, bold: Collection[str]) -> dict[str, Any]:
+    group = item.group
+    protocol = group.first.protocol
+    assert protocol
+    return {
+        "id": index,
+        "method": item.method,
+        "label": group.label,
+        "task": group.task,
+        "backbone": group.backbone,
+        "metric": group.metric.replace("_", " "),
+        "percent": group.in_percent,
+        "split": protocol.report_split,
+        "evaluated": protocol.num_eval_examples,
+        "selection_split": protocol.selection_split,
+        "selection": protocol.selection,
+        "rows": item.rows,
+        "seeds": group.seeds,
+        "bold": any(record.run_key in bold for record in group.records),
+        **_score(group),
+        **{
+            key: statistic.mean / field.unit if (statistic := group.statistic(field, machine)) else None
+            for key, field in FIELDS.items()
+            if field.page or field.axis
+        },
+        "history": _history(group),
+        "variability": _variability(group),
+    }
+
+
+def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
+    """The measured costs of every row on each machine, as the cells of a table."""
+    known = [field for field in FIELDS.values() if field.page and any(item.group.has(field) for item in named)]
+    fields = [field for field in known if field.depends_on_machine]
+    lines = []
+    for item in named:
+        for one in item.group.measured_costs:
+            place = [
+                item.method,
+                item.group.task,
+                item.group.backbone,
+                one.machine.name,
+                CACHE_PLACES.get(one.cache or ""),
+            ]
+            costs = [field.text(one.mean(field)) for field in fields]
+            lines.append([*place, str(len(one.records)), *costs])
+    words = ["method", "task", "backbone", "machine", "features of frozen layers"]
+    return {"words": words, "numbers": ["seeds", *(field.name for field in fields)], "lines": lines}
+
+
+def _score(group: Group) -> dict[str, Any]:
+    scale = score_scale(group)
+    values = [record.selected_scores.get(group.metric) for record in group.records]
+    known = sorted(scale * value for value in values if value is not None and math.isfinite(value))
+    statistic = Statistic.of(known)
+    if statistic is None:
+        return {"n": 0, "score": None, "sd": None, "median": None, "low": None, "high": None, "values": []}
+    low, high = statistic.interval() or (None, None)
+    return {
+        "n": statistic.n,
+        "score": statistic.mean,
+        "sd": statistic.sd,
+        "median": statistic.median,
+        "low": low,
+        "high": high,
+        "values": known,
+    }
+
+
+def _history(group: Group) -> list[list[float]]:
+    """The learning curve as points [step, epoch, mean, sd, n], thinned to at most `_MOST_POINTS`."""
+    scale = score_scale(group)
+    points = [
+        [point.step, point.epoch, scale * point.score.mean, scale * (point.score.sd or 0), point.score.n]
+        for point in learning_curve(group)
+    ]
+    stride = math.ceil(len(points) / _MOST_POINTS) if points else 1
+    # The last point is always kept.
+    return points[:-1:stride] + points[-1:]
+
+
+def _roc(group: Group, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """For each score the points [false-positive rate, true-positive rate, sd] in percent, means over the seeds."""
+    known = [curves[record.run_key] for record in group.records if record.run_key in curves]
+    found: dict[str, list[list[float]]] = {}
+    for name in (score for score in OOD_SCORES if known and all(score in one for one in known)):
+        statistics = [Statistic.of(rates) for rates in zip(*(one[name] for one in known), strict=True)]
+        step = 100 / (len(statistics) - 1)
+        found[name] = [[i * step, 100 * s.mean, 100 * (s.sd or 0)] for i, s in enumerate(statistics) if s is not None]
+    return found
+
+
+def _variability(group: Group) -> dict[str, Any] | None:
+    values, layers = layer_variability(group), group.first.layers
+    if not values or layers is None:
+        return None
+    return {
+        "values": values,
+        "shuffled": layer_variability(group, shuffled=True),
+        "bottom": layers.bottom,
+        "top": layers.top,
+    }
+
+
+def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str, Any]:
+    used = [record for item in named for record in item.group.records]
+    machines = Counter(one.machine.hardware for item in named for one in item.group.measured_costs for _ in one.records)
+    unfinished = Counter(record.status for record in records if record.status != "finished")
+    return {
+        "runs": len(used),
+        "seeds": sorted({seed for item in named for seed in item.group.seeds}),
+        "unfinished": dict(unfinished),
+        "others": len({record.run_key for record in records if record.status == "finished"}) - len(used),
+        "versions": {
+            package: sorted({version for record in used if (version := record.versions.get(package))})
+            for package in _SHOWN_VERSIONS
+        },
+        "hardware": [hardware for hardware, _ in machines.most_common() if hardware],
+        "precisions": sorted({record.protocol.precision for record in used if record.protocol}),
+        "commits": sorted({_commit(record.git) for record in used if record.git and record.git.get("commit")}),
+    }
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return str(git["commit"])[:10] + (" (changed)" if git.get("dirty") else "")
+
+
+def _any(rows: list[dict[str, Any]], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
+
 
 STYLES = ("page.css", "charts.css")
 
