@@ -88,8 +88,12 @@ def test_every_method_makes_two_updates(cell, few_rows, tmp_path):
 @pytest.mark.parametrize("name", study_names())
 def test_every_cell_makes_two_updates(name, glue, tmp_path):
     _, study = open_study(name)
+    # The rows of this task lie beside GLUE's.
+    rows = glue.parent / "wnut17" if name == "wnut17" else glue
+    if not rows.is_dir():
+        pytest.skip(f"no rows at {rows}")
     for cell in cells(study, []):
-        assert make_small(cell, tmp_path, glue).history[-1].step == 2, cell
+        assert make_small(cell, tmp_path, rows).history[-1].step == 2, cell
 
 
 def narrowed():
