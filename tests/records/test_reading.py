@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
+from petl_bench.records.predictions import Ood, OodScore
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, find_records, read_record
 from petl_bench.records.study_file import read_study
@@ -37,6 +38,8 @@ def full_record() -> Record:
     record.skipped_updates = 2
     record.key_version, record.ended_at = 2, "2026-01-02T03:04:05+00:00"
     record.base_files = {"model.safetensors": "ab"}
+    scores = [OodScore(0.9, 0.8, 0.7, 0.3, float(number)) for number in range(4)]
+    record.ood = Ood("classes", 0.5, ["a", "b"], 30, "a rule", *scores)
     return record
 
 
