@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.records.predictions import Tagging, TypeScores
+from petl_bench.records.predictions import Ood, OodScore, Tagging, TypeScores
 from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, find_records, read_record
@@ -42,6 +42,8 @@ def full_record() -> Record:
     record.stored_files = {"adapter/adapter_config.json": "cd"}
     record.tagging = Tagging("BIO", {"test": 3}, {"test": 1}, {"test": 0}, {"person": TypeScores(0.5, 0.25, 0.4, 8)})
     record.threshold = 0.5
+    scores = [OodScore(0.9, 0.8, 0.7, 0.3, float(number)) for number in range(4)]
+    record.ood = Ood("classes", 0.5, ["a", "b"], 30, "a rule", *scores)
     return record
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -280,6 +281,18 @@ class TestRun:
         assert RunFolder(folder).finished().ood == record.ood
         del content["ood"]
         assert Record.from_dict(content).ood is None
+
+    def test_cached_features_give_the_same_figures(self, trained, tmp_path):
+        _, cfg, _ = trained
+        found = {}
+        for cache in ("auto", "off"):
+            # One epoch: without the pass over all rows at the end, the cache would not be worth its while.
+            train = replace(cfg.train, cache=cache, epochs=1, learning_rate=1e-2)
+            record = run(
+                replace(cfg, train=train, method=load_config(["method=head"]).method, runs_dir=str(tmp_path / cache))
+            )
+            found[record.frozen.cache] = record.ood
+        assert found["memory"] == found["off"]
 
     def test_predict_gives_the_scores_of_the_run_and_judges_by_the_threshold(self, trained, capsys):
         record, cfg, folder = trained

@@ -222,7 +222,9 @@ def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
     of_an_epoch = steps_per_epoch(num_train, train)
     epochs, rest = divmod(steps, of_an_epoch)
     evaluations = math.ceil(steps / (train.evaluate_every or of_an_epoch))
-    return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ()))
+    # Rows out of distribution are told from all others by a pass over every split at the end.
+    at_the_end = sum(map(len, splits.values())) if "ood" in splits else 0
+    return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ())) + at_the_end
 
 
 def _free_device_bytes() -> int:
