@@ -21,10 +21,10 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import OOD_SCORES, Predictions, read_predictions
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RunFolder
+from petl_bench.records.store import DETECTOR_FILE, RunFolder
 from petl_bench.reports.classification import roc_curves
 from petl_bench.run.identity import identify
-from petl_bench.run.ood import DETECTOR_FILE, Detector, judged, last_linear_input
+from petl_bench.run.ood import Detector, judged, last_linear_input
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task, trained_labels
 from petl_bench.tasks.ood import without_texts_of
@@ -323,7 +323,7 @@ class TestRun:
             assert cli.main(["predict", str(folder), "--ood", "--text", "red"]) == 2
         finally:
             (folder / DETECTOR_FILE).write_bytes(content)
-        assert f"{DETECTOR_FILE} is missing or broken" in capsys.readouterr().err
+        assert f"{DETECTOR_FILE}: not what the run wrote" in capsys.readouterr().err
         assert set(load_file(folder / DETECTOR_FILE)) == {"means", "factor", "directions"}
         cfg = tiny("method=head")
         run(cfg)

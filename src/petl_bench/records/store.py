@@ -52,6 +52,9 @@ MODEL_FOLDER = "model"
 
 CHECKPOINT_FOLDER = "checkpoint"
 
+# What tells rows that are out of distribution (`petl_bench.run.ood`).
+DETECTOR_FILE = "ood.safetensors"
+
 # Files of a model or an adapter that are read back, by the ends of their names.
 _READ_BACK = (".json", ".safetensors", ".txt", ".model")
 
@@ -115,7 +118,7 @@ class RunFolder:
 
     def stored_files(self) -> dict[str, str]:
         """Hex sha256 of each file that is read back, by its path in this folder: see `Record.stored_files`."""
-        found = [self.path / PREDICTIONS_FILE]
+        found = [self.path / PREDICTIONS_FILE, self.path / DETECTOR_FILE]
         for name in (ADAPTER_FOLDER, MODEL_FOLDER):
             found += (file for file in (self.path / name).glob("[!.]*") if file.suffix in _READ_BACK)
         return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(found) if file.is_file()}
@@ -125,7 +128,7 @@ class RunFolder:
 
         Args:
             record: The run's record.
-            part: One of ADAPTER_FOLDER, MODEL_FOLDER and PREDICTIONS_FILE.
+            part: One of ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE and PREDICTIONS_FILE.
 
         Raises:
             ValueError: If a file is another one, or was added or removed.

@@ -19,6 +19,7 @@ from torch import nn
 
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.predictions import Ood, OodScore, Predictions
+from petl_bench.records.store import DETECTOR_FILE
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.rows import Rows
 
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from petl_bench.training.batches import BatchSource
 
 Array = NDArray[Any]
-
-# The file in a run's folder that holds what a detector was fitted to.
-DETECTOR_FILE = "ood.safetensors"
 
 FPR_RULE = "share of the rows out of distribution at or above the score at position n // 20 of the n sorted report rows"
 

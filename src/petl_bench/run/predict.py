@@ -20,7 +20,7 @@ from petl_bench.errors import RequestError
 from petl_bench.model import load_trained
 from petl_bench.process import atomic_write
 from petl_bench.records.schema import Record
-from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder
+from petl_bench.records.store import ADAPTER_FOLDER, DETECTOR_FILE, MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import find_labels, read_file, read_subset, rows_of_table, rows_of_texts
@@ -196,8 +196,8 @@ def _finished(folder: RunFolder) -> Record:
         record = folder.read_whole()
         if record is None or record.status != "finished":
             raise RequestError(f"{folder.path} holds no finished run (result.json).")
-        for part in (ADAPTER_FOLDER, MODEL_FOLDER):
-            if (folder.path / part).is_dir():
+        for part in (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE):
+            if (folder.path / part).exists():
                 folder.check_stored(record, part)
     except ValueError as error:
         raise RequestError(f"{error}.") from error

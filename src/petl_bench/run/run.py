@@ -151,14 +151,14 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> Non
     progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
-    record.threshold = evaluator.threshold
-    if record.tagging is not None:
-        reported = predictions["report"]
-        record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
         if task.ood is not None:
             found = detect(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
             record.ood = found.described
             predictions = found.added_to(predictions, task.ood)
+    record.threshold = evaluator.threshold
+    if record.tagging is not None:
+        reported = predictions["report"]
+        record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
 
     peaks.log()
     record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
