@@ -152,7 +152,8 @@ def test_a_corrupted_wheel_is_told_by_its_hash(minilm, tmp_path, monkeypatch):
     folder = find_source(cfg.backbone).folder
     package = tmp_path / "fake_minilm"
     shutil.copytree(folder, package / "model")
-    (package / "__init__.py").touch()
+    (tmp_path / "fake_minilm-1.dist-info").mkdir()
+    (tmp_path / "fake_minilm-1.dist-info" / "METADATA").write_text("Name: fake_minilm\nVersion: 1\n")
     weights = package / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForQuestionAnswering
 
 from behaviour.matrix import (
     LABELS,
@@ -103,13 +103,13 @@ def test_the_whole_head_is_trained_and_saved(method, architecture, tmp_path):
 
 
 def test_token_classifiers_train_what_they_have_of_the_head():
-    tokens = AutoModelForTokenClassification.from_config(plain_model("modernbert").config)
+    tokens = AutoModelForQuestionAnswering.from_config(plain_model("modernbert").config)
     model = get_peft_model(tokens, HoulsbyConfig(task_type="TOKEN_CLS"))
     trained_whole = {
         name for name, parameter in model.named_parameters() if parameter.requires_grad and "modules_to_save" in name
     }
     assert any(name.startswith("base_model.model.head.") for name in trained_whole)
-    tokens = AutoModelForTokenClassification.from_config(plain_model("deberta-v2").config)
+    tokens = AutoModelForQuestionAnswering.from_config(plain_model("deberta-v2").config)
     assert (
         "pooler"
         not in get_peft_model(tokens, HoulsbyConfig(task_type="TOKEN_CLS")).peft_config["default"].modules_to_save
@@ -230,15 +230,15 @@ def test_a_row_of_padding_is_a_number(method):
 def test_bitfit_leaves_heads_to_peft(architecture):
     model = get_peft_model(plain_model(architecture), BitFitConfig(task_type="SEQ_CLS"))
     train(model)
-    tokens = AutoModelForTokenClassification.from_config(plain_model(architecture).config)
+    tokens = AutoModelForQuestionAnswering.from_config(plain_model(architecture).config)
     model = get_peft_model(tokens, BitFitConfig(task_type="TOKEN_CLS"))
     assert model(**batch()).logits.shape == (4, 10, 2)
 
 
 def test_side_networks_refuse_what_they_cannot_classify():
-    tokens = AutoModelForTokenClassification.from_config(plain_model("bert").config)
-    with pytest.raises(ValueError, match="sequence classifier"):
-        get_peft_model(tokens, FlatConfig())
+    answers = AutoModelForQuestionAnswering.from_config(plain_model("bert").config)
+    with pytest.raises(ValueError, match="needs a sequence classifier or a tagger"):
+        get_peft_model(answers, FlatConfig())
 
 
 def test_other_inputs_and_outputs():

@@ -221,8 +221,8 @@ def test_broken_weights_and_folders_are_reported_in_one_sentence(command, capsys
     weights = folder / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     capsys.readouterr()
-    assert command("predict", str(folder), "--text", "a") == 1
-    assert "cannot be read" in capsys.readouterr().err
+    assert command("predict", str(folder), "--text", "a") == 2
+    assert "adapter_model.safetensors: not what the run wrote" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert command("run", *TINY, "runs_dir=file") == 2
     assert "runs_dir=file is no folder" in capsys.readouterr().err

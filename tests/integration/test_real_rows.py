@@ -99,7 +99,14 @@ def test_the_loss_falls_under_every_method(method, minilm, tmp_path):
         further = ["layers.strategy=window", "train.epochs=2"]
     rows = 400 if method in QUICK else 600
     unsaved = [*UNMEASURED, "train.save_weights=false"]
-    overrides = [f"method={method}", f"task.num_train_examples={rows}", f"runs_dir={tmp_path}", *further, *unsaved]
+    overrides = [
+        "task=smoke",
+        f"method={method}",
+        f"task.num_train_examples={rows}",
+        f"runs_dir={tmp_path}",
+        *further,
+        *unsaved,
+    ]
     cfg = load_config(overrides)
     record = run(cfg)
     losses = [entry.train_loss for entry in record.history]

@@ -21,7 +21,7 @@ def write_records(root, tasks, seeds):
     for variant in range(METHODS):
         for task in range(tasks):
             for seed in range(seeds):
-                made = record("lora", f"task{task}", seed, rng.random(), key=f"{variant}/{task}/{seed}")
+                made = record("lora", f"task{task}", seed, rng.random(), key=f"{variant}-{task}-{seed}")
                 made.config["method"]["r"] = variant
                 (root / made.run_key).mkdir(parents=True)
                 (root / made.run_key / "result.json").write_text(json.dumps(made.to_dict(), indent=2))

@@ -199,7 +199,9 @@ def test_a_study_counts_a_run_once_and_its_times_on_every_machine(tmp_path):
     old, new = timed(0, 10.0), timed(0, 90.0, processor="Intel Xeon")
     old.ended_at, new.ended_at = "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"
     new.scores.best["f1"] = 0.75
-    StudyFile("s", "", ["LoRA"], ["MRPC"], [0], [PlannedRun("LoRA", "MRPC", 0, old.run_key, "", [])]).write(tmp_path)
+    StudyFile("s", "", ["LoRA"], ["MRPC"], [0], [PlannedRun("LoRA", "MRPC", 0, old.run_key, "folder", [])]).write(
+        tmp_path
+    )
     (group,) = json.loads(report(tmp_path, [new, old], "json"))["groups"]
     assert (group["scores"]["f1"]["n"], group["scores"]["f1"]["mean"]) == (1, 0.75)
     assert [(one["machine"], one["train_seconds_mean"]) for one in group["costs"]] == [(EPYC, 10.0), (XEON, 90.0)]

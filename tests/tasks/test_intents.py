@@ -127,7 +127,10 @@ class TestRowsPerClass:
             (["task=stsb", "task.rows_per_class=2"], "is for classes, which task.type=regression has not"),
             (["task=mrpc", "task.rows_per_class=2", "task.num_train_examples=9"], "both say which rows train"),
             (["task=mrpc", "task.rows_per_class=0"], "must be at least 1"),
-            (["task=custom", "task.train_file=a.csv", "task.protocol=test"], "data sets with a test split"),
+            (
+                ["task=custom", "task.train_file=a.csv", "task.protocol=test"],
+                "task.test_file holds the rows to report on",
+            ),
         ],
     )
     def test_requests_that_cannot_work(self, overrides, words):
