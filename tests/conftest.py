@@ -11,8 +11,9 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from few_rows import few_demo_rows
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -86,20 +87,13 @@ def _composed(*overrides: str):
     return load_config(list(overrides))
 
 
-def _few_demo_rows(split: str, data_seed: int):
-    from petl_bench.tasks.demo import demo_rows
-
-    rows = demo_rows(split, data_seed)
-    return rows if split == "train" else rows.take(np.arange(80))
-
-
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """Composes a config for a short run: random backbone, 64 rows, one epoch; 80 rows to score instead of 400.
 
     Each is composed once, apart from the folder of its runs, as that takes half as long as such a run.
     """
-    monkeypatch.setattr("petl_bench.tasks.load.demo_rows", _few_demo_rows)
+    monkeypatch.setattr("petl_bench.tasks.load.demo_rows", few_demo_rows)
 
     def compose(*overrides: str):
         base = [

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
 from behaviour.matrix import (
     LABELS,
@@ -230,7 +230,7 @@ def test_a_row_of_padding_is_a_number(method):
 def test_bitfit_leaves_heads_to_peft(architecture):
     model = get_peft_model(plain_model(architecture), BitFitConfig(task_type="SEQ_CLS"))
     train(model)
-    tokens = AutoModelForQuestionAnswering.from_config(plain_model(architecture).config)
+    tokens = AutoModelForTokenClassification.from_config(plain_model(architecture).config)
     model = get_peft_model(tokens, BitFitConfig(task_type="TOKEN_CLS"))
     assert model(**batch()).logits.shape == (4, 10, 2)
 

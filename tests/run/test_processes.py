@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import _few_demo_rows
+from few_rows import few_demo_rows
 from forked import FORK_SERVER
 from petl_bench.config import load_config
 from petl_bench.errors import DivergedError, Interrupted
@@ -118,7 +118,7 @@ def member(rank, port, folder):
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in group.items()})
     os.environ["PETL_BENCH_CACHE"] = str(folder / f"cache{rank}")
-    load.demo_rows = _few_demo_rows
+    load.demo_rows = few_demo_rows
     torch.set_num_threads(1)
     # Accelerate would choose the number of threads otherwise.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -151,7 +151,7 @@ def test_both_processes_end_with_the_same_numbers(group):
 
 @pytest.mark.parametrize(("name", "overrides"), [("lora", ["method=lora"]), ("adalora", ADALORA), ("cached", CACHED)])
 def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "demo_rows", _few_demo_rows)
+    monkeypatch.setattr(load, "demo_rows", few_demo_rows)
     folder, (first, _) = group
     alone = config(tmp_path, *overrides)
     record = run(alone)

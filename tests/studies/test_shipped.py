@@ -49,7 +49,13 @@ def kinds():
             if cell.task == tasks[0]:
                 chosen = [override for override in cell.overrides if override.startswith(("method", "layers"))]
                 found.setdefault(tuple(re.sub(r"=[\d.e-]+$", "=N", override) for override in chosen), cell)
-    return [pytest.param(cell, id="-".join(overrides)) for overrides, cell in found.items()]
+    params, seen = [], set()
+    for overrides, cell in found.items():
+        # Combinations of settings that others have one by one take long, and rarely show anything.
+        marks = [pytest.mark.slow] if seen.issuperset(overrides) else []
+        params.append(pytest.param(cell, id="-".join(overrides), marks=marks))
+        seen.update(overrides)
+    return params
 
 
 @pytest.fixture(scope="module")
