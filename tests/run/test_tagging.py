@@ -150,6 +150,13 @@ def test_the_record_reads_back_and_other_files_are_other_runs(done, request_of, 
     assert cfg.task.test_file is not None
 
 
+def test_no_file_is_recorded_with_the_home_folder(request_of, files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    recorded = identify(request_of("method=lora")).config["task"]
+    names = [recorded[f"{role}_file"] for role in ("train", "validation", "test")]
+    assert names == ["~/train.jsonl", "~/dev.jsonl", "~/test.jsonl"]
+
+
 def test_cut_words_and_entities_are_counted_and_scored_as_outside(request_of, files, caplog):
     cfg = request_of("method=head", "task.max_length=12", "train.max_steps=2")
     with caplog.at_level("WARNING"):

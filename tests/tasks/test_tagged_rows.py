@@ -246,6 +246,8 @@ def test_other_refusals(tmp_path):
         load_config(["task=tagging", "task.train_file=a", "task.test_file=b"])
     with pytest.raises(RequestError, match=r"give both, with task\.protocol=test"):
         load_config(["task=tagging", "task.train_file=a", "task.validation_file=b", "task.test_file=c"])
+    with pytest.raises(RequestError, match=r"task\.test_file holds the rows to report on"):
+        load_config(["task=mrpc", "task.test_file=a"])
     with pytest.raises(
         RequestError, match=r"task=wnut17 needs a folder: give data_root=DIR with the files wnut17train"
     ):

@@ -16,7 +16,9 @@ from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
 # Settings that name places on this machine.
-RECORDED_PATHS = ("data_root", "runs_dir", "backbone.path", "task.train_file", "task.validation_file")
+RECORDED_PATHS = (
+    "data_root", "runs_dir", "backbone.path", "task.train_file", "task.validation_file", "task.test_file",
+)  # fmt: skip
 
 # What file systems allow, less the endings of files that are being written.
 _LONGEST_FOLDER = 220

@@ -140,13 +140,9 @@ def _check_names(task: TaskConfig) -> None:
 
 def _check_files(task: TaskConfig) -> None:
     """The rows that choose a checkpoint and those that are reported on do not contradict each other."""
-    from_files = task.source in ("files", "folder")
-    reports_on_test = task.protocol == "test"
-    if (
-        from_files
-        and (reports_on_test or task.test_file)
-        and not (reports_on_test and task.test_file and task.validation_file)
-    ):
+    on_test = task.protocol == "test"
+    named = task.test_file is not None or (on_test and task.source in ("files", "folder"))
+    if named and not (on_test and task.test_file and task.validation_file):
         raise RequestError(
             "task.test_file holds the rows to report on, and those of task.validation_file choose the checkpoint: give "
             "both, with task.protocol=test."
