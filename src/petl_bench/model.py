@@ -163,7 +163,8 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
         if adapter.is_dir():
             plain = backbone.build_model(len(labels or [0]), labels)
             names = (name for name, _ in plain.named_modules())
-            check_config(read_json(adapter / "adapter_config.json"), names, str(adapter / "adapter_config.json"))
+            file = adapter / _CONFIG_FILE
+            check_config(read_json(file), names, str(file))
             # As trainable, so that what was frozen in training is known from what was not.
             adapted = load_adapter(plain, adapter, is_trainable=True)
             if backbone.settings.dtype == "bf16":

@@ -116,15 +116,11 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _has_home() -> bool:
-    with suppress(RuntimeError):
-        return Path("~").expanduser() != Path("~")
-    return False
-
-
 def without_home(text: str) -> str:
     """The text with `~` in place of the user's home folder in every path inside of it: so it goes into records."""
-    home = str(Path("~").expanduser()) if _has_home() else ""
+    home = ""
+    with suppress(RuntimeError):
+        home = str(Path("~").expanduser())
     return re.sub(rf"(?<![\w./\\~-]){re.escape(home)}(?=[/\\])", "~", text) if len(home) > 1 else text
 
 

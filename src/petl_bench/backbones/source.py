@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from petl_bench.errors import RequestError, RunError
+from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import file_sha256, user_path
 
 WEIGHTS = ("pretrained", "random")
@@ -156,7 +156,7 @@ def _download(backbone: BackboneConfig) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise RunError(
-            f"{backbone.hub_id} could not be fetched ({_first_line(error)}): check backbone.hub_id and "
+            f"{backbone.hub_id} could not be fetched ({first_line(error)}): check backbone.hub_id and "
             "backbone.revision, or give backbone.path=DIR."
         ) from error
     _require_safetensors(folder, f"{backbone.hub_id} at revision {backbone.revision or 'main'}")
@@ -183,7 +183,3 @@ def _check_hash(file: Path, expected: str) -> None:
 
 def _wheel(backbone: BackboneConfig) -> str:
     return str(backbone.package).replace("_", "-")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -58,6 +58,9 @@ DETECTOR_FILE = "ood.safetensors"
 # Files of a model or an adapter that are read back, by the ends of their names.
 _READ_BACK = (".json", ".safetensors", ".txt", ".model")
 
+# The parts of a run's folder that hold such files.
+_STORED = (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE, PREDICTIONS_FILE)
+
 
 class RunFolder:
     """The folder of one run. A folder without a record is an unfinished run."""
@@ -116,11 +119,12 @@ class RunFolder:
             return
         write_record(self.path / RECORD_FILE, record.to_dict())
 
-    def stored_files(self) -> dict[str, str]:
-        """Hex sha256 of each file that is read back, by its path in this folder: see `Record.stored_files`."""
-        found = [self.path / PREDICTIONS_FILE, self.path / DETECTOR_FILE]
-        for name in (ADAPTER_FOLDER, MODEL_FOLDER):
-            found += (file for file in (self.path / name).glob("[!.]*") if file.suffix in _READ_BACK)
+    def stored_files(self, parts: Iterable[str] = _STORED) -> dict[str, str]:
+        """Hex sha256 of each file of some parts that is read back, by its path in this folder."""
+        found: list[Path] = []
+        for part in parts:
+            inside = (file for file in (self.path / part).glob("[!.]*") if file.suffix in _READ_BACK)
+            found += [self.path / part, *inside]
         return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(found) if file.is_file()}
 
     def check_stored(self, record: Record, part: str) -> None:
@@ -128,17 +132,15 @@ class RunFolder:
 
         Args:
             record: The run's record.
-            part: One of ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE and PREDICTIONS_FILE.
+            part: One of `_STORED`.
 
         Raises:
             ValueError: If a file is another one, or was added or removed.
         """
         if record.stored_files is None:
             return
-        then, now = (
-            {name: digest for name, digest in files.items() if name.partition("/")[0] == part}
-            for files in (record.stored_files, self.stored_files())
-        )
+        then = {name: digest for name, digest in record.stored_files.items() if name.partition("/")[0] == part}
+        now = self.stored_files([part])
         changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         if changed:
             raise ValueError(

@@ -68,12 +68,11 @@ def log_rows(task: Task) -> None:
         _log.info("%s", _entity_counts(task))
     elif task.settings.type == "multilabel":
         _log.info("%s", _label_counts(task.labels, task.train.labels))
+    elif task.settings.rows_per_class is not None:
+        drawn = (task.settings.rows_per_class, len(task.labels), task.settings.data_seed)
+        _log.info("training rows: %d of each of the %d classes, drawn with task.data_seed=%d", *drawn)
     else:
-        if task.settings.rows_per_class is not None:
-            drawn = (task.settings.rows_per_class, len(task.labels), task.settings.data_seed)
-            _log.info("training rows: %d of each of the %d classes, drawn with task.data_seed=%d", *drawn)
-        else:
-            _log.info("%s", _shares(task.labels, task.train.labels))
+        _log.info("%s", _shares(task.labels, task.train.labels))
     train = set(zip(*task.train.texts, strict=True))
     repeated = len(task.train) - len(train)
     shared = sum(row in train for row in zip(*task.report.texts, strict=True))
@@ -88,13 +87,17 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
     counts = np.bincount(indices, minlength=len(labels))
     order = np.argsort(-counts, kind="stable").tolist()
     shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
-    listed = ", ".join(shares if len(shares) <= _CLASSES_LISTED else [*shares[:2], "...", *shares[-2:]])
     few = "".join(
         f"; {found} {words}"
         for number, words in ((0, "without a row"), (1, "of a single row"))
         if (found := int((counts == number).sum()))
     )
-    return f"{len(labels)} classes of the training rows: {listed}{few}"
+    return f"{len(labels)} classes of the training rows: {_listed(shares)}{few}"
+
+
+def _listed(items: list[str]) -> str:
+    """All of a few items; of many, the first and the last two."""
+    return ", ".join(items if len(items) <= _CLASSES_LISTED else [*items[:2], "...", *items[-2:]])
 
 
 def _entity_counts(task: Task) -> str:
@@ -109,10 +112,9 @@ def _label_counts(labels: list[str], given: np.ndarray) -> str:
     """The labels of multi-label training rows with their shares, and how many rows have none."""
     shares = given.mean(axis=0)
     order = np.argsort(-shares, kind="stable").tolist()
-    listed = [f"{labels[index]!r} {100 * shares[index]:.1f} %" for index in order]
-    shown = listed if len(listed) <= _CLASSES_LISTED else [*listed[:2], "...", *listed[-2:]]
+    named = [f"{labels[index]!r} {100 * shares[index]:.1f} %" for index in order]
     without = int((given.sum(axis=1) == 0).sum())
-    return f"{len(labels)} labels of the training rows: {', '.join(shown)}; {without:,} rows without a label"
+    return f"{len(labels)} labels of the training rows: {_listed(named)}; {without:,} rows without a label"
 
 
 def describe_tagging(task: Task, encoded: dict[str, EncodedRows]) -> Tagging | None:
