@@ -167,6 +167,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_predict,
         _add_plan,
         _add_study,
+        _add_pretrain,
         _add_sync,
         _add_dashboard,
         _add_fetch,
@@ -295,6 +296,21 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
     study.add_argument("--retry", choices=("failed",), help="make failed runs again")
     study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
     return study
+
+
+def _add_pretrain(commands: _Subparsers) -> argparse.ArgumentParser:
+    pretrain: argparse.ArgumentParser = commands.add_parser(
+        "pretrain",
+        usage="%(prog)s [options] key=value ...",
+        help="a method's training phase on texts without labels, for runs to start from (method.init=FOLDER)",
+        description="Trains CoDA's routers, adapters and norms until the encoder gives nearly the same states as "
+        "without them, and keeps an adapter. Texts are the training rows of tasks (texts.tasks=[sst2,qnli] "
+        "data_root=DIR) or files with one text a line (texts.files=[FILE]). conf/pretrain.yaml has all settings; "
+        "train.max_steps is the number of updates. The same command goes on after an interruption.",
+    )
+    pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. 'texts.tasks=[banking77]'")
+    pretrain.add_argument("--json", action="store_true", help="print the record")
+    return pretrain
 
 
 def _add_sync(commands: _Subparsers) -> argparse.ArgumentParser:

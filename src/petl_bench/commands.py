@@ -257,6 +257,21 @@ def _print(text: Any) -> None:
     print(text, flush=True)  # noqa: T201
 
 
+def _pretrain(parsed: argparse.Namespace) -> int:
+    from petl_bench.run.pretrain import load_pretrain_config, pretrain
+
+    record, folder = pretrain(load_pretrain_config(parsed.overrides))
+    if is_main_process():
+        first, last = record.history[0], record.history[-1]
+        _print(
+            json.dumps(record.to_dict())
+            if parsed.json
+            else f"distance from the dense encoder {first.scores['distance']:.4f} -> {last.scores['distance']:.4f} in "
+            f"{record.updates} updates\n  {folder}"
+        )
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "compare": _compare,
@@ -264,6 +279,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "predict": _predict,
     "plan": _plan,
     "study": _study,
+    "pretrain": _pretrain,
     "sync": _sync,
     "dashboard": _dashboard,
     "fetch": _fetch,

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -182,7 +182,10 @@ def check_names(cfg: RunConfig) -> None:
             check_name(key, value)
 
 
-def resolved(cfg: RunConfig) -> RunConfig:
+_Config = TypeVar("_Config", bound=RunConfig)
+
+
+def resolved(cfg: _Config) -> _Config:
     """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
     `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
@@ -202,11 +205,12 @@ def resolved(cfg: RunConfig) -> RunConfig:
     return found
 
 
-def load_config(overrides: list[str] | None = None) -> RunConfig:
+def load_config(overrides: list[str] | None = None, primary: str = "config") -> RunConfig:
     """Composes a run's config as the command line does.
 
     Args:
         overrides: Hydra overrides, e.g. `["task=mrpc", "method.r=16"]`.
+        primary: The file of conf/ to start from.
 
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
@@ -214,25 +218,25 @@ def load_config(overrides: list[str] | None = None) -> RunConfig:
     overrides = overrides or []
     register_schemas()
     with explained(overrides):
-        return from_hydra(_composed(overrides))
+        return from_hydra(_composed(overrides, primary))
 
 
-def _composed(overrides: list[str]) -> DictConfig:
+def _composed(overrides: list[str], primary: str) -> DictConfig:
     """What Hydra composes from the overrides.
 
     Nearly all the time that Hydra takes goes into the options of groups. They are composed once for all configs that
     differ in plain settings only, which are then set as Hydra sets them.
     """
     options = tuple(one for one in overrides if not _changes_setting(one))
-    cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), options))
+    cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), options, primary))
     try:
         settings = OverridesParser.create().parse_overrides([one for one in overrides if _changes_setting(one)])
         for setting in settings:
             OmegaConf.update(cfg, setting.key_or_group, setting.value(), merge=True)
     except _CONFIG_ERRORS:
         # Hydra says what is wrong with them.
-        return _compose(overrides)
-    return _compose(overrides) if any(one.is_sweep_override() for one in settings) else cfg
+        return _compose(overrides, primary)
+    return _compose(overrides, primary) if any(one.is_sweep_override() for one in settings) else cfg
 
 
 def _changes_setting(override: str) -> bool:
@@ -241,14 +245,14 @@ def _changes_setting(override: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _composed_options(methods: tuple[str, ...], options: tuple[str, ...]) -> DictConfig:
+def _composed_options(methods: tuple[str, ...], options: tuple[str, ...], primary: str) -> DictConfig:
     """The config with these options of groups; it depends on the methods that are registered, too."""
-    return _compose(list(options))
+    return _compose(list(options), primary)
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _compose(overrides: list[str], primary: str) -> DictConfig:
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return compose("config", overrides=overrides)
+        return compose(primary, overrides=overrides)
 
 
 def config_from_dict(content: dict[str, Any]) -> RunConfig:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +16,30 @@ from torch import nn
 from petl_bench.backbones.layers import LayerPlan
 from petl_bench.backbones.load import Backbone, shorten
 from petl_bench.config import RunConfig
-from petl_bench.errors import RequestError, RunError
+from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.methods.peft import check_config
-from petl_bench.methods.registry import AdaptContext
+from petl_bench.methods.registry import AdaptContext, MethodConfig
 from petl_bench.records.schema import Params
-from petl_bench.records.store import ADAPTER_FOLDER, MODEL_FOLDER, RunFolder, read_json
+from petl_bench.records.store import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
+    MODEL_FOLDER,
+    RunFolder,
+    find_adapter,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 # PEFT keeps a frozen copy of every module it trains whole.
 _FROZEN_COPY = ".original_module."
+
+# What PEFT puts before the names of a model's tensors.
+_PEFT_PREFIX = "base_model.model."
+
+_log = logging.getLogger(__name__)
 
 
 def count_backbone(model: nn.Module, in_head: Callable[[str], bool]) -> int:
@@ -87,6 +102,8 @@ def build_adapted(
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
         model = adapt(model, cfg.method, context)
+    if cfg.method.init is not None and device != "meta":
+        start_from(model, cfg.method, backbone)
     if cfg.backbone.dtype == "bf16" and store_frozen_in_bf16(model) == 0:
         raise RequestError(f"backbone.dtype=bf16 is for weights that stay frozen: method={cfg.method.name} trains all.")
     params = count_parameters(model, num_backbone, backbone.anatomy.in_head)
@@ -115,7 +132,6 @@ def store_frozen_in_bf16(model: nn.Module) -> int:
 # Fields of PEFT's configs that are sets: their order changes from process to process.
 _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 
-_CONFIG_FILE = "adapter_config.json"
 
 # The task type in the stored config of an adapter whose head reads a layer below the top one. PEFT knows nothing of
 # that layer and would run those above it too, for other predictions. It refuses a task type that it does not know,
@@ -132,15 +148,31 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        with folder.replace_folder(ADAPTER_FOLDER) as target:
-            # The default, "auto", asks the hub whether the vocabulary was enlarged.
-            model.save_pretrained(str(target), save_embedding_layers=False)
-            _finish_config(target / _CONFIG_FILE, backbone.plan)
-        return _weights_bytes(folder.path / ADAPTER_FOLDER)
+        return save_adapter(folder, model, backbone.plan)
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
         backbone.load_tokenizer().save_pretrained(str(target))
     return _weights_bytes(folder.path / MODEL_FOLDER)
+
+
+def save_adapter(folder: RunFolder, model: PeftModel, plan: LayerPlan, *, half: bool = False) -> int:
+    """Writes `adapter/` in PEFT's format.
+
+    Args:
+        folder: The run's folder.
+        model: The adapted model.
+        plan: The layers of its encoder.
+        half: Store the weights in half precision.
+
+    Returns:
+        Size of the weight files in bytes.
+    """
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items()} if half else None
+    with folder.replace_folder(ADAPTER_FOLDER) as target:
+        # The default, "auto", asks the hub whether the vocabulary was enlarged.
+        model.save_pretrained(str(target), save_embedding_layers=False, state_dict=weights)
+        _finish_config(target / ADAPTER_CONFIG, plan)
+    return _weights_bytes(folder.path / ADAPTER_FOLDER)
 
 
 def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None) -> nn.Module:
@@ -163,7 +195,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
         if adapter.is_dir():
             plain = backbone.build_model(len(labels or [0]), labels)
             names = (name for name, _ in plain.named_modules())
-            file = adapter / _CONFIG_FILE
+            file = adapter / ADAPTER_CONFIG
             check_config(read_json(file), names, str(file))
             # As trainable, so that what was frozen in training is known from what was not.
             adapted = load_adapter(plain, adapter, is_trainable=True)
@@ -187,6 +219,58 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
         f"{folder.path} holds no weights: it was run with train.save_weights=false; repeat it with "
         "`--force train.save_weights=true`."
     )
+
+
+def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> None:
+    """Gives the adapter of a model the values of one on the disk; the head keeps its fresh start.
+
+    Args:
+        model: The adapted model, changed in place.
+        method: The options of the method; `init` says where the adapter is.
+        backbone: Opened with the run's layers; an adapter may also hold others.
+
+    Raises:
+        RequestError: If the adapter is of another method, lacks a tensor, or has one for which there is no place.
+    """
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    assert method.init is not None
+    folder, anatomy, plan = find_adapter(method.init), backbone.anatomy, backbone.plan
+    if not isinstance(model, PeftModel):
+        raise RequestError(f"method.init={method.init}: method={method.name} has no adapter that could start from one.")
+    try:
+        stored, made_with = load_file(folder / ADAPTER_WEIGHTS), read_json(folder / ADAPTER_CONFIG)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RequestError(f"method.init={method.init}: the adapter cannot be read ({first_line(error)}).") from error
+
+    def name_here(stored_name: str) -> str:
+        """The adapter of a bare encoder leaves the encoder's own name out."""
+        inside = stored_name.removeprefix(_PEFT_PREFIX)
+        bare = not inside.startswith(f"{anatomy.encoder}.") and not anatomy.in_head(inside)
+        return f"{_PEFT_PREFIX}{anatomy.encoder}.{inside}" if bare else stored_name
+
+    def is_adapted(name: str) -> bool:
+        return plan.everything or anatomy.layer_number(name.removeprefix(_PEFT_PREFIX)) in plan.adapted
+
+    found = {name_here(name): tensor for name, tensor in stored.items()}
+    found = {name: found[name] for name in found if is_adapted(name) and not anatomy.in_head(name)}
+    own = {name: value for name, value in get_peft_model_state_dict(model).items() if not anatomy.in_head(name)}
+    faults = [f"lacks {name}" for name in own if name not in found]
+    faults += [f"holds {name}, for which this run has no place" for name in found if name not in own]
+    faults += [
+        f"holds {name} of the shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if faults:
+        options = {option.name for option in fields(method)} & set(made_with)
+        others = [f"method.{one}={made_with[one]}" for one in sorted(options) if made_with[one] != getattr(method, one)]
+        way_out = f" It was made with {', '.join(others)}." if others else ""
+        raise RequestError(f"The adapter of method.init={method.init} does not fit: it {faults[0]}.{way_out}")
+    set_peft_model_state_dict(model, found)
+    _log.info("starts from the adapter in %s", folder)
 
 
 def _weights_bytes(folder: Path) -> int:
@@ -221,7 +305,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
     from peft import PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    file = Path(folder) / _CONFIG_FILE
+    file = Path(folder) / ADAPTER_CONFIG
     if not file.is_file():
         raise RequestError(f"{folder} holds no adapter: {file.name} is missing.")
     content = read_json(file)

@@ -35,11 +35,14 @@ class MethodConfig:
         default_learning_rate: Used where the user sets no `train.learning_rate`.
         default_head_learning_rate: Used where the user sets no `train.head_learning_rate`. None: the head is trained at
             the learning rate of the method.
+        init: A folder with an adapter to start from: its own, that of a run, or of `petl-bench pretrain`. None: the
+            method's own start.
     """
 
     name: str = MISSING
     default_learning_rate: float = MISSING
     default_head_learning_rate: float | None = None
+    init: str | None = None
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -89,6 +92,8 @@ class Method:
         tuner: "module:Class" of a PEFT tuner of our own, which is registered in PEFT together with `peft_config`.
         adapt: "module:function" called with the model, the `MethodConfig` and an `AdaptContext`; it returns the adapted
             model. None: the model gets an adapter of `peft_config`.
+        pretraining: "module:Class" of the module whose forward pass gives the loss of a training phase without labels,
+            which `petl-bench pretrain` runs. None: the method has none.
         default_learning_rate: Learning rate of a method without a `conf/method/NAME.yaml`, which sets its own.
     """
 
@@ -99,6 +104,7 @@ class Method:
     peft_config: str | None = None
     tuner: str | None = None
     adapt: str | None = None
+    pretraining: str | None = None
     default_learning_rate: float = 1e-3
 
     @cached_property

@@ -46,6 +46,7 @@ _LOCATIONS = (
     # Acts through the settings that it gives.
     ("recipe",),
     ("backbone", "path"),
+    ("method", "init"),
     ("task", "train_file"),
     ("task", "validation_file"),
     ("task", "test_file"),

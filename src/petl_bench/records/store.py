@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError, RunError, explained_refusal
-from petl_bench.process import atomic_write, file_sha256
+from petl_bench.process import atomic_write, file_sha256, user_path
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, read_predictions, write_predictions
 from petl_bench.records.reading import parse_json, read_text, with_hash
 from petl_bench.records.schema import Record
@@ -47,6 +47,10 @@ RECORD_FILE = "result.json"
 LOG_FILE = "log.txt"
 
 ADAPTER_FOLDER = "adapter"
+
+# The files of an adapter in PEFT's format.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 MODEL_FOLDER = "model"
 
@@ -203,6 +207,22 @@ class RunFolder:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)
+
+
+def find_adapter(init: str) -> Path:
+    """The folder of the adapter that `method.init` names: itself, or that of a run.
+
+    Raises:
+        RequestError: If there is none.
+    """
+    named = user_path(init, "method.init")
+    for folder in (named / ADAPTER_FOLDER, named):
+        if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+            return folder
+    raise RequestError(
+        f"method.init={init} holds no adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}): name a folder of `petl-bench "
+        "pretrain`, or that of a run with train.save_weights=true."
+    )
 
 
 def read_record(file: Path) -> Record:

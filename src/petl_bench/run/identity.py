@@ -11,14 +11,21 @@ from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import RequestError
 from petl_bench.process import file_sha256, user_path, without_home
 from petl_bench.records.run_key import backbone_name, run_key, run_name
+from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_adapter
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import RunIdentity, named
 
 # Settings that name places on this machine.
 RECORDED_PATHS = (
-    "data_root", "runs_dir", "backbone.path", "task.train_file", "task.validation_file", "task.test_file",
-)  # fmt: skip
+    "data_root",
+    "runs_dir",
+    "backbone.path",
+    "method.init",
+    "task.train_file",
+    "task.validation_file",
+    "task.test_file",
+)
 
 # What file systems allow, less the endings of files that are being written.
 _LONGEST_FOLDER = 220
@@ -49,7 +56,7 @@ def identify(cfg: RunConfig) -> RunIdentity:
 
 
 def local_files(cfg: RunConfig) -> dict[str, Path]:
-    """Finds the local files whose content belongs to the run: rows, and weights of `backbone.path`.
+    """Finds the local files whose content belongs to the run: rows, `backbone.path`, and `method.init`.
 
     Args:
         cfg: The whole config.
@@ -80,6 +87,9 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
     if cfg.backbone.path is not None:
         folder = user_path(cfg.backbone.path, "backbone.path")
         found |= model_files(folder)
+    if cfg.method.init is not None:
+        folder = find_adapter(cfg.method.init)
+        found |= {f"init/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     return found
 
 

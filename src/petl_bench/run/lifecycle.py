@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from petl_bench.errors import (
     DivergedError,
@@ -22,7 +22,6 @@ from petl_bench.errors import (
     system_error,
 )
 from petl_bench.process import is_main_process, raise_interrupted, without_home
-from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder
 from petl_bench.trackers.tracker import NoTracker, Tracker
 from petl_bench.training.device import wait_for_group
@@ -36,7 +35,21 @@ _LOGGER = logging.getLogger("petl_bench")
 _log = logging.getLogger(__name__)
 
 
-class RunLifecycle:
+class Ending(Protocol):
+    """A record as far as it says how something ended."""
+
+    status: str
+    error: str | None
+    ended_at: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers for JSON."""
+
+
+R = TypeVar("R", bound=Ending)
+
+
+class RunLifecycle(Generic[R]):
     """A context in which a run happens. Leaving it writes the record, then finishes the tracker.
 
     Of several processes only the first writes. A request that cannot work is no run: it leaves no record.
@@ -48,7 +61,7 @@ class RunLifecycle:
         is_main: Whether this is the process that writes.
     """
 
-    def __init__(self, record: Record, folder: RunFolder) -> None:
+    def __init__(self, record: R, folder: RunFolder) -> None:
         self.record, self.folder = record, folder
         self.tracker: Tracker = NoTracker()
         self.is_main = is_main_process()
@@ -97,7 +110,7 @@ class RunLifecycle:
         else:
             try:
                 with _signals_ignored():
-                    self.folder.write(self.record)
+                    self.folder.write(self.record)  # type: ignore[arg-type]  # its own kind of record
                     if self.record.status in ("finished", "diverged"):
                         # From its checkpoint a training that diverged would diverge again.
                         self.folder.remove_checkpoints()

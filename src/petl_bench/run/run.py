@@ -92,7 +92,7 @@ def run(cfg: RunConfig) -> Record:
     return record
 
 
-def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle) -> None:
+def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
     """Makes a run from its rows to its scores, and fills in its record."""
     from accelerate.utils import set_seed
 
@@ -248,7 +248,7 @@ def _train(
     evaluator: Evaluator,
     accelerator: Accelerator,
     peaks: PeakMemory,
-    lifecycle: RunLifecycle,
+    lifecycle: RunLifecycle[Record],
 ) -> Progress:
     """Trains the model, from a checkpoint if an interrupted run left one.
 
@@ -305,7 +305,7 @@ def _train(
     return progress
 
 
-def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle, accelerator: Accelerator) -> Checkpoints:
+def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle[Record], accelerator: Accelerator) -> Checkpoints:
     """The run's checkpoints, which the first of several processes writes and reads."""
     from petl_bench.training.checkpoint import Checkpoints
 

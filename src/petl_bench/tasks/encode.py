@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,20 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, c
         pad_id=int(tokenizer.pad_token_id or 0),
         num_cut=int(arrays["num_cut"]),
         words=words,
+    )
+
+
+def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
+    """The rows of all parts one after the other, without their labels."""
+    types = [part.types for part in parts if part.types is not None]
+    lengths = np.concatenate([part.lengths for part in parts])
+    return EncodedRows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate(types) if types else None,
+        np.concatenate([[0], np.cumsum(lengths)]),
+        None,
+        pad_id=parts[0].pad_id,
+        num_cut=sum(part.num_cut for part in parts),
     )
 
 

@@ -68,6 +68,28 @@ class CodaSettings:
     train_layernorm: bool = field(default=False, metadata={"help": "Also train the norms of the backbone."})
 
 
+@dataclass
+class CodaPretraining:
+    """Options of the training phase without labels (`petl_bench.methods.coda.distillation`)."""
+
+    attention: str = field(
+        default="both",
+        metadata={
+            "help": "The form of attention that is trained: k2k, k2all, or both, one after the other, so that one set "
+            "of weights serves either."
+        },
+    )
+    k2all_share: float = field(default=0.7, metadata={"help": "With both: the share of the updates that k2all gets."})
+    largest_reduction: float = field(default=6.0, metadata={"help": "The largest reduction r = n / k that is trained."})
+    widening_share: float = field(
+        default=0.3, metadata={"help": "Share of the updates in which the largest reduction grows, from 2."}
+    )
+    first_token_weight: float = field(
+        default=4.0, metadata={"help": "How often the first token counts, which classifiers read."}
+    )
+    norm_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the norms."})
+
+
 register(
     Method(
         name="coda",
@@ -76,5 +98,6 @@ register(
         settings=CodaSettings,
         peft_config="petl_bench.methods.coda.model:CodaConfig",
         tuner="petl_bench.methods.coda.model:CodaModel",
+        pretraining="petl_bench.methods.coda.distillation:CodaDistillation",
     )
 )
