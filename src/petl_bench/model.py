@@ -256,7 +256,8 @@ def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> No
 
     found = {name_here(name): tensor for name, tensor in stored.items()}
     found = {name: found[name] for name in found if is_adapted(name) and not anatomy.in_head(name)}
-    own = {name: value for name, value in get_peft_model_state_dict(model).items() if not anatomy.in_head(name)}
+    fresh = get_peft_model_state_dict(model)
+    own = {name: value for name, value in fresh.items() if not anatomy.in_head(name)}
     faults = [f"lacks {name}" for name in own if name not in found]
     faults += [f"holds {name}, for which this run has no place" for name in found if name not in own]
     faults += [
@@ -269,7 +270,7 @@ def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> No
         others = [f"method.{one}={made_with[one]}" for one in sorted(options) if made_with[one] != getattr(method, one)]
         way_out = f" It was made with {', '.join(others)}." if others else ""
         raise RequestError(f"The adapter of method.init={method.init} does not fit: it {faults[0]}.{way_out}")
-    set_peft_model_state_dict(model, found)
+    set_peft_model_state_dict(model, fresh | found)
     _log.info("starts from the adapter in %s", folder)
 
 

@@ -23,6 +23,7 @@ from petl_bench.records.schema import (
 )
 from petl_bench.records.store import RunFolder, find_records
 from petl_bench.run.identity import identify
+from reports.made_records import made_record
 
 FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "frozen", "params", "scores",
@@ -251,3 +252,26 @@ def test_the_search_for_records_has_a_bound(tmp_path, monkeypatch):
     (runs / "c").mkdir()
     with pytest.raises(RequestError, match=r"more than 3 folders, .*name the folders of the runs"):
         find_records([runs])
+
+
+@pytest.mark.parametrize(
+    ("scores", "selection", "updates"),
+    [
+        # 95 % of 0.8 are 0.76, six tenths of the way from 0.7 at update 200 to 0.8 at 300.
+        ([0.5, 0.7, 0.8], "best", 260.0),
+        ([0.5, 0.7, 0.8, 0.6], "best", 260.0),
+        # The mark follows the last score: 0.57.
+        ([0.5, 0.7, 0.8, 0.6], "last", 135.0),
+        ([0.8, 0.7, 0.6], "best", 100.0),
+        ([0.0, 0.0], "best", None),
+        ([-0.2, -0.1], "best", None),
+        ([], "best", None),
+    ],
+)
+def test_updates_until_95_percent_of_the_score_by_hand(scores, selection, updates):
+    record = made_record("lora", "sst2", 0)
+    record.protocol.selection, metric = selection, record.protocol.metric
+    record.history = [HistoryEntry(i, 100 * i, 0.5, {metric: score}, 0.1) for i, score in enumerate(scores, start=1)]
+    assert record.updates_to_95_percent == (None if updates is None else pytest.approx(updates))
+    record.protocol.higher_is_better = False
+    assert record.updates_to_95_percent is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from petl_bench.errors import RequestError
+from petl_bench.records.schema import HistoryEntry
 from petl_bench.records.study_file import Claim, PlannedCosts
 from petl_bench.reports.claims import KINDS, check_claim, claim_rows
 from reports.toy_study import MEASURED, key, record, study
@@ -166,3 +167,26 @@ def test_a_ratio_over_no_tasks_is_not_run():
     claim = Claim("a", "b", {"kind": "ratio", "quantity": "ledger_peak", "of": "a", "over": "b", "at_least": 1})
     (row,) = claim_rows(study(claims=[claim], tasks=()), [])
     assert row["verdict"] == "not run yet"
+
+
+def test_a_ratio_of_what_training_decides_needs_an_interval():
+    """Logarithms of the ratios 2, 2 and 4 are 1, 1 and 2 times log 2: mean 4/3, t interval 4.303 / 3 on either side."""
+
+    def converging(method: str, seed: int, step: int):
+        one = record(key(method, "t", seed), 0.8, seed=seed)
+        one.history = [
+            HistoryEntry(1.0, step, 0.5, {"accuracy": 0.76}, 0.1),
+            HistoryEntry(2.0, 1000, 0.4, {"accuracy": 0.8}, 0.1),
+        ]
+        return one
+
+    steps = {"a": (100, 100, 100), "b": (200, 200, 400)}
+    found = [converging(method, seed, step) for method in steps for seed, step in enumerate(steps[method])]
+    test = ratio("updates_to_95_percent", "b", "a", 1) | {"tasks": ["t"]}
+    assert verdict(test, found) == (
+        "undecided",
+        "updates_to_95_percent: b over a 2.52 [0.93, 6.81] over 3 seeds; claimed: 1 at least",
+    )
+    assert verdict(test | {"at_least": 0.9}, found)[0] == "reproduced"
+    assert verdict(test | {"at_least": 7}, found)[0] == "not reproduced"
+    assert verdict(test, [one for one in found if one.config["train"]["seed"] < 2], seeds=(0, 1))[0] == "too few seeds"

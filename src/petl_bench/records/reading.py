@@ -11,6 +11,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -306,3 +307,67 @@ def corrected(content: dict[str, Any]) -> dict[str, Any]:
     elif frozen.get("cache") == "off":
         time = time | {"features_seconds": None}
     return content | {"time": time}
+
+
+# The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
+
+
+@dataclass
+class _RecordedBackbone:
+    name: str
+    path: str | None = None
+
+
+@dataclass
+class _RecordedMethod:
+    name: str
+    # PEFT's name of the method, for methods that PEFT ships.
+    type: str = ""
+
+
+@dataclass
+class _RecordedTask:
+    name: str
+
+
+@dataclass
+class _RecordedTraining:
+    seed: int
+
+
+@dataclass
+class _RecordedTracker:
+    project: str | None = None
+
+
+@dataclass
+class RecordedConfig:
+    """What is read of a record's config."""
+
+    backbone: _RecordedBackbone
+    method: _RecordedMethod
+    layers: dict[str, Any]
+    task: _RecordedTask
+    train: _RecordedTraining
+    tracker: _RecordedTracker | None = None
+
+
+@dataclass
+class PartialConfig:
+    """The same of a run that failed before its config was complete."""
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RecordedHardware:
+    """What is read of a record's hardware."""
+
+    device: str | None = None
+    processor: str | None = None
+    logical_cores: int | None = None
+    num_processes: int = 1

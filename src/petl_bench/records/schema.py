@@ -13,7 +13,18 @@ from typing import Any
 
 from petl_bench.process import name_fault
 from petl_bench.records.predictions import Ood, Tagging
-from petl_bench.records.reading import SCHEMA_VERSION, Number, check_hash, corrected, finite, migrated, validate
+from petl_bench.records.reading import (
+    SCHEMA_VERSION,
+    Number,
+    PartialConfig,
+    RecordedConfig,
+    RecordedHardware,
+    check_hash,
+    corrected,
+    finite,
+    migrated,
+    validate,
+)
 
 
 @dataclass
@@ -316,10 +327,10 @@ class Record:
             record = validate(cls, content)
             if fault := name_fault(record.run_key):
                 raise ValueError(f"run_key{fault}")
-            validate(_RecordedHardware, record.hardware, "hardware")
+            validate(RecordedHardware, record.hardware, "hardware")
             is_scored = record.protocol is not None and record.scores is not None
             # A run that failed early may have recorded only part of its config.
-            validate(_RecordedConfig if is_scored else _PartialConfig, record.config, "config")
+            validate(RecordedConfig if is_scored else PartialConfig, record.config, "config")
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
         return record
@@ -341,60 +352,24 @@ class Record:
             return {}
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
 
+    @property
+    def updates_to_95_percent(self) -> float | None:
+        """Updates until the selection score first reached 95 % of the selected weights' score.
 
-# The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
-
-
-@dataclass
-class _RecordedBackbone:
-    name: str
-    path: str | None = None
-
-
-@dataclass
-class _RecordedMethod:
-    name: str
-    # PEFT's name of the method, for methods that PEFT ships.
-    type: str = ""
-
-
-@dataclass
-class _RecordedTask:
-    name: str
-
-
-@dataclass
-class _RecordedTraining:
-    seed: int
-
-
-@dataclass
-class _RecordedTracker:
-    project: str | None = None
-
-
-@dataclass
-class _RecordedConfig:
-    backbone: _RecordedBackbone
-    method: _RecordedMethod
-    layers: dict[str, Any]
-    task: _RecordedTask
-    train: _RecordedTraining
-    tracker: _RecordedTracker | None = None
-
-
-@dataclass
-class _PartialConfig:
-    backbone: dict[str, Any] = field(default_factory=dict)
-    method: dict[str, Any] = field(default_factory=dict)
-    layers: dict[str, Any] = field(default_factory=dict)
-    task: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _RecordedHardware:
-    device: str | None = None
-    processor: str | None = None
-    logical_cores: int | None = None
-    num_processes: int = 1
+        Between evaluations the score is interpolated. Before the first one it is not known: where that has reached the
+        mark, its own update is the answer, an upper bound. None for errors, and for scores that are not positive.
+        """
+        if self.protocol is None or not self.history or not self.protocol.higher_is_better:
+            return None
+        points = [(entry.step, entry.scores.get(self.protocol.metric)) for entry in self.history]
+        scores = [score for _, score in points if score is not None]
+        if len(scores) < len(points):
+            return None
+        mark = 0.95 * (max(scores) if self.protocol.selection == "best" else scores[-1])
+        if mark <= 0:
+            return None
+        number = next(index for index, score in enumerate(scores) if score >= mark)
+        if number == 0:
+            return float(points[0][0])
+        (before, low), (after, high) = ((points[i][0], scores[i]) for i in (number - 1, number))
+        return before + (mark - low) / (high - low) * (after - before)

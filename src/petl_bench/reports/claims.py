@@ -6,6 +6,7 @@ them. Points are percent points of the primary metric, or of `metric`.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,15 +22,10 @@ from petl_bench.reports.results_table import StudyRecords, in_points, is_error, 
 from petl_bench.reports.significance import LEAST_VALUES, Statistic
 
 REPRODUCED = "reproduced"
-
 NOT_REPRODUCED = "not reproduced"
-
 NOT_TESTABLE = "not testable here"
-
 NOT_RUN = "not run yet"
-
 TOO_FEW = "too few seeds"
-
 UNDECIDED = "undecided"
 
 
@@ -241,7 +237,12 @@ def _rounded_as(value: float, claimed: float) -> float:
 
 
 def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
-    """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`."""
+    """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`.
+
+    Of what training decides, such as the updates that it takes, the 95 % interval over seeds decides.
+    """
+    if FIELDS[QUANTITIES[test["quantity"]]].kind == "score":
+        return _ratio_over_seeds(test, ours)
     ratios, pairs = {}, [(method, task) for method in (test["of"], test["over"]) for task in test["tasks"]]
     for task in test["tasks"]:
         means = _quantities(test["quantity"], (test["of"], test["over"]), task, ours)
@@ -257,6 +258,28 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         f"claimed: {test['at_least']:g} at least"
     )
     return Outcome(round(mean, 9) >= test["at_least"], text)
+
+
+def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+    """The same by seed: the geometric mean over tasks and its interval, from the logarithms."""
+    field, methods = FIELDS[QUANTITIES[test["quantity"]]], (test["of"], test["over"])
+    cells = [(method, task) for method in methods for task in test["tasks"]]
+    if any(ours.num_missing(*cell) for cell in cells):
+        return not_run(cells, ours)
+    logs = []
+    for task in test["tasks"]:
+        of, over = ({seed: field.value(one) for seed, one in ours.by_seed(m, task).items()} for m in methods)
+        logs.append({seed: math.log(of[seed] / over[seed]) for seed in of if of[seed] and over.get(seed)})
+    seeds = sorted(set.intersection(*map(set, logs)))
+    means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
+    interval = means.interval() if means else None
+    if means is None or interval is None:
+        return Outcome(None, f"{test['quantity']}: {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+    mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
+    text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
+    text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
+    found = True if low >= test["at_least"] else False if high < test["at_least"] else None
+    return Outcome(found, text, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:

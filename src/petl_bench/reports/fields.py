@@ -207,6 +207,11 @@ FIELDS = _by_key(
         "best_epoch", "scores.best_epoch", "best epoch", "epoch of the best evaluation", "score", digits=1,
         table=False, page=False, export=False,
     ),
+    Field(
+        "updates_to_95_percent", "updates_to_95_percent", "updates to 95 %",
+        "updates until the selection score first reached 95 % of that of the reported weights, interpolated between "
+        "evaluations; at most the first evaluation's", "score", table=False, page=False,
+    ),
     *_ood_fields(),
 )  # fmt: skip
 
@@ -230,4 +235,5 @@ QUANTITIES = {
     "train_step_flops": "train_step_flops",
     "inference_flops": "inference_flops",
     "best_epoch": "best_epoch",
+    "updates_to_95_percent": "updates_to_95_percent",
 }

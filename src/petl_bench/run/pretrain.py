@@ -124,13 +124,15 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
     """
+    # Before all else: conf/pretrain.yaml sets options that other methods do not have.
+    able = [name for name, method in all_methods().items() if method.pretraining]
+    for name in (one.partition("=")[2] for one in overrides if one.startswith("method=")):
+        if name not in able:
+            raise RequestError(f"method={name} has no training phase without labels: use one of {', '.join(able)}.")
     ConfigStore.instance().store(group="schema", name="pretrain", node=PretrainConfig)
     cfg = load_config(overrides, primary="pretrain")
     assert isinstance(cfg, PretrainConfig)
-    method, texts, phase = get_method(cfg.method.name), cfg.texts, cfg.phase
-    if method.pretraining is None:
-        able = ", ".join(name for name, one in all_methods().items() if one.pretraining)
-        raise RequestError(f"method={method.name} has no training phase without labels: use one of {able}.")
+    texts, phase = cfg.texts, cfg.phase
     if not texts.tasks and not texts.files:
         raise RequestError("There are no texts: name tasks with texts.tasks=[...] or files with texts.files=[...].")
     if cfg.layers.name != "all":

@@ -96,6 +96,11 @@ class CodaModel(AnatomyTuner):
 
     def _prepare_model(self, peft_config: CodaConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.train_layernorm:
+            if any("." not in norm for norm in self.anatomy.norms):
+                raise ValueError(
+                    f"train_layernorm=true does not work with {self.anatomy.model_type}, whose norms lie directly in "
+                    "the layers that CoDA wraps, where PEFT trains nothing: leave it out"
+                )
             norms = norm_modules(model, self.anatomy, peft_config.layers_to_transform)
             train_whole(peft_config, map(self._once_wrapped, norms))
 
