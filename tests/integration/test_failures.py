@@ -109,6 +109,16 @@ def test_a_disk_that_takes_not_even_the_record(tiny, monkeypatch):
     assert not list(identify(cfg).folder.glob("*.partial"))
 
 
+def test_a_run_removes_what_a_killed_one_had_begun_to_write(tiny):
+    cfg = tiny()
+    folder = identify(cfg).folder
+    (folder / "adapter.12.partial").mkdir(parents=True)
+    (folder / "adapter.12.partial" / "adapter_config.json").write_text("{")
+    (folder / "result.json.12.partial").write_text("{")
+    run(cfg)
+    assert not list(folder.glob("*.partial"))
+
+
 def test_a_log_that_cannot_be_closed_hides_nothing(tiny, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -105,6 +106,20 @@ def test_rows_that_a_study_names_alike_are_told_apart():
 def test_a_page_needs_an_ending_that_browsers_open(tmp_path):
     with pytest.raises(RequestError, match=r"--html .*page.txt: the ending must be one of .html, .htm"):
         write_page(page_data([], []), tmp_path / "page.txt")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "page.html"
+    file.write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("petl_bench.process.os.fsync", full)
+    with pytest.raises(OSError, match=r"page\.html"):
+        write_page(page_data([], []), file)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_long_history_is_thinned_to_what_a_plot_can_show():

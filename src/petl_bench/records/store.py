@@ -176,6 +176,10 @@ class RunFolder:
     def remove_leftovers(self) -> None:
         """Deletes checkpoints, and what killed processes had begun to write."""
         self.remove_checkpoints()
+        self.remove_partial()
+
+    def remove_partial(self) -> None:
+        """Deletes what killed processes had begun to write."""
         for leftover in (*self.path.glob("*.partial"), *self.path.glob("*.outdated")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

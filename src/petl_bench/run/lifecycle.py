@@ -77,6 +77,7 @@ class RunLifecycle(Generic[R]):
         if self.is_main:
             try:
                 self._open_log()
+                self.folder.remove_partial()
             except OSError as error:
                 self._remove_empty_folder()
                 raise self._explain(error) from error

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from petl_bench.process import atomic_write
 from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.records.schema import CACHE_PLACES, Record, finite
 from petl_bench.records.study_file import StudyFile
@@ -313,7 +314,8 @@ def write_page(data: Mapping[str, Any], file: Path) -> None:
         RunError: If nothing can be written there.
     """
     check_page(file)
-    file.write_text(render_page(data), encoding="utf-8")
+    with atomic_write(file) as partial:
+        partial.write_text(render_page(data), encoding="utf-8")
 
 
 def render_page(data: Mapping[str, Any]) -> str:
