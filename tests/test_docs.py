@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from petl_bench.config import load_config
+from petl_bench.estimate.plan import plan
 from petl_bench.records.schema import Record
 
 ROOT = Path(__file__).parents[1]
@@ -56,3 +57,18 @@ def test_the_page_on_records_names_every_field():
     elsewhere = ("schema_version", "config", "flops", "inference")
     assert [name for name in Record.__dataclass_fields__ if f"`{name}" not in text and name not in elsewhere] == []
     assert all(name in text for name in ("padding_share", "train_seconds", "features_seconds"))
+
+
+@pytest.mark.slow
+def test_the_documented_ratios_of_memory_are_those_of_the_plan():
+    text = (ROOT / "docs" / "measuring.md").read_text()
+    rows = re.findall(r"^\| (\d+) x (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 9
+    for batch, length, *documented in rows:
+        shape = ["backbone=bert_base", "task=mrpc", f"train.batch_size={batch}", f"task.max_length={length}"]
+        planned = plan([*shape, "method=flat,full,lora,houlsby"])
+        peaks = dict(
+            zip(("flat", "full", "lora", "houlsby"), (row.estimate.peak_bytes for row in planned), strict=True)
+        )
+        found = [f"{peaks[method] / peaks['flat']:.1f}" for method in ("full", "lora", "houlsby")]
+        assert found == documented, (batch, length)

@@ -102,7 +102,7 @@ def build_adapted(
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
         model = adapt(model, cfg.method, context)
-    if cfg.method.init is not None and device != "meta":
+    if cfg.method.start is not None and device != "meta":
         start_from(model, cfg.method, backbone)
     if cfg.backbone.dtype == "bf16" and store_frozen_in_bf16(model) == 0:
         raise RequestError(f"backbone.dtype=bf16 is for weights that stay frozen: method={cfg.method.name} trains all.")
@@ -236,8 +236,8 @@ def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> No
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    assert method.init is not None
-    folder, anatomy, plan = find_adapter(method.init), backbone.anatomy, backbone.plan
+    assert method.start is not None
+    folder, anatomy, plan = find_adapter(method.start), backbone.anatomy, backbone.plan
     if not isinstance(model, PeftModel):
         raise RequestError(f"method.init={method.init}: method={method.name} has no adapter that could start from one.")
     try:

@@ -189,4 +189,5 @@ def test_a_ratio_of_what_training_decides_needs_an_interval():
     )
     assert verdict(test | {"at_least": 0.9}, found)[0] == "reproduced"
     assert verdict(test | {"at_least": 7}, found)[0] == "not reproduced"
-    assert verdict(test, [one for one in found if one.config["train"]["seed"] < 2], seeds=(0, 1))[0] == "too few seeds"
+    two = [one for one in found if one.protocol.seed < 2]
+    assert verdict(test, two, seeds=(0, 1))[0] == "too few seeds"

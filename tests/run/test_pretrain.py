@@ -184,6 +184,18 @@ def test_lora_starts_from_the_adapter_of_another_task(tiny, tmp_path):
     assert first.status == "finished"
 
 
+def test_a_method_with_an_option_of_that_name_takes_a_folder_too(tiny):
+    run(tiny("method=houlsby", "method.bottleneck=4", "method.init=lora"))
+    folder = identify(tiny("method=houlsby", "method.bottleneck=4", "method.init=lora")).folder
+    cfg = tiny("method=houlsby", "method.bottleneck=4", f"method.init={folder}")
+    model, _ = build_adapted(cfg, open_backbone(cfg.backbone, cfg.layers), ["a", "b"], 10)
+    stored = load_file(folder / "adapter" / "adapter_model.safetensors")
+    found = {name.replace(".default", ""): value for name, value in model.named_parameters() if "houlsby_" in name}
+    assert found and all(torch.equal(value, stored[name]) for name, value in found.items())
+    keys = {identify(tiny("method=houlsby", f"method.init={init}")).key for init in ("lora", "normal")}
+    assert len(keys) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

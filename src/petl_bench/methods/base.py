@@ -331,6 +331,9 @@ def _adapt_with_peft_config(
     """
     known = {option.name for option in fields(config_class)}
     options = {option.name: getattr(config, option.name) for option in fields(config) if option.name in known}
+    if config.start is not None and "init" in options:
+        # The adapter on the disk takes the place of any initialisation.
+        options["init"] = next(one.default for one in fields(config) if one.name == "init")
     if issubclass(config_class, LayerwiseConfig):
         options["layers_to_transform"] = context.layers_to_transform
     elif (context.plan.bottom, context.plan.top) != (1, context.plan.head):

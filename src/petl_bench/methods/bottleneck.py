@@ -8,8 +8,6 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-INITIALISATIONS = ("truncated_normal", "normal", "lora")
-
 
 class Bottleneck(nn.Module):
     """Computes `scale * (W2 g(W1 x + b1) + b2)`; whoever holds it adds the input where the method says so.

@@ -46,6 +46,18 @@ class MethodConfig:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
+    @property
+    def start(self) -> str | None:
+        """The folder that `init` names, if any.
+
+        A method may have an option `init` of its own; what is none of its `choices` is then a folder.
+        """
+        declared = next(one for one in dataclasses.fields(self) if one.name == "init")
+        if declared.default is None:
+            return self.init
+        choices = declared.metadata.get("choices")
+        return self.init if choices is not None and self.init not in choices else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The subclasses are made at run time, so pickle cannot import them; it gets them from the registry instead.
         values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}

@@ -46,7 +46,6 @@ _LOCATIONS = (
     # Acts through the settings that it gives.
     ("recipe",),
     ("backbone", "path"),
-    ("method", "init"),
     ("task", "train_file"),
     ("task", "validation_file"),
     ("task", "test_file"),
@@ -71,6 +70,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "ood"): None,
     ("task", "ood_share"): None,
     ("method", "last_router"): "learned",
+    ("method", "init"): None,
 }
 
 # Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it

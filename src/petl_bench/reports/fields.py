@@ -210,7 +210,7 @@ FIELDS = _by_key(
     Field(
         "updates_to_95_percent", "updates_to_95_percent", "updates to 95 %",
         "updates until the selection score first reached 95 % of that of the reported weights, interpolated between "
-        "evaluations; at most the first evaluation's", "score", table=False, page=False,
+        "evaluations; at most the first evaluation's", "score", table=False, page=False, export=False,
     ),
     *_ood_fields(),
 )  # fmt: skip

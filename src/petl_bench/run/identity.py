@@ -41,7 +41,9 @@ def identify(cfg: RunConfig) -> RunIdentity:
         Key, name, tracker group and folder of the run, and its resolved config.
     """
     config = resolved(cfg).to_dict()
-    key = run_key(config, _content_hashes(cfg))
+    # Of the adapter to start from the content matters, not the place.
+    start = {} if cfg.method.start is None else {"init": "adapter"}
+    key = run_key(config | {"method": config["method"] | start}, _content_hashes(cfg))
     if (length := len(os.fsencode(run_name(config, key)))) > _LONGEST_FOLDER:
         raise RequestError(
             f"task.name={cfg.task.name}, the method and the backbone {backbone_name(config['backbone'])} give a name "
@@ -87,8 +89,8 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
     if cfg.backbone.path is not None:
         folder = user_path(cfg.backbone.path, "backbone.path")
         found |= model_files(folder)
-    if cfg.method.init is not None:
-        folder = find_adapter(cfg.method.init)
+    if cfg.method.start is not None:
+        folder = find_adapter(cfg.method.start)
         found |= {f"init/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     return found
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from petl_bench.methods.registry import Method, register
 
+INITIALISATIONS = ("truncated_normal", "normal", "lora")
+
 
 @dataclass
 class HoulsbySettings:
@@ -28,7 +30,8 @@ class HoulsbySettings:
         default="truncated_normal",
         metadata={
             "help": "truncated_normal (truncated at two standard deviations, as in the paper), normal, or lora (the "
-            "up-projection starts at zero)."
+            "up-projection starts at zero); or a folder with an adapter to start from.",
+            "choices": INITIALISATIONS,
         },
     )
     init_std: float = field(
