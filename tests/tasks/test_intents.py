@@ -122,8 +122,43 @@ class TestRowsPerClass:
             load(*custom, "task.rows_per_class=1", "task.labels=[a,b,c,d]")
 
     @pytest.mark.parametrize(
+        ("count", "shares", "expected"),
+        [
+            (20, "[0.6,0.3,0.1]", [12, 6, 2]),
+            (10, "[0.05,0.05,0.9]", [1, 0, 9]),
+            (7, "[0.5,0.25,0.25]", [3, 2, 2]),
+            (9, "[0.34,0.33,0.33]", [3, 3, 3]),
+        ],
+    )
+    def test_classes_in_given_shares(self, custom, count, shares, expected):
+        drawn = load(*custom, "task.labels=[a,b,c]", f"task.num_train_examples={count}", f"task.class_share={shares}")
+        assert np.bincount(drawn.train.labels, minlength=3).tolist() == expected
+        assert not texts(drawn.train) & texts(drawn.selection)
+
+    def test_fewer_rows_in_the_same_shares_are_a_part_of_more(self, custom):
+        few, more = (
+            load(*custom, "task.labels=[a,b,c]", f"task.num_train_examples={n}", "task.class_share=[0.5,0.4,0.1]")
+            for n in (10, 40)
+        )
+        assert texts(few.train) < texts(more.train)
+
+    def test_shares_are_part_of_the_run_key_only_where_they_are_asked_for(self, custom):
+        base = [*custom, "task.labels=[a,b,c]", "task.num_train_examples=10"]
+        keys = [identify(load_config([*base, f"task.class_share={s}"])).key for s in ("null", "[0.5,0.4,0.1]")]
+        assert keys[0] == identify(load_config(base)).key != keys[1]
+
+    def test_a_class_with_too_few_rows_for_its_share_is_named(self, custom):
+        with pytest.raises(RequestError, match=r"class_share=.*'c' has 10 training rows, fewer than the 16 that are"):
+            load(*custom, "task.labels=[a,b,c]", "task.num_train_examples=20", "task.class_share=[0.1,0.1,0.8]")
+
+    @pytest.mark.parametrize(
         ("overrides", "words"),
         [
+            (["task=stsb", "task.class_share=[0.5,0.5]"], "needs classes with names"),
+            (["task=sst2", "task.class_share=[0.5,0.5]"], "a number of training rows"),
+            (["task=sst2", "task.num_train_examples=9", "task.class_share=[0.5,0.6]"], "with the sum 1"),
+            (["task=sst2", "task.num_train_examples=9", "task.class_share=[1,0]"], "a share above 0"),
+            (["task=sst2", "task.num_train_examples=9", "task.class_share=[0.2,0.3,0.5]"], "each of the 2 classes"),
             (["task=stsb", "task.rows_per_class=2"], "is for classes, which task.type=regression has not"),
             (["task=mrpc", "task.rows_per_class=2", "task.num_train_examples=9"], "both say which rows train"),
             (["task=mrpc", "task.rows_per_class=0"], "must be at least 1"),

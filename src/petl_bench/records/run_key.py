@@ -67,6 +67,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "threshold"): 0.5,
     ("task", "units"): "words",
     ("task", "rows_per_class"): None,
+    ("task", "class_share"): None,
     ("task", "ood"): None,
     ("task", "ood_share"): None,
     ("method", "last_router"): "learned",

@@ -68,6 +68,8 @@ class TaskConfig:
     num_train_examples: int | None = None
     # The same for a few rows of each class, as many of every one.
     rows_per_class: int | None = None
+    # The share of each class among num_train_examples rows, in the order of task.labels; null: as the rows fall.
+    class_share: list[float] | None = None
     # Rows that are out of distribution: classes, oos or the name of another data set (`petl_bench.tasks.ood`).
     ood: str | None = None
     # With ood=classes, the share of the classes that is kept.
@@ -109,6 +111,8 @@ def check_task(task: TaskConfig) -> None:
 
 def _check_draw(task: TaskConfig) -> None:
     """The rows that train are chosen in one way."""
+    if task.class_share is not None:
+        _check_shares(task, task.class_share)
     if task.rows_per_class is None:
         return
     if task.type != "classification":
@@ -120,6 +124,20 @@ def _check_draw(task: TaskConfig) -> None:
         raise RequestError(
             f"task.rows_per_class={task.rows_per_class} and task.num_train_examples={task.num_train_examples} both say "
             "which rows train: set one of them to null."
+        )
+
+
+def _check_shares(task: TaskConfig, shares: list[float]) -> None:
+    if task.type != "classification" or not task.labels or task.num_train_examples is None:
+        raise RequestError(
+            "task.class_share needs classes with names (task.labels) and a number of training rows "
+            "(task.num_train_examples)."
+        )
+    # Written so that a value which is no number is refused too.
+    if len(shares) != len(task.labels) or not (min(shares) > 0 and abs(sum(shares) - 1) < 1e-6):
+        raise RequestError(
+            f"task.class_share={shares} must give a share above 0 for each of the {len(task.labels)} classes, with the "
+            "sum 1."
         )
 
 

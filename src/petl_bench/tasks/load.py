@@ -303,7 +303,7 @@ def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     """Splits training rows into held-out ones (None where the protocol needs none) and those to train on.
 
     One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
-    With `rows_per_class` the first K of each class train.
+    With `rows_per_class` the first K of each class train, with `class_share` as many of each as its share comes to.
     """
     if not has_validation(settings):
         if settings.protocol == "held_out":
@@ -320,7 +320,13 @@ def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     order = np.random.default_rng(settings.data_seed).permutation(len(rows))
     if settings.rows_per_class is not None:
         assert labels is not None
-        order, num_train = _few_of_each_first(rows, order, settings.rows_per_class, labels)
+        counts = np.full(len(labels), settings.rows_per_class)
+        order, num_train = _few_of_each_first(rows, order, counts, labels, f"rows_per_class={settings.rows_per_class}")
+    elif settings.class_share is not None:
+        assert labels is not None
+        assert settings.num_train_examples is not None
+        counts = _in_shares(settings.num_train_examples, settings.class_share)
+        order, num_train = _few_of_each_first(rows, order, counts, labels, f"class_share={settings.class_share}")
     else:
         num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
     if num_train < 1 or num_train + num_held_out > len(rows):
@@ -332,18 +338,40 @@ def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     return held_out, rows.take(np.sort(order[:num_train]))
 
 
-def _few_of_each_first(rows: Rows, order: np.ndarray, count: int, labels: list[str]) -> tuple[np.ndarray, int]:
-    """Moves the first `count` rows of each class to the front of an order; also returns how many rows these are."""
+def _in_shares(count: int, shares: list[float]) -> np.ndarray:
+    """Splits a number of rows by shares; what rounding down leaves over goes to the largest remainders."""
+    exact = count * np.array(shares)
+    counts = np.floor(exact + 1e-9).astype(int)
+    largest = np.argsort(counts - exact, kind="stable")[: count - counts.sum()]
+    counts[largest] += 1
+    return counts
+
+
+def _few_of_each_first(
+    rows: Rows, order: np.ndarray, counts: np.ndarray, labels: list[str], setting: str
+) -> tuple[np.ndarray, int]:
+    """Moves the first rows of each class to the front of an order; also returns how many rows these are.
+
+    Args:
+        rows: The training rows.
+        order: Their positions in the order of the draw.
+        counts: How many of each class are wanted, shape (classes,).
+        labels: The names of the classes.
+        setting: What asks for them, for messages.
+    """
     assert rows.labels is not None
     numbers = np.bincount(rows.labels, minlength=len(labels))
-    if (fewest := int(numbers.min())) < count:
-        remedy = f"lower it to {fewest} or less" if fewest else "leave classes without rows out of task.labels"
+    if (numbers < counts).any():
+        short = int((numbers - counts).argmin())
+        remedy = f"lower it to {numbers[short]} or less" if setting.startswith("rows_per_class") else "lower its share"
+        if not numbers[short]:
+            remedy = "leave classes without rows out of task.labels"
         raise RequestError(
-            f"task.rows_per_class={count}: the class {labels[int(numbers.argmin())]!r} has {fewest} training rows, the "
-            f"fewest of all classes: {remedy}."
+            f"task.{setting}: the class {labels[short]!r} has {numbers[short]} training rows, fewer than the "
+            f"{counts[short]} that are wanted: {remedy}."
         )
     classes = rows.labels[order]
-    first = np.concatenate([order[classes == index][:count] for index in range(len(labels))])
+    first = np.concatenate([order[classes == index][:count] for index, count in enumerate(counts)])
     return np.concatenate([first, order[~np.isin(order, first)]]), len(first)
 
 
