@@ -30,7 +30,7 @@ from hydra.errors import (
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from petl_bench.backbones.layers import LayersConfig
+from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.source import ATTENTION, DTYPES, WEIGHTS, BackboneConfig
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.environment import MeasureConfig

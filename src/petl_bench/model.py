@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from petl_bench.backbones.layers import LayerPlan
+from petl_bench.backbones.anatomy import LayerPlan
 from petl_bench.backbones.load import Backbone, shorten
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, RunError, first_line

@@ -9,8 +9,14 @@ import shutil
 import pytest
 import torch
 
-from petl_bench.backbones.anatomy import ANATOMIES, PROJECTION_ROLES, anatomy_of
-from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
+from petl_bench.backbones.anatomy import (
+    ANATOMIES,
+    PROJECTION_ROLES,
+    LayerPlan,
+    LayersConfig,
+    anatomy_of,
+    resolve_layers,
+)
 from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import find_source
 from petl_bench.catalog import TINY_BACKBONES

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from behaviour.matrix import LABELS, adapted, batch, logits, opened, plain_model, train
-from petl_bench.backbones.layers import LayersConfig
+from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext

@@ -28,8 +28,7 @@ from petl_bench.methods.coda.model import CodaConfig
 from petl_bench.methods.fl_tuning.model import FlTuningConfig
 from petl_bench.methods.flat.model import FlatConfig
 from petl_bench.methods.houlsby.model import HoulsbyConfig
-from petl_bench.methods.prefix.layer import PrefixLayer
-from petl_bench.methods.prefix.model import PrefixConfig
+from petl_bench.methods.prefix.model import PrefixConfig, PrefixLayer
 
 own = pytest.mark.parametrize("method", OWN)
 

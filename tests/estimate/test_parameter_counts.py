@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from petl_bench.backbones.layers import LayersConfig
+from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.methods.base import adapt

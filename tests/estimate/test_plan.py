@@ -201,7 +201,7 @@ def test_a_run_finishes_although_its_measurements_fail(tiny, monkeypatch, caplog
     monkeypatch.setattr("petl_bench.estimate.costs.estimate_costs", broken)
     # Without the estimates of earlier tests.
     monkeypatch.setattr("petl_bench.estimate.costs._estimated", {})
-    monkeypatch.setattr("petl_bench.measure.speed.time_forward", broken)
+    monkeypatch.setattr("petl_bench.measure.run_costs.time_forward", broken)
     record = run(tiny(*SHORT))
     assert record.status == "finished"
     assert (record.memory.estimate, record.flops, record.inference) == (None, None, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from petl_bench.measure.device_memory import PeakMemory
+from petl_bench.measure.run_costs import PeakMemory
 from petl_bench.records.schema import DeviceMemory
 from petl_bench.run.describe import describe_device_memory
 

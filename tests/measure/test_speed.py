@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from petl_bench.estimate.costs import safetensors_bytes
-from petl_bench.measure.speed import quartiles, time_forward
+from petl_bench.measure.run_costs import quartiles, time_forward
 
 
 class Encoder(torch.nn.Module):

@@ -11,8 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from behaviour.matrix import adapted, batch, logits, plain_model
-from petl_bench.methods.coda.layer import CodaLayer
-from petl_bench.methods.coda.model import CodaConfig
+from petl_bench.methods.coda.model import CodaConfig, CodaLayer
 from petl_bench.methods.coda.routing import num_routed, route
 from petl_bench.model import load_adapter
 

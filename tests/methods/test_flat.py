@@ -9,7 +9,7 @@ from behaviour.matrix import LABELS, adapted, batch, logits, train
 from petl_bench.errors import RequestError
 from petl_bench.methods.flat.model import FlatConfig, FlatNetwork, LayerFusion
 from petl_bench.methods.lst.model import LadderNetwork, LstConfig
-from petl_bench.methods.side_network import SideEncoder
+from petl_bench.methods.modules import SideEncoder
 
 L, D = 4, 32
 

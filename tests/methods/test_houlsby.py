@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from behaviour.matrix import adapted, batch, logits, plain_model
-from petl_bench.methods.bottleneck import Bottleneck
 from petl_bench.methods.houlsby.model import HoulsbyConfig, NormAdapter, SerialAdapter
+from petl_bench.methods.modules import Bottleneck
 
 
 def serial_layers(model: torch.nn.Module) -> list[SerialAdapter]:

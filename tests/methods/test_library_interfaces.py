@@ -44,7 +44,7 @@ def test_transformers_records_hidden_states_through_hooks_that_can_be_moved():
 
 def test_attention_functions_can_be_registered_and_looked_up():
     assert "petl_bench_prefix" in ALL_ATTENTION_FUNCTIONS.valid_keys(), (
-        "transformers' attention interface has changed: see methods/prefix/layer.py"
+        "transformers' attention interface has changed: see methods/prefix/model.py"
     )
 
 
@@ -62,11 +62,11 @@ def test_debertas_attention_is_the_one_that_prefixes_reimplement():
     expected = ["self", "hidden_states", "attention_mask", "output_attentions", "query_states", "relative_pos",
                 "rel_embeddings"]  # fmt: skip
     assert list(inspect.signature(DisentangledSelfAttention.forward).parameters) == expected, (
-        "DeBERTa's attention takes other arguments: see disentangled_attention in methods/prefix/layer.py"
+        "DeBERTa's attention takes other arguments: see disentangled_attention in methods/prefix/model.py"
     )
     for name in ("transpose_for_scores", "disentangled_attention_bias"):
         assert hasattr(DisentangledSelfAttention, name), (
-            f"DeBERTa's attention has no {name}: see methods/prefix/layer.py"
+            f"DeBERTa's attention has no {name}: see methods/prefix/model.py"
         )
 
 

@@ -11,8 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from behaviour.matrix import ARCHITECTURES, adapted, batch, logits, plain_model, train
-from petl_bench.methods.prefix.layer import PrefixLayer
-from petl_bench.methods.prefix.model import PrefixConfig
+from petl_bench.methods.prefix.model import PrefixConfig, PrefixLayer
 
 
 def prefix_layers(model: torch.nn.Module) -> list[PrefixLayer]:

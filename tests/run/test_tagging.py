@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from tokenizers import normalizers
 
 from petl_bench import cli
-from petl_bench.backbones.layers import LayersConfig
+from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError

@@ -18,8 +18,7 @@ from petl_bench.config import load_config
 from petl_bench.records.study_file import StudyFile
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
-from petl_bench.trackers.dashboard import spec_of
-from petl_bench.trackers.panels import SECTIONS, Place
+from petl_bench.trackers.dashboard import SECTIONS, Place, spec_of
 from trackers.wandb_files import read_offline
 
 SWEEP = Path(__file__).parents[2] / "scripts" / "wandb_sweep.yaml"

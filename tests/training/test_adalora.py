@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft.tuners.adalora.layer import RankAllocator, SVDLinear
 
-from petl_bench.methods.hooks import RankAllocation
+from petl_bench.methods.peft import RankAllocation
 from petl_bench.run.evaluate import Evaluator
 from petl_bench.run.identity import identify
 from petl_bench.run.predict import Predictor

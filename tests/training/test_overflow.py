@@ -13,7 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from petl_bench.config import RunConfig
 from petl_bench.errors import DivergedError, Interrupted
-from petl_bench.methods.hooks import RankAllocation
+from petl_bench.methods.peft import RankAllocation
 from petl_bench.records.schema import Record
 from petl_bench.run.run import run
 from petl_bench.training import device

@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
-from petl_bench.measure.speed import CompileClock
+from petl_bench.measure.run_costs import CompileClock
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import fast_dropout, make_accelerator
 
@@ -59,7 +59,7 @@ def test_torch_says_when_it_compiles():
         compiled(torch.ones(3, requires_grad=True)).sum().backward()
         first = list(events)
         compiled(torch.ones(5, requires_grad=True)).sum().backward()
-    assert first, "torch._dynamo.callback tells of no compilation any more, so measure/speed.py cannot time it"
+    assert first, "torch._dynamo.callback tells of no compilation any more, so measure/run_costs.py cannot time it"
     assert first == ["start", "end"] * (len(first) // 2)
     assert events == first, "torch compiles again for another number of rows"
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petl_bench.backbones.anatomy import Anatomy, anatomy_of, is_within
-from petl_bench.backbones.layers import LayerPlan, LayersConfig, resolve_layers
+from petl_bench.backbones.anatomy import Anatomy, LayerPlan, LayersConfig, anatomy_of, is_within, resolve_layers
 from petl_bench.backbones.source import (
     BackboneConfig,
     Source,

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from petl_bench.backbones.layers import LayerPlan, LayersConfig
+from petl_bench.backbones.anatomy import LayerPlan, LayersConfig
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.estimate.memory import UpdateMemory, measure_update
 from petl_bench.estimate.tensor_modes import as_fake, count_flops
-from petl_bench.methods.hooks import merged
+from petl_bench.methods.peft import merged
 from petl_bench.model import build_adapted
 from petl_bench.records.schema import Flops, MemoryAtPeak, MemoryEstimate, Params
 from petl_bench.training.device import resolved_device

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from petl_bench.backbones.layers import LayersConfig, extreme_plans
+from petl_bench.backbones.anatomy import LayersConfig, extreme_plans
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError, RunError, first_line

@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.backbones.layers import LayerPlan
+from petl_bench.backbones.anatomy import Anatomy, LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import check_name
 

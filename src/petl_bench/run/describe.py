@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from petl_bench.frozen.batch_source import BatchSources
-    from petl_bench.measure.device_memory import PeakMemory
-    from petl_bench.measure.speed import InferenceTimes
+    from petl_bench.measure.run_costs import InferenceTimes, PeakMemory
     from petl_bench.tasks.encode import EncodedRows
     from petl_bench.training.checkpoint import Progress
 
@@ -261,7 +260,7 @@ def describe_inference(times: InferenceTimes, sequence_length: int, *, is_merged
         sequence_length: Tokens of each row.
         is_merged: Whether the adapter was merged into the weights before.
     """
-    from petl_bench.measure.speed import BATCH_SIZE, quartiles
+    from petl_bench.measure.run_costs import BATCH_SIZE, quartiles
 
     lower, median, upper = (1000 * seconds for seconds in quartiles(times.one_row))
     slow, middle, fast = (BATCH_SIZE / seconds for seconds in reversed(quartiles(times.batch)))

@@ -26,7 +26,7 @@ from petl_bench.training.loop import Callback
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from petl_bench.measure.device_memory import PeakMemory
+    from petl_bench.measure.run_costs import PeakMemory
 
 _log = logging.getLogger(__name__)
 

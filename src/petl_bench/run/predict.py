@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit
 
-from petl_bench.backbones.layers import resolved_layers
+from petl_bench.backbones.anatomy import resolved_layers
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError

@@ -327,7 +327,7 @@ def _train(
     """
     from accelerate.utils import set_seed
 
-    from petl_bench.methods.hooks import RankAllocation
+    from petl_bench.methods.peft import RankAllocation
     from petl_bench.training.batches import BatchSource, sorted_batches
     from petl_bench.training.checkpoint import Checkpoints, TrainingState, load_trainable_weights
     from petl_bench.training.loop import TrainingLoop, num_training_steps

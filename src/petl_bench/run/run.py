@@ -11,7 +11,7 @@ from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import RunError, first_line
 from petl_bench.measure.environment import git, hardware, versions
-from petl_bench.methods.hooks import RankAllocation, merged
+from petl_bench.methods.peft import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.process import in_process_group
 from petl_bench.records.run_key import KEY_VERSION
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from petl_bench.frozen.batch_source import BatchSources
-    from petl_bench.measure.device_memory import PeakMemory
+    from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.checkpoint import Checkpoints, Progress
 
 # Repeats of the inference measurement take at most this share of the training's time.
@@ -97,7 +97,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     from accelerate.utils import set_seed
 
     from petl_bench.frozen.batch_source import open_batch_sources
-    from petl_bench.measure.device_memory import PeakMemory
+    from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.device import compile_layers
     from petl_bench.training.loop import num_training_steps
 
@@ -334,7 +334,7 @@ def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: 
         seconds: What the repeats may take.
         accelerator: Knows the run's precision.
     """
-    from petl_bench.measure.speed import time_forward
+    from petl_bench.measure.run_costs import time_forward
 
     plain, is_merged = merged(model)
     times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from petl_bench.backbones.layers import LayersConfig, check_variability, place
+from petl_bench.backbones.anatomy import LayersConfig, check_variability, place
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import BackboneConfig
 from petl_bench.errors import RequestError, RunError

@@ -8,7 +8,16 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from petl_bench.trackers.panels import ESTIMATED_PEAK, METHOD, SECTIONS, STEP, TRAINABLE, PanelPlan, Place, SectionPlan
+from petl_bench.trackers.dashboard import (
+    ESTIMATED_PEAK,
+    METHOD,
+    SECTIONS,
+    STEP,
+    TRAINABLE,
+    PanelPlan,
+    Place,
+    SectionPlan,
+)
 from petl_bench.trackers.tracker import SCORE
 
 # Of the grid's 24 columns and its rows.

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
-from petl_bench.measure.speed import CompileClock
+from petl_bench.measure.run_costs import CompileClock
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.training.batches import BatchSource, epoch_batches, loss_terms
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights

@@ -1,25 +1,159 @@
-"""The PEFT tuner of CoDA."""
+"""CoDA: frozen transformer layers that only some tokens pass, each parallel to an adapter that all take."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.attention import AttendToAll
 from petl_bench.methods.base import (
     AnatomyTuner,
     LayerwiseConfig,
+    TunerLayer,
     give_capture_back,
     norm_modules,
     take_capture,
     train_whole,
 )
 from petl_bench.methods.coda import CodaSettings
-from petl_bench.methods.coda.layer import CodaLayer
+from petl_bench.methods.coda.routing import Routing, gather_arguments, gather_tokens, mask_for, real_tokens, route
+from petl_bench.methods.modules import Bottleneck
+
+# Scores of the `random` router are drawn for so many positions.
+_MOST_TOKENS = 8192
+
+
+class CodaLayer(TunerLayer):
+    """Computes `y_i = x_i + A(x_i) + w_i (F(x_S)_i - x_i)` for routed tokens, `y_i = x_i + A(x_i)` for the others.
+
+    F is the frozen layer, run on the gathered tokens S alone; A the adapter; w the soft top-k weights. Our form for
+    layers with norms after the sums (reconstruction): routed tokens get a mean of x and F(x), which keeps their scale.
+    Where the norms come first, adapter and router read the layer's first norm of x.
+    """
+
+    adapter_layer_names = ("coda_adapter", "coda_router")
+    other_param_names = ("settings",)
+    unmergeable: ClassVar[str | None] = "its tokens skip layers by their content"
+
+    def __init__(
+        self, base_layer: nn.Module, anatomy: Anatomy, config: Any, number: int, *, first_alone: bool = False
+    ) -> None:
+        """Wraps a layer.
+
+        Args:
+            base_layer: The layer.
+            anatomy: Where its parts are.
+            config: The model's.
+            number: Of the layer, counted from 1.
+            first_alone: Whether nothing but the first token's output of this layer is read.
+        """
+        super().__init__(base_layer)
+        self.first_alone = first_alone
+        self.coda_adapter = nn.ModuleDict({})
+        self.coda_router = nn.ParameterDict({})
+        self.settings: dict[str, Any] = {}
+        self.hidden_size, self.num_heads, self.number = config.hidden_size, config.num_attention_heads, number
+        self.first_norm = anatomy.norms[0] if anatomy.norm_first else None
+        self.attend_to_all = AttendToAll(base_layer, anatomy, config)
+        attention = base_layer.get_submodule(anatomy.self_attention)
+        # DeBERTa's masks hold ones and zeros of any type; all others are boolean or added to the scores.
+        self.multiplies_mask = hasattr(attention, "disentangled_attention_bias")
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device | None = None) -> None:
+        """Adds another adapter."""
+        self.settings[adapter_name] = config
+        self.coda_adapter[adapter_name] = Bottleneck(
+            self.hidden_size, config.bottleneck, activation=config.activation, init="lora", device=device
+        )
+        if config.routes and self.router(config) == "learned":
+            self.coda_router[adapter_name] = nn.Parameter(torch.empty(self.hidden_size, device=device))
+            nn.init.normal_(self.coda_router[adapter_name], std=config.router_std)
+
+    def router(self, config: Any) -> str:
+        """The router of this layer.
+
+        The weight of a forced token is 1, so where no other token's output is read, no gradient reaches a router.
+        """
+        learns = not (self.first_alone and config.force_first)
+        return str(config.router if learns or config.router != "learned" else config.last_router)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Shape (batch, tokens, d) in and out; a tuple where the wrapped layer returns one."""
+        names = self.active_in(self.coda_adapter)
+        if not names:
+            return self.base_layer(x, *args, **kwargs)
+        if len(names) > 1:
+            raise ValueError("CoDA routes by one adapter at a time: activate one of " + ", ".join(names))
+        return self._conditional(names[0], x, args, kwargs)
+
+    def _conditional(self, name: str, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        config = self.settings[name]
+        read = x if self.first_norm is None else self.base_layer.get_submodule(self.first_norm)(x)
+        light = x + self.coda_adapter[name](read)
+        if not config.routes:
+            output = self.base_layer(x, *args, **kwargs)
+            states, further = _split(output)
+            return _join(light + (states - x), further, output)
+        mask, args, kwargs = _take_mask(args, kwargs)
+        if mask is not None and self.multiplies_mask:
+            mask = mask.bool()
+        learned = self.router(config) == "learned"
+        routing = route(self.scores(name, read), real_tokens(mask, x), config, learned=learned)
+        selected = gather_tokens(x, routing.indices)
+        narrowed = mask_for(mask, routing.indices, routing.valid, to_all=config.attention == "k2all")
+        if config.attention == "k2all":
+            output = self.attend_to_all(selected, x, narrowed)
+        else:
+            output = self.base_layer(
+                selected, narrowed, *args, **gather_arguments(kwargs, routing.indices, self.num_heads)
+            )
+        states, further = _split(output)
+        return _join(_add_at(light, routing, states - selected), further, output)
+
+    def scores(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Router scores, float32 whatever the model's precision, shape (batch, tokens)."""
+        router = self.router(self.settings[name])
+        batch, tokens = x.shape[:2]
+        if router == "learned":
+            with torch.autocast(x.device.type, enabled=False):
+                return x.float() @ self.coda_router[name].float()
+        if router == "norm":
+            return x.float().norm(dim=-1)
+        if router == "first":
+            order = -torch.arange(tokens, dtype=torch.float32)
+        else:
+            order = torch.rand(_MOST_TOKENS, generator=torch.Generator().manual_seed(self.number))[:tokens]
+        return order.to(x.device).expand(batch, tokens)
+
+
+def _add_at(light: torch.Tensor, routing: Routing, update: torch.Tensor) -> torch.Tensor:
+    """Adds the weighted update to the routed rows."""
+    weighted = (routing.weights[..., None] * update).to(light.dtype)
+    return light.scatter_add(1, routing.indices[..., None].expand_as(weighted), weighted)
+
+
+def _take_mask(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor | None, tuple[Any, ...], dict[str, Any]]:
+    """The attention mask, which layers take as their second argument or by name; and what is left."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs.get("attention_mask"), (), {key: value for key, value in kwargs.items() if key != "attention_mask"}
+
+
+def _split(output: Any) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    return (output[0], tuple(output[1:])) if isinstance(output, tuple) else (output, ())
+
+
+def _join(states: torch.Tensor, further: tuple[Any, ...], like: Any) -> Any:
+    return (states, *further) if isinstance(like, tuple) else states
+
 
 ATTENTIONS = ("k2k", "k2all")
 ROUTERS = ("learned", "random", "first", "norm")

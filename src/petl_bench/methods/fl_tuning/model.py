@@ -12,8 +12,8 @@ from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer
-from petl_bench.methods.bottleneck import initialise
 from petl_bench.methods.fl_tuning import FlTuningSettings
+from petl_bench.methods.modules import initialise
 
 
 @dataclass

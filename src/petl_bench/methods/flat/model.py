@@ -11,7 +11,7 @@ from torch import nn
 
 from petl_bench.methods.base import TunerConfig
 from petl_bench.methods.flat import FlatSettings
-from petl_bench.methods.side_network import POOLS, SideBlock, SideTuner, fitting_heads, pool
+from petl_bench.methods.modules import POOLS, SideBlock, SideTuner, fitting_heads, pool
 
 SCORES = ("dot", "additive", "scalar", "uniform", "last")
 SIDES = ("transformer", "mlp", "none")

@@ -11,8 +11,8 @@ from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer, norm_modules, train_whole
-from petl_bench.methods.bottleneck import Bottleneck
 from petl_bench.methods.houlsby import INITIALISATIONS, HoulsbySettings
+from petl_bench.methods.modules import Bottleneck
 
 # By variant, the parts of a layer that are wrapped, as the anatomy table names them.
 VARIANTS = {

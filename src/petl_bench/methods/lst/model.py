@@ -10,7 +10,7 @@ from torch import nn
 
 from petl_bench.methods.base import TunerConfig
 from petl_bench.methods.lst import LstSettings
-from petl_bench.methods.side_network import POOLS, SideBlock, SideTuner, fitting_heads, pool
+from petl_bench.methods.modules import POOLS, SideBlock, SideTuner, fitting_heads, pool
 
 
 @dataclass

@@ -1,19 +1,272 @@
-"""The PEFT tuner of prefix tuning."""
+"""Prefix tuning: attention with further keys and values in front, for every way the encoders compute attention.
+
+Prefixes have no position: they carry no rotary angle and no relative distance, and the tokens' own positions stay.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import PeftConfig
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig
+from petl_bench.backbones.attention import MASKED_PAIRWISE, attention_kernel
+from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer
 from petl_bench.methods.prefix import PrefixSettings
-from petl_bench.methods.prefix.layer import PrefixLayer
+
+# The name under which attention modules with a prefix look up their attention function.
+IMPLEMENTATION = "petl_bench_prefix"
+
+
+def prefixed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An attention function for transformers' interface: puts the prefix in front and calls the model's own kernel.
+
+    Args:
+        module: The attention module; its `prefix_source` gives the prefix, its `plain_config` names the kernel.
+        query: Shape (batch, heads, tokens, head width), as `key` and `value`.
+        key: See `query`.
+        value: See `query`.
+        attention_mask: None, boolean or additive, shape (batch, 1, 1 or tokens, tokens).
+        **kwargs: What the kernel takes.
+    """
+    source: Any = module.prefix_source
+    prefix = source()
+    if prefix is not None:
+        heads, length, width = prefix[0].shape
+        rows = (query.shape[0], heads, length, width)
+        key, value = (
+            torch.cat([part.to(tensor.dtype).expand(rows), tensor], dim=2)
+            for part, tensor in zip(prefix, (key, value), strict=True)
+        )
+        attention_mask = _widened(attention_mask, length)
+    return _kernel(module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _widened(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """The mask with `length` columns in front that every query may see."""
+    if mask is None:
+        return None
+    return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+
+
+def _kernel(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    plain_config: Any = module.plain_config
+    name = plain_config._attn_implementation
+    # A prefix widens the mask.
+    if name not in MASKED_PAIRWISE:
+        raise ValueError(f"prefix tuning needs attn_implementation {' or '.join(MASKED_PAIRWISE)}, not {name!r}")
+    return attention_kernel(module, name)
+
+
+def disentangled_attention(
+    module: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor,
+    output_attentions: bool = False,
+    query_states: torch.Tensor | None = None,
+    relative_pos: torch.Tensor | None = None,
+    rel_embeddings: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """DeBERTa's attention with a prefix: `DisentangledSelfAttention.forward` of transformers 5, which has no interface.
+
+    The prefix takes part only in the content-to-content term.
+
+    Args:
+        module: The attention module; its `prefix_source` gives keys and values of shape (heads, length, head width).
+        hidden_states: Shape (batch, tokens, d).
+        attention_mask: Zero where a key is hidden, shape (batch, 1, tokens, tokens).
+        output_attentions: Whether to return the probabilities.
+        query_states: States that ask, if they are others; shape (batch, tokens, d).
+        relative_pos: Relative distances of tokens, as the library computes them.
+        rel_embeddings: The table of relative positions.
+
+    Returns:
+        Context of shape (batch, tokens, d), and the probabilities if asked for, else None.
+    """
+    keys, values = module.prefix_source()
+    heads, length, _ = keys.shape
+    split = module.transpose_for_scores
+    query = split(module.query_proj(hidden_states if query_states is None else query_states), heads)
+    key, value = split(module.key_proj(hidden_states), heads), split(module.value_proj(hidden_states), heads)
+    batch = hidden_states.shape[0]
+
+    def repeated(part: torch.Tensor) -> torch.Tensor:
+        return part.to(query.dtype).repeat(batch, 1, 1)
+
+    num_terms = 1 + ("c2p" in module.pos_att_type) + ("p2c" in module.pos_att_type)
+    # Divided as the library does it, so that a prefix of no weight changes no bit.
+    scale = torch.sqrt(torch.tensor(query.size(-1), dtype=torch.float) * num_terms).to(query.dtype)
+    scores = torch.bmm(query, key.transpose(-1, -2) / scale)
+    if module.relative_attention:
+        embeddings = module.pos_dropout(rel_embeddings)
+        scores = scores + module.disentangled_attention_bias(query, key, relative_pos, embeddings, num_terms)
+    scores = torch.cat([torch.bmm(query, repeated(keys).transpose(-1, -2) / scale), scores], dim=-1)
+    mask = nn.functional.pad(attention_mask.bool(), (length, 0), value=True)
+    scores = scores.view(batch, heads, *scores.shape[1:]).masked_fill(~mask, torch.finfo(query.dtype).min)
+    probabilities = module.dropout(scores.softmax(dim=-1))
+    context = torch.bmm(probabilities.flatten(0, 1), torch.cat([repeated(values), value], dim=1))
+    context = context.view(batch, heads, *context.shape[1:]).transpose(1, 2).flatten(2)
+    return context, probabilities if output_attentions else None
+
+
+ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, prefixed_attention)
+
+
+class Reparametrization(nn.Module):
+    """Embedding, linear, tanh, linear (Li & Liang 2021; P-tuning v2's `prefix_projection`).
+
+    Args:
+        length: Prefix vectors per layer.
+        hidden_size: Width d of the model.
+        mlp_hidden: Width h of the network.
+        num_layers: Number of adapted layers.
+        init_std: Standard deviation of the embedding at the start.
+        device: Where the parameters are made.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        hidden_size: int,
+        mlp_hidden: int,
+        num_layers: int,
+        init_std: float,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(length, hidden_size, device=device))
+        self.hidden = nn.Linear(hidden_size, mlp_hidden, device=device)
+        self.output = nn.Linear(mlp_hidden, num_layers * 2 * hidden_size, device=device)
+        self.hidden_size = hidden_size
+        nn.init.normal_(self.embedding, std=init_std)
+
+    def forward(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, each of shape (length, d), of the adapted layer with this index."""
+        hidden = torch.tanh(self.hidden(self.embedding))
+        rows = slice(index * 2 * self.hidden_size, (index + 1) * 2 * self.hidden_size)
+        both = nn.functional.linear(hidden, self.output.weight[rows], self.output.bias[rows])
+        keys, values = both.chunk(2, dim=-1)
+        return keys, values
+
+
+class PrefixLayer(TunerLayer):
+    """Gives the wrapped attention module further keys and values.
+
+    The prefixes are parameters of this layer, or computed by a network that the first adapted layer holds for all.
+    """
+
+    adapter_layer_names = ("prefix_key", "prefix_value", "prefix_network")
+    other_param_names = ("prefix_dropout", "prefix_place")
+    unmergeable: ClassVar[str | None] = "attention has no weights that could represent further keys and values"
+
+    def __init__(self, base_layer: nn.Module, hidden_size: int, num_heads: int) -> None:
+        super().__init__(base_layer)
+        self.hidden_size, self.num_heads = hidden_size, num_heads
+        self.prefix_key = nn.ParameterDict({})
+        self.prefix_value = nn.ParameterDict({})
+        self.prefix_network = nn.ModuleDict({})
+        self.prefix_dropout: dict[str, float] = {}
+        # Of each adapter: this layer's place among those it adapts, and the first of them, which holds the network.
+        self.prefix_place: dict[str, tuple[int, PrefixLayer]] = {}
+        self.disentangled = hasattr(base_layer, "disentangled_attention_bias")
+        self._redirect(cast("Any", base_layer))
+
+    def _redirect(self, attention: Any) -> None:
+        """Lets the attention module, and it alone, look up our attention function."""
+        attention.prefix_source = self.prefix
+        if not self.disentangled:
+            attention.plain_config = attention.config
+            attention.config = copy.copy(attention.config)
+            attention.config._attn_implementation_internal = IMPLEMENTATION
+
+    def restore(self) -> None:
+        """Undoes what `__init__` did to the attention module."""
+        attention = cast("Any", self.base_layer)
+        del attention.prefix_source
+        if not self.disentangled:
+            attention.config = attention.plain_config
+            del attention.plain_config
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: Any,
+        device: torch.device | None = None,
+        fellows: tuple[PrefixLayer, ...] = (),
+        num_layers: int = 1,
+    ) -> None:
+        """Adds another adapter.
+
+        Args:
+            adapter_name: Its name.
+            config: A `PrefixConfig`.
+            device: Where the parameters are made.
+            fellows: The layers that have this adapter already.
+            num_layers: How many layers will have it.
+        """
+        self.prefix_dropout[adapter_name] = config.dropout
+        self.prefix_place[adapter_name] = (len(fellows), fellows[0] if fellows else self)
+        # A loaded adapter has plain prefixes.
+        if config.mlp_hidden is None:
+            shape = (config.length, self.hidden_size)
+            self._set_plain(adapter_name, *(torch.randn(shape, device=device) * config.init_std for _ in range(2)))
+        elif not fellows:
+            self.prefix_network[adapter_name] = Reparametrization(
+                config.length, self.hidden_size, config.mlp_hidden, num_layers, config.init_std, device
+            )
+
+    def _set_plain(self, name: str, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.prefix_key[name], self.prefix_value[name] = nn.Parameter(keys), nn.Parameter(values)
+
+    def keys_and_values(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prefixes of one adapter, each of shape (length, d)."""
+        if name in self.prefix_key:
+            return self.prefix_key[name], self.prefix_value[name]
+        index, holder = self.prefix_place[name]
+        return cast("Reparametrization", holder.prefix_network[name])(index)
+
+    def drop_network(self, name: str) -> None:
+        """Turns computed prefixes into plain ones with the same values."""
+        if name in self.prefix_place and name not in self.prefix_key:
+            keys, values = self.keys_and_values(name)
+            self._set_plain(name, keys.detach().clone(), values.detach().clone())
+
+    def active_prefixes(self) -> list[str]:
+        """Names of the adapters that act now."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.prefix_place]
+
+    def prefix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values of the active adapters, each of shape (heads, length, head width); None without any."""
+        names = self.active_prefixes()
+        if not names:
+            return None
+        parts = []
+        for name in names:
+            rate = self.prefix_dropout[name]
+            parts.append([nn.functional.dropout(part, rate, self.training) for part in self.keys_and_values(name)])
+        keys, values = (torch.cat(group) for group in zip(*parts, strict=True))
+        shape = (self.num_heads, self.hidden_size // self.num_heads)
+        return keys.unflatten(-1, shape).transpose(0, 1), values.unflatten(-1, shape).transpose(0, 1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the wrapped attention returns."""
+        if self.disentangled and self.active_prefixes():
+            return disentangled_attention(self.base_layer, *args, **kwargs)
+        return self.base_layer(*args, **kwargs)
 
 
 @dataclass
