@@ -21,12 +21,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -315,8 +310,9 @@ def _is_hydras(error: Exception) -> bool:
 def _explain(error: Exception, overrides: list[str]) -> RequestError:
     """Turns an error of Hydra or OmegaConf into a request error that names the key and the way out."""
     text = str(error)
-    if isinstance(error, MissingConfigException):
-        return _missing_option(error, text)
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return unknown_choice(group, option, (name for name in error.options if not name.startswith("_")))
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
@@ -331,8 +327,8 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         return RequestError(f"{match.group(1)}: {_cause(error)}. {_HELP}")
     if match := re.search(r"Could not append to config.*?'([^']+)'.*?already", text, re.DOTALL):
         return RequestError(f"+{match.group(1)}: this setting exists already, give it without the plus sign.")
-    first_lines = " ".join(line.strip() for line in text.splitlines()[:2])
-    return RequestError(f"{first_lines.rstrip('.')}. {_HELP}")
+    lines = text.splitlines()[: 1 if isinstance(error, MissingConfigException) else 2]
+    return RequestError(f"{' '.join(line.strip() for line in lines).rstrip('.')}. {_HELP}")
 
 
 def _unreadable(override: str) -> RequestError:
@@ -366,13 +362,6 @@ def _setting_names(config: DictConfig) -> list[str]:
         node = OmegaConf.select(config, key, throw_on_missing=False)
         names += [f"{key}.{name}" for name in _setting_names(node)] if isinstance(node, DictConfig) else [key]
     return names
-
-
-def _missing_option(error: MissingConfigException, text: str) -> RequestError:
-    if error.options is not None and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return unknown_choice(group, option, (name for name in error.options if not name.startswith("_")))
-    return RequestError(f"{text.splitlines()[0].rstrip('.')}. {_HELP}")
 
 
 def _unknown_setting(key: str, known: list[str]) -> RequestError:
