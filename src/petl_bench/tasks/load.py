@@ -280,11 +280,7 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
     table = table or _read_table(settings, "train", None)
     if settings.type == "tagging":
         return tag_names(table, settings)
-    if settings.label_column not in table.columns:
-        raise RequestError(
-            f"task.label_column={settings.label_column} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
+    table.column(settings.label_column, f"task.label_column={settings.label_column}")
     return class_names(table, settings)
 
 

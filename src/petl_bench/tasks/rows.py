@@ -146,12 +146,7 @@ def _written(value: Any, place: str, column: str) -> str:
 
 
 def _text_column(table: Table, column: str) -> list[str]:
-    if column not in table.columns:
-        raise RequestError(
-            f"task.text_columns: {column!r} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
-    values = table.columns[column]
+    values = table.column(column, f"task.text_columns: {column!r}")
     empty = [row for row, value in enumerate(values) if _is_missing(value)]
     if empty:
         _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)
