@@ -57,6 +57,16 @@ class Table:
         """Where a row is, for messages; the first one has index 0."""
         return f"{self.source}, row {row + 1}" if self.lines is None else f"{self.source}, line {self.lines[row]}"
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, as the columns that were asked for have it."""
+        return len(next(iter(self.columns.values()), []))
+
+    def take(self, rows: list[int]) -> Table:
+        """The table of some of its rows, in this order."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines and [self.lines[row] for row in rows])
+
     def column(self, name: str, key: str) -> list[Any]:
         """The values of a column.
 
@@ -236,6 +246,8 @@ def _json_lines(text: str, source: str) -> Table:
             raise RequestError(f"{source}, line {number} is no JSON object: the file must hold one object a line.")
         rows.append(row)
         lines.append(number)
+    if not rows:
+        raise RequestError(f"{source} holds no rows.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Table(source, names, {name: [row.get(name) for row in rows] for name in names}, lines)
 
@@ -383,8 +395,8 @@ def read_folder(root: Path, subset: str | None, split: str, columns: Collection[
 def split_files(root: Path, subset: str | None, split: str) -> list[Path]:
     """The files of one split in a local folder.
 
-    These are `<subset>/<split>-*.parquet`, as on the hub, or else one file of JSON lines, `<subset>/<split>.json`, whose
-    validation split may be called `dev`, as in the archives of CLUE. Without a subset they may be in `data/`.
+    These are `<subset>/<split>-*.parquet`, as on the hub, or else one file of JSON lines, `<subset>/<split>.json`. The
+    validation split may then be called `dev`, as in the archives of CLUE. Without a subset they may be in `data/`.
     """
     folders = [root, root / "data"] if subset is None else [root / subset]
     names = [escape(split), *(["dev"] if split == "validation" else [])]

@@ -307,6 +307,11 @@ def _tags_of_entities(text: str, spans: list[Span], cell: Any, place: str) -> tu
     ends = {end: number for number, (_, end) in enumerate(spans)}
     found: list[tuple[int, int, str]] = []
     for kind, surface, begin, end in _entities_of_cell(cell, place):
+        if end >= len(text):
+            raise RequestError(
+                f"{place}: the entity {surface!r} ends at character {end}, but the last one of the text is "
+                f"{len(text) - 1}: count from 0, to the last character of the entity."
+            )
         if text[begin : end + 1] != surface or not surface:
             raise RequestError(
                 f"{place}: the characters {begin} to {end} are {text[begin : end + 1]!r}, not {surface!r}: count from "
