@@ -143,8 +143,8 @@ def _check_clue(task: TaskConfig) -> None:
         raise unknown_choice("task.fewclue_split", task.fewclue_split, FEWCLUE_SPLITS)
     if task.train_split != f"train_{task.fewclue_split}":
         raise RequestError(
-            f"task.fewclue_split={task.fewclue_split} chooses among the splits of FewCLUE's tasks, and task={task.name} "
-            "is none of them: leave it out."
+            f"task.fewclue_split={task.fewclue_split} chooses among splits of FewCLUE's tasks, and task={task.name} is "
+            "none of them: leave it out."
         )
 
 
