@@ -1,9 +1,8 @@
 """Runs of the command line on rows in CLUE's and FewCLUE's layouts: one text, a pair, tags of characters."""
 
-
-
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -13,6 +12,9 @@ from chinese import save_backbone, write_lines
 from petl_bench import cli
 from petl_bench.records.predictions import PREDICTIONS_FILE, read_predictions
 from petl_bench.records.store import RunFolder
+from petl_bench.run.run import run as run_config
+from petl_bench.studies.definition import open_study
+from petl_bench.studies.expand import cells, compose
 
 NAMES, VERBS = ("李四", "王五", "NBA2K18"), ("说他来", "看它走", "问我在")
 FAST = ["train.epochs=2", "train.batch_size=8", "measure.ledger=false", "measure.inference=false"]
@@ -121,3 +123,29 @@ def test_tags_of_characters_with_entities_that_are_cut(command, backbone, tmp_pa
     (found,) = (json.loads(line) for line in command("predict", folder, "--file", file, "--json").out.splitlines())
     assert found["text"] == "说他来 李四"
     assert all(found["text"][one["start"] : one["end"]] == one["text"] for one in found["entities"])
+
+
+STUDIED = {
+    "csl": [{"abst": f"摘要{n}", "keyword": ["水声学", NAMES[n % 3]], "label": str(n % 2)} for n in range(8)],
+    "tnews": [{"sentence": f"{NAMES[n % 3]}{n}", "label": str(100 + n), "label_desc": ""} for n in range(17)],
+    "cluener": [{"text": f"李四{VERBS[n % 3]}", "label": {"name": {"李四": [[0, 1]]}}} for n in range(8)],
+}
+STUDIED["tnews"] = [row for row in STUDIED["tnews"] if row["label"] not in ("105", "111")]
+
+
+@pytest.mark.parametrize(
+    ("task", "method"), [("csl", "prefix_160"), ("tnews_few", "full_bert"), ("cluener_few", "fl_tuning")]
+)
+def test_cells_of_the_study_make_two_updates(task, method, backbone, tmp_path):
+    for folder, rows in STUDIED.items():
+        for name in ("train", "dev"):
+            write_lines(tmp_path / "rows" / folder / f"{name}.json", rows)
+    _, study = open_study("fl_tuning_clue")
+    cell = next(one for one in cells(study, []) if (one.task, one.method) == (task, method))
+    few = ["task.rows_per_class=1"] if task == "tnews_few" else ["task.num_train_examples=8"]
+    small = [*few, *backbone[1:2], "task.max_length=24", "train.max_steps=2", "train.batch_size=4", *FAST[2:],
+             f"data_root={tmp_path / 'rows'}"]  # fmt: skip
+    cfg = compose(dataclasses.replace(cell, overrides=[*cell.overrides, *small]), tmp_path / "study")
+    record = run_config(cfg)
+    assert (record.status, record.history[-1].step) == ("finished", 2)
+    assert record.protocol.metric == ("entity_f1" if task == "cluener_few" else "accuracy")
