@@ -139,7 +139,9 @@ def _option(group: str, name: str) -> dict[str, Any]:
     content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")))
     assert isinstance(content, dict)
     own = {str(key): value for key, value in content.items()}
-    bases = [base for base in own.get("defaults", []) if folder.joinpath(f"{base}.yaml").is_file()]
+    bases = [
+        base for base in own.get("defaults", []) if isinstance(base, str) and folder.joinpath(f"{base}.yaml").is_file()
+    ]
     return {key: value for base in bases for key, value in _option(group, base).items()} | own
 
 
