@@ -67,7 +67,7 @@ def test_one_text_with_marked_spans_on_a_fixed_split(command, backbone, tmp_path
     )
     assert record.data.rows_per_split == {"train": 16, "dev_2": 6, "test_public": 9}
     assert (record.protocol.selection_split, record.protocol.report_split) == ("dev_2", "test_public")
-    assert (record.config["task"]["fewclue_split"], record.config["task"]["name"]) == ("2", "fewclue_cluewsc")
+    assert (record.config["task"]["fewclue_split"], record.config["task"]["name"]) == ("2", "fewclue_cluewsc_2")
     assert "train_2.json: 4 spans are not at the index that is given" in said
     kept = read_predictions(folder)
     assert kept.labels.tolist() == [0 if number % 2 else 1 for number in range(6, 15)]

@@ -392,6 +392,8 @@ def test_a_fixed_split_trains_and_selects_and_the_public_rows_are_reported(split
     assert task.report.texts[0] == ["public 0", "public 1"]
     assert task.train.labels.tolist() == [1, 0]
     assert (task.selection_split, task.report_split) == (f"dev_{split}", "test_public")
+    # Each is a task of its own in reports.
+    assert task.settings.name == f"fewclue_eprstmt_{split}"
 
 
 def test_the_split_is_part_of_the_key(few):
