@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ from petl_bench.run.describe import describe_data, log_rows
 from petl_bench.run.identity import identify
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import columns_of_texts, load_task, read_file, rows_of_table
+from petl_bench.tasks.tables import Table
 
 PAIR = {"sentence1": "蚂蚁借呗等额还款可以换成先息后本吗", "sentence2": "借呗有先息到期还本吗"}
 SENTENCE = {"sentence": "上课时学生手机响个不停，老师一怒之下把手机摔了"}
@@ -88,6 +90,15 @@ def test_labels_are_those_of_the_data_sets_and_in_the_order_of_the_hub():
 def test_codes_written_as_numbers_are_the_same_labels(tmp_path):
     task = load(archive(tmp_path, "tnews", [SENTENCE | {"label": 108}, SENTENCE | {"label": 116}]), "task=tnews")
     assert task.train.labels.tolist() == [7, 14]
+
+
+def test_numbers_of_classes_are_those_of_the_hub(tmp_path):
+    rows = [{"text": "李四他", "target": spans("李四", 0, "他", 2), "label": number} for number in (0, 1)]
+    task = load(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    assert [task.labels[index] for index in task.train.labels] == ["true", "false"]
+    rows[1]["label"] = 2
+    said = refused(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    assert "line 1: the label '0' is none of task.labels=['true', 'false']" in said
 
 
 def test_files_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path):
@@ -416,6 +427,12 @@ def test_splits_that_are_none_are_refused(few):
     assert "train_3.json: there is no such file" in refused(few, "task=fewclue_eprstmt", "task.fewclue_split=3")
     with pytest.raises(RequestError, match=r"task\.transform=csl is not known"):
         load_config(["task=tnews", "task.transform=csl"])
+
+
+def test_a_record_from_elsewhere_may_name_any_transformation():
+    settings = dataclasses.replace(load_config(["task=csl"]).task, transform="os.system")
+    with pytest.raises(RequestError, match=r"task\.transform=os\.system is not known"):
+        rows_of_table(Table("rows", [], {}), settings, None)
 
 
 def test_what_the_tasks_have_in_common_is_no_task():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.tasks.tables import Table
 
 # The splits that FewCLUE gives: five draws of rows to train on and to select on, and all of them together.
@@ -114,3 +114,16 @@ TRANSFORMS = {
     "join_keywords": Transform(("keyword",), join_keywords),
     "mark_spans": Transform(("text", "target"), mark_spans),
 }
+
+
+def find_transform(name: str | None) -> Transform | None:
+    """The transformation of this name; None for a task without one.
+
+    Raises:
+        RequestError: If there is none of this name.
+    """
+    if name is None:
+        return None
+    if name not in TRANSFORMS:
+        raise unknown_choice("task.transform", name, TRANSFORMS)
+    return TRANSFORMS[name]

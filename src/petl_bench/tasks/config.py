@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.tasks.clue import FEWCLUE_SPLITS, TRANSFORMS
+from petl_bench.tasks.clue import FEWCLUE_SPLITS, find_transform
 
 SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
@@ -133,8 +133,7 @@ def _check_draw(task: TaskConfig) -> None:
 
 def _check_clue(task: TaskConfig) -> None:
     """What `petl_bench.tasks.clue` offers is asked for where it has an effect."""
-    if task.transform is not None and task.transform not in TRANSFORMS:
-        raise unknown_choice("task.transform", task.transform, TRANSFORMS)
+    find_transform(task.transform)
     if task.unlabelled and task.type != "classification":
         raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")
     if task.fewclue_split is None:

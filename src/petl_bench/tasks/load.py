@@ -12,7 +12,7 @@ import numpy as np
 from petl_bench.errors import RequestError
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
-from petl_bench.tasks.clue import TRANSFORMS
+from petl_bench.tasks.clue import find_transform
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
@@ -187,16 +187,16 @@ def _read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_r
 
 def rows_of_table(table: Table, settings: TaskConfig, labels: list[str] | None) -> Rows:
     """Picks the task's rows out of a table, as `rows_from_table` and `tagged_rows` say, after `task.transform`."""
-    if settings.transform is not None:
-        table = TRANSFORMS[settings.transform].apply(table)
+    if transform := find_transform(settings.transform):
+        table = transform.apply(table)
     read = tagged_rows if settings.type == "tagging" else rows_from_table
     return read(table, settings, labels)
 
 
 def columns_of_texts(settings: TaskConfig) -> list[str]:
     """The columns that the texts of a task are made of."""
-    further = () if settings.transform is None else TRANSFORMS[settings.transform].columns
-    return [*settings.text_columns, *further]
+    transform = find_transform(settings.transform)
+    return [*settings.text_columns, *(transform.columns if transform else ())]
 
 
 def rows_of_texts(texts: tuple[list[str], ...], settings: TaskConfig) -> Rows:
