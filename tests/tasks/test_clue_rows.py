@@ -420,8 +420,11 @@ def test_the_split_is_part_of_the_key(few):
 
 
 def test_splits_that_are_none_are_refused(few):
-    with pytest.raises(RequestError, match=r"task\.fewclue_split=5 is not known\. .*Allowed: 0, 1, 2, 3, 4, few_all"):
-        load_config(["task=fewclue_eprstmt", "task.fewclue_split=5"])
+    for split, shown in (("5", "5"), ("null", "None")):
+        with pytest.raises(
+            RequestError, match=rf"task\.fewclue_split={shown} is not known\. .*: 0, 1, 2, 3, 4, few_all"
+        ):
+            load_config(["task=fewclue_eprstmt", f"task.fewclue_split={split}"])
     with pytest.raises(RequestError, match=r"task\.fewclue_split=1 chooses among .* task=tnews is none of them"):
         load_config(["task=tnews", "task.fewclue_split=1"])
     assert "train_3.json: there is no such file" in refused(few, "task=fewclue_eprstmt", "task.fewclue_split=3")

@@ -136,11 +136,10 @@ def _check_clue(task: TaskConfig) -> None:
     find_transform(task.transform)
     if task.unlabelled and task.type != "classification":
         raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")
-    if task.fewclue_split is None:
-        return
-    if task.fewclue_split not in FEWCLUE_SPLITS:
+    has_split = task.train_split == f"train_{task.fewclue_split}"
+    if has_split and task.fewclue_split not in FEWCLUE_SPLITS:
         raise unknown_choice("task.fewclue_split", task.fewclue_split, FEWCLUE_SPLITS)
-    if task.train_split != f"train_{task.fewclue_split}":
+    if not has_split and task.fewclue_split is not None:
         raise RequestError(
             f"task.fewclue_split={task.fewclue_split} chooses among splits of FewCLUE's tasks, and task={task.name} is "
             "none of them: leave it out."
