@@ -35,6 +35,7 @@ def save_backbone(folder: Path, texts: list[str]) -> Path:
 
     Latin letters and digits are pieces too, so that words of them are several tokens.
     """
+    import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     characters = sorted(set("".join([*texts, MARKS]).lower()) - set(" \n\t"))
@@ -47,5 +48,6 @@ def save_backbone(folder: Path, texts: list[str]) -> Path:
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=128,
     )  # fmt: skip
+    torch.manual_seed(0)
     BertForSequenceClassification(shape).save_pretrained(folder)
     return folder
