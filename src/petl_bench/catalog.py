@@ -130,19 +130,19 @@ def _described(group: str) -> Callable[[], list[Row]]:
 
 
 def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
-    folder = files(CONFIG_MODULE).joinpath(group)
-    found: dict[str, dict[str, Any]] = {}
-    for name in option_names(group):
-        content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()))
-        assert isinstance(content, dict)
-        found[name] = {str(key): value for key, value in content.items()}
-    return [(name, _with_defaults(option, found)) for name, option in found.items()]
+    return [(name, _option(group, name)) for name in option_names(group)]
 
 
-def _with_defaults(option: dict[str, Any], options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _option(group: str, name: str) -> dict[str, Any]:
     """An option with what it takes from others of its group, which its list of defaults names."""
-    bases = [base for base in option.get("defaults", []) if isinstance(base, str) and base in options]
-    return {key: value for base in bases for key, value in _with_defaults(options[base], options).items()} | option
+    folder = files(CONFIG_MODULE).joinpath(group)
+    content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")))
+    assert isinstance(content, dict)
+    own = {str(key): value for key, value in content.items()}
+    bases = [
+        base for base in own.get("defaults", []) if isinstance(base, str) and folder.joinpath(f"{base}.yaml").is_file()
+    ]
+    return {key: value for base in bases for key, value in _option(group, base).items()} | own
 
 
 @dataclass(frozen=True)

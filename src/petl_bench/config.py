@@ -82,9 +82,12 @@ class RunConfig:
 
 
 def option_names(group: str) -> list[str]:
-    """The names of the options that a group of conf/ ships, in alphabetical order."""
-    folder = files(CONFIG_MODULE).joinpath(group)
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    """The names of the options that a group of conf/ ships, in alphabetical order.
+
+    A file whose name begins with an underscore is what several options have in common, and no option.
+    """
+    names = (item.name for item in files(CONFIG_MODULE).joinpath(group).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and not name.startswith("_"))
 
 
 def register_schemas() -> None:

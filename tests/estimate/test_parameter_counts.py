@@ -178,3 +178,13 @@ def test_top_k_and_prefix_of_the_same_depth_train_the_same_number():
         top = count(backbone, 2, "method=lora", "layers=top", "layers.k=5")
         prefix = count(backbone, 2, "method=lora", "layers=window", "layers.bottom=1", "layers.top=5")
         assert top.trainable == prefix.trainable
+
+
+def test_chinese_backbones_have_the_papers_numbers():
+    for name in ("bert_base_chinese", "roberta_wwm_ext_base"):
+        full, fl_tuning = (count(name, 15, f"method={method}") for method in ("full", "fl_tuning"))
+        prefix = count(name, 15, "method=prefix", "method.length=160")
+        assert full.backbone == 102_267_648
+        assert fl_tuning.trainable_method == 12 * (2 * 160 * 768 + 160 + 768) == 2_960_256
+        assert prefix.trainable_method == 2 * 160 * 768 * 12 == 2_949_120
+        assert fl_tuning.trainable_head == prefix.trainable_head == 15 * 769

@@ -84,7 +84,8 @@ def test_variants_of_a_method_are_told_apart_by_what_differs():
 
 def test_records_from_before_a_setting_count_as_without_it():
     old, new = made(0.8, seed=0), made(0.9, seed=1)
-    del old.config["train"]["gradient_checkpointing"]
+    for group, setting in (("train", "gradient_checkpointing"), ("task", "unlabelled"), ("backbone", "dtype")):
+        del old.config[group][setting]
     checkpointed = made(0.7, "train.gradient_checkpointing=true")
     groups = {group.label: group.seeds for group in group_records([old, new, checkpointed])}
     assert groups == {"lora": [0, 1], "lora gradient_checkpointing=True": [0]}

@@ -14,6 +14,8 @@ from petl_bench.studies.expand import cells, compose
 from petl_bench.studies.study import prepare
 
 TINY = {
+    "bert_base_chinese": "tiny_bert",
+    "roberta_wwm_ext_base": "tiny_bert",
     "minilm": "tiny_bert",
     "bert_base": "tiny_bert",
     "bert_base_cased": "tiny_bert",
@@ -94,8 +96,8 @@ def test_every_method_makes_two_updates(cell, few_rows, tmp_path):
 @pytest.mark.parametrize("name", study_names())
 def test_every_cell_makes_two_updates(name, glue, tmp_path):
     _, study = open_study(name)
-    # The rows of this task lie beside GLUE's.
-    rows = glue.parent / "wnut17" if name == "wnut17" else glue
+    # The rows of these lie beside GLUE's.
+    rows = glue.parent / {"wnut17": "wnut17", "fl_tuning_clue": "clue"}.get(name, glue.name)
     if not rows.is_dir():
         pytest.skip(f"no rows at {rows}")
     for cell in cells(study, []):

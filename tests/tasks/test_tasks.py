@@ -44,7 +44,7 @@ def table():
 
 
 def write(table: pd.DataFrame, file):
-    if file.suffix == ".jsonl":
+    if file.suffix in (".jsonl", ".json"):
         table.to_json(file, orient="records", lines=True)
     elif file.suffix == ".parquet":
         table.to_parquet(file)
@@ -145,7 +145,7 @@ def test_a_truncated_file_is_named(glue, tmp_path):
         load("task=rte", root=tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
 def test_custom_rows_in_every_format(suffix, table, tmp_path):
     train, dev = write(table, tmp_path / f"train{suffix}"), write(table.head(6), tmp_path / f"dev{suffix}")
     task = load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}")

@@ -236,12 +236,13 @@ class FrozenFeatures:
 
 @dataclass
 class Data:
-    """The rows that were used."""
+    """The rows that were used. `left_out_per_split` counts those without a label, of splits that have such rows."""
 
     dataset: str
     revision: str | None
     fingerprint: str
     rows_per_split: dict[str, int]
+    left_out_per_split: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

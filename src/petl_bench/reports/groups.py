@@ -23,6 +23,9 @@ _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 # Training settings that do not distinguish runs: the seed, and those that change no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
+# Groups of the config whose name stands before those of their settings.
+_NAMED_GROUPS = ("task", "backbone")
+
 # Of the hash of all rows, enough to tell apart the few data sets of a report.
 _DIGITS_OF_DATA = 8
 
@@ -165,14 +168,14 @@ def _shown_settings(record: Record) -> dict[str, str]:
     parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
     parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
-    for (*_, later), default in ADDED_LATER.items():
-        # Records from before the setting lack it, which means the same.
-        if parts.get(later, default) == default:
-            parts.pop(later, None)
     # Older records have `auto` as it was written.
     parts["device"] = "cuda" if record.hardware.get("device") else "cpu"
-    parts |= {f"task.{key}": value for key, value in config["task"].items()}
-    parts |= {f"backbone.{key}": value for key, value in config["backbone"].items()}
+    parts |= {f"{group}.{key}": value for group in _NAMED_GROUPS for key, value in config[group].items()}
+    for (group, later), default in ADDED_LATER.items():
+        key = f"{group}.{later}" if group in _NAMED_GROUPS else later
+        # Records from before the setting lack it, which means the same.
+        if parts.get(key, default) == default:
+            parts.pop(key, None)
     parts["rows"] = record.data.rows_per_split if record.data else None
     # Files of one name may hold other rows.
     parts["data"] = record.data.fingerprint[:_DIGITS_OF_DATA] if record.data else None

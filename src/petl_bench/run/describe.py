@@ -52,6 +52,7 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
         revision=None if local else settings.revision,
         fingerprint=task.fingerprint(),
         rows_per_split=task.rows_per_split(),
+        left_out_per_split=task.left_out,
     )
 
 
@@ -59,6 +60,11 @@ def log_rows(task: Task) -> None:
     """Logs how many rows and classes are in use, the share of each, and rows that occur more than once."""
     counts = task.rows_per_split()
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    for name, count in task.left_out.items():
+        _log.warning(
+            "%s: %d rows are left out, as their labels say that they have none (task.unlabelled=%s)",
+            *(name, count, task.settings.unlabelled),
+        )
     assert task.train.labels is not None
     if task.labels is None:
         targets = task.train.labels

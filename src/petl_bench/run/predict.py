@@ -23,7 +23,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import ADAPTER_FOLDER, DETECTOR_FILE, MODEL_FOLDER, RunFolder
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
-from petl_bench.tasks.load import find_labels, read_file, read_subset, rows_of_table, rows_of_texts
+from petl_bench.tasks.load import columns_of_texts, find_labels, read_file, read_subset, rows_of_table, rows_of_texts
 from petl_bench.tasks.metrics import entity_places
 from petl_bench.tasks.rows import Rows, check_text
 from petl_bench.tasks.tables import split_files
@@ -232,7 +232,7 @@ def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> I
 
 def predict_file(predictor: Predictor, file: str, *, as_json: bool) -> Iterator[str]:
     """Predicts every row of a file; its labels, where it has any, are not looked at."""
-    table = read_file(predictor.task, file, "--file", list(predictor.task.text_columns))
+    table = read_file(predictor.task, file, "--file", columns_of_texts(predictor.task))
     rows = rows_of_table(table, predictor.task, predictor.labels)
     yield from _format(predictor, predictor.predict(rows), as_json=as_json)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.tasks.clue import FEWCLUE_SPLITS, find_transform
 
 SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
@@ -44,6 +45,10 @@ class TaskConfig:
     label_column: str = "label"
     type: str = "classification"
     labels: list[str] | None = None
+    # Labels that mark a row without one: such rows are left out, and the record counts them.
+    unlabelled: list[str] = field(default_factory=list)
+    # Makes a text column of further columns: one of `petl_bench.tasks.clue.TRANSFORMS`.
+    transform: str | None = None
     # Multi-label: what separates the labels of a row where they are written as one string, and the probability from
     # which a label is given; null: the one that scores best on the selection split.
     label_separator: str = ","
@@ -64,6 +69,8 @@ class TaskConfig:
     # validation split; test: select on the validation split, report on the test split.
     protocol: str = "standard"
     num_held_out_examples: int = 1000
+    # Of a task of FewCLUE, which of its splits: 0 to 4, or few_all. They take the place of rows that a seed draws.
+    fewclue_split: str | None = None
     # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
     num_train_examples: int | None = None
     # The same for a few rows of each class, as many of every one.
@@ -101,6 +108,7 @@ def check_task(task: TaskConfig) -> None:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
     _check_names(task)
     _check_draw(task)
+    _check_clue(task)
     for key in ("num_train_examples", "rows_per_class", "num_held_out_examples", "max_length"):
         count = getattr(task, key)
         if count is not None and count < 1:
@@ -138,6 +146,21 @@ def _check_shares(task: TaskConfig, shares: list[float]) -> None:
         raise RequestError(
             f"task.class_share={shares} must give a share above 0 for each of the {len(task.labels)} classes, with the "
             "sum 1."
+        )
+
+
+def _check_clue(task: TaskConfig) -> None:
+    """What `petl_bench.tasks.clue` offers is asked for where it has an effect."""
+    find_transform(task.transform)
+    if task.unlabelled and task.type != "classification":
+        raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")
+    has_split = task.train_split == f"train_{task.fewclue_split}"
+    if has_split and task.fewclue_split not in FEWCLUE_SPLITS:
+        raise unknown_choice("task.fewclue_split", task.fewclue_split, FEWCLUE_SPLITS)
+    if not has_split and task.fewclue_split is not None:
+        raise RequestError(
+            f"task.fewclue_split={task.fewclue_split} chooses among splits of FewCLUE's tasks, and task={task.name} is "
+            "none of them: leave it out."
         )
 
 

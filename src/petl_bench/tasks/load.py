@@ -12,6 +12,7 @@ import numpy as np
 from petl_bench.errors import RequestError
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
+from petl_bench.tasks.clue import find_transform
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
@@ -43,6 +44,7 @@ class Task:
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
         ood: Rows of none of the classes, which a trained model is to tell from the report rows; None if not asked for.
+        left_out: How many rows of a split are left out, as they have no label (`task.unlabelled`); by split, if any.
     """
 
     settings: TaskConfig
@@ -55,6 +57,7 @@ class Task:
     report_split: str
     extra: dict[str, ExtraRows] = field(default_factory=dict)
     ood: Rows | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def higher_is_better(self) -> bool:
@@ -125,10 +128,13 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     check_metrics(settings.metrics, settings.type, len(labels or []))
     rows = _demo_rows(settings, "train") if table is None else rows_of_table(table, settings, all_labels)
     all_train = require_labels(rows, settings, "the training rows")
+    left_out = {"train": rows.num_left_out}
 
     def read_split(role: str) -> tuple[Rows, str]:
         name = getattr(settings, f"{role}_split")
-        return require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}"), name
+        found = require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}")
+        left_out[name] = found.num_left_out
+        return found, name
 
     reported, report_split = all_train, "train_held_out"
     if has_validation(settings):
@@ -151,7 +157,10 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
         for key, value in settings.also_report.items()
         if (item := _extra(settings, value, all_labels, data_root))
     }
-    task = Task(settings, labels, all_labels, train, selection, report, selection_split, report_split, extra, ood)
+    left_out = {name: count for name, count in left_out.items() if count}
+    task = Task(
+        *(settings, labels, all_labels, train, selection, report, selection_split, report_split, extra, ood, left_out)
+    )
     _warn_of_tags(task)
     return task
 
@@ -177,9 +186,17 @@ def _read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_r
 
 
 def rows_of_table(table: Table, settings: TaskConfig, labels: list[str] | None) -> Rows:
-    """Picks the task's rows out of a table, as `rows_from_table` and `tagged_rows` say."""
+    """Picks the task's rows out of a table, as `rows_from_table` and `tagged_rows` say, after `task.transform`."""
+    if transform := find_transform(settings.transform):
+        table = transform.apply(table)
     read = tagged_rows if settings.type == "tagging" else rows_from_table
     return read(table, settings, labels)
+
+
+def columns_of_texts(settings: TaskConfig) -> list[str]:
+    """The columns that the texts of a task are made of."""
+    transform = find_transform(settings.transform)
+    return [*settings.text_columns, *(transform.columns if transform else ())]
 
 
 def rows_of_texts(texts: tuple[list[str], ...], settings: TaskConfig) -> Rows:
@@ -193,7 +210,7 @@ def _demo_rows(settings: TaskConfig, role: str) -> Rows:
 
 def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
     """Reads the table of a role: `train`, `validation` or `test`."""
-    columns = [*settings.text_columns, settings.label_column]
+    columns = [*columns_of_texts(settings), settings.label_column]
     if settings.source in ("files", "folder"):
         key = f"{role}_file"
         file = getattr(settings, key)
@@ -255,7 +272,7 @@ def read_subset(
         RequestError: If there is no such split, or its columns or labels do not fit.
         RunError: If the hub cannot be reached.
     """
-    columns = [*settings.text_columns, settings.label_column]
+    columns = [*columns_of_texts(settings), settings.label_column]
     return rows_of_table(read_hub_split(settings, subset, split, data_root, columns), settings, labels)
 
 
@@ -280,11 +297,7 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
     table = table or _read_table(settings, "train", None)
     if settings.type == "tagging":
         return tag_names(table, settings)
-    if settings.label_column not in table.columns:
-        raise RequestError(
-            f"task.label_column={settings.label_column} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
+    table.column(settings.label_column, f"task.label_column={settings.label_column}")
     return class_names(table, settings)
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -40,10 +40,12 @@ class Rows:
         texts: One list a text column, all of the same length.
         labels: Class indices (int64) or targets (float64), shape (rows,); of multi-label rows, 1 for each label that a
             row has and else 0 (float32), shape (rows, classes); None where there are none.
+        num_left_out: How many further rows their table holds, which have no label (`task.unlabelled`).
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray | None
+    num_left_out: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.texts[0])
@@ -83,6 +85,7 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     Raises:
         RequestError: If a text column is missing, a cell holds no text, or a label is none of `labels`.
     """
+    num_rows, table = table.num_rows, _without_unlabelled(table, task)
     texts = tuple(_text_column(table, column) for column in task.text_columns)
     if not texts[0]:
         raise RequestError(f"{table.source} holds no rows.")
@@ -95,7 +98,22 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
             values = _label_sets(table, task, labels, numbered=is_numbered)
         else:
             values = _label_values(table, task.label_column, labels, numbered=is_numbered)
-    return Rows(texts, values)
+    return Rows(texts, values, num_left_out=num_rows - len(texts[0]))
+
+
+def _without_unlabelled(table: Table, task: TaskConfig) -> Table:
+    """The rows whose label is none of those that mark a row without one."""
+    column = task.label_column
+    if not task.unlabelled or column not in table.columns:
+        return table
+    names = [label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column])]
+    kept = [row for row, name in enumerate(names) if name not in task.unlabelled]
+    if names and not kept:
+        raise RequestError(
+            f"{table.source} hides its labels: all are among task.unlabelled={task.unlabelled}. Its rows can be "
+            "predicted but not trained or scored on."
+        )
+    return table.take(kept)
 
 
 def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
@@ -105,7 +123,10 @@ def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
         RequestError: If they have no label column, or it hides the labels.
     """
     if rows.labels is None:
-        raise RequestError(f"task.label_column={task.label_column} is not a column of {where}.")
+        raise RequestError(
+            f"task.label_column={task.label_column} is not a column of {where}: rows without labels can be predicted "
+            "but not trained or scored on."
+        )
     if task.type == "classification" and (rows.labels == UNLABELLED).any():
         raise RequestError(f"{where} hides its labels (-1): it can be predicted but not trained or scored on.")
     return rows
@@ -146,12 +167,7 @@ def _written(value: Any, place: str, column: str) -> str:
 
 
 def _text_column(table: Table, column: str) -> list[str]:
-    if column not in table.columns:
-        raise RequestError(
-            f"task.text_columns: {column!r} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
-    values = table.columns[column]
+    values = table.column(column, f"task.text_columns: {column!r}")
     empty = [row for row, value in enumerate(values) if _is_missing(value)]
     if empty:
         _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)

@@ -24,14 +24,12 @@ from petl_bench.process import user_path
 if TYPE_CHECKING:
     from petl_bench.tasks.config import TaskConfig
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-
+FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_JSON_LINES = (".jsonl", ".json")
 # The data sets that ship with the package, a folder each; `task.dataset` names it.
 PACKAGE_DATA = Path(__file__).parent / "data"
-
 # A part of a data set in several files, e.g. train-00000-of-00003.parquet.
 _NUMBERED_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
-
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +54,31 @@ class Table:
         """Where a row is, for messages; the first one has index 0."""
         return f"{self.source}, row {row + 1}" if self.lines is None else f"{self.source}, line {self.lines[row]}"
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, as the columns that were asked for have it."""
+        return len(next(iter(self.columns.values()), []))
+
+    def take(self, rows: list[int]) -> Table:
+        """The table of some of its rows, in this order."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines and [self.lines[row] for row in rows])
+
+    def column(self, name: str, key: str) -> list[Any]:
+        """The values of a column.
+
+        Args:
+            name: The column.
+            key: How the message begins: the setting that names the column.
+
+        Raises:
+            RequestError: If there is no such column.
+        """
+        if name not in self.columns:
+            there = ", ".join(map(repr, self.names))
+            raise RequestError(f"{key} is not a column of {self.source}, which has {there}.")
+        return self.columns[name]
+
 
 # Reads a table from the text of a file, given its name for messages.
 TextReader = Callable[[str, str], Table]
@@ -68,7 +91,8 @@ def read_table(path: str | Path, key: str, columns: Collection[str], read_text: 
         path: A file in one of `FORMATS`, which may be compressed (`.csv.gz`), or a folder of `.parquet` files.
         key: The setting that named it, for messages.
         columns: The columns that are wanted; those that the table lacks are left out.
-        read_text: Reads files of all endings but `.jsonl` and `.parquet`; None: only those in `FORMATS` are read.
+        read_text: Reads files of all endings but `.jsonl`, `.json` and `.parquet`; None: only those in `FORMATS` are
+            read.
 
     Raises:
         RequestError: If it is missing, of another format, or not what its ending says.
@@ -81,10 +105,10 @@ def read_table(path: str | Path, key: str, columns: Collection[str], read_text: 
         name = file.name.lower()
         compressed = name.endswith(".gz")
         ending = Path(name.removesuffix(".gz")).suffix
-        by_reader = read_text is not None and ending not in (".jsonl", ".parquet")
+        by_reader = read_text is not None and ending not in (*_JSON_LINES, ".parquet")
         if not by_reader and (ending not in FORMATS or (compressed and ending == ".parquet")):
             raise RequestError(
-                f"{where}: the ending must be one of {', '.join(FORMATS)}; the first three may be followed by .gz."
+                f"{where}: the ending must be one of {', '.join(FORMATS)}; all but the last may be followed by .gz."
             )
         if not file.is_file():
             raise RequestError(f"{where}: there is no such file." if not file.exists() else f"{where} is no file.")
@@ -94,8 +118,8 @@ def read_table(path: str | Path, key: str, columns: Collection[str], read_text: 
         text = _decoded(gzip.decompress(content) if compressed else content, str(file))
     if read_text is not None and by_reader:
         table = read_text(text, str(file))
-    elif ending == ".jsonl":
-        table = json_lines(text, str(file))
+    elif ending in _JSON_LINES:
+        table = _json_lines(text, str(file))
     else:
         table = _delimited(text, str(file), tabs=ending == ".tsv")
     return replace(table, columns={name: values for name, values in table.columns.items() if name in columns})
@@ -201,7 +225,7 @@ def _check_names(names: Iterable[str], source: str) -> None:
         raise RequestError(f"{source}: the column name {twice[0]!r} occurs twice: rename or remove one of them.")
 
 
-def json_lines(text: str, source: str) -> Table:
+def _json_lines(text: str, source: str) -> Table:
     """Reads a table of one JSON object a line."""
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
@@ -212,13 +236,15 @@ def json_lines(text: str, source: str) -> Table:
             row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise RequestError(
-                f"{source}, line {number} is truncated or no JSON object ({first_line(error)}): a .jsonl file holds "
-                "one object a line."
+                f"{source}, line {number} is truncated or no JSON object ({first_line(error)}): the file must "
+                "hold one object a line."
             ) from error
         if not isinstance(row, dict):
-            raise RequestError(f"{source}, line {number} is no JSON object: a .jsonl file holds one object a line.")
+            raise RequestError(f"{source}, line {number} is no JSON object: the file must hold one object a line.")
         rows.append(row)
         lines.append(number)
+    if not rows:
+        raise RequestError(f"{source} holds no rows.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Table(source, names, {name: [row.get(name) for row in rows] for name in names}, lines)
 
@@ -257,12 +283,11 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
             content = part.read(columns=[name for name in own if name in columns])
             values = {name: content.column(name).to_pylist() for name in content.column_names}
         except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
-            raise RequestError(
-                f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
-            ) from error
-        if names and set(own) != set(names):
-            other = sorted(set(own) ^ set(names))[0]
-            raise RequestError(f"{file} and {files[0]} are parts of one table, but only one has the column {other!r}.")
+            message = f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
+            raise RequestError(message) from error
+        if others := sorted(set(own) ^ set(names or own)):
+            message = f"{file} and {files[0]} are parts of one table, but only one has the column {others[0]!r}."
+            raise RequestError(message)
         names = names or own
         for name, of_part in values.items():
             found.setdefault(name, []).extend(of_part)
@@ -303,7 +328,7 @@ def read_hub_split(
         task: Names the source, the dataset and its revision.
         subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
         split: e.g. `validation_matched`.
-        data_root: A folder that holds `<subset>/<split>-*.parquet`; None asks the hub (or its local cache).
+        data_root: A folder that `read_folder` reads; None asks the hub (or its local cache).
         columns: The columns that are wanted; those that the table lacks are left out.
 
     Raises:
@@ -333,12 +358,12 @@ def read_hub_split(
             "there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder laid out like it. "
             f"({type(error).__name__})"
         ) from error
-    wanted = [name for name in loaded.column_names if name in columns]
-    return Table(source, list(loaded.column_names), loaded.select_columns(wanted).to_dict())
+    names = list(loaded.column_names)
+    return Table(source, names, loaded.select_columns([name for name in names if name in columns]).to_dict())
 
 
 def read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
-    """Reads one split of a local folder that is laid out like a data set of the hub.
+    """Reads one split of a local folder, which holds what `split_files` finds.
 
     Args:
         root: The folder.
@@ -351,19 +376,25 @@ def read_folder(root: Path, subset: str | None, split: str, columns: Collection[
     """
     if not root.is_dir():
         raise RequestError(f"data_root={root}: there is no such folder.")
-    files = split_files(root, subset, split)
-    if not files:
+    if not (files := split_files(root, subset, split)):
         there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         raise RequestError(
             f"data_root={root} holds no {'' if subset is None else f'{subset}/'}{split}-*.parquet (folders there: "
-            f"{', '.join(there) or 'none'})."
+            f"{', '.join(there) or 'none'}), and no {split}.json in its place."
         )
+    if files[0].suffix in _JSON_LINES:
+        return read_table(files[0], "data_root", columns)
     return read_parquet(files, split if subset is None else f"{subset}/{split}", columns)
 
 
 def split_files(root: Path, subset: str | None, split: str) -> list[Path]:
-    """The parquet files of one split in a local folder; without a subset they may be in `data/`, as on the hub."""
-    pattern = f"{escape(split)}-*.parquet"
-    if subset is not None:
-        return sorted((root / subset).glob(pattern))
-    return sorted(root.glob(pattern)) or sorted((root / "data").glob(pattern))
+    """The files of one split in a local folder.
+
+    They are `<subset>/<split>-*.parquet`, or else JSON lines, `<subset>/<split>.json`; the validation split may then be
+    called `dev`, as in the archives of CLUE. Without a subset they may be in `data/`.
+    """
+    folders = [root, root / "data"] if subset is None else [root / subset]
+    names = [escape(split), *(["dev"] if split == "validation" else [])]
+    patterns = [f"{escape(split)}-*.parquet", *(f"{name}{ending}" for name in names for ending in _JSON_LINES)]
+    found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
+    return next((files for files in found if files), [])

@@ -21,7 +21,7 @@ from petl_bench.errors import RequestError
 from petl_bench.tasks.config import TaskConfig
 from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
 from petl_bench.tasks.rows import Rows, check_text
-from petl_bench.tasks.tables import Table, json_lines
+from petl_bench.tasks.tables import Table
 
 # Begins a document in the files of CoNLL-2003; it is no word.
 _DOCUMENT = "-DOCSTART-"
@@ -110,11 +110,7 @@ def tag_names(table: Table, task: TaskConfig) -> list[str]:
     Raises:
         RequestError: If they are of no scheme that is known.
     """
-    if task.label_column not in table.columns:
-        raise RequestError(
-            f"task.label_column={task.label_column} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
+    table.column(task.label_column, f"task.label_column={task.label_column}")
     found = {tag for _, _, tags, _ in _sentences(table, task) for tag in tags or ()}
     if any(isinstance(tag, int) for tag in found):
         raise RequestError(f"{table.source}: the tags are numbers: name them, from 0 on, with task.labels=[O,...].")
@@ -142,7 +138,7 @@ def _word_place(table: Table, row: int, word: int) -> str:
 
 
 def read_columns(text: str, source: str, words: str, tags: str) -> Table:
-    """Reads a file of any ending but `.jsonl` and `.parquet`: `.json` as JSON lines, all others as CoNLL columns.
+    """Reads a file of CoNLL columns.
 
     The first column holds the words and the last one the tags; empty lines separate sentences.
 
@@ -155,10 +151,7 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
     Raises:
         RequestError: If a line has another number of columns than the first one.
     """
-    name = source.lower().removesuffix(".gz")
-    if name.endswith(".json"):
-        return json_lines(text, source)
-    if name.endswith(".csv"):
+    if source.lower().removesuffix(".gz").endswith(".csv"):
         raise RequestError(f"{source}: a tagging task reads no .csv files: give CoNLL columns, .jsonl or .parquet.")
     sentences: list[list[list[str]]] = []
     lines: list[int] = []
@@ -228,11 +221,7 @@ def tagged_rows(table: Table, task: TaskConfig, labels: list[str] | None) -> Tag
         RequestError: If a cell holds no words, or the tags do not fit them or are none of `labels`.
     """
     column = task.text_columns[0]
-    if column not in table.columns:
-        raise RequestError(
-            f"task.text_columns: {column!r} is not a column of {table.source}, which has "
-            f"{', '.join(map(repr, table.names))}."
-        )
+    table.column(column, f"task.text_columns: {column!r}")
     sentences = list(_sentences(table, task))
     if not sentences:
         raise RequestError(f"{table.source} holds no rows.")
@@ -318,6 +307,11 @@ def _tags_of_entities(text: str, spans: list[Span], cell: Any, place: str) -> tu
     ends = {end: number for number, (_, end) in enumerate(spans)}
     found: list[tuple[int, int, str]] = []
     for kind, surface, begin, end in _entities_of_cell(cell, place):
+        if end >= len(text):
+            raise RequestError(
+                f"{place}: the entity {surface!r} ends at character {end}, but the last one of the text is "
+                f"{len(text) - 1}: count from 0, to the last character of the entity."
+            )
         if text[begin : end + 1] != surface or not surface:
             raise RequestError(
                 f"{place}: the characters {begin} to {end} are {text[begin : end + 1]!r}, not {surface!r}: count from "

@@ -1,0 +1,531 @@
+"""Rows of CLUE and FewCLUE: both layouts, marks, keywords, labels that are none, and what is refused."""
+
+# ruff: noqa: RUF001 (Chinese punctuation is meant)
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from chinese import SHARED_FEWCLUE, write_lines, write_split
+from petl_bench.backbones.load import open_backbone
+from petl_bench.catalog import list_tasks
+from petl_bench.config import load_config, option_names
+from petl_bench.errors import RequestError
+from petl_bench.run.describe import describe_data, log_rows
+from petl_bench.run.identity import identify
+from petl_bench.tasks.encode import encode
+from petl_bench.tasks.load import columns_of_texts, load_task, read_file, rows_of_table
+from petl_bench.tasks.tables import Table
+
+PAIR = {"sentence1": "蚂蚁借呗等额还款可以换成先息后本吗", "sentence2": "借呗有先息到期还本吗"}
+SENTENCE = {"sentence": "上课时学生手机响个不停，老师一怒之下把手机摔了"}
+WSC = {"span1_text": "伤口", "span1_index": 3, "span2_text": "它们", "span2_index": 27}
+WSC_TEXT = "裂开的伤口涂满尘土，里面有碎石子和木头刺，我小心翼翼把它们剔除出去。"
+WSC_MARKED = "裂开的_伤口_涂满尘土，里面有碎石子和木头刺，我小心翼翼把[它们]剔除出去。"
+
+
+def load(root, *overrides):
+    return load_task(load_config(list(overrides)).task, str(root))
+
+
+def refused(root, *overrides):
+    with pytest.raises(RequestError) as error:
+        load(root, *overrides)
+    return str(error.value)
+
+
+def archive(root, subset, train, dev=None):
+    """A folder with the content of one of CLUE's archives."""
+    write_lines(root / subset / "train.json", train)
+    write_lines(root / subset / "dev.json", dev or train)
+    return root
+
+
+# Both layouts
+
+LABELLED = {
+    "afqmc": (PAIR, ["0", "1"]),
+    "tnews": (SENTENCE | {"label_desc": "news_edu", "keywords": ""}, ["108", "102"]),
+    "iflytek": (SENTENCE | {"label_des": "其他"}, ["118", "9"]),
+    "cmnli": (PAIR, ["neutral", "contradiction"]),
+    "ocnli": (PAIR | {"level": "easy", "label0": None}, ["entailment", "neutral"]),
+    "csl": ({"abst": "为解决问题", "keyword": ["水声学", "FFT"]}, ["1", "0"]),
+    "cluewsc2020": ({"text": WSC_TEXT, "target": WSC}, ["false", "true"]),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_the_archives_and_the_hub_give_the_same_rows(name, tmp_path):
+    columns, labels = LABELLED[name]
+    names = load_config([f"task={name}"]).task.labels
+    of_archive = [columns | {"id": number, "label": label} for number, label in enumerate(labels)]
+    of_hub = [columns | {"idx": number, "label": names.index(label)} for number, label in enumerate(labels)]
+    archive(tmp_path / "archive", name, of_archive)
+    for split in ("train", "validation"):
+        write_split(tmp_path / "hub", name, split, of_hub)
+    first, second = (load(tmp_path / layout, f"task={name}") for layout in ("archive", "hub"))
+    assert [first.labels[index] for index in first.train.labels] == labels
+    assert first.train.labels.tolist() == second.train.labels.tolist()
+    assert first.train.texts == second.train.texts
+    assert first.report.texts == second.report.texts
+    assert first.fingerprint() == second.fingerprint()
+
+
+def test_labels_are_those_of_the_data_sets_and_in_the_order_of_the_hub():
+    labels = {name: load_config([f"task={name}"]).task.labels for name in LABELLED}
+    assert labels["tnews"] == [str(code) for code in range(100, 117) if code not in (105, 111)]
+    assert labels["iflytek"] == [str(number) for number in range(119)]
+    assert labels["cluewsc2020"] == ["true", "false"]
+    assert labels["cmnli"] == labels["ocnli"] == ["neutral", "entailment", "contradiction"]
+    types = {label[2:] for label in load_config(["task=cluener"]).task.labels if label != "O"}
+    assert types == {
+        "address", "book", "company", "game", "government", "movie", "name", "organization", "position", "scene"
+    }  # fmt: skip
+
+
+def test_codes_written_as_numbers_are_the_same_labels(tmp_path):
+    task = load(archive(tmp_path, "tnews", [SENTENCE | {"label": 108}, SENTENCE | {"label": 116}]), "task=tnews")
+    assert task.train.labels.tolist() == [7, 14]
+
+
+def test_numbers_of_classes_are_those_of_the_hub(tmp_path):
+    rows = [{"text": "李四他", "target": spans("李四", 0, "他", 2), "label": number} for number in (0, 1)]
+    task = load(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    assert [task.labels[index] for index in task.train.labels] == ["true", "false"]
+    rows[1]["label"] = 2
+    said = refused(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    assert "line 1: the label '0' is none of task.labels=['true', 'false']" in said
+
+
+def test_files_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path):
+    rows = [SENTENCE | {"label": "108"}, SENTENCE | {"label": "102"}]
+    write_lines(tmp_path / "tnews" / "train.json", rows, "utf-8-sig")
+    text = (tmp_path / "tnews" / "train.json").read_text("utf-8-sig")
+    (tmp_path / "tnews" / "dev.json").write_bytes(text.replace("\n", "\r\n").encode())
+    task = load(tmp_path, "task=tnews")
+    assert task.train.texts == task.report.texts == ([SENTENCE["sentence"]] * 2,)
+
+
+def test_other_names_of_files_can_be_given(tmp_path):
+    archive(tmp_path, "ocnli", [PAIR | {"label": "neutral"}, PAIR | {"label": "entailment"}])
+    (tmp_path / "ocnli" / "train.json").rename(tmp_path / "ocnli" / "train.50k.json")
+    assert "holds no ocnli/train-*.parquet" in refused(tmp_path, "task=ocnli")
+    assert len(load(tmp_path, "task=ocnli", "task.train_split=train.50k").train) == 2
+
+
+def test_the_key_is_that_of_the_content(tmp_path):
+    def key(root):
+        return identify(load_config(["task=tnews", f"data_root={root}"])).key
+
+    rows = [SENTENCE | {"label": "108"}, SENTENCE | {"label": "102"}]
+    first, same = (key(archive(tmp_path / name, "tnews", rows)) for name in ("a", "b"))
+    other = key(archive(tmp_path / "c", "tnews", rows, [SENTENCE | {"label": "109"}]))
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "dev.json holds no rows."),
+        ("\n\n", "dev.json holds no rows."),
+        (
+            '[{"sentence": "a", "label": "100"}]\n',
+            "dev.json, line 1 is no JSON object: the file must hold one",
+        ),
+        ('{"sentence": "a", "label": "100"', "dev.json, line 1 is truncated or no JSON object"),
+        ('{"sentence": "a", "label": "105"}\n', "dev.json, line 1: the label '105' is none of task.labels="),
+        ('{"sentence": "a"}\n', "task.label_column=label is not a column of the split validation: rows without labels"),
+        ('{"sentence": "a", "label": "100"}\n{"sentence": "b"}\n', "dev.json, line 2 has no label in 'label'."),
+        ('{"text": "a", "label": "100"}\n', "task.text_columns: 'sentence' is not a column of"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(content, said, tmp_path):
+    archive(tmp_path, "tnews", [SENTENCE | {"label": "108"}, SENTENCE | {"label": "102"}])
+    (tmp_path / "tnews" / "dev.json").write_text(content)
+    assert said in refused(tmp_path, "task=tnews")
+
+
+def test_rows_to_predict_need_no_labels(tmp_path):
+    settings = load_config(["task=cluewsc2020"]).task
+    file = write_lines(tmp_path / "test.json", [{"text": WSC_TEXT, "target": WSC, "id": 0}])
+    rows = rows_of_table(read_file(settings, str(file), "--file", columns_of_texts(settings)), settings, None)
+    assert (rows.texts, rows.labels) == (([WSC_MARKED],), None)
+
+
+# Labels that mark a row without one
+
+
+@pytest.mark.parametrize("mark", ["-", -1, "-1"])
+def test_rows_without_a_label_are_left_out_and_counted(mark, tmp_path, caplog):
+    labels = ["neutral", mark, "entailment", mark, "contradiction"]
+    rows = [{"sentence1": f"句{number}", "sentence2": "话", "label": label} for number, label in enumerate(labels)]
+    cfg = load_config(["task=ocnli"])
+    task = load(archive(tmp_path, "ocnli", rows, rows[:3]), "task=ocnli")
+    assert task.train.texts[0] == ["句0", "句2", "句4"]
+    assert task.train.labels.tolist() == [0, 1, 2]
+    assert task.left_out == {"train": 2, "validation": 1}
+    with caplog.at_level("WARNING"):
+        log_rows(task)
+    assert "train: 2 rows are left out, as their labels say that they have none (task.unlabelled=['-', '-1'])" in (
+        caplog.text
+    )
+    data = describe_data(cfg, task)
+    assert (data.rows_per_split, data.left_out_per_split) == (
+        {"train": 3, "validation": 2},
+        {"train": 2, "validation": 1},
+    )
+
+
+def test_rows_of_the_hub_without_a_label_are_left_out_too(tmp_path):
+    for split, labels in (("train", [0, 1, -1, 2]), ("validation", [0, 1])):
+        write_split(tmp_path, "cmnli", split, [PAIR | {"label": label} for label in labels])
+    task = load(tmp_path, "task=cmnli")
+    assert task.train.labels.tolist() == [0, 1, 2]
+    assert task.left_out == {"train": 1}
+
+
+def test_the_place_of_a_fault_is_that_in_the_file(tmp_path):
+    rows = [PAIR | {"label": label} for label in ("-", "neutral", "nonsense")]
+    assert "train.json, line 3: the label 'nonsense' is none of" in refused(
+        archive(tmp_path, "cmnli", rows), "task=cmnli"
+    )
+
+
+def test_a_split_without_any_label_is_refused(tmp_path):
+    rows = [PAIR | {"label": "neutral"}, PAIR | {"label": "entailment"}]
+    archive(tmp_path, "ocnli", rows)
+    write_lines(tmp_path / "ocnli" / "test.json", [PAIR | {"label": "-1"}] * 2)
+    said = refused(tmp_path, "task=ocnli", "task.protocol=test")
+    assert "test.json hides its labels: all are among task.unlabelled=['-', '-1']" in said
+
+
+def test_marks_of_rows_without_a_label_are_for_classes():
+    with pytest.raises(
+        RequestError, match=r"task\.unlabelled=\['-'\] is for task\.type=classification, not regression"
+    ):
+        load_config(["task=stsb", "task.unlabelled=['-']"])
+
+
+# CSL
+
+
+def test_keywords_are_a_list_or_one_text(tmp_path):
+    rows = [
+        {"abst": "摘要一", "keyword": ["水声学", "FFT", "3维成像"], "label": "1"},
+        {"abst": "摘要二", "keyword": "水声学 FFT", "label": "0"},
+        {"abst": "摘要三", "keyword": [], "label": "0"},
+    ]
+    task = load(archive(tmp_path, "csl", rows), "task=csl")
+    assert task.train.texts == (["水声学 FFT 3维成像", "水声学 FFT", ""], ["摘要一", "摘要二", "摘要三"])
+
+
+@pytest.mark.parametrize("cell", [None, 3, ["a", 3], {"a": "b"}])
+def test_keywords_of_another_form_are_refused_with_their_line(cell, tmp_path):
+    rows = [{"abst": "甲", "keyword": ["乙"], "label": "1"}, {"abst": "甲", "keyword": cell, "label": "0"}]
+    said = refused(archive(tmp_path, "csl", rows), "task=csl")
+    assert f"train.json, line 2: 'keyword' must hold a list of texts, or one text, but here is {cell!r}." in said
+    for row in rows:
+        del row["keyword"]
+    assert "'keyword' is not a column of" in refused(archive(tmp_path, "csl", rows), "task=csl")
+
+
+# CLUEWSC
+
+
+def marked(tmp_path, text, target):
+    rows = [{"text": text, "target": target, "label": label} for label in ("true", "false")]
+    return load(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020").train.texts[0][0]
+
+
+def spans(span1, index1, span2, index2):
+    return {"span1_text": span1, "span1_index": index1, "span2_text": span2, "span2_index": index2}
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "expected"),
+    [
+        (WSC_TEXT, WSC, WSC_MARKED),
+        # The pronoun comes first; both at the ends of the text.
+        ("他说的是李四", spans("李四", 4, "他", 0), "[他]说的是_李四_"),
+        # Side by side, in both orders.
+        ("李四他走了", spans("李四", 0, "他", 2), "_李四_[他]走了"),
+        ("他李四走了", spans("李四", 1, "他", 0), "[他]_李四_走了"),
+        # One inside of the other: at its beginning, its middle and its end, and both the same.
+        ("他爸爸来了", spans("他爸爸", 0, "他", 0), "_[他]爸爸_来了"),
+        ("我说他爸爸来了", spans("说他爸爸", 1, "他", 2), "我_说[他]爸爸_来了"),
+        ("那个他走了", spans("那个他", 0, "他", 2), "_那个[他]_走了"),
+        ("说是他", spans("他", 2, "是他", 1), "说[是_他_]"),
+        # Surrogate pairs of other programs are one character here.
+        ("😀他和李四", spans("李四", 3, "他", 1), "😀[他]和_李四_"),
+    ],
+)
+def test_spans_are_marked(text, target, expected, tmp_path, caplog):
+    assert marked(tmp_path, text, target) == expected
+    assert "not at the index" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (0, "甲_他_乙他丙[它]"),
+        (1, "甲_他_乙他丙[它]"),
+        (2, "甲_他_乙他丙[它]"),
+        (3, "甲他乙_他_丙[它]"),
+        (4, "甲他乙_他_丙[它]"),
+        (99, "甲他乙_他_丙[它]"),
+        (-3, "甲_他_乙他丙[它]"),
+    ],
+)
+def test_the_text_of_a_span_decides_where_the_index_is_off(index, expected, tmp_path, caplog):
+    assert marked(tmp_path, "甲他乙他丙它", spans("他", index, "它", 5)) == expected
+    counted = "train.json: 2 spans are not at the index that is given" in caplog.text
+    assert counted == (index not in (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (spans("王五", 0, "他", 1), "span1_text is '王五', which is nowhere in the text: correct or remove the row."),
+        (spans("李四", 0, "", 1), "'target' must hold a text in span2_text and a whole number in span2_index."),
+        (spans("李四", "0", "他", 1), "'target' must hold a text in span1_text and a whole number in span1_index."),
+        (spans("李四", True, "他", 1), "a whole number in span1_index."),
+        ({"span1_text": "李四"}, "a whole number in span1_index."),
+        ("李四", "'target' must hold a text in span1_text"),
+        (None, "'target' must hold a text in span1_text"),
+    ],
+)
+def test_spans_that_cannot_be_marked_are_refused_with_their_line(target, said, tmp_path):
+    rows = [{"text": "李四他", "target": spans("李四", 0, "他", 2), "label": "true"},
+            {"text": "李四他", "target": target, "label": "false"}]  # fmt: skip
+    found = refused(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    assert "train.json, line 2: " in found
+    assert said in found
+
+
+def test_rows_without_targets_or_texts_are_refused(tmp_path):
+    rows = [{"text": "李四他", "label": "true"}, {"text": "李四他", "label": "false"}]
+    assert "'target' is not a column of" in refused(archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020")
+    rows = [{"text": 3, "target": spans("李四", 0, "他", 2), "label": "true"}]
+    assert "line 1: column 'text' holds 3, not a text." in refused(
+        archive(tmp_path, "cluewsc2020", rows), "task=cluewsc2020"
+    )
+
+
+# CLUENER
+
+CLUENER = [
+    {"text": "浙商银行企业信贷部叶老桂博士从NBA2K18说起", "label": {
+        "name": {"叶老桂": [[9, 11]]}, "company": {"浙商银行": [[0, 3]]}, "game": {"NBA2K18": [[15, 21]]}}},
+    # Of "NBA2K18" only a part is an entity; the same surface twice; a space inside.
+    {"text": "NBA2K18和NBA，New York", "label": {
+        "organization": {"NBA": [[0, 2], [8, 10]]}, "address": {"New York": [[12, 19]]}}},
+    {"text": "没有实体", "label": {}},
+]  # fmt: skip
+
+
+def test_entities_are_tagged_by_character(tmp_path):
+    task = load(archive(tmp_path, "cluener", CLUENER), "task=cluener")
+    assert task.train.words[1] == list("NBA2K18和NBA，NewYork")
+    company, person = ["B-company", *["I-company"] * 3], ["B-name", "I-name", "I-name"]
+    game, organization = ["B-game", *["I-game"] * 6], ["B-organization", "I-organization", "I-organization"]
+    address = ["B-address", *["I-address"] * 6]
+    assert task.tags(task.train) == [
+        [*company, *["O"] * 5, *person, *["O"] * 3, *game, "O", "O"],
+        [*organization, *["O"] * 5, *organization, "O", *address],
+        ["O"] * 4,
+    ]
+    assert task.settings.metric == "entity_f1"
+
+
+def test_a_test_file_of_cluener_has_no_labels(tmp_path):
+    settings = load_config(["task=cluener"]).task
+    file = write_lines(tmp_path / "test.json", [{"id": 0, "text": "四川敦煌学"}])
+    rows = rows_of_table(
+        read_file(settings, str(file), "--file", columns_of_texts(settings)), settings, settings.labels
+    )
+    assert (rows.words, rows.labels) == ([list("四川敦煌学")], None)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"text": "甲乙", "label": {"name": {"乙": [[1, 2]]}}},
+            "ends at character 2, but the last one",
+        ),
+        (
+            {"text": "甲乙丙", "label": {"name": {"乙": [[1, 2]]}}},
+            "the characters 1 to 2 are '乙丙', not",
+        ),
+        ({"text": "甲乙", "label": {"person": {"乙": [[1, 1]]}}}, "the tag 'B-person' is none of task.labels="),
+    ],
+)
+def test_entities_that_do_not_fit_are_refused_with_their_line(row, said, tmp_path):
+    found = refused(archive(tmp_path, "cluener", [CLUENER[2], row]), "task=cluener")
+    assert "train.json, line 2" in found
+    assert said in found
+
+
+def test_cluener_without_its_folder_names_the_files():
+    with pytest.raises(
+        RequestError, match=r"task=cluener needs a folder: give data_root=DIR with the files cluener/train"
+    ):
+        load_task(load_config(["task=cluener"]).task, None)
+
+
+# FewCLUE
+
+FEW_LABELS = {"0": "Positive", "1": "Negative"}
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Splits 0 and 1 of a made EPRSTMT, and all rows together; each text says where it stands."""
+    for part in ("train", "dev"):
+        for split in ("0", "1", "few_all"):
+            rows = [{"sentence": f"{part} {split} {n}", "label": label} for n, label in FEW_LABELS.items()]
+            write_lines(tmp_path / "eprstmt" / f"{part}_{split}.json", rows)
+    public = [{"sentence": f"public {n}", "label": label} for n, label in FEW_LABELS.items()]
+    write_lines(tmp_path / "eprstmt" / "test_public.json", public)
+    write_lines(tmp_path / "eprstmt" / "test.json", [{"sentence": "hidden"}])
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["0", "1", "few_all"])
+def test_a_fixed_split_trains_and_selects_and_the_public_rows_are_reported(split, few):
+    task = load(few, "task=fewclue_eprstmt", f"task.fewclue_split={split}", "task.data_seed=7")
+    assert task.train.texts[0] == [f"train {split} 0", f"train {split} 1"]
+    assert task.selection.texts[0] == [f"dev {split} 0", f"dev {split} 1"]
+    assert task.report.texts[0] == ["public 0", "public 1"]
+    assert task.train.labels.tolist() == [1, 0]
+    assert (task.selection_split, task.report_split) == (f"dev_{split}", "test_public")
+    # Each is a task of its own in reports.
+    assert task.settings.name == f"fewclue_eprstmt_{split}"
+
+
+def test_the_split_is_part_of_the_key(few):
+    # All files are of the same content, so that nothing but the name of the split tells them apart.
+    content = (few / "eprstmt" / "test_public.json").read_bytes()
+    for file in (few / "eprstmt").iterdir():
+        file.write_bytes(content)
+    keys = {
+        identify(load_config(["task=fewclue_eprstmt", f"task.fewclue_split={split}", f"data_root={few}"])).key
+        for split in ("0", "1", "few_all")
+    }
+    assert len(keys) == 3
+
+
+def test_splits_that_are_none_are_refused(few):
+    for split, shown in (("5", "5"), ("null", "None")):
+        with pytest.raises(
+            RequestError, match=rf"task\.fewclue_split={shown} is not known\. .*: 0, 1, 2, 3, 4, few_all"
+        ):
+            load_config(["task=fewclue_eprstmt", f"task.fewclue_split={split}"])
+    with pytest.raises(RequestError, match=r"task\.fewclue_split=1 chooses among .* task=tnews is none of them"):
+        load_config(["task=tnews", "task.fewclue_split=1"])
+    assert "train_3.json: there is no such file" in refused(few, "task=fewclue_eprstmt", "task.fewclue_split=3")
+    with pytest.raises(RequestError, match=r"task\.transform=csl is not known"):
+        load_config(["task=tnews", "task.transform=csl"])
+
+
+def test_a_record_from_elsewhere_may_name_any_transformation():
+    settings = dataclasses.replace(load_config(["task=csl"]).task, transform="os.system")
+    with pytest.raises(RequestError, match=r"task\.transform=os\.system is not known"):
+        rows_of_table(Table("rows", [], {}), settings, None)
+
+
+def test_what_the_tasks_have_in_common_is_no_task():
+    assert "_fewclue" not in option_names("task")
+    rows = {row["task"]: row for row in list_tasks()}
+    assert {name for name in rows if name.startswith("fewclue_")} == {
+        f"fewclue_{name}" for name in ("bustm", "cluewsc", "csl", "csldcp", "eprstmt", "iflytek", "ocnli", "tnews")
+    }
+    assert rows["fewclue_csldcp"] == {
+        "task": "fewclue_csldcp", "type": "classification", "texts": ["content"], "labels": 67,
+        "metrics": ["accuracy*"], "rows": "folder",
+    }  # fmt: skip
+    assert (rows["tnews"]["rows"], rows["fewclue_tnews"]["rows"], rows["fewclue_tnews"]["labels"]) == (
+        "hub",
+        "folder",
+        15,
+    )
+
+
+REAL = {"bustm": (32, 32), "cluewsc": (32, 32), "eprstmt": (32, 32), "ocnli": (32, 32), "tnews": (240, 240)}
+
+
+@pytest.fixture(scope="module")
+def fewclue():
+    if not SHARED_FEWCLUE.is_dir():
+        pytest.skip(f"no FewCLUE rows at {SHARED_FEWCLUE}: set PETL_BENCH_FEWCLUE to its folder `datasets`")
+    return SHARED_FEWCLUE
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_rows_of_all_five_splits(name, fewclue, caplog):
+    trained = set()
+    for split in range(5):
+        task = load(fewclue, f"task=fewclue_{name}", f"task.fewclue_split={split}")
+        assert (len(task.train), len(task.selection)) == REAL[name]
+        assert task.rows_per_split().keys() == {"train", f"dev_{split}", "test_public"}
+        assert task.left_out == {}
+        # By an independent reading: every label, and every text that is not marked.
+        lines = (fewclue / name / f"train_{split}.json").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [task.labels[index] for index in task.train.labels] == [str(row["label"]) for row in rows]
+        column = next(key for key in ("text", "sentence", "sentence1") if key in rows[0])
+        plain = [text.translate({ord(mark): None for mark in "_[]"}) for text in task.train.texts[0]]
+        assert plain == [row[column].translate({ord(mark): None for mark in "_[]"}) for row in rows]
+        trained.add(task.train.fingerprint())
+    assert len(trained) == 5
+    assert "not at the index" not in caplog.text
+
+
+def test_real_texts_of_cluewsc_are_marked_as_in_clues_baselines(fewclue):
+    task = load(fewclue, "task=fewclue_cluewsc")
+    rows = [json.loads(line) for line in (fewclue / "cluewsc" / "test_public.json").open(encoding="utf-8")]
+    assert len(task.report) == len(rows) == 300
+    for row, text in zip(rows, task.report.texts[0], strict=True):
+        target, characters = row["target"], list(row["text"])
+        for number, before, behind in ((1, "_", "_"), (2, "[", "]")):
+            begin = target[f"span{number}_index"]
+            characters[begin] = before + characters[begin]
+            last = begin + len(target[f"span{number}_text"]) - 1
+            characters[last] += behind
+        assert text == "".join(characters)
+
+
+# Tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    from chinese import save_backbone
+
+    folder = save_backbone(tmp_path_factory.mktemp("base"), [row["text"] for row in CLUENER])
+    cfg = load_config(["backbone=roberta_wwm_ext_base", f"backbone.path={folder}"])
+    return open_backbone(cfg.backbone, cfg.layers, task_type="tagging").load_tokenizer()
+
+
+def test_every_character_is_a_token_with_its_tag_where_words_would_be_pieces(tokenizer, tmp_path):
+    task = load(archive(tmp_path, "cluener", CLUENER), "task=cluener")
+    # The entity NBA ends within this word and within its pieces.
+    assert tokenizer.tokenize("NBA2K18") == ["n", "##b", "##a", "##2", "##k", "##1", "##8"]
+    rows = encode(task.train, tokenizer, 64, cached=False)
+    assert (rows.words.tokens >= 0).all()
+    first, second = (slice(*rows.offsets[number : number + 2]) for number in (1, 2))
+    assert tokenizer.convert_ids_to_tokens(rows.ids[first]) == ["[CLS]", *"nba2k18和nba，newyork", "[SEP]"]
+    assert rows.labels[first][[0, -1]].tolist() == [-100, -100]
+    assert [task.labels[index] for index in rows.labels[first][1:4]] == task.tags(task.train)[1][:3]
+    assert rows.labels[second][1:-1].tolist() == [0] * 4
+
+
+def test_characters_beyond_the_limit_are_not_seen(tokenizer, tmp_path):
+    task = load(archive(tmp_path, "cluener", CLUENER), "task=cluener")
+    rows = encode(task.train, tokenizer, 14, cached=False)
+    # Twelve characters and two tokens at the ends: 叶老桂 is seen, NBA2K18 is not.
+    assert np.flatnonzero(rows.words.is_seen(0)).tolist() == list(range(12))
