@@ -18,7 +18,7 @@ from petl_bench.backbones.source import installed_folder
 from petl_bench.config import CONFIG_MODULE, load_config, option_names
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, all_methods
-from petl_bench.reports.render import console
+from petl_bench.reports.render import ReportTable, console, to_markdown
 
 Row = dict[str, Any]
 
@@ -41,12 +41,15 @@ VARIANTS = {
 }
 
 
-def print_catalog(kind: str | None, *, as_json: bool) -> None:
-    """Prints one kind of entries, or all kinds, as tables or as JSON."""
+def print_catalog(kind: str | None, form: str) -> None:
+    """Prints one kind of entries, or all kinds, as a `table`, as Markdown (`md`) or as `json`."""
     kinds = [kind] if kind else list(_KINDS)
     rows = {name: (_KINDS | _PROBED)[name]() for name in kinds}
-    if as_json:
+    if form == "json":
         print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
+        return
+    if form == "md":
+        print("\n\n".join(to_markdown(_as_table(*item)).rstrip() for item in rows.items()))  # noqa: T201
         return
     out = console()
     for name in kinds:
@@ -57,6 +60,11 @@ def print_catalog(kind: str | None, *, as_json: bool) -> None:
             table.add_row(*(_cell(value) for value in row.values()))
         out.print(table)
         out.print()
+
+
+def _as_table(name: str, rows: list[Row]) -> ReportTable:
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    return ReportTable(name, list(rows[0]), cells, [], prose=tuple(rows[0]))
 
 
 def list_methods() -> list[Row]:

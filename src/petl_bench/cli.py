@@ -227,7 +227,8 @@ def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:
         "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are"
     )
     catalog.add_argument("kind", nargs="?", choices=_KINDS)
-    catalog.add_argument("--json", action="store_true", help="print JSON")
+    catalog.add_argument("--format", choices=("table", "md", "json"), default="table")
+    catalog.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     return catalog
 
 

@@ -137,7 +137,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 def _list(parsed: argparse.Namespace) -> int:
     from petl_bench.catalog import print_catalog
 
-    print_catalog(parsed.kind, as_json=parsed.json)
+    print_catalog(parsed.kind, parsed.format)
     return 0
 
 

@@ -187,6 +187,11 @@ def test_report_list_and_predict(command, capsys, tmp_path):
     assert command("list", "methods", "--json") == 0
     assert {row["method"] for row in json.loads(capsys.readouterr().out)} >= {"full", "head", "bitfit", "lora", "peft"}
 
+    assert command("list", "methods", "--format", "md") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == ["| method | origin | what is trained |", "| --- | --- | --- |"]
+    assert any(line.startswith("| lora | ") for line in lines)
+
     for folder in (tmp_path / "runs").glob("smoke-*"):
         assert command("predict", str(folder), "--text", "the plot was good", "--json") == 0
         answer = json.loads(capsys.readouterr().out)
