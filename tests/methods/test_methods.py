@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +184,13 @@ def test_capabilities_are_probed(monkeypatch):
     assert "linear" in found["houlsby", "bert"].merges
     assert found["lora", "bert"].tags is found["flat", "modernbert"].tags is None
     assert "a tagger does not have" in found["head pooler=true", "bert"].tags
+    documented = (Path(__file__).parents[2] / "docs" / "capabilities.md").read_text().splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in documented if line[:1] == "|"]
+    for method, *cells in rows:
+        for architecture in two:
+            one, said = found[method, architecture], cells[header.index(architecture) - 1]
+            assert said == ("no" if one.adapts else "yes" if one.merges else "yes, merges"), (method, architecture)
+    assert {method for method, *_ in rows} == {method for method, _ in found}
     monkeypatch.setattr(catalog, "all_methods", lambda: ["head"])
     plain, with_pooler = catalog.list_capabilities()
     assert (plain["method"], plain["bert"], plain["tagging"]) == ("head", "yes, merges", "yes")
