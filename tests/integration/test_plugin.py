@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
-MODULE = """
-from dataclasses import dataclass, field
-from petl_bench.methods.registry import Method
-
-
-@dataclass
-class NormsSettings:
-    embeddings: bool = field(default=False, metadata={"help": "Also train the norm of the embeddings."})
-
-
-def adapt(model, config, context):
-    for name, parameter in model.named_parameters():
-        is_norm = "norm" in name.lower() and (config.embeddings or "embeddings" not in name)
-        parameter.requires_grad = is_norm or context.anatomy.in_head(name)
-    return model
-
-
-NORMS = Method(
-    "norms", "the norms alone", "reconstruction", settings=NormsSettings, adapt="their_package:adapt"
-)
-"""
+# The module and the entry point of the documented example.
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text()
+OWN_PACKAGE = DOCUMENT[DOCUMENT.index("## In a package of your own") :]
+MODULE = re.search(r"```python\n(.*?)```", OWN_PACKAGE, flags=re.DOTALL)[1]
+PROJECT = tomllib.loads(re.search(r"```toml\n(.*?)```", OWN_PACKAGE, flags=re.DOTALL)[1])
 
 
 @pytest.fixture
 def petl_bench(tmp_path):
     """Runs commands, all in one process, where the plugin is installed; gives exit codes with stdout, and stderr."""
     site = tmp_path / "site"
-    metadata = site / "their_package-0.1.dist-info"
+    metadata = site / "my_norms-0.1.dist-info"
     metadata.mkdir(parents=True)
-    (site / "their_package.py").write_text(MODULE)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 0.1\n")
-    (metadata / "entry_points.txt").write_text("[petl_bench.methods]\nnorms = their_package:NORMS\n")
+    (module,) = PROJECT["tool"]["setuptools"]["py-modules"]
+    ((group, entries),) = PROJECT["project"]["entry-points"].items()
+    (site / f"{module}.py").write_text(MODULE)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PROJECT['project']['name']}\nVersion: 0.1\n")
+    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
 
     script = """
 import contextlib, io, json, sys
@@ -85,7 +75,7 @@ def test_a_plugin_method_is_listed_run_and_reported(petl_bench):
 
 
 def test_a_plugin_that_cannot_be_imported_is_named(petl_bench, tmp_path):
-    (tmp_path / "site" / "their_package.py").write_text("import nothing_of_this_name")
+    (tmp_path / "site" / "my_norms.py").write_text("import nothing_of_this_name")
     ((code, _),), errors = petl_bench(["list", "methods"])
     assert code == 2
     assert "norms" in errors
