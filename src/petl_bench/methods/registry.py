@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import pkgutil
 import sys
 from dataclasses import dataclass, field, make_dataclass
@@ -133,6 +134,10 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
+# Why a method of another package could not be imported, by its name.
+_BROKEN: dict[str, str] = {}
+
+_log = logging.getLogger(__name__)
 
 
 def register(method: Method) -> Method:
@@ -161,9 +166,9 @@ def _load_all() -> None:
         try:
             loaded = entry.load()
         except Exception as error:
-            raise RequestError(
-                f"The plugin method {entry.name!r} ({entry.value}) cannot be imported: {error}. Mend or uninstall it."
-            ) from error
+            _BROKEN[entry.name] = f"The plugin method {entry.name!r} ({entry.value}) cannot be imported: {error}"
+            _log.warning("%s; it is left out: mend or uninstall it", _BROKEN[entry.name])
+            continue
         if isinstance(loaded, Method):
             register(loaded)
 
@@ -181,6 +186,8 @@ def get_method(name: str) -> Method:
         RequestError: If there is none.
     """
     methods = all_methods()
+    if name in _BROKEN and name not in methods:
+        raise RequestError(f"{_BROKEN[name]}. Mend or uninstall it.")
     if name not in methods:
         raise unknown_choice("method", name, methods)
     return methods[name]
