@@ -322,7 +322,7 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         key, _, value = match.group(1).partition("=")
         one = shlex.quote(f'{key}="{value}"')
         return RequestError(
-            f"{key}: {value} is more than one value: write a list as {key}=[{value}], and one as {one}."
+            f"{key}: {value} is more than one value: -m makes a run of each, a list is {key}=[{value}], a value {one}."
         )
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match.group(1), _known_settings(overrides))
@@ -338,7 +338,7 @@ def _unreadable(override: str) -> RequestError:
     """The error for an override that Hydra's grammar does not read: shows it with the quotation marks that it needs."""
     key, equals, value = override.partition("=")
     if not (key and equals):
-        return RequestError(f"{override!r} is no setting: write key=value. {_HELP}")
+        return RequestError(f"{override!r} is no setting: write key=value, without spaces around =. {_HELP}")
     is_list = value.startswith("[") and value.endswith("]")
     items = value[1:-1].split(",") if is_list else [value]
     quoted = ",".join('"{}"'.format(item.strip(" '\"").replace('"', '\\"')) for item in items)

@@ -103,7 +103,7 @@ def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | Non
     return words.format(file=error.filename or file, elsewhere=elsewhere) + "."
 
 
-_UNITS = {"": 1, "B": 1}
+_UNITS = {"B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 

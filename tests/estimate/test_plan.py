@@ -110,8 +110,8 @@ def test_a_folder_needs_no_weights(tmp_path, estimates_here):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("16GiB", 2**34), ("800 MB", 8 * 10**8), ("1.5gib", 3 * 2**29), ("12345", 12345), ("0", None), ("big", None),
-     ("-1GiB", None), ("3 apples", None)],
+    [("16GiB", 2**34), ("800 MB", 8 * 10**8), ("1.5gib", 3 * 2**29), ("12345B", 12345), ("16", None), ("0GiB", None),
+     ("big", None), ("-1GiB", None), ("3 apples", None)],
 )  # fmt: skip
 def test_budgets(text, size):
     if size is None:
