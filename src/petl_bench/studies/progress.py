@@ -66,7 +66,7 @@ class Progress:
         if not now and time.monotonic() - self._drawn < _SECONDS:
             return
         self._drawn = time.monotonic()
-        wanted = [run for run in self._runs if run.chosen is not False]
+        wanted = _expected(self._runs)
         statuses = {run.key: self._folder.status(run) for run in wanted}
         counts = Counter(statuses.values())
         if self._live is not None:
@@ -81,7 +81,7 @@ class Progress:
         record = self._folder.record(run)
         assert record is not None
         where = f"{run.method} on {run.task}, seed {run.seed}"
-        rate = "" if run.learning_rate is None else f", rate {run.learning_rate:g}"
+        rate = "".join(f", {_short(key)} {value}" for key, value in run.tried.items())
         if record.status != FINISHED or record.protocol is None:
             return f"{where}{rate}: {record.status}: {record.error}"
         metric = record.protocol.metric
@@ -126,6 +126,23 @@ class Progress:
             table.add_row(Text(method), *cells)
         # Above the table and not in it, because the table may be narrower.
         return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
+
+
+def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The runs that are to be made, with the first settings of a method in place of those that will be chosen."""
+    first: dict[tuple[str, str], str] = {}
+    for run in runs:
+        if run.chosen is None:
+            first.setdefault((run.method, run.task), run.candidate)
+    return [
+        run
+        for run in runs
+        if run.is_trial or run.chosen or (run.chosen is None and run.candidate == first[run.method, run.task])
+    ]
+
+
+def _short(key: str) -> str:
+    return "rate" if key == "train.learning_rate" else key.rpartition(".")[2]
 
 
 def _seconds(record: Record) -> float | None:
