@@ -193,8 +193,8 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
     report.add_argument(
         "--plot-kind",
         choices=PLOT_KINDS,
-        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
-        "variability of layers",
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, the "
+        "variability of layers, or the best of n trials of a search (tuning)",
     )
     report.add_argument(
         "--rows",

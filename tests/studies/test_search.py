@@ -32,7 +32,21 @@ def study(trials=4, methods=("lora", "head"), seeds=(0, 1), **search):
 
 def scored(folder, run, score):
     protocol = Protocol(
-        *("smoke", "accuracy", True, "train_held_out", "validation", "best", 1, 1, 8, run.seed, "fp32", None, "shuffled")
+        *(
+            "smoke",
+            "accuracy",
+            True,
+            "train_held_out",
+            "validation",
+            "best",
+            1,
+            1,
+            8,
+            run.seed,
+            "fp32",
+            None,
+            "shuffled",
+        )
     )
     history = [HistoryEntry(1.0, 1, 0.5, {"accuracy": score}, 0.1)]
     folder.run_folder(run).write(Record(run.key, {}, protocol=protocol, history=history))
@@ -97,12 +111,12 @@ class TestExpansion:
             expand("fair", config, [], tmp_path)
 
     def test_a_reported_seed_does_not_choose(self, tmp_path):
-        with pytest.raises(RequestError, match="search.seed=1 is one of the seeds"):
+        with pytest.raises(RequestError, match=r"search.seed=1 is one of the seeds"):
             expand("fair", study(seed=1), [], tmp_path)
 
     def test_too_few_settings_for_the_trials_are_refused(self, tmp_path):
         config = study(methods=("lora",), space={"lora": {"method.r": [1, 2], RATE: [0.1]}})
-        with pytest.raises(RequestError, match="2 different settings, fewer than search.trials=4"):
+        with pytest.raises(RequestError, match=r"2 different settings, fewer than search.trials=4"):
             expand("fair", config, [], tmp_path)
 
     @pytest.mark.parametrize(
@@ -127,9 +141,7 @@ class TestExpansion:
 
     def test_a_grid_of_rates_and_a_search_exclude_each_other(self, tmp_path):
         file = tmp_path / "mine.yaml"
-        file.write_text(
-            "methods: {lora: []}\ntasks: {smoke: []}\nsearch: {trials: 2}\nlearning_rates: {lora: [0.1]}\n"
-        )
+        file.write_text("methods: {lora: []}\ntasks: {smoke: []}\nsearch: {trials: 2}\nlearning_rates: {lora: [0.1]}\n")
         with pytest.raises(RequestError, match="leave out learning_rates"):
             open_study(str(file))
 
@@ -145,7 +157,10 @@ class TestChoice:
         assert {run.chosen for run in file.runs if not run.is_trial} == {None}
         folder.run_folder(trials[3]).write(Record(trials[3].key, {}, status="diverged", error="no"))
         choose_settings(file, folder)
-        assert [(run.tried, run.seed) for run in file.runs if run.chosen] == [(trials[1].tried, 0), (trials[1].tried, 1)]
+        assert [(run.tried, run.seed) for run in file.runs if run.chosen] == [
+            (trials[1].tried, 0),
+            (trials[1].tried, 1),
+        ]
 
     def test_a_trial_that_was_shortened_is_not_taken(self, tmp_path):
         file, _ = expand("fair", study(methods=("lora",), trials=2), [], tmp_path)
@@ -215,7 +230,7 @@ class TestOptuna:
         assert "train.epochs=1" in short.overrides
 
     def test_a_training_without_an_early_end_is_refused(self, tmp_path):
-        with pytest.raises(RequestError, match="train.epochs=1 has no early end"):
+        with pytest.raises(RequestError, match=r"train.epochs=1 has no early end"):
             expand("fair", study(pruner="hyperband"), ["train.epochs=1"], tmp_path)
 
 
@@ -277,4 +292,17 @@ def test_a_search_runs_to_its_end_and_the_report_shows_its_costs(tmp_path, sampl
     assert "search" in text
     assert main(["report", "runs/mine", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert sorted((group["method"], len(group["seeds"])) for group in found["groups"]) == [("bitfit", 2), ("head", 2)]
+    assert sorted(group["method"] for group in found["groups"]) == ["bitfit", "head"]
+    costs = {one["method"]: one for one in found["searches"]}
+    assert {one["trials"] for one in costs.values()} == {2}
+    # 32 rows in batches of 16, one epoch, two trials.
+    assert {one["updates"] for one in costs.values()} == {4}
+    assert all(one["seconds"] > 0 and one["chosen"]["smoke"] for one in costs.values())
+    picture = ["report", "runs/mine", "--plot", "tuning.png", "--plot-kind", "tuning"]
+    if sampler:
+        assert main(picture) == 2
+        assert "sampler: random" in capsys.readouterr().err
+    else:
+        pytest.importorskip("opda", reason="the extra `search` is not installed")
+        assert main(picture) == 0
+        assert (tmp_path / "tuning.png").stat().st_size > 1000

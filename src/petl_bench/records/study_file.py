@@ -16,6 +16,7 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.process import name_fault
 from petl_bench.records.reading import Number, check_hash, finite, validate, with_hash
+from petl_bench.records.schema import Record
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
@@ -107,13 +108,22 @@ class PlannedRun:
 
     @property
     def candidate(self) -> str:
-        """Names the settings that are tried: runs of one method and task with the same name differ in their seed alone."""
+        """Names the settings that are tried: runs of a method and task with the same name differ in their seed alone."""
         return candidate_name(self.tried)
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether it is to be made, as far as is known: settings that were tried and not taken end with their trials."""
+        """Whether it is to be made, by what is known; settings that were tried and not taken end with their trials."""
         return self.is_trial or self.chosen is not False
+
+
+def selection_score(record: Record) -> float | None:
+    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
+    if record.status != "finished" or record.protocol is None or not record.history:
+        return None
+    sign = 1.0 if record.protocol.higher_is_better else -1.0
+    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
+    return max(scores) if record.protocol.selection == "best" else scores[-1]
 
 
 def candidate_name(tried: Mapping[str, Any]) -> str:

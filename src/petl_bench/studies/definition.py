@@ -188,9 +188,7 @@ def _check_search(study: StudyConfig, where: str) -> None:
     if study.search is None:
         return
     if study.learning_rates:
-        raise RequestError(
-            f"{where}: search draws rates too: leave out learning_rates."
-        )
+        raise RequestError(f"{where}: search draws rates too: leave out learning_rates.")
     for name in study.search.space:
         if name not in study.methods:
             raise RequestError(f"{where}, search.space: {name} is none of its methods: {', '.join(study.methods)}.")

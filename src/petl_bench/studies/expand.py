@@ -143,9 +143,7 @@ def _grow_cell(
 ) -> list[PlannedRun]:
     """Adds the runs of a cell that were asked for by now; returns the trials among them."""
     place = (cell.method, cell.task)
-    known = {
-        (run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == place
-    }
+    known = {(run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == place}
     asked = advance(search, cell, known, folder, ask=ask)
     cell.is_open = len(asked) < search.trials or any(one.is_open for one in asked)
     plain, added = StudyCell(cell.method, cell.task, cell.overrides), list[PlannedRun]()
@@ -156,7 +154,9 @@ def _grow_cell(
                 continue
             own = replace(whole, overrides=last_of_each_key([*whole.overrides, length]))
             seeds = study.seeds if (share, length) == tuple(cell.steps[-1]) else []
-            runs = [replace(run, share=share) for run in planned_runs(own, compose(own, folder.path), seeds, [search.seed])]
+            runs = [
+                replace(run, share=share) for run in planned_runs(own, compose(own, folder.path), seeds, [search.seed])
+            ]
             known |= {(run.candidate, run.share): run for run in runs if run.is_trial}
             added += [run for run in runs if run.is_trial]
             study.runs += runs

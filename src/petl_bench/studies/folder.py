@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder, write_json
-from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study, selection_score
 
 _PRIVATE = ".study"
 
@@ -215,12 +215,3 @@ def _best_settings(trials: list[PlannedRun], folder: StudyFolder) -> str:
         if None not in found
     }
     return max(means or scores, key=lambda name: means.get(name, 0.0))
-
-
-def selection_score(record: Record) -> float | None:
-    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
-    if record.status != FINISHED or record.protocol is None or not record.history:
-        return None
-    sign = 1.0 if record.protocol.higher_is_better else -1.0
-    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
-    return max(scores) if record.protocol.selection == "best" else scores[-1]

@@ -21,8 +21,8 @@ from filelock import FileLock
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import get_method
-from petl_bench.records.study_file import PlannedRun, SearchedCell, candidate_name
-from petl_bench.studies.folder import StudyFolder, selection_score
+from petl_bench.records.study_file import PlannedRun, SearchedCell, candidate_name, selection_score
+from petl_bench.studies.folder import StudyFolder
 
 if TYPE_CHECKING:
     import optuna
@@ -91,7 +91,7 @@ def _check_values(values: Any, where: str) -> None:
         if not values or not all(isinstance(one, int | float | str) for one in values):
             raise RequestError(f"{where} must list at least one number or word.")
         return
-    numbers = [values.get(key) for key in ("low", "high")] if isinstance(values, dict) else []
+    numbers: list[Any] = [values.get(key) for key in ("low", "high")] if isinstance(values, dict) else []
     is_range = len(numbers) == 2 and values.keys() <= {"low", "high", "log"}
     if not is_range or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
         raise RequestError(f"{where} must be a list of values, or low and high with log: true or false.")

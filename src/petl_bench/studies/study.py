@@ -56,8 +56,12 @@ class Study:
     def places(self) -> list[tuple[str, str]]:
         """The methods and tasks that are asked for."""
         methods, tasks = self.request.methods or self.file.methods, self.request.tasks or self.file.tasks
-        return [(method, task) for method in self.file.methods for task in self.file.tasks
-                if method in methods and task in tasks]
+        return [
+            (method, task)
+            for method in self.file.methods
+            for task in self.file.tasks
+            if method in methods and task in tasks
+        ]
 
     def update(self, *, ask: bool = False) -> None:
         """Finds out which trials a search has asked for by now, and which settings were chosen.
