@@ -192,6 +192,55 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _choose(parsed: argparse.Namespace) -> int:
+    import time
+
+    from petl_bench.process import process_seconds
+
+    # Imports and planning are part of the time.
+    started = time.monotonic() - process_seconds()
+    from petl_bench.errors import parse_bytes, parse_seconds
+    from petl_bench.studies.choice import Limits
+    from petl_bench.studies.choose import choose
+    from petl_bench.studies.definition import parse_request
+    from petl_bench.studies.progress import print_choice
+
+    trainable, percent = _trainable(parsed.trainable)
+    limits = Limits(
+        memory_bytes=None if parsed.memory is None else parse_bytes("--memory", parsed.memory),
+        seconds=None if parsed.time is None else parse_seconds("--time", parsed.time),
+        latency_ms=None if parsed.latency is None else 1000 * parse_seconds("--latency", parsed.latency),
+        trainable=trainable,
+        trainable_percent=percent,
+    )
+    # A study has several tasks, a choice has one.
+    of_task = [one for one in parsed.overrides if one.startswith("task=")]
+    executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
+    request = parse_request([*executor, *(one for one in parsed.overrides if one not in of_task)])
+    if request.tasks is not None or request.seeds is not None:
+        raise RequestError("petl-bench choose takes one task, as task=NAME, and seeds of its own.")
+    request.overrides = of_task + request.overrides
+    methods = parsed.methods.split(",") if parsed.methods else request.methods
+    choice = choose(request, limits, methods, started)
+    print_choice(choice, choice.state.seconds, _print, as_json=parsed.json)
+    return 0
+
+
+def _trainable(text: str | None) -> tuple[int | None, float | None]:
+    """A number of parameters, or a share of the backbone's in percent."""
+    if text is None:
+        return None, None
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RequestError(
+            f"--trainable={text} must be a number of parameters, or a share of the backbone's such as 1%."
+        )
+    return (None, number) if text.endswith("%") else (int(number), None)
+
+
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.definition import parse_request
     from petl_bench.studies.progress import print_outcome, print_plan
@@ -263,6 +312,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "predict": _predict,
     "plan": _plan,
+    "choose": _choose,
     "study": _study,
     "sync": _sync,
     "dashboard": _dashboard,

@@ -46,6 +46,13 @@ def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
     raise Interrupted(signum)
 
 
+def process_seconds() -> float:
+    """How long ago this process began."""
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
 def cache_dir() -> Path:
     """The cache folder: PETL_BENCH_CACHE, else `petl_bench` in XDG_CACHE_HOME or in ~/.cache."""
     root = os.environ.get("PETL_BENCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "petl_bench"

@@ -216,6 +216,7 @@ class StudyRequest:
         methods, tasks: Of which runs are made now; None: all.
         seeds: In place of the study's; None: those.
         executor: How workers are started.
+        has_executor: Whether the command says so.
         runs_dir: The study's folder; None: `runs/<study>`.
     """
 
@@ -224,6 +225,7 @@ class StudyRequest:
     tasks: list[str] | None = None
     seeds: list[int] | None = None
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    has_executor: bool = False
     runs_dir: str | None = None
 
     def folder(self, name: str) -> Path:
@@ -266,6 +268,7 @@ def parse_request(overrides: list[str]) -> StudyRequest:
             request.overrides.append(override)
             continue
         key, value = match.groups()
+        request.has_executor |= key.startswith("executor")
         if key == "executor":
             executor = value
         elif key.startswith("executor."):

@@ -186,6 +186,9 @@ def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
     for place, group in groupby(sorted(several, key=_cell), key=_cell):
         mine = list(group)
         trials = [run for run in mine if run.is_trial]
+        if not trials:
+            # What `petl-bench choose` trains last was chosen before.
+            continue
         is_open = place in still_searched or not all(folder.ended(run) for run in trials)
         best = None if is_open else _best_settings(trials, folder)
         for run in mine:
