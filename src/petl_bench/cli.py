@@ -283,8 +283,8 @@ def _add_choose(commands: _Subparsers) -> argparse.ArgumentParser:
         "choose",
         usage="%(prog)s [options] [key=value ...]",
         help="which method and settings, for your rows, within a memory and a time",
-        description="Tries all methods with several settings, drops the worse ones step by step, and says which to use, "
-        "how good it is on rows that chose nothing, and what else is as good and cheaper. Settings are those of "
+        description="Tries all methods with several settings, drops the worse ones step by step, and says which to "
+        "use, how good it is on rows that chose nothing, and what else is as good and cheaper. Settings are those of "
         "`petl-bench run` but for method; runs_dir= names the folder, in which the same command goes on.",
     )
     choose.add_argument(

@@ -200,10 +200,10 @@ def _choose(parsed: argparse.Namespace) -> int:
     # Imports and planning are part of the time.
     started = time.monotonic() - process_seconds()
     from petl_bench.errors import parse_bytes, parse_seconds
+    from petl_bench.studies.answer import print_choice
     from petl_bench.studies.choice import Limits
     from petl_bench.studies.choose import choose
     from petl_bench.studies.definition import parse_request
-    from petl_bench.studies.progress import print_choice
 
     trainable, percent = _trainable(parsed.trainable)
     limits = Limits(

@@ -108,7 +108,7 @@ class PlannedRun:
 
     @property
     def candidate(self) -> str:
-        """Names the settings that are tried: runs of a method and task with the same name differ in their seed alone."""
+        """Names the settings that are tried; runs of a method and task with one name differ in their seed alone."""
         return candidate_name(self.tried)
 
     @property

@@ -147,7 +147,8 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
         return []
     by_key = {record.run_key: record for record in records}
     found = []
-    for method in study.methods:
+    # Of a choice, the methods that were dropped on the way too.
+    for method in dict.fromkeys([*study.methods, *(run.method for run in study.runs)]):
         mine = [run for run in study.runs if run.method == method]
         trials = [(run, by_key.get(run.key)) for run in mine if run.is_trial]
         ended = [record for _, record in trials if record is not None]
@@ -159,15 +160,15 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
                 "runs": len(ended),
                 "failed": sum(record.status != "finished" for record in ended),
                 "updates": sum(record.history[-1].step for record in ended if record.history),
-                "seconds": sum(_device_seconds(record) for record in ended),
+                "seconds": sum(device_seconds(record) for record in ended),
                 "chosen": {run.task: run.tried for run in mine if run.chosen},
             }
         )
     return found
 
 
-def _device_seconds(record: Record) -> float:
-    """What a run took, cached features only where it computed them itself."""
+def device_seconds(record: Record) -> float:
+    """Seconds that a run trained, scored and computed features of frozen layers, unless it found these in a cache."""
     if record.time is None:
         return 0.0
     is_reused = record.frozen is not None and record.frozen.reused
@@ -190,8 +191,13 @@ def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     pruned = "" if search.pruner == "none" else f", {search.pruner}"
     prose = tuple(f"taken on {task}" for task in study.tasks)
     header = ["method", "trials", "runs", "failed", "updates", "minutes", *prose]
+    how = f"{search.trials} trials of every method on every task ({search.sampler}{pruned})"
+    if search.pruner == "halving":
+        how = (
+            "every method at its default and with other settings; step by step the better third was trained for longer"
+        )
     notes = [
-        f"{search.trials} trials of every method on every task ({search.sampler}{pruned}), with seed {search.seed}",
+        f"{how}, with seed {search.seed}",
         "the settings that were best on the selection rows ran with the study's seeds; no trial is in the other tables",
         "minutes: training, evaluation and features of frozen layers, summed over the trials",
     ]

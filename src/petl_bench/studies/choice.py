@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -243,7 +244,7 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
             _write(rows.take(indices), loaded.labels, task, paths[name])
         files = _write_subsets(rows.take(parts["train"]), loaded.labels, task, folder / "rows")
         keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
-        added = [f"task.{key}='{paths[name]}'" for name, key in keys.items()] + ["task.protocol=test"]
+        added = [path_setting(f"task.{key}", paths[name]) for name, key in keys.items()] + ["task.protocol=test"]
         counts, fingerprint = {name: len(indices) for name, indices in parts.items()}, rows.fingerprint()
     else:
         if task.protocol == "standard":
@@ -264,12 +265,23 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
     return ChoiceRows(added, _subsets(whole, count, files), counts, fingerprint)
 
 
+def path_setting(key: str, path: str | Path) -> str:
+    """An override with a path, in quotation marks where Hydra's grammar wants them."""
+    text = str(path)
+    if re.fullmatch(r"[\w./-]+", text):
+        return f"{key}={text}"
+    escaped = re.sub(r"\\*'", lambda match: 2 * match[0][:-1] + "\\'", text)
+    return f"{key}='{escaped}'"
+
+
 def _subsets(cfg: RunConfig, count: int, files: list[Path]) -> list[Subset]:
     """The subsets of the first steps: of rows where these are many, else of epochs."""
     sizes = [round(share * count) for share in _SUBSETS]
     can_be_drawn = bool(files) or (cfg.task.source != "files" and cfg.task.rows_per_class is None)
     if can_be_drawn and sizes[0] >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None:
-        settings = [f"task.train_file='{file}'" for file in files] or [f"task.num_train_examples={n}" for n in sizes]
+        settings = [path_setting("task.train_file", file) for file in files] or [
+            f"task.num_train_examples={n}" for n in sizes
+        ]
         return [
             Subset(share, True, [setting], f"about {size:,} rows")
             for share, size, setting in zip(_SUBSETS, sizes, settings, strict=True)

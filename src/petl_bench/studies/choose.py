@@ -1,8 +1,8 @@
 """`petl-bench choose`: which method and settings, for these rows, within this memory and time.
 
-Successive halving: every method at its default, then further settings of each, on few rows or epochs; the better third of
-them on more; the best methods on all rows with several seeds. All of it is a study in a folder: its runs have ordinary
-records. What goes on is decided once and kept there, so that the same command goes on after an interruption.
+Successive halving: every method at its default, then further settings of each, on few rows or epochs; the better third
+of them on more; the best methods on all rows with several seeds. All of it is a study in a folder: its runs have
+ordinary records. What goes on is decided once and kept there, so that the same command goes on after an interruption.
 """
 
 from __future__ import annotations

@@ -1,39 +1,29 @@
-"""What a study prints: how far it is while it runs, what would run, what became of it, and the answer of a choice."""
+"""What a study prints: how far it is while it runs, what would run, and what became of it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import shlex
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from petl_bench.records.schema import Record
-from petl_bench.records.study_file import PlannedCosts, PlannedRun, selection_score
-from petl_bench.reports.differences import find_differences
+from petl_bench.records.study_file import PlannedCosts, PlannedRun
+from petl_bench.reports.cost_columns import device_seconds
 from petl_bench.reports.fields import MIB, MISSING
-from petl_bench.reports.jackknife import pseudo_values
-from petl_bench.reports.ranking import Comparison, compare
 from petl_bench.reports.render import ReportTable, print_table
-from petl_bench.reports.report import write_report
-from petl_bench.reports.results_table import study_results
-from petl_bench.reports.significance import over_rows, over_seeds_and_rows
-from petl_bench.studies.choice import REFERENCE
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
-    from petl_bench.studies.choose import Choice
     from petl_bench.studies.study import Study
 
 # Between two drawings.
@@ -92,7 +82,7 @@ class Progress:
         record = self._folder.record(run)
         assert record is not None
         where = f"{run.method} on {run.task}, seed {run.seed}"
-        rate = "".join(f", {_short(key)} {value}" for key, value in run.tried.items())
+        rate = "".join(f", {setting_name(key)} {value}" for key, value in run.tried.items())
         if record.status != FINISHED or record.protocol is None:
             return f"{where}{rate}: {record.status}: {record.error}"
         metric = record.protocol.metric
@@ -152,17 +142,14 @@ def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
     ]
 
 
-def _short(key: str) -> str:
+def setting_name(key: str) -> str:
+    """A setting in messages."""
     return "rate" if key == "train.learning_rate" else key.rpartition(".")[2]
 
 
 def _seconds(record: Record) -> float | None:
     """What a run took: cached features that another run had computed cost it nothing but their reading."""
-    if record.time is None:
-        return None
-    reused = record.frozen is not None and record.frozen.reused
-    features = (0.0 if reused else record.time.features_seconds or 0.0) + (record.time.cache_seconds or 0.0)
-    return record.time.train_seconds + record.time.eval_seconds + features
+    return None if record.time is None else device_seconds(record) + (record.time.cache_seconds or 0.0)
 
 
 def _duration(seconds: float) -> str:
@@ -240,183 +227,3 @@ def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) 
     if any(status in FAILURES for _, status in found):
         write("  `--retry failed` makes these again")
     write(f"  petl-bench report {study.folder.path}")
-
-
-# A cost that is lower by less is not called cheaper.
-_CHEAPER = 0.9
-
-PICTURE = "choice.png"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a choice came to.
-
-    Attributes:
-        recommended: The method's name.
-        runs: Its finished runs with their records, all rows and several seeds where time allowed.
-        on_all_rows: Whether it did.
-        score: The mean score on the reported rows, in the unit of the metric.
-        interval: What as many other rows would give, in 95 of 100 cases; None where that is not known.
-        comparisons: Of all other finalists with it.
-        cheaper: Of those that cannot be told apart from it, what they cost less, by name.
-    """
-
-    recommended: str
-    runs: list[tuple[PlannedRun, Record]]
-    on_all_rows: bool
-    score: float
-    interval: tuple[float, float] | None
-    comparisons: dict[str, Comparison]
-    cheaper: dict[str, list[str]]
-
-
-def answer(choice: Choice) -> Answer:
-    """Finds the recommended settings: the best on the selection rows; the reported rows only say how good they are."""
-    found = [(run, record) for run in choice.study.runs if (record := choice.record(run)) is not None]
-    finals = [(run, record) for run, record in found if not run.is_trial]
-    by_settings: dict[tuple[str, str], list[tuple[PlannedRun, Record]]] = {}
-    longest = max(run.share for run, _ in found)
-    for run, record in finals or [one for one in found if one[0].share == longest]:
-        if run.method != REFERENCE:
-            by_settings.setdefault((run.method, run.candidate), []).append((run, record))
-    if not by_settings:
-        by_settings[REFERENCE, ""] = finals
-    most = max(map(len, by_settings.values()))
-    best = max(
-        (runs for runs in by_settings.values() if len(runs) == most),
-        key=lambda runs: statistics.fmean(selection_score(record) or -math.inf for _, record in runs),
-    )
-    name = best[0][0].method
-
-    def read(record: Record) -> Any:
-        run = next(run for run, one in found if one.run_key == record.run_key)
-        return choice.folder.run_folder(run).read_predictions(record, "report")
-
-    score, interval = _score(best, read)
-    comparisons: dict[str, Comparison] = {}
-    if finals:
-        differences = find_differences(study_results(choice.study, [record for _, record in finals]), read)
-        comparisons = {one.method: one for one in compare(differences, name) if one.difference is not None}
-    alike = [one for one in comparisons if comparisons[one].verdict == "no difference shown"]
-    first = {run.method: record for run, record in reversed(finals)}
-    cheaper = {one: words for one in alike if (words := _savings(first[one], first[name]))}
-    return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
-
-
-def _score(
-    runs: list[tuple[PlannedRun, Record]], read: Callable[[Record], Any]
-) -> tuple[float, tuple[float, float] | None]:
-    """The mean score on the reported rows, and the interval for as many other rows."""
-    records = [record for _, record in runs]
-    protocol = records[0].protocol
-    assert protocol
-    mean = statistics.fmean(record.selected_scores[protocol.metric] for record in records)
-    rows = []
-    for record in records:
-        predictions = read(record)
-        if predictions is None:
-            return mean, None
-        values = pseudo_values(protocol.metric, predictions.labels, predictions.predicted)
-        if values is None:
-            return mean, None
-        rows.append(values)
-    estimate = over_rows(rows[0], mean) if len(rows) == 1 else over_seeds_and_rows(np.stack(rows), mean)
-    # Other rows have chance errors of their own, as large as those of these rows.
-    other = (
-        {"error": math.sqrt(2) * estimate.error}
-        if len(rows) == 1
-        else {"normal_error": math.sqrt(2) * estimate.normal_error}
-    )
-    low, high = replace(estimate, **other).interval()
-    return mean, ((max(low, 0.0), min(high, 1.0)) if protocol.higher_is_better else (max(low, 0.0), high))
-
-
-def _savings(record: Record, than: Record) -> list[str]:
-    """What a run costs less than another, in words."""
-    pairs = {
-        "trained parameters": [one.params.trainable if one.params else None for one in (record, than)],
-        "memory": [one.memory.estimate.peak_bytes if one.memory and one.memory.estimate else None
-                   for one in (record, than)],
-        "latency": [one.inference.latency_ms_median if one.inference else None for one in (record, than)],
-    }  # fmt: skip
-    known = {what: pair[0] / pair[1] for what, pair in pairs.items() if pair[0] is not None and pair[1]}
-    return [f"{100 * ratio:.0f} % of its {what}" for what, ratio in known.items() if ratio < _CHEAPER]
-
-
-def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints the answer of a choice, then the table of those that were trained on all rows, and draws them.
-
-    Args:
-        choice: The choice.
-        seconds: What it took, with all commands before.
-        write: Prints text.
-        as_json: Whether to print a JSON object instead.
-    """
-    found = answer(choice)
-    run, record = found.runs[0]
-    assert record.protocol
-    metric, percent = record.protocol.metric, record.protocol.higher_is_better
-    scale, unit = (100, " %") if percent else (1, "")
-    trained = [one for one in choice.study.runs if choice.record(one) is not None]
-    command = shlex.join(["petl-bench", "run", *run.overrides])
-    picture = choice.folder.path / PICTURE
-    against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
-    if as_json:
-        differences = {
-            name: {"difference": one.difference.mean, "interval": one.difference.interval, "p_corrected": one.p,
-                   "verdict": one.verdict, "cheaper": found.cheaper.get(name, [])}
-            for name, one in found.comparisons.items() if one.difference is not None
-        }  # fmt: skip
-        content = {
-            "method": "lora" if found.recommended == REFERENCE else found.recommended,
-            "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "metric": metric,
-            "score": found.score, "interval_of_other_rows": found.interval, "seeds": [one.seed for one, _ in found.runs],
-            "report_rows": record.protocol.num_eval_examples, "compared_with_it": differences,
-            "left_out": choice.state.left_out, "trainings": len(trained), "seconds": seconds,
-            "folder": str(choice.folder.path), "run": str(choice.folder.path / run.folder),
-        }  # fmt: skip
-        write(json.dumps(content, indent=2))
-        write = _log.debug
-    else:
-        settings = ", ".join(f"{_short(key)} {value}" for key, value in run.tried.items())
-        write(f"recommended: {found.recommended} ({settings})\n  {command}")
-        interval = ""
-        if found.interval is not None:
-            low, high = (f"{scale * end:.1f}" for end in found.interval)
-            interval = f"; as many other rows would give {low} to {high} (95 %)"
-        seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
-        rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
-        write(f"score: {metric} {scale * found.score:.1f}{unit} on {rows}, {seeds}{interval}")
-        if not found.on_all_rows:
-            write(f"  of a training on {100 * run.share:.0f} % of the whole: the time did not suffice for all rows")
-        for name, words in found.cheaper.items():
-            one = found.comparisons[name]
-            write(f"not told apart from it, and cheaper: {name} ({_points(one, scale)}; {', '.join(words)})")
-        if found.comparisons and not found.cheaper:
-            write("none of the others that were trained on all rows is cheaper and as good, as far as these rows show")
-        if against is not None:
-            gain = replace(against, difference=against.difference.turned() if against.difference else None)
-            shown = (
-                "gains" if against.verdict == "worse" else "no gain shown" if against.verdict != "better" else "loses"
-            )
-            write(f"against LoRA at its default: {shown}, {_points(gain, scale)}")
-        minutes = f"{seconds / 60:.1f} min"
-        write(f"the search: {len(trained)} trainings of {len({one.method for one in trained} - {REFERENCE})} methods, "
-              f"{minutes}")  # fmt: skip
-        if choice.state.left_out:
-            write(
-                "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in choice.state.left_out.items())
-            )
-        write(f"trained: {choice.folder.path / run.folder}\n")
-    if found.on_all_rows:
-        write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
-
-
-def _points(one: Comparison, scale: int) -> str:
-    assert one.difference is not None
-    text = f"{scale * one.difference.mean:+.1f} points"
-    if one.difference.interval is None:
-        return text
-    low, high = (f"{scale * end:+.1f}" for end in one.difference.interval)
-    return f"{text}, {low} to {high}"
