@@ -41,6 +41,7 @@ def run(arguments: list[str]) -> int:
     """
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
+    overrides = _with_data(overrides)
     # Hydra would print its own errors and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -70,6 +71,20 @@ def run(arguments: list[str]) -> int:
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
     # Of a sweep, a run that failed says more than a request that was wrong.
     return min((error.exit_code for error in failures), default=0)
+
+
+def _with_data(overrides: list[str]) -> list[str]:
+    """The overrides with `data=FILE` as the settings of a task of one's own."""
+    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
+    if not files:
+        return overrides
+    from petl_bench.tasks.rows import column_settings
+
+    others = [one for one in overrides if not one.startswith("data=")]
+    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
+        raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
+    setup_logging()
+    return [*column_settings(files[0], dict(one.partition("=")[::2] for one in others)), *others]
 
 
 def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
@@ -214,9 +229,10 @@ def _choose(parsed: argparse.Namespace) -> int:
         trainable_percent=percent,
     )
     # A study has several tasks, a choice has one.
-    of_task = [one for one in parsed.overrides if one.startswith("task=")]
+    overrides = _with_data(parsed.overrides)
+    of_task = [one for one in overrides if one.startswith("task=")]
     executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
-    request = parse_request([*executor, *(one for one in parsed.overrides if one not in of_task)])
+    request = parse_request([*executor, *(one for one in overrides if one not in of_task)])
     if request.tasks is not None or request.seeds is not None:
         raise RequestError("petl-bench choose takes one task, as task=NAME, and seeds of its own.")
     request.overrides = of_task + request.overrides

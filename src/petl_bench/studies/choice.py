@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, steps_of
 from petl_bench.tasks.config import TaskConfig
 from petl_bench.tasks.load import load_task
-from petl_bench.tasks.rows import Rows
+from petl_bench.tasks.rows import Rows, as_setting
 
 # LoRA as it would be run without a choice, in tables.
 REFERENCE = "lora at its default"
@@ -244,7 +243,7 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
             _write(rows.take(indices), loaded.labels, task, paths[name])
         files = _write_subsets(rows.take(parts["train"]), loaded.labels, task, folder / "rows")
         keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
-        added = [path_setting(f"task.{key}", paths[name]) for name, key in keys.items()] + ["task.protocol=test"]
+        added = [as_setting(f"task.{key}", paths[name]) for name, key in keys.items()] + ["task.protocol=test"]
         counts, fingerprint = {name: len(indices) for name, indices in parts.items()}, rows.fingerprint()
     else:
         if task.protocol == "standard":
@@ -265,21 +264,12 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
     return ChoiceRows(added, _subsets(whole, count, files), counts, fingerprint)
 
 
-def path_setting(key: str, path: str | Path) -> str:
-    """An override with a path, in quotation marks where Hydra's grammar wants them."""
-    text = str(path)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    escaped = re.sub(r"\\*'", lambda match: 2 * match[0][:-1] + "\\'", text)
-    return f"{key}='{escaped}'"
-
-
 def _subsets(cfg: RunConfig, count: int, files: list[Path]) -> list[Subset]:
     """The subsets of the first steps: of rows where these are many, else of epochs."""
     sizes = [round(share * count) for share in _SUBSETS]
     can_be_drawn = bool(files) or (cfg.task.source != "files" and cfg.task.rows_per_class is None)
     if can_be_drawn and sizes[0] >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None:
-        settings = [path_setting("task.train_file", file) for file in files] or [
+        settings = [as_setting("task.train_file", file) for file in files] or [
             f"task.num_train_examples={n}" for n in sizes
         ]
         return [
