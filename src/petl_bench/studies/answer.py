@@ -176,10 +176,12 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             low, high = (f"{scale * end:.1f}" for end in found.interval)
             interval = f"; as many other rows would give {low} to {high} (95 %)"
         seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
-        rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
-        write(f"score: {metric} {scale * found.score:.1f}{unit} on {rows}, {seeds}{interval}")
-        if not found.on_all_rows:
-            write(f"  of a training on {100 * run.share:.0f} % of the whole: the time did not suffice for all rows")
+        if found.on_all_rows:
+            rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
+            write(f"score: {metric} {scale * found.score:.1f}{unit} on {rows}, {seeds}{interval}")
+        else:
+            write(f"score: {metric} {scale * found.score:.1f}{unit} on the rows that chose it, so probably too high")
+            write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
         for name, words in found.cheaper.items():
             one = found.comparisons[name]
             write(f"not told apart from it, and cheaper: {name} ({_points(one, scale)}; {', '.join(words)})")

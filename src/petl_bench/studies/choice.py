@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -29,9 +30,8 @@ REFERENCE = "lora at its default"
 # A method, or REFERENCE, with the settings that are tried.
 Candidate = tuple[str, dict[str, Any]]
 
-# Rows that choose, and rows that are reported: their share of a file, and the most of each.
-_SHARE, _MOST_SELECTION, _MOST_REPORT = 0.2, 1000, 2000
-_FEWEST_ROWS = 60
+# Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
+_EVERY, _FEWEST_ROWS = 5, 60
 # The first steps see a ninth and a third of the rows; of fewer rows than these, they make fewer epochs instead.
 _SUBSETS = (1 / 9, 1 / 3)
 _FEWEST_IN_SUBSET = 200
@@ -220,68 +220,105 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
     """Keeps the rows that choose apart from those that are reported, and makes subsets of those that train.
 
     One file of a user is split into three, by class; what comes with rows of its own for the report has some of its
-    training rows held out, where they are not yet.
+    training rows held out, where they are not yet. The runs of the first steps do not even read the reported rows.
 
     Args:
         cfg: A run.
         overrides: Its settings, which win.
-        folder: The study's; the parts of a user's file are written below it.
+        folder: The study's; rows of the first steps, and the parts of a user's file, are written below it.
 
     Raises:
         RequestError: If the rows are too few, or of a task whose rows cannot be split here.
     """
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    added: list[str] = []
-    task = cfg.task
-    files: list[Path] = []
+    task, added = cfg.task, list[str]()
     if task.source == "files" and task.validation_file is None:
         loaded = load_task(_all_rows(task), cfg.data_root)
         rows = _joined(loaded.train, loaded.report)
-        parts = _split(rows, loaded.labels, task)
-        paths = {name: folder / "rows" / f"{name}.jsonl" for name in ("train", "selection", "report")}
-        for name, indices in parts.items():
-            _write(rows.take(indices), loaded.labels, task, paths[name])
-        files = _write_subsets(rows.take(parts["train"]), loaded.labels, task, folder / "rows")
+        parts = {name: rows.take(indices) for name, indices in _split(rows, loaded.labels, task).items()}
+        files = {name: folder / "rows" / f"{name}.jsonl" for name in parts}
         keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
-        added = [as_setting(f"task.{key}", paths[name]) for name, key in keys.items()] + ["task.protocol=test"]
-        counts, fingerprint = {name: len(indices) for name, indices in parts.items()}, rows.fingerprint()
+        added = [as_setting(f"task.{key}", files[name]) for name, key in keys.items()] + ["task.protocol=test"]
+        _write(parts["report"], loaded.labels, task, files["report"])
     else:
         if task.protocol == "standard":
-            task = replace(task, protocol="held_out")
             added = ["task.protocol=held_out"]
+            task = replace(task, protocol="held_out")
         loaded = load_task(task, cfg.data_root)
-        counts = {"train": len(loaded.train), "selection": len(loaded.selection), "report": len(loaded.report)}
-        fingerprint = loaded.fingerprint()
-    count, few = counts["train"], counts["train"] < _FEW_ROWS
-    batch = cfg.train.batch_size
-    if few and batch > _SMALL_BATCH and not given & {"train.batch_size", "train", "recipe"}:
+        parts = {"train": loaded.train, "selection": loaded.selection, "report": loaded.report}
+    count, batch = len(parts["train"]), cfg.train.batch_size
+    if count < _FEW_ROWS and batch > _SMALL_BATCH and not given & {"train.batch_size", "train", "recipe"}:
         batch = _SMALL_BATCH
         added.append(f"train.batch_size={batch}")
     if not given & {"train.epochs", "train.max_steps", "recipe"} and cfg.train.max_steps is None:
         epochs = min(max(cfg.train.epochs, math.ceil(_UPDATES * batch / count)), _MOST_EPOCHS)
         added.append(f"train.epochs={epochs}")
     whole = load_config([*overrides, *added, "method=lora"])
-    return ChoiceRows(added, _subsets(whole, count, files), counts, fingerprint)
+    is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
+    subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])
+    digest = hashlib.sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()
+    return ChoiceRows(added, subsets, {name: len(part) for name, part in parts.items()}, digest)
 
 
-def _subsets(cfg: RunConfig, count: int, files: list[Path]) -> list[Subset]:
-    """The subsets of the first steps: of rows where these are many, else of epochs."""
-    sizes = [round(share * count) for share in _SUBSETS]
-    can_be_drawn = bool(files) or (cfg.task.source != "files" and cfg.task.rows_per_class is None)
-    if can_be_drawn and sizes[0] >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None:
-        settings = [as_setting("task.train_file", file) for file in files] or [
-            f"task.num_train_examples={n}" for n in sizes
-        ]
-        return [
-            Subset(share, True, [setting], f"about {size:,} rows")
-            for share, size, setting in zip(_SUBSETS, sizes, settings, strict=True)
-        ]
+def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
+    """Writes the rows that train and choose in the first steps: fewer rows where there are many, else fewer epochs."""
+    task, train = cfg.task, parts["train"]
+    names = {"selection": parts["selection"], "train": train}
+    by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
+    if by_rows:
+        order = np.random.default_rng(task.data_seed).permutation(len(train))
+        names |= {
+            f"train-{round(1 / share)}th": train.take(_of_each(train, labels, order, share)) for share in _SUBSETS
+        }
+    for name, rows in names.items():
+        _write(rows, labels, task, folder / f"{name}.jsonl")
+    settings = [
+        *("task.source=files", as_setting("task.validation_file", folder / "selection.jsonl"), "task.test_file=null"),
+        *("task.protocol=standard", "task.num_train_examples=null", "task.rows_per_class=null"),
+    ]
+    if not by_rows:
+        return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")])
+    return [
+        Subset(
+            len(names[name]) / len(train),
+            True,
+            [*settings, as_setting("task.train_file", folder / f"{name}.jsonl")],
+            f"{len(names[name]):,} rows",
+        )
+        for name in map(_name, _SUBSETS)
+    ]
+
+
+def _name(share: float) -> str:
+    return f"train-{round(1 / share)}th"
+
+
+def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: float) -> np.ndarray:
+    """A share of the rows of each class, at least one; of a larger share, the smaller is a part."""
+    classes = _classes(rows, labels)
+    kept = [
+        order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
+        for index in range(max(len(labels or ()), 1))
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
+    """The class of each row; of regression, the same for all."""
+    assert rows.labels is not None
+    return np.zeros(len(rows), dtype=int) if labels is None else rows.labels
+
+
+def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
+    """The first steps as fewer epochs, or updates, on all rows."""
     try:
         lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)[:-1]
     except RequestError:
         # One epoch cannot be made shorter.
-        return [Subset(1.0, False, [], "all rows")]
-    return [Subset(share, False, [one], one.removeprefix("train.").replace("=", " ")) for share, one in lengths]
+        return [Subset(1.0, False, settings, "all rows")]
+    return [
+        Subset(share, False, [*settings, one], one.removeprefix("train.").replace("=", " ")) for share, one in lengths
+    ]
 
 
 def _all_rows(task: TaskConfig) -> TaskConfig:
@@ -311,22 +348,22 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
             f"{len(rows)} rows are too few to choose by: at least {_FEWEST_ROWS} are needed, some to train on, some to "
             "choose by and some to report on."
         )
-    order = np.random.default_rng(task.data_seed).permutation(len(rows))
-    classes = np.zeros(len(rows), dtype=int) if labels is None else rows.labels
+    order, classes = np.random.default_rng(task.data_seed).permutation(len(rows)), _classes(rows, labels)
     first: dict[tuple[str, ...], str] = {}
     parts: dict[str, list[int]] = {"train": [], "selection": [], "report": []}
-    assert classes is not None
+    # One of so many rows of a class.
+    every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
     for index in range(max(len(labels or ()), 1)):
-        mine = order[classes[order] == index]
-        for number, row in enumerate(mine):
-            # Of each five rows, the first three train.
-            part = ("train", "train", "selection", "report", "train")[number % 5]
+        for number, row in enumerate(order[classes[order] == index]):
+            part = (
+                "report"
+                if number % every["report"] == 3
+                else "selection"
+                if number % every["selection"] == 2
+                else "train"
+            )
             text = tuple(column[row] for column in rows.texts)
             parts[first.setdefault(text, part)].append(int(row))
-    for part, most in (("selection", _MOST_SELECTION), ("report", _MOST_REPORT)):
-        drawn = np.random.default_rng(task.data_seed).permutation(parts[part])
-        parts[part] = drawn[:most].tolist()
-        parts["train"] += drawn[most:].tolist()
     for part in ("selection", "report"):
         if len(parts[part]) < _FEWEST_ROWS // 10:
             raise RequestError(
@@ -334,22 +371,6 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
                 "rows or more."
             )
     return {name: np.sort(np.array(indices)) for name, indices in parts.items()}
-
-
-def _write_subsets(rows: Rows, labels: list[str] | None, task: TaskConfig, folder: Path) -> list[Path]:
-    """Writes the training rows of the first steps, the smaller within the larger, with rows of each class."""
-    order = np.random.default_rng(task.data_seed).permutation(len(rows))
-    classes = np.zeros(len(rows), dtype=int) if labels is None else rows.labels
-    assert classes is not None
-    files = []
-    for share in _SUBSETS:
-        kept = [
-            order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
-            for index in range(max(len(labels or ()), 1))
-        ]
-        files.append(folder / f"train-{round(1 / share)}th.jsonl")
-        _write(rows.take(np.sort(np.concatenate(kept))), labels, task, files[-1])
-    return files
 
 
 def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -> None:

@@ -234,7 +234,14 @@ class _Maker:
                 count = settings * len(tried)
                 runs = [count - len(tried), *(math.ceil(count / _REDUCTION**k) for k in range(1, len(subsets) - 1))]
                 runs.append(len(SEEDS) * (finalists + 1))
-                if sum(number * mean for number, mean in zip(runs, means, strict=True)) < self._left():
+                seconds = sum(number * mean for number, mean in zip(runs, means, strict=True))
+                if seconds < self._left():
+                    _log.info(
+                        "%d settings of each method, the best %d on all rows: about %.0f s",
+                        settings,
+                        finalists,
+                        seconds,
+                    )
                     return settings, finalists
         return 1, 1
 
@@ -323,7 +330,12 @@ class _Maker:
             assert record.time
             ratio = share / before
             of_scoring = 1.0 if self._rows.subsets[0].by_rows else ratio
-            total += seeds * (record.time.train_seconds * ratio + record.time.eval_seconds * of_scoring + rest)
+            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + rest
+            if subset is None:
+                # The first steps do not score the reported rows.
+                one_scoring = record.time.eval_seconds / max(1, len(record.history))
+                seconds += one_scoring * self._rows.counts["report"] / self._rows.counts["selection"]
+            total += seeds * seconds
             # Computed once, for all runs that share them.
             features = max(features, (record.time.features_seconds or 0.0) * ratio)
         return total + features
@@ -369,6 +381,16 @@ class _Maker:
             f"In --time {self._limits.seconds:g}s no training could be ended, as {self._elapsed():.0f} s went by until "
             "here: give several minutes; the same command with more time goes on."
         )
+
+
+def _training_seconds(record: Record, ratio: float) -> float:
+    """Seconds of a training with so many times the updates; the first ones of each take longer."""
+    assert record.time
+    steps, first = record.history[-1].step, record.time.warm_up_updates
+    if steps <= first:
+        return record.time.train_seconds * ratio
+    each = (record.time.train_seconds - record.time.warm_up_seconds) / (steps - first)
+    return record.time.warm_up_seconds + each * max(0.0, ratio * steps - first)
 
 
 @contextmanager
