@@ -21,7 +21,7 @@ from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.reports.ranking import Comparison, compare
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
-from petl_bench.reports.significance import over_rows, over_seeds_and_rows
+from petl_bench.reports.significance import Estimate
 from petl_bench.studies.choice import REFERENCE
 from petl_bench.studies.choose import Choice
 from petl_bench.studies.progress import setting_name
@@ -43,7 +43,7 @@ class Answer:
         runs: Its finished runs with their records, all rows and several seeds where time allowed.
         on_all_rows: Whether it did.
         score: The mean score on the reported rows, in the unit of the metric.
-        interval: What as many other rows would give, in 95 of 100 cases; None where that is not known.
+        interval: What one more training would score on as many other rows, 95 %; None where that is not known.
         comparisons: Of all other finalists with it.
         cheaper: Of those that cannot be told apart from it, what they cost less, by name.
     """
@@ -93,7 +93,7 @@ def answer(choice: Choice) -> Answer:
 def _score(
     runs: list[tuple[PlannedRun, Record]], read: Callable[[Record], Any]
 ) -> tuple[float, tuple[float, float] | None]:
-    """The mean score on the reported rows, and the interval for as many other rows."""
+    """The mean score on the reported rows, and the 95 % interval of one more training on as many other rows."""
     records = [record for _, record in runs]
     protocol = records[0].protocol
     assert protocol
@@ -107,13 +107,15 @@ def _score(
         if values is None:
             return mean, None
         rows.append(values)
-    # Other rows have chance errors of their own, as large as those of these rows.
-    if len(rows) == 1:
-        estimate = over_rows(rows[0], mean)
-        estimate = replace(estimate, error=math.sqrt(2) * estimate.error)
+    table = np.stack(rows)
+    num_seeds, num_rows = table.shape
+    # These rows and the others have chance errors of the same size.
+    of_rows = math.sqrt(2 * float(table.mean(axis=0).var(ddof=1)) / num_rows)
+    if num_seeds == 1:
+        estimate = Estimate(mean, of_rows, num_rows - 1)
     else:
-        estimate = over_seeds_and_rows(np.stack(rows), mean)
-        estimate = replace(estimate, normal_error=math.sqrt(2) * estimate.normal_error)
+        of_seeds = float(table.mean(axis=1).std(ddof=1)) * math.sqrt(1 + 1 / num_seeds)
+        estimate = Estimate(mean, of_seeds, num_seeds - 1, of_rows)
     low, high = estimate.interval()
     return mean, (max(low, 0.0), min(high, 1.0) if protocol.higher_is_better else high)
 
@@ -143,7 +145,8 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         as_json: Whether to print a JSON object instead.
     """
     found = answer(choice)
-    run, record = found.runs[0]
+    # Of its trainings the one that is best where nothing is reported.
+    run, record = max(found.runs, key=lambda one: selection_score(one[1]) or -math.inf)
     assert record.protocol
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
     scale, unit = (100, " %") if percent else (1, "")
@@ -174,7 +177,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         interval = ""
         if found.interval is not None:
             low, high = (f"{scale * end:.1f}" for end in found.interval)
-            interval = f"; as many other rows would give {low} to {high} (95 %)"
+            interval = f"; one training on as many other rows: {low} to {high} (95 %)"
         seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
         if found.on_all_rows:
             rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"

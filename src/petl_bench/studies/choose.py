@@ -12,15 +12,15 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 from petl_bench.config import load_config
-from petl_bench.errors import Interrupted, RequestError, RunError, unknown_choice
+from petl_bench.errors import RequestError, RunError, unknown_choice
 from petl_bench.methods.registry import all_methods
+from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
@@ -263,7 +263,7 @@ class _Maker:
         _log.info("step %d: %d trainings, %s", number + 1, len(left), what)
         plan = self._folder.write_plan(replace(self.study(), runs=runs, search=None))
         if not self._request.has_executor:
-            with _ends_after(seconds):
+            with ends_after(seconds):
                 work(self._folder.path, plan, [run.key for run in left])
         else:
             workers = start_workers(self._request.executor, self._folder, plan, left)
@@ -344,7 +344,8 @@ class _Maker:
         """Seconds of a run that are neither training nor scoring nor the features of frozen layers."""
         log = self._folder.run_folder(run).log
         try:
-            begun = time.mktime(time.strptime(log.read_text(encoding="utf-8")[:19], "%Y-%m-%d %H:%M:%S"))
+            first = log.read_text(encoding="utf-8")[:23]
+            begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
             ended = (self._folder.path / run.folder / RECORD_FILE).stat().st_mtime
         except (OSError, ValueError):
             return None
@@ -391,26 +392,3 @@ def _training_seconds(record: Record, ratio: float) -> float:
         return record.time.train_seconds * ratio
     each = (record.time.train_seconds - record.time.warm_up_seconds) / (steps - first)
     return record.time.warm_up_seconds + each * max(0.0, ratio * steps - first)
-
-
-@contextmanager
-def _ends_after(seconds: float | None) -> Iterator[None]:
-    """Within it, a run that is being made when the time is over ends as by Ctrl-C, and nothing further is begun."""
-    if seconds is None:
-        yield
-        return
-
-    def ring(signum: int, _frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except Interrupted as error:
-        if error.signum != signal.SIGALRM:
-            raise
-        _log.info("the time of this step is over")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
