@@ -230,7 +230,7 @@ def _choose(parsed: argparse.Namespace) -> int:
     )
     # A study has several tasks, a choice has one.
     overrides = _with_data(parsed.overrides)
-    of_task = [one for one in overrides if one.startswith("task=")]
+    of_task = [one for one in overrides if one.startswith(("task=", "method="))]
     executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
     request = parse_request([*executor, *(one for one in overrides if one not in of_task)])
     if request.tasks is not None or request.seeds is not None:

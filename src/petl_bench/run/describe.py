@@ -192,10 +192,10 @@ def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTraine
 def _length_that_keeps(task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
     """The smallest length limit that cuts no more than a twentieth of the tokens of some training rows."""
     some = task.train.take(np.arange(min(len(task.train), _ROWS_MEASURED)))
-    lengths = np.sort(encode(some, tokenizer, int(1e6), cached=False).lengths)
-    # Of n sorted lengths, a limit of the k-th keeps the k shorter rows whole, and as much of each longer one.
-    kept = np.cumsum(lengths) + lengths * np.arange(len(lengths) - 1, -1, -1)
-    return int(lengths[np.argmax(kept >= (1 - _CUT_SHARE) * lengths.sum())])
+    lengths = encode(some, tokenizer, int(1e6), cached=False).lengths
+    # Rows with at least 1, 2, ... tokens; a limit keeps one token of each of them for every step up to it.
+    at_least = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
+    return int(np.argmax(np.cumsum(at_least) >= (1 - _CUT_SHARE) * lengths.sum())) + 1
 
 
 def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:

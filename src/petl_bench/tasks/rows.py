@@ -315,8 +315,7 @@ def _log_lookalikes(counts: Counter[str], source: str) -> None:
 _LABEL_NAMES = {"label", "labels", "class", "category", "target", "intent", "queue", "topic", "sentiment"}
 _TEXT_NAMES = (("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
                ("question", "sentence"), ("sentence",))  # fmt: skip
-# In a column of labels a value comes so often, on average; a text has so many words.
-_ROWS_PER_LABEL, _WORDS_OF_TEXT = 3, 2.5
+_WORDS_OF_TEXT = 2.5  # on average, at least
 
 
 def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
@@ -333,8 +332,7 @@ def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
     wanted = [key for key in ("task.text_columns", "task.label_column") if key not in given]
     if not wanted:
         return settings
-    names = read_table(path, "data", ()).names
-    table = read_table(path, "data", names)
+    table = read_table(path, "data", read_table(path, "data", ()).names)
     label = given.get("task.label_column") or _label_column(table)
     taken = []
     if "task.text_columns" in wanted:
@@ -359,8 +357,8 @@ def as_setting(key: str, value: object) -> str:
 
 
 def _label_column(table: Table) -> str:
-    named = [name for name in table.names if name.strip().casefold() in _LABEL_NAMES and _may_be_labels(table, name)]
-    found = named or [name for name in table.names if _may_be_labels(table, name) and not _is_text(table, name)]
+    named = [name for name in table.names if name.strip().casefold() in _LABEL_NAMES and _may_be_labels(table, name, 1)]
+    found = named or [one for one in table.names if _may_be_labels(table, one, 3) and not _is_text(table, one)]
     if len(found) != 1:
         which = f"{', '.join(map(repr, found))} all look like it" if found else "none repeats its values as labels do"
         raise RequestError(
@@ -390,9 +388,11 @@ def _known(table: Table, name: str) -> list[str]:
     return [str(value) for value in table.columns[name] if not _is_missing(value) and str(value).strip()]
 
 
-def _may_be_labels(table: Table, name: str) -> bool:
+def _may_be_labels(table: Table, name: str, rows_per_label: int) -> bool:
+    """Whether values come more often than so many times on average, or all are one; fractions are no classes."""
     values = _known(table, name)
-    return bool(values) and len(set(values)) <= max(1, len(values) // _ROWS_PER_LABEL)
+    fractions = any(re.fullmatch(r"-?\d*\.\d*[1-9]\d*", value.strip()) for value in values)
+    return not fractions and (len(set(values)) == 1 or 0 < rows_per_label * len(set(values)) < len(values))
 
 
 def _is_text(table: Table, name: str) -> bool:
