@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Within less nothing can be trained by `petl-bench choose`.
+_LEAST_SECONDS = 30
+
 # Rows that `petl-bench compare` lists in a terminal.
 _ROWS_LISTED = 20
 
@@ -215,6 +218,13 @@ def _choose(parsed: argparse.Namespace) -> int:
     # Imports and planning are part of the time.
     started = time.monotonic() - process_seconds()
     from petl_bench.errors import parse_bytes, parse_seconds
+
+    seconds = None if parsed.time is None else parse_seconds("--time", parsed.time)
+    if seconds is not None and seconds < _LEAST_SECONDS:
+        raise RequestError(
+            f"--time={parsed.time} is too short, as torch alone takes seconds to import: give {_LEAST_SECONDS}s at the "
+            "very least, and minutes for an encoder of the usual size."
+        )
     from petl_bench.studies.answer import print_choice
     from petl_bench.studies.choice import Limits
     from petl_bench.studies.choose import choose
@@ -223,7 +233,7 @@ def _choose(parsed: argparse.Namespace) -> int:
     trainable, percent = _trainable(parsed.trainable)
     limits = Limits(
         memory_bytes=None if parsed.memory is None else parse_bytes("--memory", parsed.memory),
-        seconds=None if parsed.time is None else parse_seconds("--time", parsed.time),
+        seconds=seconds,
         latency_ms=None if parsed.latency is None else 1000 * parse_seconds("--latency", parsed.latency),
         trainable=trainable,
         trainable_percent=percent,

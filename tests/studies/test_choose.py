@@ -201,10 +201,19 @@ def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(cho
 
 
 def test_a_time_that_is_over_before_anything_was_trained_is_a_sentence(choose, monkeypatch):
-    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 9.0)
-    code, out, err = choose(*SMALL, *METHODS, "--time", "10s")
+    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 40.0)
+    code, out, err = choose(*SMALL, *METHODS, "--time", "40s")
     assert (code, out) == (1, "")
-    assert "In --time 10s no training could be ended" in err
+    assert "In --time 40s no training could be ended" in err
+    code, out, err = choose(*SMALL, *METHODS, "--time", "10s")
+    assert (code, out) == (2, "")
+    assert "--time=10s is too short" in err
+
+
+def test_a_latency_that_no_method_keeps_to_is_a_sentence(choose):
+    code, _, err = choose(*SMALL, "--methods", "head", "--latency", "0.0001ms")
+    assert code == 1
+    assert "No method answers a row within --latency 0.0001ms" in err
 
 
 def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
@@ -217,6 +226,7 @@ def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
         time.sleep(60)
 
     monkeypatch.setattr(worker, "make", make)
+    monkeypatch.setattr("petl_bench.commands._LEAST_SECONDS", 1)
     code, _, err = choose(*SMALL, *METHODS, "--time", "12s")
     assert code == 1
     assert "no training could be ended" in err

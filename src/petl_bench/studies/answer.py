@@ -71,7 +71,7 @@ def answer(choice: Choice) -> Answer:
     most = max(map(len, by_settings.values()))
     best = max(
         (runs for runs in by_settings.values() if len(runs) == most),
-        key=lambda runs: statistics.fmean(selection_score(record) or -math.inf for _, record in runs),
+        key=lambda runs: statistics.fmean(_selection(record) for _, record in runs),
     )
     name = best[0][0].method
 
@@ -88,6 +88,11 @@ def answer(choice: Choice) -> Answer:
     first = {run.method: record for run, record in reversed(finals)}
     cheaper = {one: words for one in alike if (words := _savings(first[one], first[name]))}
     return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
+
+
+def _selection(record: Record) -> float:
+    score = selection_score(record)
+    return -math.inf if score is None else score
 
 
 def _score(
@@ -146,7 +151,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
     """
     found = answer(choice)
     # Of its trainings the one that is best where nothing is reported.
-    run, record = max(found.runs, key=lambda one: selection_score(one[1]) or -math.inf)
+    run, record = max(found.runs, key=lambda one: _selection(one[1]))
     assert record.protocol
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
     scale, unit = (100, " %") if percent else (1, "")

@@ -375,9 +375,12 @@ class _Maker:
 
     def _why_nothing(self) -> str:
         records = [self._folder.record(run) for run in self._runs(0)]
-        errors = [record.error for record in records if record is not None and record.status not in ("interrupted",)]
+        failed = [one for one in records if one is not None and one.status not in ("interrupted", "finished")]
+        errors = [] if self._finished(0) else [record.error for record in failed]
         if errors:
             return f"No training could be made: {errors[0]}"
+        if self._finished(0):
+            return f"No method answers a row within --latency {self._limits.latency_ms:g}ms on this machine."
         return (
             f"In --time {self._limits.seconds:g}s no training could be ended, as {self._elapsed():.0f} s went by until "
             "here: give several minutes; the same command with more time goes on."
