@@ -137,7 +137,15 @@ def _savings(record: Record, than: Record) -> list[str]:
         mine, other = (FIELDS[key].value(one) for one in (record, than))
         if mine is not None and other:
             ratios[what] = mine / other
+    if not _is_faster(record, than):
+        ratios.pop("latency", None)
     return [f"{100 * ratio:.0f} % of its {what}" for what, ratio in ratios.items() if ratio < _CHEAPER]
+
+
+def _is_faster(record: Record, than: Record) -> bool:
+    """Whether the middle halves of both latencies lie apart: on a busy machine medians differ without a reason."""
+    mine, others = (one.inference.latency_ms_quartiles if one.inference else None for one in (record, than))
+    return bool(mine and others) and mine[1] < others[0]
 
 
 def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
