@@ -145,7 +145,7 @@ def _savings(record: Record, than: Record) -> list[str]:
 def _is_faster(record: Record, than: Record) -> bool:
     """Whether the middle halves of both latencies lie apart: on a busy machine medians differ without a reason."""
     mine, others = (one.inference.latency_ms_quartiles if one.inference else None for one in (record, than))
-    return bool(mine and others) and mine[1] < others[0]
+    return mine is not None and others is not None and mine[1] < others[0]
 
 
 def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
