@@ -30,6 +30,7 @@ Results go to stdout (--json for machines), everything else to stderr. PETL_BENC
   petl-bench run                                        the embedded default: LoRA on Banking77, ten rows an intent
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
   petl-bench run -m method=full,lora train.seed=0,1     every combination
+  petl-bench choose data=tickets.csv --time 30min       which method to use for your rows
   petl-bench study demo                                 all methods on the same rows, resumed after an interruption
   petl-bench report runs                                compare what was run
   petl-bench compare runs/RUN_A runs/RUN_B              where two runs disagree, row by row
@@ -166,6 +167,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_list,
         _add_predict,
         _add_plan,
+        _add_choose,
         _add_study,
         _add_pretrain,
         _add_sync,
@@ -194,8 +196,8 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
     report.add_argument(
         "--plot-kind",
         choices=PLOT_KINDS,
-        help="what --plot draws: score against costs (default), learning curves, score by training rows, or the "
-        "variability of layers",
+        help="what --plot draws: score against costs (default), learning curves, score by training rows, the "
+        "variability of layers, or the best of n trials of a search (tuning)",
     )
     report.add_argument(
         "--rows",
@@ -276,6 +278,32 @@ def _add_plan(commands: _Subparsers) -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
     plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
     return plan
+
+
+def _add_choose(commands: _Subparsers) -> argparse.ArgumentParser:
+    choose: argparse.ArgumentParser = commands.add_parser(
+        "choose",
+        usage="%(prog)s [options] [key=value ...]",
+        help="which method and settings, for your rows, within a memory and a time",
+        description="Tries all methods with several settings, drops the worse ones step by step, and says which to "
+        "use, how good it is on rows that chose nothing, and what else is as good and cheaper. Settings are those of "
+        "`petl-bench run` but for method; runs_dir= names the folder, in which the same command goes on.",
+    )
+    choose.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. data=tickets.csv backbone=minilm train.epochs=5"
+    )
+    choose.add_argument("--time", metavar="TIME", help="of the whole command, e.g. 90s, 30min, 2h; default: no limit")
+    choose.add_argument("--memory", metavar="SIZE", help="of one update by the estimate, e.g. 8GiB")
+    choose.add_argument("--latency", metavar="TIME", help="of one row, measured on this machine, e.g. 20ms")
+    choose.add_argument("--trainable", metavar="N", help="most trained parameters, e.g. 200000 or 1%%")
+    choose.add_argument("--methods", metavar="NAMES", help="to choose among, e.g. lora,houlsby,full; default: all")
+    choose.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        help="train in processes as `petl-bench study` does (executor.workers=N); default: in this one",
+    )
+    choose.add_argument("--json", action="store_true", help="print a JSON object")
+    return choose
 
 
 def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Within less nothing can be trained by `petl-bench choose`.
+_LEAST_SECONDS = 30
+
 # Rows that `petl-bench compare` lists in a terminal.
 _ROWS_LISTED = 20
 
@@ -41,6 +44,7 @@ def run(arguments: list[str]) -> int:
     """
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
+    overrides = _with_data(overrides)
     # Hydra would print its own errors and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
@@ -70,6 +74,20 @@ def run(arguments: list[str]) -> int:
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
     # Of a sweep, a run that failed says more than a request that was wrong.
     return min((error.exit_code for error in failures), default=0)
+
+
+def _with_data(overrides: list[str]) -> list[str]:
+    """The overrides with `data=FILE` as the settings of a task of one's own."""
+    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
+    if not files:
+        return overrides
+    from petl_bench.tasks.columns import column_settings
+
+    others = [one for one in overrides if not one.startswith("data=")]
+    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
+        raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
+    setup_logging()
+    return [*column_settings(files[0], dict(one.partition("=")[::2] for one in others)), *others]
 
 
 def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
@@ -192,6 +210,63 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _choose(parsed: argparse.Namespace) -> int:
+    import time
+
+    from petl_bench.process import process_seconds
+
+    # Imports and planning are part of the time.
+    started = time.monotonic() - process_seconds()
+    from petl_bench.errors import parse_bytes, parse_seconds
+
+    seconds = None if parsed.time is None else parse_seconds("--time", parsed.time)
+    if seconds is not None and seconds < _LEAST_SECONDS:
+        raise RequestError(
+            f"--time={parsed.time} is too short, as torch alone takes seconds to import: give {_LEAST_SECONDS}s at the "
+            "very least, and minutes for an encoder of the usual size."
+        )
+    from petl_bench.studies.answer import print_choice
+    from petl_bench.studies.choice import Limits
+    from petl_bench.studies.choose import choose
+    from petl_bench.studies.definition import parse_request
+
+    trainable, percent = _trainable(parsed.trainable)
+    limits = Limits(
+        memory_bytes=None if parsed.memory is None else parse_bytes("--memory", parsed.memory),
+        seconds=seconds,
+        latency_ms=None if parsed.latency is None else 1000 * parse_seconds("--latency", parsed.latency),
+        trainable=trainable,
+        trainable_percent=percent,
+    )
+    # A study has several tasks, a choice has one.
+    overrides = _with_data(parsed.overrides)
+    of_task = [one for one in overrides if one.startswith(("task=", "method="))]
+    executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
+    request = parse_request([*executor, *(one for one in overrides if one not in of_task)])
+    if request.tasks is not None or request.seeds is not None:
+        raise RequestError("petl-bench choose takes one task, as task=NAME, and seeds of its own.")
+    request.overrides = of_task + request.overrides
+    methods = parsed.methods.split(",") if parsed.methods else request.methods
+    choice = choose(request, limits, methods, started)
+    print_choice(choice, choice.state.seconds, _print, as_json=parsed.json)
+    return 0
+
+
+def _trainable(text: str | None) -> tuple[int | None, float | None]:
+    """A number of parameters, or a share of the backbone's in percent."""
+    if text is None:
+        return None, None
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RequestError(
+            f"--trainable={text} must be a number of parameters, or a share of the backbone's such as 1%."
+        )
+    return (None, number) if text.endswith("%") else (int(number), None)
+
+
 def _study(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.definition import parse_request
     from petl_bench.studies.progress import print_outcome, print_plan
@@ -278,6 +353,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "predict": _predict,
     "plan": _plan,
+    "choose": _choose,
     "study": _study,
     "pretrain": _pretrain,
     "sync": _sync,

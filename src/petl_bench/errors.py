@@ -103,6 +103,25 @@ def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | Non
     return words.format(file=error.filename or file, elsewhere=elsewhere) + "."
 
 
+_SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600}
+
+
+def parse_seconds(key: str, text: str) -> float:
+    """Reads a time such as `90s`, `30min`, `1.5h` or `20ms`.
+
+    Args:
+        key: The option that gives the time; error messages name it.
+        text: The time.
+
+    Raises:
+        RequestError: If the text is not a time.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h)\s*", text)
+    if match is None or float(match[1]) == 0:
+        raise RequestError(f"{key}={text} is not a time: give a number with its unit, e.g. 90s, 30min or 2h.")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 _UNITS = {"B": 1}
 _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", start=1)}
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}

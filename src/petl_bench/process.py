@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -44,6 +45,31 @@ def gpu_may_be_there() -> bool:
 def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
     """A signal handler that ends what is being done as Ctrl-C would."""
     raise Interrupted(signum)
+
+
+@contextmanager
+def ends_after(seconds: float | None) -> Iterator[None]:
+    """Within it, what is being done when the time is over ends as by Ctrl-C, and the context is left; None: never."""
+    if seconds is None:
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, raise_interrupted)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except Interrupted as error:
+        if error.signum != signal.SIGALRM:
+            raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def process_seconds() -> float:
+    """How long ago this process began."""
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
 
 
 def cache_dir() -> Path:

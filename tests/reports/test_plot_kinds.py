@@ -22,7 +22,8 @@ def study(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", PLOT_KINDS)
+# Tuning curves need a search, which tests/studies/test_search.py makes.
+@pytest.mark.parametrize("kind", [kind for kind in PLOT_KINDS if kind != "tuning"])
 def test_every_kind_is_drawn(kind, study, tmp_path):
     file = tmp_path / "deep" / f"{kind}.svg"
     assert write_report([str(study)], "csv", str(file), lambda _: None, plot_kind=kind) == 0
@@ -31,7 +32,12 @@ def test_every_kind_is_drawn(kind, study, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("curves", "history"), ("low_resource", "several numbers of rows"), ("variability", "layers=variability")],
+    [
+        ("curves", "history"),
+        ("low_resource", "several numbers of rows"),
+        ("variability", "layers=variability"),
+        ("tuning", "sampler: random"),
+    ],
 )
 def test_records_without_the_numbers_of_a_kind_raise(kind, said, tmp_path):
     record = made_record("lora", "cola", 0)

@@ -15,7 +15,7 @@ from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
 from petl_bench.run.identity import identify
 from petl_bench.studies.definition import CellConfig, StudyConfig, open_study, parse_request, study_names
 from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
-from petl_bench.studies.folder import StudyFolder, choose_rates, wanted_now
+from petl_bench.studies.folder import StudyFolder, choose_settings, wanted_now
 from petl_bench.studies.study import keep, keep_costs, prepare
 
 SMALL = StudyConfig(
@@ -321,11 +321,11 @@ class TestRates:
         assert len(trials) == 4
         for run in trials[:-1]:
             self.scored(folder, run, {1e-4: 0.6, 1e-3: 0.7}[run.learning_rate])
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert all(run.chosen is None for run in file.runs)
         # The mean of 0.7 and 0.4 loses to 0.6.
         self.scored(folder, trials[-1], 0.4)
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert {run.learning_rate: run.chosen for run in file.runs} == {1e-4: True, 1e-3: False}
         assert [run.seed for run in file.runs if wanted_now(run) and not folder.ended(run)] == [2]
 
@@ -338,10 +338,10 @@ class TestRates:
         folder.run_folder(trials[0]).write(Record(trials[0].key, {}))
         (tmp_path / trials[0].folder / "result.json").unlink()
         folder.run_folder(trials[0]).write(Record(trials[0].key, {}, status="out_of_memory", error="too large"))
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert {run.learning_rate for run in file.runs if run.chosen} == {1e-3}
         folder.set_aside(trials[0])
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert all(run.chosen is None for run in file.runs)
         assert [run for run in file.runs if wanted_now(run) and not folder.ended(run)] == [trials[0]]
 
@@ -353,7 +353,7 @@ class TestRates:
                 folder.run_folder(run).write(Record(run.key, {}, status="diverged", error="no"))
             else:
                 self.scored(folder, run, run.learning_rate * 100)
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert {run.learning_rate for run in file.runs if run.chosen} == {1e-4}
 
     def test_lower_is_better_where_the_metric_says_so(self, tmp_path):
@@ -361,7 +361,7 @@ class TestRates:
         folder = StudyFolder(tmp_path)
         for run in (run for run in file.runs if run.is_trial):
             self.scored(folder, run, run.learning_rate * 100, higher_is_better=False)
-        choose_rates(file.runs, folder)
+        choose_settings(file, folder)
         assert {run.learning_rate for run in file.runs if run.chosen} == {1e-4}
 
 

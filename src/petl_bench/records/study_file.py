@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.process import name_fault
 from petl_bench.records.reading import Number, check_hash, finite, validate, with_hash
+from petl_bench.records.schema import Record
 from petl_bench.records.store import read_json, write_json
 
 STUDY_FILE = "study.json"
@@ -82,6 +84,8 @@ class PlannedRun:
         folder: The run's folder, next to this file.
         overrides: `petl-bench run` with these makes this run alone.
         cache: `train.cache` of the run, which its key leaves out: a record with times of another mode does not end it.
+        tried: The settings that are compared with others of the method, by name; empty where there are no others.
+        share: Of the whole training, where a trial ends early or sees fewer rows.
     """
 
     method: str
@@ -94,6 +98,72 @@ class PlannedRun:
     is_trial: bool = False
     chosen: bool | None = True
     cache: str = "auto"
+    tried: dict[str, Any] = field(default_factory=dict)
+    share: Number = 1.0
+
+    def __post_init__(self) -> None:
+        # Older files know of rates only.
+        if self.learning_rate is not None and not self.tried:
+            self.tried = {"train.learning_rate": self.learning_rate}
+
+    @property
+    def candidate(self) -> str:
+        """Names the settings that are tried; runs of a method and task with one name differ in their seed alone."""
+        return candidate_name(self.tried)
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether it is to be made, by what is known; settings that were tried and not taken end with their trials."""
+        return self.is_trial or self.chosen is not False
+
+
+def selection_score(record: Record) -> float | None:
+    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
+    if record.status != "finished" or record.protocol is None or not record.history:
+        return None
+    sign = 1.0 if record.protocol.higher_is_better else -1.0
+    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
+    return max(scores) if record.protocol.selection == "best" else scores[-1]
+
+
+def candidate_name(tried: Mapping[str, Any]) -> str:
+    """One name for the same settings, whatever their order."""
+    return json.dumps(tried, sort_keys=True)
+
+
+@dataclass
+class SearchedCell:
+    """A method on a task, as a search that learns from its trials needs it.
+
+    Attributes:
+        overrides: Settings of all its runs; `last` wins over what is drawn.
+        space: The range of each setting that is searched.
+        steps: The lengths to which a trial is trained one after the other: share of the whole, override.
+        is_open: Whether some of its trials have not ended.
+    """
+
+    method: str
+    task: str
+    overrides: list[str]
+    last: list[str]
+    space: dict[str, Any]
+    steps: list[tuple[Number, str]]
+    is_open: bool = True
+
+
+@dataclass
+class SearchPlan:
+    """The search of a study, by its settings (`petl_bench.studies.search.SearchConfig`).
+
+    Attributes:
+        cells: Of a search whose trials depend on earlier ones; else empty.
+    """
+
+    trials: int
+    sampler: str
+    pruner: str
+    seed: int
+    cells: list[SearchedCell] = field(default_factory=list)
 
 
 @dataclass
@@ -116,6 +186,7 @@ class StudyFile:
     Attributes:
         methods, tasks, seeds: In the order of the tables.
         deviations: How the study departs from the papers that it is compared with; printed with every table.
+        search: How settings are searched for; None where none are.
     """
 
     name: str
@@ -130,6 +201,7 @@ class StudyFile:
     costs: list[PlannedCosts] = field(default_factory=list)
     command: str = ""
     version: int = STUDY_VERSION
+    search: SearchPlan | None = None
 
     def write(self, folder: Path, name: str = STUDY_FILE) -> None:
         """Writes the study into a folder by an atomic rename."""
@@ -138,7 +210,15 @@ class StudyFile:
     @property
     def digest(self) -> str:
         """Names what is to be run: equal for the same runs."""
-        text = json.dumps([[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs])
+        what: list[Any] = [[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs]
+        if self.search is not None and self.search.cells:
+            # The runs grow as the search goes on.
+            of_search = [
+                [one.method, one.task, one.overrides, one.last, one.space, one.steps] for one in self.search.cells
+            ]
+            what = [[self.search.trials, self.search.sampler, self.search.pruner, self.search.seed], of_search]
+            what.append(self.seeds)
+        text = json.dumps(what)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import Any
 
-from petl_bench.records.schema import CACHE_PLACES
+from petl_bench.records.schema import CACHE_PLACES, Record
+from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.fields import FIELDS, MISSING, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import Machine, MeasuredCosts, machines_of
@@ -132,3 +134,76 @@ def _by_machine(groups: dict[str, Group]) -> dict[tuple[Machine, str | None], di
 def _seeds(costs: Iterable[MeasuredCosts]) -> str:
     numbers = sorted({len(one.records) for one in costs})
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
+    """What the trials of a search took, by method: their number, updates and seconds, and the settings that were taken.
+
+    Args:
+        study: The study; without a search, and for a grid of rates, there is nothing to say.
+        records: All records in its folder.
+    """
+    if study.search is None:
+        return []
+    by_key = {record.run_key: record for record in records}
+    found = []
+    # Of a choice, the methods that were dropped on the way too.
+    for method in dict.fromkeys([*study.methods, *(run.method for run in study.runs)]):
+        mine = [run for run in study.runs if run.method == method]
+        trials = [(run, by_key.get(run.key)) for run in mine if run.is_trial]
+        ended = [record for _, record in trials if record is not None]
+        found.append(
+            {
+                "study": study.name,
+                "method": method,
+                "trials": len({(run.task, run.candidate) for run, _ in trials}),
+                "runs": len(ended),
+                "failed": sum(record.status != "finished" for record in ended),
+                "updates": sum(record.history[-1].step for record in ended if record.history),
+                "seconds": sum(device_seconds(record) for record in ended),
+                "chosen": {run.task: run.tried for run in mine if run.chosen},
+            }
+        )
+    return found
+
+
+def device_seconds(record: Record) -> float:
+    """Seconds that a run trained, scored and computed features of frozen layers, unless it found these in a cache."""
+    if record.time is None:
+        return 0.0
+    is_reused = record.frozen is not None and record.frozen.reused
+    features = 0.0 if is_reused else record.time.features_seconds or 0.0
+    return record.time.train_seconds + record.time.eval_seconds + features
+
+
+def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
+    """Makes the table of what a search cost and which settings it took; None for a study without one."""
+    costs = search_costs(study, records)
+    if not costs or study.search is None:
+        return None
+    rows = []
+    for one in costs:
+        settings = [one["chosen"].get(task) for task in study.tasks]
+        told = [MISSING if tried is None else _settings_text(tried) for tried in settings]
+        row = [one["method"], str(one["trials"]), str(one["runs"]), str(one["failed"]), f"{one['updates']:,}"]
+        rows.append([*row, f"{one['seconds'] / 60:.1f}", *told])
+    search = study.search
+    pruned = "" if search.pruner == "none" else f", {search.pruner}"
+    prose = tuple(f"taken on {task}" for task in study.tasks)
+    header = ["method", "trials", "runs", "failed", "updates", "minutes", *prose]
+    how = f"{search.trials} trials of every method on every task ({search.sampler}{pruned})"
+    if search.pruner == "halving":
+        how = (
+            "every method at its default and with other settings; step by step the better third was trained for longer"
+        )
+    notes = [
+        f"{how}, with seed {search.seed}",
+        "the settings that were best on the selection rows ran with the study's seeds; no trial is in the other tables",
+        "minutes: training, evaluation and features of frozen layers, summed over the trials",
+    ]
+    return ReportTable(f"{study.name}: what the search cost", header, rows, notes, prose=prose)
+
+
+def _settings_text(tried: dict[str, Any]) -> str:
+    names = {key: "rate" if key == "train.learning_rate" else key.rpartition(".")[2] for key in tried}
+    return ", ".join(f"{names[key]} {value}" for key, value in tried.items())

@@ -204,7 +204,7 @@ def _greek(name: str, *, capital: bool) -> str:
 
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
 
-PLOT_KINDS = ("pareto", "curves", "low_resource", "variability")
+PLOT_KINDS = ("pareto", "curves", "low_resource", "variability", "tuning")
 
 PAGE_FORMATS = (".html", ".htm")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from petl_bench.records.store import RunFolder, files_below, locate_records
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.classification import roc_curves
 from petl_bench.reports.comparison_table import comparison_table
-from petl_bench.reports.cost_columns import costs_by_machine
+from petl_bench.reports.cost_columns import costs_by_machine, search_costs, search_table
 from petl_bench.reports.differences import find_differences
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
+from petl_bench.reports.plots.tuning import draw_tuning
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,
@@ -52,12 +53,14 @@ class ReportInput:
         studies: Each study with its records.
         others: Records that belong to no study.
         found: All records, including those that the report leaves out, by their files.
+        searches: Each study with a search, with all records in its folder, trials included.
     """
 
     all_results: list[ResultsTable]
     studies: list[tuple[StudyFile, list[Record]]]
     others: list[Record]
     found: dict[Path, Record]
+    searches: list[tuple[StudyFile, list[Record]]] = field(default_factory=list)
 
     @property
     def records(self) -> list[Record]:
@@ -103,12 +106,14 @@ def read_report_input(folders: list[str]) -> ReportInput:
         study_folder = next((parent for parent in file.parents if parent in paths), None)
         by_study.setdefault(study_folder, []).append(record)
     others = by_study.pop(None, [])
-    studies = [(study, _own(study, by_study[path])) for path in paths if (study := read_study(path)) is not None]
+    read = [(study, by_study[path]) for path in paths if (study := read_study(path)) is not None]
+    studies = [(study, _own(study, found)) for study, found in read]
+    searches = [(study, found) for study, found in read if study.search is not None]
     groups = group_records(others)
     if not groups and not studies:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
     all_results = [study_results(study, own) for study, own in studies] + backbone_results(groups)
-    report_input = ReportInput(all_results, studies, others, located)
+    report_input = ReportInput(all_results, studies, others, located, searches)
     _warn_unfinished(report_input.records)
     return report_input
 
@@ -118,7 +123,7 @@ def _own(study: StudyFile, records: list[Record]) -> list[Record]:
     own = reported_records(study, records)
     if len(own) < len(records):
         _log.info(
-            "%s: records left out because they are not the study's or their learning rate was not chosen: %d",
+            "%s: records left out because they are not the study's, or settings that were tried and not chosen: %d",
             *(study.name, len(records) - len(own)),
         )
     return own
@@ -174,9 +179,12 @@ def write_report(
     if form == "csv":
         write(to_csv(analyses))
     elif form == "json":
-        write(to_json(analyses, study_json(report_input.studies)))
+        costs = [one for study, records in report_input.searches for one in search_costs(study, records)]
+        write(to_json(analyses, study_json(report_input.studies) | ({"searches": costs} if costs else {})))
     else:
-        _show(_tables(analyses, statistic) + study_tables(report_input.studies), form, write)
+        of_searches = (search_table(study, records) for study, records in report_input.searches)
+        tables = [table for table in of_searches if table is not None] + study_tables(report_input.studies)
+        _show(_tables(analyses, statistic) + tables, form, write)
     if plot or page:
         write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
@@ -246,7 +254,11 @@ def write_files(
         return
     headlines = [text for analysis in analyses if (text := headline(analysis.results)) is not None]
     if plot:
-        _draw(named, plot_kind, Path(plot), headlines[0] if len(headlines) == 1 else None)
+        if plot_kind == "tuning":
+            for sentence in draw_tuning(report_input.searches, Path(plot)):
+                _log.info("%s", sentence)
+        else:
+            _draw(named, plot_kind, Path(plot), headlines[0] if len(headlines) == 1 else None)
         _log.info("plot: %s", Path(plot).resolve())
     if page:
         compared = study_json(report_input.studies)

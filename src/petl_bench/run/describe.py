@@ -12,6 +12,7 @@ from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.records.predictions import Tagging
 from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time
+from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import cut_entities, entities
 
@@ -31,6 +32,11 @@ _log = logging.getLogger(__name__)
 _CLASSES_LISTED = 8
 # The share of unknown tokens above which the screen tells it.
 _UNKNOWN_SHARE = 0.03
+# The share of cut tokens above which the screen says which length would cut less, by so many training rows.
+_CUT_SHARE = 0.05
+_ROWS_MEASURED = 2000
+# How many times more rows the largest class has than the smallest where the screen names another metric.
+_IMBALANCE = 5
 
 
 def describe_layers(backbone: Backbone) -> Layers:
@@ -78,6 +84,7 @@ def log_rows(task: Task) -> None:
         _log.info("training rows: %d of each of the %d classes, drawn with task.data_seed=%d", *drawn)
     else:
         _log.info("%s", _shares(task.labels, task.train.labels))
+        _log_imbalance(task)
     train = set(zip(*task.train.texts, strict=True))
     repeated = len(task.train) - len(train)
     shared = sum(row in train for row in zip(*task.report.texts, strict=True))
@@ -85,6 +92,18 @@ def log_rows(task: Task) -> None:
         _log.info("%d training rows have the texts of another training row", repeated)
     if shared:
         _log.warning("%d of %d rows of %s are training rows too", shared, len(task.report), task.report_split)
+
+
+def _log_imbalance(task: Task) -> None:
+    """Logs that accuracy says little of the small classes, where there are such."""
+    assert task.train.labels is not None
+    counts = np.bincount(task.train.labels, minlength=len(task.labels or ()))
+    if task.settings.metric == "accuracy" and counts.max() >= _IMBALANCE * max(counts.min(), 1):
+        _log.info(
+            "the largest class has %d rows, the smallest %d: accuracy says little of small classes; "
+            "'task.metrics=[accuracy,macro_f1]' task.metric=macro_f1 weighs all classes alike",
+            *(counts.max(), counts.min()),
+        )
 
 
 def _shares(labels: list[str], indices: np.ndarray) -> str:
@@ -161,6 +180,8 @@ def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTraine
     names = {"train": "train", "selection": task.selection_split, "report": task.report_split}
     shares = {names.get(name, name): rows.num_cut / (rows.num_cut + len(rows.ids)) for name, rows in encoded.items()}
     cut = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in shares.items())
+    if shares["train"] > _CUT_SHARE and task.settings.type != "tagging":
+        cut += f"; task.max_length={_length_that_keeps(task, tokenizer)} would keep 95 % of train"
     _log.info("tokens that task.max_length=%d cuts: %s", task.settings.max_length, cut)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     for name, rows in encoded.items():
@@ -171,6 +192,15 @@ def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTraine
                 "%.1f %% of the tokens of %s are unknown to the tokenizer: is it made for this language and script?",
                 *(100 * unknown, names.get(name, name)),
             )
+
+
+def _length_that_keeps(task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The smallest length limit that cuts no more than a twentieth of the tokens of some training rows."""
+    some = task.train.take(np.arange(min(len(task.train), _ROWS_MEASURED)))
+    lengths = encode(some, tokenizer, int(1e6), cached=False).lengths
+    # Rows with at least 1, 2, ... tokens; a limit keeps one token of each of them for every step up to it.
+    at_least = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
+    return int(np.argmax(np.cumsum(at_least) >= (1 - _CUT_SHARE) * lengths.sum())) + 1
 
 
 def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:

@@ -20,6 +20,7 @@ from petl_bench.process import check_name
 from petl_bench.records.reading import parse_yaml, read_text, validate
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
+from petl_bench.studies.search import SearchConfig, check_search
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -48,6 +49,7 @@ class StudyConfig:
         cells: Settings per (method, task).
         learning_rates: By method: rates of which the best on the selection split is taken, task by task.
         rate_seeds: Seeds with which rates are compared; the other seeds run with the rate that was taken.
+        search: Draws settings of every method instead; those that are best on the selection split run with `seeds`.
         deviations: How the study departs from the papers that it is compared with.
         published: Rows of papers' tables.
         claims: Sentences of papers, as tests over the records.
@@ -61,6 +63,7 @@ class StudyConfig:
     cells: list[CellConfig] = field(default_factory=list)
     learning_rates: dict[str, list[float]] = field(default_factory=dict)
     rate_seeds: list[int] = field(default_factory=lambda: [0])
+    search: SearchConfig | None = None
     deviations: list[str] = field(default_factory=list)
     published: list[PublishedRow] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
@@ -168,6 +171,7 @@ def _check(study: StudyConfig, where: str) -> None:
         known = getattr(study, kind)
         if name not in known:
             raise RequestError(f"{where}, {section}: {name} is none of its {kind}: {', '.join(known)}.")
+    _check_search(study, where)
     for claim in study.claims:
         try:
             check_claim(claim, study.methods, study.tasks)
@@ -178,6 +182,20 @@ def _check(study: StudyConfig, where: str) -> None:
             raise RequestError(f"{where}, published, {row.row}: a cell is empty; leave it out.")
         if not row.comparable and not row.why:
             raise RequestError(f"{where}, published, {row.row}: say why it is not comparable (why: ...).")
+
+
+def _check_search(study: StudyConfig, where: str) -> None:
+    if study.search is None:
+        return
+    if study.learning_rates:
+        raise RequestError(f"{where}: search draws rates too: leave out learning_rates.")
+    for name in study.search.space:
+        if name not in study.methods:
+            raise RequestError(f"{where}, search.space: {name} is none of its methods: {', '.join(study.methods)}.")
+    try:
+        check_search(study.search)
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from error
 
 
 def check_seeds(where: str, seeds: list[int]) -> None:
@@ -198,6 +216,7 @@ class StudyRequest:
         methods, tasks: Of which runs are made now; None: all.
         seeds: In place of the study's; None: those.
         executor: How workers are started.
+        has_executor: Whether the command says so.
         runs_dir: The study's folder; None: `runs/<study>`.
     """
 
@@ -206,6 +225,7 @@ class StudyRequest:
     tasks: list[str] | None = None
     seeds: list[int] | None = None
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    has_executor: bool = False
     runs_dir: str | None = None
 
     def folder(self, name: str) -> Path:
@@ -248,6 +268,7 @@ def parse_request(overrides: list[str]) -> StudyRequest:
             request.overrides.append(override)
             continue
         key, value = match.groups()
+        request.has_executor |= key.startswith("executor")
         if key == "executor":
             executor = value
         elif key.startswith("executor."):

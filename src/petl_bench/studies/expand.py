@@ -1,4 +1,4 @@
-"""Turns a study into its runs: every method on every task, with every seed."""
+"""Turns a study into its runs: every method on every task, with all settings that are tried, with every seed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from petl_bench import __version__
 from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import file_sha256, gpu_may_be_there, without_home
-from petl_bench.records.study_file import PlannedRun, StudyFile
+from petl_bench.records.study_file import PlannedRun, SearchedCell, SearchPlan, StudyFile, candidate_name
 from petl_bench.run.identity import identify, local_files
 from petl_bench.studies.definition import StudyConfig
+from petl_bench.studies.folder import StudyFolder
+from petl_bench.studies.search import RATE, SearchConfig, advance, draw, space_of, steps_of
 from petl_bench.tasks.tables import parquet_files
 
 # Of a study's keys: a fingerprint of settings and program, and the state of each local file.
@@ -29,17 +31,22 @@ _KEY = re.compile(r"[+~]*([\w./@]+)")
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One method on one task with one learning rate: what differs in seed alone.
+    """One method on one task with one choice of settings: what differs in seed alone.
 
     Attributes:
         overrides: `petl-bench run` with these, and a seed, makes its runs.
-        learning_rate: None where the study tries no several.
+        tried: The settings that are compared with others, by name; empty where the study tries no several.
     """
 
     method: str
     task: str
     overrides: list[str]
-    learning_rate: float | None = None
+    tried: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> str:
+        """Names what is tried."""
+        return candidate_name(self.tried)
 
 
 def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) -> tuple[StudyFile, Basis]:
@@ -54,26 +61,16 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
     Raises:
         RequestError: If settings do not compose, or two runs are the same.
     """
-    runs, trials = [], _rate_seeds(study)
+    runs: list[PlannedRun] = []
     inputs: dict[str, list[int | str]] = {}
     fingerprint = _fingerprint(study, overrides)
-    for cell in cells(study, overrides):
+    trial_seeds = _trial_seeds(study)
+    for cell in grid(study, overrides):
         cfg = compose(cell, folder)
         local = local_files(cfg).values()
         inputs |= {str(path): _state(path) for file in local for path in (file, file.parent)}
-        for seed in study.seeds:
-            identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
-            has_rates = cell.learning_rate is not None
-            runs.append(
-                PlannedRun(
-                    *(cell.method, cell.task, seed, identity.key, identity.folder.name),
-                    overrides=[*map(_without_home, cell.overrides), f"train.seed={seed}"],
-                    learning_rate=cell.learning_rate,
-                    is_trial=has_rates and seed in trials,
-                    chosen=None if has_rates else True,
-                    cache=cfg.train.cache,
-                )
-            )
+    for cell in cells(study, overrides):
+        runs += planned_runs(cell, compose(cell, folder), study.seeds, trial_seeds)
     _check_distinct(runs)
     expanded = StudyFile(
         name=name,
@@ -85,8 +82,96 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
         deviations=study.deviations,
         published=study.published,
         claims=study.claims,
+        search=_search_plan(study, overrides),
     )
     return expanded, {"fingerprint": fingerprint, "inputs": inputs}
+
+
+def planned_runs(cell: StudyCell, cfg: RunConfig, seeds: list[int], trial_seeds: list[int]) -> list[PlannedRun]:
+    """The runs of a cell: those that choose its settings or not, and those that are reported if they are chosen.
+
+    Args:
+        cell: The cell.
+        cfg: Its config, as `compose` gives it.
+        seeds: Those that are reported.
+        trial_seeds: Those that choose; they may be among `seeds`.
+    """
+    planned = []
+    for seed in [*([one for one in trial_seeds if one not in seeds] if cell.tried else []), *seeds]:
+        identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
+        overrides = [*map(_without_home, cell.overrides), f"train.seed={seed}"]
+        is_reported = seed in seeds
+        planned.append(
+            PlannedRun(
+                *(cell.method, cell.task, seed, identity.key, identity.folder.name),
+                overrides=overrides if is_reported else last_of_each_key([*overrides, "train.save_weights=false"]),
+                learning_rate=cell.tried.get(RATE),
+                is_trial=bool(cell.tried) and seed in trial_seeds,
+                chosen=(None if cell.tried else True) if is_reported else False,
+                cache=cfg.train.cache,
+                tried=cell.tried,
+            )
+        )
+    return planned
+
+
+def grow(study: StudyFile, folder: StudyFolder, places: Collection[tuple[str, str]] = (), *, ask: bool = True) -> None:
+    """Adds to a study what an adaptive search has asked for by now; nothing where all trials are known from the start.
+
+    Args:
+        study: Its runs are added to.
+        folder: Where the search keeps its journal.
+        places: The methods and tasks whose next trial is asked for, if that is due.
+        ask: False only reads what was asked for.
+
+    Raises:
+        RequestError: If Optuna is missing, or settings that were drawn do not compose.
+    """
+    if study.search is None:
+        return
+    plan = study.search
+    search = SearchConfig(plan.trials, sampler=plan.sampler, pruner=plan.pruner, seed=plan.seed)
+    for cell in plan.cells:
+        is_due = ask and (cell.method, cell.task) in places
+        # A process that starts anew finds trials that have ended already.
+        while any(folder.ended(run) for run in _grow_cell(cell, study, search, folder, ask=is_due)) and is_due:
+            pass
+
+
+def _grow_cell(
+    cell: SearchedCell, study: StudyFile, search: SearchConfig, folder: StudyFolder, *, ask: bool
+) -> list[PlannedRun]:
+    """Adds the runs of a cell that were asked for by now; returns the trials among them."""
+    place = (cell.method, cell.task)
+    known = {(run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == place}
+    asked = advance(search, cell, known, folder, ask=ask)
+    cell.is_open = len(asked) < search.trials or any(one.is_open for one in asked)
+    plain, added = StudyCell(cell.method, cell.task, cell.overrides), list[PlannedRun]()
+    for trial in asked:
+        whole = _with(plain, trial.tried, cell.last)
+        for share, length in cell.steps[: trial.num_steps]:
+            if (whole.candidate, share) in known:
+                continue
+            own = replace(whole, overrides=last_of_each_key([*whole.overrides, length]))
+            seeds = study.seeds if (share, length) == tuple(cell.steps[-1]) else []
+            runs = [
+                replace(run, share=share) for run in planned_runs(own, compose(own, folder.path), seeds, [search.seed])
+            ]
+            known |= {(run.candidate, run.share): run for run in runs if run.is_trial}
+            added += [run for run in runs if run.is_trial]
+            study.runs += runs
+    return added
+
+
+def _search_plan(study: StudyConfig, overrides: list[str]) -> SearchPlan | None:
+    search = study.search
+    if search is None:
+        return None
+    plan = SearchPlan(search.trials, search.sampler, search.pruner, search.seed)
+    for cell in grid(study, overrides) if search.is_adaptive else ():
+        cfg, space = compose(cell, Path()), _space(study, cell)
+        plan.cells.append(SearchedCell(cell.method, cell.task, cell.overrides, overrides, space, steps_of(search, cfg)))
+    return plan
 
 
 def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
@@ -96,22 +181,47 @@ def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
     )
 
 
-def cells(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
-    """Every method on every task, with each of its learning rates."""
+def grid(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
+    """Every method on every task, with none of the settings that are tried."""
     for method, of_method in study.methods.items():
         for task, of_task in study.tasks.items():
-            rates: list[float | None] = [*study.learning_rates.get(method, [])]
-            for rate in rates or [None]:
-                mine = [
-                    *study.settings,
-                    *(of_method or [f"method={method}"]),
-                    *(of_task or [f"task={task}"]),
-                    *(override for cell in study.cells if _applies(cell.methods, method) and _applies(cell.tasks, task)
-                      for override in cell.settings),
-                    *([] if rate is None else [f"train.learning_rate={rate}"]),
-                    *overrides,
-                ]  # fmt: skip
-                yield StudyCell(method, task, last_of_each_key(mine), rate)
+            mine = [
+                *study.settings,
+                *(of_method or [f"method={method}"]),
+                *(of_task or [f"task={task}"]),
+                *(override for cell in study.cells if _applies(cell.methods, method) and _applies(cell.tasks, task)
+                  for override in cell.settings),
+                *overrides,
+            ]  # fmt: skip
+            yield StudyCell(method, task, last_of_each_key(mine))
+
+
+def cells(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
+    """Every method on every task, with each choice of settings that is known before any run."""
+    for cell in grid(study, overrides):
+        for tried in _all_tried(study, cell):
+            yield _with(cell, tried, overrides)
+
+
+def _all_tried(study: StudyConfig, cell: StudyCell) -> list[dict[str, Any]]:
+    if study.search is not None:
+        adaptive = study.search.is_adaptive
+        return [] if adaptive else draw(study.search, _space(study, cell), cell.method, cell.task)
+    rates = study.learning_rates.get(cell.method)
+    return [{RATE: rate} for rate in rates] if rates else [{}]
+
+
+def _space(study: StudyConfig, cell: StudyCell) -> dict[str, Any]:
+    """The ranges that are searched for a cell; a setting that the study gives a value is not searched unasked."""
+    assert study.search is not None
+    given = {override.partition("=")[0].lstrip("+") for override in cell.overrides}
+    return space_of(study.search, cell.method, cell.task, compose(cell, Path()), given)
+
+
+def _with(cell: StudyCell, tried: dict[str, Any], overrides: list[str]) -> StudyCell:
+    """The cell with these settings, which win over the study's own but not over those of the command line."""
+    added = [f"{key}={value}" for key, value in tried.items()]
+    return replace(cell, overrides=last_of_each_key([*cell.overrides, *added, *overrides]), tried=tried)
 
 
 def compose(cell: StudyCell, folder: Path) -> RunConfig:
@@ -153,8 +263,19 @@ def _applies(names: list[str], name: str) -> bool:
     return not names or name in names
 
 
-def _rate_seeds(study: StudyConfig) -> list[int]:
-    return [seed for seed in study.rate_seeds if seed in study.seeds] or study.seeds[:1]
+def _trial_seeds(study: StudyConfig) -> list[int]:
+    """The seeds of the trainings that choose settings: a search reports none of them.
+
+    Raises:
+        RequestError: If it would.
+    """
+    if study.search is None:
+        return [seed for seed in study.rate_seeds if seed in study.seeds] or study.seeds[:1]
+    if study.search.seed in study.seeds:
+        raise RequestError(
+            f"search.seed={study.search.seed} is one of the seeds {study.seeds}, whose runs are reported: give another."
+        )
+    return [study.search.seed]
 
 
 def _check_distinct(runs: list[PlannedRun]) -> None:

@@ -1,4 +1,4 @@
-"""A study's folder: its files, who works on which run, what became of each, and which learning rate was chosen."""
+"""A study's folder: its files, who works on which run, what became of each, and which settings were chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder, write_json
-from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study, selection_score
 
 _PRIVATE = ".study"
 
@@ -174,27 +174,30 @@ class StudyFolder:
         return self.private / f"{run.key}.holder"
 
 
-def choose_rates(runs: list[PlannedRun], folder: StudyFolder) -> None:
-    """Sets `chosen` of every run with one of several rates: None until all trials of its method and task have ended.
+def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
+    """Sets `chosen` of the runs with settings that are tried: None until all trials of a method on a task have ended.
 
-    The rate with the best mean over the trials' seeds wins, the smaller one of equals; a rate with a trial that failed
-    is left out, unless all are. The same records give the same choice in every process.
+    The settings with the best mean over the trials' seeds win, of equal ones those with the smaller learning rate, then
+    the first. Settings with a trial that failed are left out, unless all have one, and so are trials that were ended
+    early. The same records give the same choice in every process.
     """
-    several = [run for run in runs if run.learning_rate is not None]
-    for _, group in groupby(sorted(several, key=_cell), key=_cell):
+    still_searched = {(cell.method, cell.task) for cell in (study.search.cells if study.search else ()) if cell.is_open}
+    several = [run for run in study.runs if run.tried]
+    for place, group in groupby(sorted(several, key=_cell), key=_cell):
         mine = list(group)
         trials = [run for run in mine if run.is_trial]
-        if all(folder.ended(run) for run in trials):
-            rate = _best_rate(trials, folder)
-            for run in mine:
-                run.chosen = run.learning_rate == rate
-        else:
-            for run in mine:
-                run.chosen = None
+        if not trials:
+            # What `petl-bench choose` trains last was chosen before.
+            continue
+        is_open = place in still_searched or not all(folder.ended(run) for run in trials)
+        best = None if is_open else _best_settings(trials, folder)
+        for run in mine:
+            if run.seed in study.seeds:
+                run.chosen = None if is_open else run.candidate == best
 
 
 def wanted_now(run: PlannedRun) -> bool:
-    """Whether a run can be made now: rates that were not taken end with their trials."""
+    """Whether a run can be made now: settings that were not taken end with their trials."""
     return run.is_trial or run.chosen is True
 
 
@@ -202,24 +205,16 @@ def _cell(run: PlannedRun) -> tuple[str, str]:
     return run.method, run.task
 
 
-def _best_rate(trials: list[PlannedRun], folder: StudyFolder) -> float | None:
-    by_rate: dict[float, list[float | None]] = {}
-    for run in trials:
-        assert run.learning_rate is not None
-        record = folder.record(run)
-        by_rate.setdefault(run.learning_rate, []).append(None if record is None else selection_score(record))
+def _best_settings(trials: list[PlannedRun], folder: StudyFolder) -> str:
+    longest = max(run.share for run in trials)
+    scores: dict[str, list[float | None]] = {}
+    for run in sorted(trials, key=lambda run: run.learning_rate or 0.0):
+        if run.share == longest:
+            record = folder.record(run)
+            scores.setdefault(run.candidate, []).append(None if record is None else selection_score(record))
     means = {
-        rate: statistics.fmean(score for score in scores if score is not None)
-        for rate, scores in by_rate.items()
-        if None not in scores
+        name: statistics.fmean(score for score in found if score is not None)
+        for name, found in scores.items()
+        if None not in found
     }
-    return max(sorted(means or by_rate), key=lambda rate: means.get(rate, 0.0))
-
-
-def selection_score(record: Record) -> float | None:
-    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
-    if record.status != FINISHED or record.protocol is None or not record.history:
-        return None
-    sign = 1.0 if record.protocol.higher_is_better else -1.0
-    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
-    return max(scores) if record.protocol.selection == "best" else scores[-1]
+    return max(means or scores, key=lambda name: means.get(name, 0.0))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
+from petl_bench.reports.cost_columns import device_seconds
 from petl_bench.reports.fields import MIB, MISSING
 from petl_bench.reports.render import ReportTable, print_table
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
@@ -66,7 +67,7 @@ class Progress:
         if not now and time.monotonic() - self._drawn < _SECONDS:
             return
         self._drawn = time.monotonic()
-        wanted = [run for run in self._runs if run.chosen is not False]
+        wanted = _expected(self._runs)
         statuses = {run.key: self._folder.status(run) for run in wanted}
         counts = Counter(statuses.values())
         if self._live is not None:
@@ -81,7 +82,7 @@ class Progress:
         record = self._folder.record(run)
         assert record is not None
         where = f"{run.method} on {run.task}, seed {run.seed}"
-        rate = "" if run.learning_rate is None else f", rate {run.learning_rate:g}"
+        rate = "".join(f", {setting_name(key)} {value}" for key, value in run.tried.items())
         if record.status != FINISHED or record.protocol is None:
             return f"{where}{rate}: {record.status}: {record.error}"
         metric = record.protocol.metric
@@ -128,13 +129,27 @@ class Progress:
         return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
 
 
+def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The runs that are to be made, with the first settings of a method in place of those that will be chosen."""
+    first: dict[tuple[str, str], str] = {}
+    for run in runs:
+        if run.chosen is None:
+            first.setdefault((run.method, run.task), run.candidate)
+    return [
+        run
+        for run in runs
+        if run.is_trial or run.chosen or (run.chosen is None and run.candidate == first[run.method, run.task])
+    ]
+
+
+def setting_name(key: str) -> str:
+    """A setting in messages."""
+    return "rate" if key == "train.learning_rate" else key.rpartition(".")[2]
+
+
 def _seconds(record: Record) -> float | None:
     """What a run took: cached features that another run had computed cost it nothing but their reading."""
-    if record.time is None:
-        return None
-    reused = record.frozen is not None and record.frozen.reused
-    features = (0.0 if reused else record.time.features_seconds or 0.0) + (record.time.cache_seconds or 0.0)
-    return record.time.train_seconds + record.time.eval_seconds + features
+    return None if record.time is None else device_seconds(record) + (record.time.cache_seconds or 0.0)
 
 
 def _duration(seconds: float) -> str:

@@ -17,8 +17,8 @@ from petl_bench.process import raise_interrupted
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study
 from petl_bench.studies.executors import start_workers
-from petl_bench.studies.expand import Basis, cells, compose, expand, still_true
-from petl_bench.studies.folder import FINISHED, StudyFolder, choose_rates
+from petl_bench.studies.expand import Basis, compose, expand, grid, grow, still_true
+from petl_bench.studies.folder import FINISHED, StudyFolder, choose_settings
 from petl_bench.studies.progress import Progress
 from petl_bench.tasks.load import trained_labels
 
@@ -49,9 +49,30 @@ class Study:
     basis: Basis
 
     def statuses(self) -> list[tuple[PlannedRun, str]]:
-        """Every run that is asked for, with what has become of it; rates that were not taken are left out."""
-        choose_rates(self.file.runs, self.folder)
-        return [(run, self.folder.status(run)) for run in self.runs if run.chosen is not False or run.is_trial]
+        """Every run that is asked for, with what has become of it; settings that were not taken are left out."""
+        self.update()
+        return [(run, self.folder.status(run)) for run in self.runs if run.is_asked_for]
+
+    def places(self) -> list[tuple[str, str]]:
+        """The methods and tasks that are asked for."""
+        methods, tasks = self.request.methods or self.file.methods, self.request.tasks or self.file.tasks
+        return [
+            (method, task)
+            for method in self.file.methods
+            for task in self.file.tasks
+            if method in methods and task in tasks
+        ]
+
+    def update(self, *, ask: bool = False) -> None:
+        """Finds out which trials a search has asked for by now, and which settings were chosen.
+
+        Args:
+            ask: Also ask for the next trials, where that is due.
+        """
+        if self.file.search is not None and self.file.search.cells:
+            grow(self.file, self.folder, self.places(), ask=ask)
+            self.runs[:] = self.request.narrowed(self.file.runs, self.config)
+        choose_settings(self.file, self.folder)
 
 
 def prepare(name_or_file: str, request: StudyRequest) -> Study:
@@ -121,10 +142,10 @@ def plan_costs(study: Study) -> list[PlannedCosts]:
 
     Cells that cost the same are counted once.
     """
-    asked_for = {(run.method, run.task) for run in study.runs}
+    asked_for = study.places()
     configs = {
         (cell.method, cell.task): resolved(compose(cell, study.folder.path))
-        for cell in cells(study.config, study.request.overrides)
+        for cell in grid(study.config, study.request.overrides)
         if (cell.method, cell.task) in asked_for
     }
     keys = {name: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for name, cfg in configs.items()}
@@ -163,18 +184,18 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         RunError: If workers cannot work at all.
         Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
     """
-    choose_rates(study.file.runs, study.folder)
+    study.update(ask=True)
     keep(study)
     for run in study.runs:
         if retry_failed:
             study.folder.set_aside(run)
         if study.folder.run_folder(run).has_leftovers and study.folder.ended(run):
             study.folder.tidy(run)
-    choose_rates(study.file.runs, study.folder)
+    study.update(ask=True)
     left = _left(study)
     if left:
         _make(study, left)
-        # Rates that were taken; unless somebody has begun another study here.
+        # Settings that were taken; unless somebody has begun another study here.
         if (found := _read(study.folder)) is not None and found.digest == study.file.digest:
             keep(study)
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
@@ -186,17 +207,17 @@ def _make(study: Study, left: list[PlannedRun]) -> None:
         workers = start_workers(study.request.executor, study.folder, plan, left)
         try:
             while workers.alive():
-                choose_rates(study.file.runs, study.folder)
+                study.update()
                 progress.update()
                 time.sleep(_PAUSE)
         except BaseException as error:
             workers.stop(error.signum if isinstance(error, Interrupted) else signal.SIGINT)
             raise
-        choose_rates(study.file.runs, study.folder)
+        study.update()
 
 
 def _left(study: Study) -> list[PlannedRun]:
-    return [run for run in study.runs if run.chosen is not False and not study.folder.ended(run)]
+    return [run for run in study.runs if run.is_asked_for and not study.folder.ended(run)]
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from pathlib import Path
 from petl_bench.errors import Interrupted, RequestError, RunError, explained_refusal
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.folder import StudyFolder, choose_rates, wanted_now
+from petl_bench.studies.expand import grow
+from petl_bench.studies.folder import StudyFolder, choose_settings, wanted_now
 
 # Before looking again at what other processes do.
 _PAUSE = 1.0
@@ -35,14 +36,17 @@ def work(path: Path, plan: str, keys: list[str]) -> None:
     """
     folder = StudyFolder(path)
     study = folder.read_plan(plan)
-    # Seed by seed: halfway through, every method can be compared already.
-    by_seed = sorted(study.runs, key=lambda run: study.seeds.index(run.seed))
-    wanted = [run for run in by_seed if run.key in keys]
+    unwanted = {run.key for run in study.runs} - set(keys)
+    places = {(run.method, run.task) for run in study.runs if run.key not in unwanted}
     made: set[str] = set()
     while True:
-        choose_rates(study.runs, folder)
+        grow(study, folder, places)
+        choose_settings(study, folder)
+        # Seed by seed: halfway through, every method can be compared already.
+        by_seed = sorted(study.runs, key=lambda run: study.seeds.index(run.seed) if run.seed in study.seeds else -1)
+        wanted = [run for run in by_seed if run.key not in unwanted and (run.method, run.task) in places]
         # What was made here and has not ended could not be recorded: once is enough.
-        left = [run for run in wanted if run.chosen is not False and run.key not in made and not folder.ended(run)]
+        left = [run for run in wanted if run.is_asked_for and run.key not in made and not folder.ended(run)]
         if not left:
             return
         before = len(made)

@@ -9,7 +9,13 @@ from petl_bench.methods.registry import Method, register
 class CodaSettings:
     """Options of CoDA."""
 
-    bottleneck: int = field(default=64, metadata={"help": "Width m of the parallel adapter, which every token passes."})
+    bottleneck: int = field(
+        default=64,
+        metadata={
+            "help": "Width m of the parallel adapter, which every token passes.",
+            "search": [8, 16, 32, 64, 128],
+        },
+    )
     reduction: float = field(
         default=3.0,
         metadata={

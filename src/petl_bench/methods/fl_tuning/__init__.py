@@ -11,7 +11,10 @@ class FlTuningSettings:
 
     units: int = field(
         default=160,
-        metadata={"help": "Hidden units that every feed-forward network gains; the authors use 160 everywhere."},
+        metadata={
+            "help": "Hidden units that every feed-forward network gains; the authors use 160 everywhere.",
+            "search": [16, 64, 160, 256],
+        },
     )
     init_std: float = field(
         default=0.02,

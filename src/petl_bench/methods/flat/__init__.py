@@ -13,7 +13,8 @@ class FlatSettings:
         default=None,
         metadata={
             "help": "Width r of the side network. None: a sixteenth of the backbone's width, and at least 16 (48 for "
-            "BERT-base)."
+            "BERT-base).",
+            "search": [16, 32, 64, 128],
         },
     )
     score: str = field(

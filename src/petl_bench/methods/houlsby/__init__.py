@@ -11,7 +11,10 @@ INITIALISATIONS = ("truncated_normal", "normal", "lora")
 class HoulsbySettings:
     """Options of bottleneck adapters."""
 
-    bottleneck: int = field(default=64, metadata={"help": "Width m of the adapters; the paper uses 8, 64 and 256."})
+    bottleneck: int = field(
+        default=64,
+        metadata={"help": "Width m of the adapters; the paper uses 8, 64 and 256.", "search": [8, 16, 32, 64, 128]},
+    )
     variant: str = field(
         default="houlsby",
         metadata={

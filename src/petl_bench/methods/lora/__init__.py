@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class LoraSettings:
     """Options of LoRA, for the fields of `peft.LoraConfig`."""
 
-    r: int = field(default=8, metadata={"help": "Rank of the updates."})
+    r: int = field(default=8, metadata={"help": "Rank of the updates.", "search": [2, 4, 8, 16, 32]})
     alpha: int = field(default=16, metadata={"help": "Scale of the updates: they are multiplied by alpha / r."})
     # PEFT's default. 0.1 keeps two more tensors for each projection: 14 % more peak memory on BERT-base at 32 x 128.
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the updates."})

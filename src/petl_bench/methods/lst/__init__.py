@@ -11,7 +11,10 @@ class LstSettings:
 
     reduction: int = field(
         default=8,
-        metadata={"help": "How many times narrower than the backbone the side network is; the authors use 8."},
+        metadata={
+            "help": "How many times narrower than the backbone the side network is; the authors use 8.",
+            "search": [2, 4, 8, 16],
+        },
     )
     width: int | None = field(
         default=None, metadata={"help": "Width of the side network. None: it follows from the reduction."}

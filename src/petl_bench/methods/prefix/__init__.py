@@ -10,7 +10,11 @@ class PrefixSettings:
     """Options of prefix tuning."""
 
     length: int = field(
-        default=20, metadata={"help": "Number l of prefix vectors for the keys, and for the values, of every layer."}
+        default=20,
+        metadata={
+            "help": "Number l of prefix vectors for the keys, and for the values, of every layer.",
+            "search": [5, 10, 20, 40],
+        },
     )
     mlp_hidden: int | None = field(
         default=None,

@@ -1,0 +1,200 @@
+"""Tuning curves: the score on the reported rows of the best of n trials on the selection rows, by method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petl_bench.errors import RequestError
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import StudyFile, selection_score
+from petl_bench.reports.groups import is_comparable
+from petl_bench.reports.plots import draw_legend, series_style
+from petl_bench.reports.render import check_picture
+
+# Of the bands, over all numbers of trials of a curve at once.
+CONFIDENCE = 0.8
+
+_MOST_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class TuningCurve:
+    """One method on one task.
+
+    Attributes:
+        metric: The primary metric; errors are negated, so that higher is better.
+        scale: 100 where scores are shown in percent.
+        scores: The median for n = 1, 2, ... trials, shape (trials,).
+        low, high: Its band, of the same shape.
+    """
+
+    study: str
+    method: str
+    task: str
+    metric: str
+    scale: int
+    scores: NDArray[Any]
+    low: NDArray[Any]
+    high: NDArray[Any]
+
+
+def tuning_curve(selection: Sequence[float], reported: Sequence[float], lowest: float, highest: float) -> NDArray[Any]:
+    """The median score of the best of n random trials, with a band that holds for all n at once.
+
+    The trial with the best score on the selection rows is taken, and scored on the reported rows. Its reported score is
+    read off a curve that never falls as the selection score rises (isotonic regression), which makes the best on the
+    selection rows the best there too, and opda's bands of the distribution of trials apply.
+
+    Args:
+        selection: Scores of the trials on the selection rows; higher is better.
+        reported: Their scores on the reported rows.
+        lowest: The lowest score that there is.
+        highest: The highest.
+
+    Returns:
+        The median and the lower and upper end of the band, shape (3, trials).
+
+    Raises:
+        RequestError: If opda is missing.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = np.sort(IsotonicRegression(y_min=lowest, y_max=highest).fit_transform(selection, reported))
+    return np.concatenate([[lowest], fitted, [highest]])[_ranks(len(fitted))]
+
+
+@cache
+def _ranks(trials: int) -> NDArray[Any]:
+    """The median and the band as ranks of the trials: 1 is the worst, 0 and `trials` + 1 the ends of the scale.
+
+    Quantiles go with the order alone, so that all curves of as many trials share what takes opda seconds.
+    """
+    try:
+        from opda.nonparametric import EmpiricalDistribution
+    except ImportError as error:
+        raise RequestError("--plot-kind tuning needs opda: pip install 'petl-bench[search]'.") from error
+    bands = EmpiricalDistribution.confidence_bands(
+        np.arange(1.0, trials + 1), CONFIDENCE, a=0.0, b=trials + 1.0, generator=np.random.default_rng(0), n_jobs=1
+    )
+    # The lower band of the distribution function is the upper one of the scores.
+    high, middle, low = (band.quantile_tuning_curve(np.arange(1, trials + 1)) for band in bands)
+    return np.stack([middle, low, high]).astype(int)
+
+
+def tuning_curves(studies: Sequence[tuple[StudyFile, Sequence[Record]]]) -> list[TuningCurve]:
+    """The curves of all searches by random draws: only those are samples of what one draw gives.
+
+    Args:
+        studies: Each with all records in its folder, trials included.
+    """
+    found = []
+    for study, records in studies:
+        if study.search is None or (study.search.sampler, study.search.pruner) != ("random", "none"):
+            continue
+        by_key = {record.run_key: record for record in records if is_comparable(record)}
+        for task in study.tasks:
+            for method in study.methods:
+                mine = (run for run in study.runs if run.is_trial and (run.method, run.task) == (method, task))
+                trials = [by_key[run.key] for run in mine if run.key in by_key]
+                if len(trials) > 1:
+                    found.append(_curve(study.name, method, task, trials))
+    return found
+
+
+def _curve(study: str, method: str, task: str, trials: Sequence[Record]) -> TuningCurve:
+    protocol = trials[0].protocol
+    assert protocol
+    sign = 1 if protocol.higher_is_better else -1
+    pairs = [(selection_score(one), sign * one.selected_scores[protocol.metric]) for one in trials]
+    known = [(selected, reported) for selected, reported in pairs if selected is not None]
+    worst = -1.0 if any(reported < 0 for _, reported in known) else 0.0
+    limits = (worst, 1.0) if protocol.higher_is_better else (2 * min(reported for _, reported in known), 0.0)
+    selection, reported = zip(*known, strict=True)
+    curve = tuning_curve(selection, reported, *limits)
+    return TuningCurve(study, method, task, protocol.metric, 100 if protocol.higher_is_better else 1, *curve)
+
+
+def tuning_sentences(curves: Sequence[TuningCurve]) -> list[str]:
+    """Says how much of the spread between methods goes away by tuning, and which curves cross."""
+    sentences = []
+    for task in dict.fromkeys(curve.task for curve in curves):
+        mine = [curve for curve in curves if curve.task == task]
+        trials = min(len(curve.scores) for curve in mine)
+        if len(mine) < 2 or trials < 2:
+            continue
+        values = {curve.method: curve.scale * curve.scores[:trials] for curve in mine}
+        table = np.stack(list(values.values()))
+        first, last = np.ptp(table[:, 0]), np.ptp(table[:, -1])
+        sentences.append(
+            f"{task}: at one random trial the medians of the methods lie {first:.1f} points apart, at the best of "
+            f"{trials} trials {last:.1f}"
+        )
+        for (one, a), (other, b) in combinations(values.items(), 2):
+            for n, (before, after) in enumerate(pairwise(np.sign(a - b)), start=2):
+                if before * after < 0:
+                    ahead, behind = (one, other) if after > 0 else (other, one)
+                    sentences.append(f"{task}: from {n} trials on {ahead} is ahead of {behind}")
+    return sentences
+
+
+def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Path) -> list[str]:
+    """Draws tuning curves, a panel per task and a line with its band per method.
+
+    Args:
+        studies: Each with all records in its folder, trials included.
+        file: The picture.
+
+    Returns:
+        What the curves say, in words.
+
+    Raises:
+        RequestError: If no study has a search by random draws, or the ending names a format that is not drawn.
+    """
+    check_picture(file)
+    curves = tuning_curves(studies)
+    if not curves:
+        raise RequestError(
+            f"--plot {file}: no study here has two finished trials of a search with sampler: random; choose another "
+            "--plot-kind."
+        )
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    tasks = list(dict.fromkeys((curve.study, curve.task) for curve in curves))
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    columns = min(_MOST_COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    size = (1.6 + 4.2 * columns, 1.0 + 3.1 * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for (study, task), axes in zip(tasks, grid.flat, strict=False):
+        mine = [curve for curve in curves if (curve.study, curve.task) == (study, task)]
+        for curve in mine:
+            counts, style = np.arange(1, len(curve.scores) + 1), series_style(methods.index(curve.method))
+            axes.plot(counts, curve.scale * curve.scores, label=curve.method, markersize=5, linewidth=1.5, **style)
+            ends = (curve.scale * curve.low, curve.scale * curve.high)
+            axes.fill_between(counts, *ends, color=style["color"], alpha=0.1, linewidth=0)
+        # So few trials leave the upper end of the bands open; the curves decide what is shown.
+        shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in mine])
+        room = 0.15 * max(np.ptp(shown), 1e-3 * mine[0].scale)
+        axes.set_ylim(shown.min() - room, shown.max() + room)
+        axes.set_title(f"{task}, {study}", loc="left", fontsize=10)
+        axes.set_xlabel("trials, of which the best on the selection rows is taken")
+        unit = ", %" if mine[0].scale == 100 else ", negated"
+        axes.set_ylabel(f"{mine[0].metric.replace('_', ' ')}{unit}")
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_visible(False)
+    draw_legend(figure, list(grid.flat[: len(tasks)]))
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return tuning_sentences(curves)

@@ -1,0 +1,230 @@
+"""The answer of `petl-bench choose`: what to use, how good it is, and what else is as good and cheaper."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from petl_bench.records.schema import Record
+from petl_bench.records.study_file import PlannedRun, selection_score
+from petl_bench.reports.differences import find_differences
+from petl_bench.reports.fields import FIELDS
+from petl_bench.reports.jackknife import pseudo_values
+from petl_bench.reports.ranking import Comparison, compare
+from petl_bench.reports.report import write_report
+from petl_bench.reports.results_table import study_results
+from petl_bench.reports.significance import Estimate
+from petl_bench.studies.choice import REFERENCE
+from petl_bench.studies.choose import Choice
+from petl_bench.studies.progress import setting_name
+
+_log = logging.getLogger(__name__)
+
+# A cost that is lower by less is not called cheaper.
+_CHEAPER = 0.9
+
+PICTURE = "choice.png"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a choice came to.
+
+    Attributes:
+        recommended: The method's name.
+        runs: Its finished runs with their records, all rows and several seeds where time allowed.
+        on_all_rows: Whether it did.
+        score: The mean score on the reported rows, in the unit of the metric.
+        interval: What one more training would score on as many other rows, 95 %; None where that is not known.
+        comparisons: Of all other finalists with it.
+        cheaper: Of those that cannot be told apart from it, what they cost less, by name.
+    """
+
+    recommended: str
+    runs: list[tuple[PlannedRun, Record]]
+    on_all_rows: bool
+    score: float
+    interval: tuple[float, float] | None
+    comparisons: dict[str, Comparison]
+    cheaper: dict[str, list[str]]
+
+
+def answer(choice: Choice) -> Answer:
+    """Finds the recommended settings: the best on the selection rows; the reported rows only say how good they are."""
+    found = [(run, record) for run in choice.study.runs if (record := choice.record(run)) is not None]
+    finals = [(run, record) for run, record in found if not run.is_trial]
+    by_settings: dict[tuple[str, str], list[tuple[PlannedRun, Record]]] = {}
+    longest = max(run.share for run, _ in found)
+    for run, record in finals or [one for one in found if one[0].share == longest]:
+        if run.method != REFERENCE:
+            by_settings.setdefault((run.method, run.candidate), []).append((run, record))
+    if not by_settings:
+        by_settings[REFERENCE, ""] = finals
+    most = max(map(len, by_settings.values()))
+    best = max(
+        (runs for runs in by_settings.values() if len(runs) == most),
+        key=lambda runs: statistics.fmean(_selection(record) for _, record in runs),
+    )
+    name = best[0][0].method
+
+    def read(record: Record) -> Any:
+        run = next(run for run, one in found if one.run_key == record.run_key)
+        return choice.folder.run_folder(run).read_predictions(record, "report")
+
+    score, interval = _score(best, read)
+    comparisons: dict[str, Comparison] = {}
+    if finals:
+        differences = find_differences(study_results(choice.study, [record for _, record in finals]), read)
+        comparisons = {one.method: one for one in compare(differences, name) if one.difference is not None}
+    alike = [one for one in comparisons if comparisons[one].verdict == "no difference shown"]
+    first = {run.method: record for run, record in reversed(finals)}
+    cheaper = {one: words for one in alike if (words := _savings(first[one], first[name]))}
+    return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
+
+
+def _selection(record: Record) -> float:
+    score = selection_score(record)
+    return -math.inf if score is None else score
+
+
+def _score(
+    runs: list[tuple[PlannedRun, Record]], read: Callable[[Record], Any]
+) -> tuple[float, tuple[float, float] | None]:
+    """The mean score on the reported rows, and the 95 % interval of one more training on as many other rows."""
+    records = [record for _, record in runs]
+    protocol = records[0].protocol
+    assert protocol
+    mean = statistics.fmean(record.selected_scores[protocol.metric] for record in records)
+    rows = []
+    for record in records:
+        predictions = read(record)
+        if predictions is None:
+            return mean, None
+        values = pseudo_values(protocol.metric, predictions.labels, predictions.predicted)
+        if values is None:
+            return mean, None
+        rows.append(values)
+    table = np.stack(rows)
+    num_seeds, num_rows = table.shape
+    # These rows and the others have chance errors of the same size.
+    of_rows = math.sqrt(2 * float(table.mean(axis=0).var(ddof=1)) / num_rows)
+    if num_seeds == 1:
+        estimate = Estimate(mean, of_rows, num_rows - 1)
+    else:
+        of_seeds = float(table.mean(axis=1).std(ddof=1)) * math.sqrt(1 + 1 / num_seeds)
+        estimate = Estimate(mean, of_seeds, num_seeds - 1, of_rows)
+    low, high = estimate.interval()
+    return mean, (max(low, 0.0), min(high, 1.0) if protocol.higher_is_better else high)
+
+
+def _savings(record: Record, than: Record) -> list[str]:
+    """What a run costs less than another, in words."""
+    costs = {
+        "params_trainable": "trained parameters",
+        "estimated_peak_bytes": "memory",
+        "inference_latency_ms": "latency",
+    }
+    ratios = {}
+    for key, what in costs.items():
+        mine, other = (FIELDS[key].value(one) for one in (record, than))
+        if mine is not None and other:
+            ratios[what] = mine / other
+    if not _is_faster(record, than):
+        ratios.pop("latency", None)
+    return [f"{100 * ratio:.0f} % of its {what}" for what, ratio in ratios.items() if ratio < _CHEAPER]
+
+
+def _is_faster(record: Record, than: Record) -> bool:
+    """Whether the middle halves of both latencies lie apart: on a busy machine medians differ without a reason."""
+    mine, others = (one.inference.latency_ms_quartiles if one.inference else None for one in (record, than))
+    return mine is not None and others is not None and mine[1] < others[0]
+
+
+def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
+    """Prints the answer of a choice, then the table of those that were trained on all rows, and draws them.
+
+    Args:
+        choice: The choice.
+        seconds: What it took, with all commands before.
+        write: Prints text.
+        as_json: Whether to print a JSON object instead.
+    """
+    found = answer(choice)
+    # Of its trainings the one that is best where nothing is reported.
+    run, record = max(found.runs, key=lambda one: _selection(one[1]))
+    assert record.protocol
+    metric, percent = record.protocol.metric, record.protocol.higher_is_better
+    scale, unit = (100, " %") if percent else (1, "")
+    trained = [one for one in choice.study.runs if choice.record(one) is not None]
+    command = shlex.join(["petl-bench", "run", *run.overrides])
+    picture = choice.folder.path / PICTURE
+    against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
+    if as_json:
+        differences = {
+            name: {"difference": one.difference.mean, "interval": one.difference.interval, "p_corrected": one.p,
+                   "verdict": one.verdict, "cheaper": found.cheaper.get(name, [])}
+            for name, one in found.comparisons.items() if one.difference is not None
+        }  # fmt: skip
+        content = {
+            "method": "lora" if found.recommended == REFERENCE else found.recommended,
+            "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "metric": metric,
+            "score": found.score, "interval_of_other_rows": found.interval,
+            "seeds": [one.seed for one, _ in found.runs],
+            "report_rows": record.protocol.num_eval_examples, "compared_with_it": differences,
+            "left_out": choice.state.left_out, "trainings": len(trained), "seconds": seconds,
+            "folder": str(choice.folder.path), "run": str(choice.folder.path / run.folder),
+        }  # fmt: skip
+        write(json.dumps(content, indent=2))
+        write = _log.debug
+    else:
+        settings = ", ".join(f"{setting_name(key)} {value}" for key, value in run.tried.items())
+        write(f"recommended: {found.recommended} ({settings})\n  {command}")
+        interval = ""
+        if found.interval is not None:
+            low, high = (f"{scale * end:.1f}" for end in found.interval)
+            interval = f"; one training on as many other rows: {low} to {high} (95 %)"
+        seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
+        if found.on_all_rows:
+            rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
+            write(f"score: {metric} {scale * found.score:.1f}{unit} on {rows}, {seeds}{interval}")
+        else:
+            write(f"score: {metric} {scale * found.score:.1f}{unit} on the rows that chose it, so probably too high")
+            write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
+        for name, words in found.cheaper.items():
+            one = found.comparisons[name]
+            write(f"not told apart from it, and cheaper: {name} ({_points(one, scale)}; {', '.join(words)})")
+        if found.comparisons and not found.cheaper:
+            write("none of the others that were trained on all rows is cheaper and as good, as far as these rows show")
+        if against is not None:
+            gain = replace(against, difference=against.difference.turned() if against.difference else None)
+            shown = (
+                "gains" if against.verdict == "worse" else "no gain shown" if against.verdict != "better" else "loses"
+            )
+            write(f"against LoRA at its default: {shown}, {_points(gain, scale)}")
+        minutes = f"{seconds / 60:.1f} min"
+        write(f"the search: {len(trained)} trainings of {len({one.method for one in trained} - {REFERENCE})} methods, "
+              f"{minutes}")  # fmt: skip
+        if choice.state.left_out:
+            write(
+                "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in choice.state.left_out.items())
+            )
+        write(f"trained: {choice.folder.path / run.folder}\n")
+    if found.on_all_rows:
+        write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
+
+
+def _points(one: Comparison, scale: int) -> str:
+    assert one.difference is not None
+    text = f"{scale * one.difference.mean:+.1f} points"
+    if one.difference.interval is None:
+        return text
+    low, high = (f"{scale * end:+.1f}" for end in one.difference.interval)
+    return f"{text}, {low} to {high}"

@@ -1,0 +1,390 @@
+"""The search of a study: from which ranges settings are drawn, how, and which of them is tried next.
+
+Random and quasi-random settings are drawn when the study is expanded. TPE and Hyperband need the scores of earlier
+trials: what Optuna proposed is kept in a journal in the study's folder, from which every process reads the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+from filelock import FileLock
+
+from petl_bench.config import RunConfig
+from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.methods.registry import get_method
+from petl_bench.records.study_file import PlannedRun, SearchedCell, candidate_name, selection_score
+from petl_bench.studies.folder import StudyFolder
+
+if TYPE_CHECKING:
+    import optuna
+
+SAMPLERS = ("random", "qmc", "tpe")
+PRUNERS = ("none", "hyperband")
+
+RATE = "train.learning_rate"
+
+# A method's rates reach as far below its default rate, and above it.
+_FACTOR = 10.0
+# Hyperband trains a third of the trials three times as long.
+_REDUCTION = 3
+_JOURNAL = "search.journal"
+_SETTING = re.compile(r"\w+\.[\w.]+")
+
+Space = Mapping[str, Any]
+
+
+@dataclass
+class SearchConfig:
+    """How the settings of each method are searched for, on each task; conf/study/fair_small.yaml is an example.
+
+    Attributes:
+        trials: For every method on every task: the same number.
+        space: By method: ranges in place of the method's own, a list of values or `{low, high, log}` by setting.
+        sampler: random, qmc (a scrambled Sobol sequence) or tpe.
+        pruner: none, or hyperband: trials that do worse than others end after a third or a ninth of the training.
+        seed: Of the draws, and of the trainings of all trials; none of the study's seeds.
+    """
+
+    trials: int
+    space: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sampler: str = "random"
+    pruner: str = "none"
+    seed: int = 1000
+
+    # Of pydantic, which reads the file: a key that is unknown is an error.
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether a trial depends on the scores of earlier ones."""
+        return self.sampler == "tpe" or self.pruner != "none"
+
+
+def check_search(search: SearchConfig) -> None:
+    """Raises RequestError for a value outside its range."""
+    if search.trials < 1 or not 0 <= search.seed < 2**32:
+        raise RequestError(f"search.trials={search.trials} must be at least 1, search.seed a whole number from 0.")
+    for key, value, allowed in (("sampler", search.sampler, SAMPLERS), ("pruner", search.pruner, PRUNERS)):
+        if value not in allowed:
+            raise unknown_choice(f"search.{key}", value, allowed)
+    for method, space in search.space.items():
+        for key, values in space.items():
+            where = f"search.space.{method}.{key}"
+            if not _SETTING.fullmatch(key):
+                raise RequestError(f"{where}: {key} is no setting of a run, such as method.r or {RATE}.")
+            _check_values(values, where)
+    if search.is_adaptive:
+        _optuna()
+
+
+def _check_values(values: Any, where: str) -> None:
+    if isinstance(values, list):
+        if not values or not all(isinstance(one, int | float | str) for one in values):
+            raise RequestError(f"{where} must list at least one number or word.")
+        return
+    numbers: list[Any] = [values.get(key) for key in ("low", "high")] if isinstance(values, dict) else []
+    is_range = len(numbers) == 2 and values.keys() <= {"low", "high", "log"}
+    if not is_range or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
+        raise RequestError(f"{where} must be a list of values, or low and high with log: true or false.")
+    if not numbers[0] < numbers[1] or (values.get("log") and numbers[0] <= 0):
+        raise RequestError(f"{where}: low must be less than high, and above 0 with log: true.")
+
+
+def default_space(cfg: RunConfig) -> dict[str, Any]:
+    """The ranges that a method declares in its folder: its sizes, and two decades of rates around its rate.
+
+    Args:
+        cfg: A run of the method; its rate is the middle of the range.
+    """
+    settings = get_method(cfg.method.name).settings
+    options = dataclasses.fields(settings) if settings is not None else ()
+    sizes = {f"method.{one.name}": one.metadata["search"] for one in options if "search" in one.metadata}
+    rate = cfg.train.learning_rate
+    return sizes | {RATE: {"low": rate / _FACTOR, "high": rate * _FACTOR, "log": True}}
+
+
+def space_of(search: SearchConfig, method: str, task: str, cfg: RunConfig, given: Collection[str]) -> dict[str, Any]:
+    """The ranges that are searched for a method on a task.
+
+    Args:
+        search: The study's search.
+        method: The study's name of the method.
+        task: The study's name of the task.
+        cfg: The run that the study would make without a search.
+        given: Settings with a value in the study, so that a range that nobody asked for does not replace it.
+
+    Raises:
+        RequestError: If the rows that choose would be the rows that are reported, or there are too few settings.
+    """
+    if cfg.task.protocol not in ("held_out", "test"):
+        raise RequestError(
+            f"{method} on {task}: a search chooses by the selection rows, which task.protocol={cfg.task.protocol} also "
+            "reports: add task.protocol=held_out, or task.protocol=test with rows of its own for each."
+        )
+    default = {key: values for key, values in default_space(cfg).items() if key == RATE or key not in given}
+    space = default | search.space.get(method, {})
+    count = math.prod(_num_values(values) for values in space.values())
+    if count < search.trials:
+        raise RequestError(
+            f"search.space.{method} holds {count} different settings, fewer than search.trials={search.trials}: widen "
+            "it, or lower the number of trials of all methods."
+        )
+    return space
+
+
+def _num_values(values: Any) -> float:
+    if isinstance(values, list):
+        return len(values)
+    low, high = values["low"], values["high"]
+    return high - low + 1 if _is_whole(values) else math.inf
+
+
+def _is_whole(values: Mapping[str, Any]) -> bool:
+    return type(values["low"]) is int and type(values["high"]) is int
+
+
+def draw(search: SearchConfig, space: Space, method: str, task: str) -> list[dict[str, Any]]:
+    """Draws the settings of all trials of a method on a task, each once; the first ones do not depend on their number.
+
+    Args:
+        search: How many, by which sampler.
+        space: The ranges.
+        method: The study's name of the method; methods and tasks have draws of their own.
+        task: The study's name of the task.
+    """
+    found: list[dict[str, Any]] = []
+    for point in _points(search, len(space), _seed_of(search.seed, method, task)):
+        tried = {key: _value(values, position) for (key, values), position in zip(space.items(), point, strict=True)}
+        if tried not in found:
+            found.append(tried)
+        if len(found) == search.trials:
+            break
+    return found
+
+
+def _points(search: SearchConfig, dimensions: int, seed: int) -> Iterator[np.ndarray]:
+    """Points of the unit cube, shape (dimensions,), without an end."""
+    if search.sampler == "qmc":
+        from scipy.stats.qmc import Sobol
+
+        sobol = Sobol(dimensions, rng=np.random.default_rng(seed))
+        while True:
+            yield sobol.random(1)[0]
+    generator = np.random.default_rng(seed)
+    while True:
+        yield generator.random(dimensions)
+
+
+def _value(values: Any, position: float) -> Any:
+    """The value at a position in [0, 1) of a list or range."""
+    if isinstance(values, list):
+        return values[int(position * len(values))]
+    low, high = values["low"], values["high"]
+    if _is_whole(values):
+        # Each number has the same share of the range, or of its logarithm.
+        low, high = low - 0.5, high + 0.5
+    found = low * (high / low) ** position if values.get("log") else low + (high - low) * position
+    return round(found) if _is_whole(values) else float(f"{found:.3g}")
+
+
+def _seed_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
+
+
+def steps_of(search: SearchConfig, cfg: RunConfig) -> list[tuple[float, str]]:
+    """The lengths to which a trial is trained one after the other, as shares of the whole and as overrides.
+
+    Raises:
+        RequestError: If the pruner cannot shorten the training.
+    """
+    key = "epochs" if cfg.train.max_steps is None else "max_steps"
+    whole: int = getattr(cfg.train, key)
+    if search.pruner == "none":
+        return [(1.0, f"train.{key}={whole}")]
+    lengths = sorted({math.ceil(whole / _REDUCTION**power) for power in range(3)})
+    if len(lengths) == 1:
+        raise RequestError(
+            f"search.pruner={search.pruner} ends trainings early, and train.{key}={whole} has no early end: raise it."
+        )
+    return [(length / whole, f"train.{key}={length}") for length in lengths]
+
+
+@dataclass(frozen=True)
+class AskedTrial:
+    """A trial that Optuna asked for.
+
+    Attributes:
+        tried: Its settings.
+        num_steps: To how many of the lengths of `steps_of` it is trained, as far as is known.
+        is_open: Whether it has not ended.
+    """
+
+    tried: dict[str, Any]
+    num_steps: int
+    is_open: bool
+
+
+def advance(
+    search: SearchConfig,
+    cell: SearchedCell,
+    runs: Mapping[tuple[str, float], PlannedRun],
+    folder: StudyFolder,
+    *,
+    ask: bool,
+) -> list[AskedTrial]:
+    """Tells Optuna of the trials of a method on a task that have ended, and asks for the next one.
+
+    One trial of a cell is open at a time. Processes take turns, and each reads from the journal what the others did, so
+    that any of them may be killed at any instant.
+
+    Args:
+        search: How many, by which sampler and pruner.
+        cell: The method, the task and the ranges.
+        runs: The trials that are planned for them, by their settings and share of the training.
+        folder: The study's; it holds the journal.
+        ask: False only reads the journal.
+
+    Returns:
+        All trials so far, in order.
+    """
+    _optuna()
+    if not ask and not (folder.private / _JOURNAL).exists():
+        return []
+    folder.private.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.private / "search.lock"):
+        _mend(folder.private / _JOURNAL)
+        study = _open_study(search, cell, folder)
+        if ask:
+            for one in study.get_trials(deepcopy=False):
+                if not one.state.is_finished():
+                    _tell(study, one, cell, runs, folder)
+            trials = _whole(study, cell)
+            if len(trials) < search.trials and all(one.state.is_finished() for one in trials):
+                _ask(study, search, cell, len(trials))
+        return [_asked(one) for one in _whole(study, cell)]
+
+
+def _whole(study: optuna.Study, cell: SearchedCell) -> list[optuna.trial.FrozenTrial]:
+    """The trials whose settings were all written before a process may have been killed."""
+    return [one for one in study.get_trials(deepcopy=False) if len(one.params) == len(cell.space)]
+
+
+def _ask(study: optuna.Study, search: SearchConfig, cell: SearchedCell, number: int) -> None:
+    if search.sampler == "tpe":
+        study.ask(_distributions(cell.space))
+        return
+    from optuna.trial import TrialState, create_trial
+
+    tried = draw(search, cell.space, cell.method, cell.task)[number]
+    study.add_trial(create_trial(state=TrialState.RUNNING, params=tried, distributions=_distributions(cell.space)))
+
+
+def _tell(
+    study: optuna.Study,
+    open_trial: optuna.trial.FrozenTrial,
+    cell: SearchedCell,
+    runs: Mapping[tuple[str, float], PlannedRun],
+    folder: StudyFolder,
+) -> None:
+    """Reports the steps of an open trial that have ended since, and closes it after the last one that it is to make."""
+    from optuna.trial import Trial, TrialState
+
+    trial = Trial(study, open_trial._trial_id)
+    tried, values = candidate_name(_rounded(open_trial.params)), dict(open_trial.intermediate_values)
+    while len(open_trial.params) == len(cell.space):
+        if len(values) == len(cell.steps):
+            study.tell(trial, values[max(values)])
+            return
+        if values and trial.should_prune():
+            study.tell(trial, state=TrialState.PRUNED)
+            return
+        run = runs.get((tried, cell.steps[len(values)][0]))
+        record = None if run is None or not folder.ended(run) else folder.record(run)
+        if record is None:
+            return
+        score = selection_score(record)
+        if score is None:
+            break
+        trial.report(score, _REDUCTION ** len(values))
+        values[_REDUCTION ** len(values)] = score
+    study.tell(trial, state=TrialState.FAIL)
+
+
+def _asked(trial: optuna.trial.FrozenTrial) -> AskedTrial:
+    is_open, has_failed = not trial.state.is_finished(), trial.state.name == "FAIL"
+    return AskedTrial(_rounded(trial.params), len(trial.intermediate_values) + (is_open or has_failed), is_open)
+
+
+def _rounded(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written in overrides."""
+    return {key: float(f"{one:.3g}") if isinstance(one, float) else one for key, one in params.items()}
+
+
+def _mend(journal: Path) -> None:
+    """Removes a last line that a process was killed while writing."""
+    if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
+        with journal.open("r+b") as stream:
+            stream.truncate(content.rfind(b"\n") + 1)
+
+
+class _NoLock:
+    """In place of Optuna's lock, which a killed process would leave: `advance` holds one that goes with its process."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        return
+
+
+def _open_study(search: SearchConfig, cell: SearchedCell, folder: StudyFolder) -> optuna.Study:
+    optuna = _optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(folder.private / _JOURNAL), lock_obj=cast("Any", _NoLock())))
+    # Other ranges or lengths are another search.
+    what = [cell.method, cell.task, cell.overrides, cell.space, cell.steps, search.sampler, search.pruner, search.seed]
+    name = f"{cell.method} on {cell.task} {_seed_of(*what):08x}"
+    study = optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=None, pruner=None
+    )
+    # What is proposed depends on the journal alone, not on how often processes were started.
+    seed = _seed_of(search.seed, cell.method, cell.task, len(_whole(study, cell)))
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, search.trials // 3))
+    study.pruner = optuna.pruners.NopPruner()
+    if search.pruner == "hyperband":
+        study.pruner = optuna.pruners.HyperbandPruner(1, _REDUCTION ** (len(cell.steps) - 1), _REDUCTION)
+    return study
+
+
+def _distributions(space: Space) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    def distribution(values: Any) -> Any:
+        if isinstance(values, list):
+            return CategoricalDistribution(values)
+        kind: Any = IntDistribution if _is_whole(values) else FloatDistribution
+        return kind(values["low"], values["high"], log=bool(values.get("log")))
+
+    return {key: distribution(values) for key, values in space.items()}
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise RequestError(
+            "search.sampler=tpe and search.pruner=hyperband need Optuna: pip install 'petl-bench[search]'."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna

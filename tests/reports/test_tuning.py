@@ -1,0 +1,48 @@
+"""Tuning curves of a search: against opda and by hand, in words, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from petl_bench.reports.plots.tuning import TuningCurve, tuning_curve, tuning_sentences
+
+pytest.importorskip("opda", reason="the extra `search` is not installed")
+
+
+def test_of_scores_in_the_same_order_the_band_is_opdas():
+    from opda.nonparametric import EmpiricalDistribution
+
+    scores = [0.3, 0.5, 0.61, 0.62, 0.7, 0.71]
+    found = tuning_curve([score / 2 for score in scores], scores, 0.0, 1.0)
+    bands = EmpiricalDistribution.confidence_bands(
+        np.array(scores), 0.8, a=0.0, b=1.0, generator=np.random.default_rng(0), n_jobs=1
+    )
+    counts = np.arange(1, 7)
+    for row, band in zip((2, 0, 1), bands, strict=True):
+        assert found[row] == pytest.approx(band.quantile_tuning_curve(counts), abs=1e-12)
+    # The best of n is at most m with probability (k / 6) ** n where k scores are at most m; it reaches a half for
+    # n = 1 at k = 3, for n = 2 at k = 5 (25 / 36 against 16 / 36).
+    assert found[0, :2] == pytest.approx([0.61, 0.7])
+    assert np.all(found[1] <= found[0])
+    assert np.all(found[0] <= found[2])
+
+
+def test_what_is_best_on_the_selection_rows_alone_is_not_reported_as_the_best():
+    """The third trial looks best where settings are chosen and is worst where they are reported."""
+    found = tuning_curve([0.5, 0.6, 0.9], [0.6, 0.8, 0.4], 0.0, 1.0)
+    # Isotonic regression pools all three: 0.6.
+    assert found[0] == pytest.approx([0.6, 0.6, 0.6])
+
+
+def curve(method, *scores):
+    values = np.array(scores)
+    return TuningCurve("fair", method, "cola", "matthews", 100, values, values, values)
+
+
+def test_spread_and_crossings_are_told_in_words():
+    assert tuning_sentences([curve("lora", 0.3, 0.5, 0.6), curve("full", 0.4, 0.45, 0.58)]) == [
+        "cola: at one random trial the medians of the methods lie 10.0 points apart, at the best of 3 trials 2.0",
+        "cola: from 2 trials on lora is ahead of full",
+    ]
+    assert tuning_sentences([curve("lora", 0.3, 0.5)]) == []

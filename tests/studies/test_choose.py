@@ -1,0 +1,355 @@
+"""`petl-bench choose`: rows that choose and rows that are reported, halving, limits, interruptions, the answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import re
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forked import Command
+from petl_bench.cli import main
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError, parse_seconds
+from petl_bench.estimate import plan
+from petl_bench.records.store import find_records
+from petl_bench.records.study_file import read_study, selection_score
+from petl_bench.studies import answer as answer_module
+from petl_bench.studies import choice as choice_module
+from petl_bench.studies import choose as choose_module
+from petl_bench.studies import worker
+from petl_bench.studies.choice import Limits, prepare_rows
+from petl_bench.tasks.columns import column_settings
+
+WORDS = {"refund": ["money back", "return the cash"], "card": ["card lost", "new card"], "login": ["cannot log in"]}
+SMALL = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=2", "train.batch_size=32"]
+METHODS = ["--methods", "lora,head"]
+
+
+def write_tickets(file, rows=120, classes=tuple(WORDS), seed=0):
+    draw = random.Random(seed)
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "text", "queue"])
+        for number in range(rows):
+            label = draw.choice(classes)
+            text = draw.choice(WORDS.get(label, [f"about {label}"]))
+            writer.writerow([number, f"dear team {text} please {number}", label])
+
+
+@pytest.fixture
+def choose(tmp_path, monkeypatch, capsys):
+    """Runs `petl-bench choose` in this process: gives the exit code, standard output and error."""
+    monkeypatch.setattr(choose_module, "_SETTINGS_WITHOUT_TIME", 2)
+    # This process began with the first test.
+    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 0.0)
+    monkeypatch.setattr(choice_module, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
+    monkeypatch.chdir(tmp_path)
+    write_tickets(tmp_path / "tickets.csv")
+
+    def call(*words):
+        code = main(["choose", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def decided(out):
+    """What an answer says, apart from what was timed."""
+    found = json.loads(out)
+    for one in found["compared_with_it"].values():
+        one["cheaper"] = [what for what in one["cheaper"] if "latency" not in what]
+    return {key: found[key] for key in found if key not in ("seconds", "folder", "run", "command")}
+
+
+def records_of(folder):
+    study = read_study(folder)
+    records = {record.run_key: record for record in find_records([folder])[0]}
+    return study, records
+
+
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
+    code, out, _ = choose(*SMALL, *METHODS, "--json")
+    assert code == 0
+    found = json.loads(out)
+    study, records = records_of(tmp_path / "runs" / "choose-custom")
+    trials = [run for run in study.runs if run.is_trial]
+    # Two settings of each method, for as many updates each.
+    assert sorted(run.method for run in trials) == ["head", "head", "lora", "lora"]
+    assert len({records[run.key].history[-1].step for run in trials}) == 1
+    assert {run.seed for run in trials} == {1000}
+    finals = {}
+    for run in study.runs:
+        if not run.is_trial:
+            finals.setdefault(run.method, []).append(records[run.key])
+    assert all(sorted(one.protocol.seed for one in mine) == [0, 1, 2] for mine in finals.values())
+    means = {name: statistics.fmean(map(selection_score, mine)) for name, mine in finals.items()}
+    candidates = {name: mean for name, mean in means.items() if name != choice_module.REFERENCE}
+    assert means[found["method"]] == max(candidates.values())
+    reported = [one.selected_scores["accuracy"] for one in finals[found["method"]]]
+    assert found["score"] == pytest.approx(statistics.fmean(reported))
+    assert found["interval_of_other_rows"][0] <= found["score"] <= found["interval_of_other_rows"][1]
+    assert found["trainings"] == len(records)
+    assert Path(found["run"], "adapter").is_dir()
+    assert (tmp_path / "runs" / "choose-custom" / "choice.png").is_file()
+
+    # The rows: in three parts without a common one, and a trial has not read those that are reported.
+    folder = tmp_path / "runs" / "choose-custom" / "rows"
+    parts = {
+        name: {row["text"] for row in lines_of(folder / f"{name}.jsonl")} for name in ("train", "selection", "report")
+    }
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 120
+    for run in trials:
+        assert records[run.key].data.rows_per_split == {
+            "train": len(parts["train"]),
+            "validation": len(parts["selection"]),
+        }
+    report_ids = {record.protocol.num_eval_examples for mine in finals.values() for record in mine}
+    assert report_ids == {len(parts["report"])}
+
+    # The same command has nothing left to do.
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("result.json")}
+    code, again, _ = choose(*SMALL, *METHODS, "--json")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("result.json")} == times
+    assert {**json.loads(again), "seconds": 0} == {**found, "seconds": 0}
+    code, out, err = choose(*SMALL, *METHODS)
+    assert code == 0
+    assert "text column 'text', label column 'queue'" in err
+    lines = out.splitlines()
+    assert lines[0].startswith(f"recommended: {found['method']} (")
+    assert lines[1].strip() == found["command"]
+    assert "rows that chose nothing, mean of 3 seeds" in lines[2]
+    assert any(line.startswith("the search: ") for line in lines)
+    assert out.index("trained: ") < out.index("mean ± sd over seeds")
+    assert len(out[: out.index("trained: ")].splitlines()) <= 10
+    # Another request is another choice.
+    code, _, err = choose(*SMALL, "--methods", "lora,bitfit")
+    assert code == 2
+    assert "holds a choice with other settings" in err
+
+
+def test_interrupted_after_any_number_of_trainings_it_ends_with_the_same_answer(choose, monkeypatch):
+    small = [*SMALL, "--methods", "head", "--json"]
+    _, undisturbed, _ = choose(*small, "runs_dir=whole")
+    real, left = worker.make, iter([1, 2, math.inf])
+    rest = [next(left)]
+
+    def make(run, folder):
+        if rest[0] <= 0:
+            raise KeyboardInterrupt
+        rest[0] -= 1
+        real(run, folder)
+
+    monkeypatch.setattr(worker, "make", make)
+    codes = []
+    while not codes or codes[-1] != 0:
+        code, out, _ = choose(*small, "runs_dir=parts")
+        codes.append(code)
+        rest[0] = next(left, math.inf)
+    assert codes == [130, 130, 0]
+    assert decided(out) == decided(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_it_ends_with_the_same_answer(tmp_path):
+    write_tickets(tmp_path / "tickets.csv")
+    command = ["choose", *SMALL, "--methods", "lora,head", "--json"]
+
+    def start(folder):
+        return Command([*command, f"runs_dir={folder}"], tmp_path, Path(tempfile.mkdtemp(dir=tmp_path)) / "output")
+
+    undisturbed, _ = start("whole").communicate(timeout=600)
+    draw = random.Random(5)
+    for _ in range(6):
+        process = start("killed")
+        time.sleep(draw.uniform(1, 15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    out, err = start("killed").communicate(timeout=600)
+    assert out, err
+    assert decided(out) == decided(undisturbed)
+
+
+def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(choose, monkeypatch):
+    estimates = {}
+    for name in ("full", "head"):
+        cfg = load_config(["task=smoke", "backbone=tiny_bert", f"method={name}"])
+        estimates[name] = plan._estimate(cfg, None)
+    between = (estimates["full"].estimate.peak_bytes + estimates["head"].estimate.peak_bytes) // 2
+    overrides = ["task=smoke", "backbone=tiny_bert"]
+    candidates = [("full", {}), ("head", {}), ("lora", {"method.r": 0})]
+    found = Limits(memory_bytes=between).left_out(candidates, overrides)
+    assert set(found) == {"full", "lora, r=0"}
+    assert found["full"].endswith("MiB an update")
+    assert "method.r=0" in found["lora, r=0"]
+    assert "full" in Limits(trainable_percent=50.0).left_out(candidates[:2], overrides)
+    most = estimates["head"].params.trainable
+    assert set(Limits(trainable=most).left_out(candidates[:2], overrides)) == {"full"}
+    assert Limits().left_out(candidates[:2], overrides) == {}
+    code, _, err = choose(*SMALL, *METHODS, "--memory", "1KiB")
+    assert code == 2
+    assert "No method keeps to the limits (lora: " in err
+
+
+def test_a_time_that_is_over_before_anything_was_trained_is_a_sentence(choose, monkeypatch):
+    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 40.0)
+    code, out, err = choose(*SMALL, *METHODS, "--time", "40s")
+    assert (code, out) == (1, "")
+    assert "In --time 40s no training could be ended" in err
+    code, out, err = choose(*SMALL, *METHODS, "--time", "10s")
+    assert (code, out) == (2, "")
+    assert "--time=10s is too short" in err
+
+
+def test_a_latency_that_no_method_keeps_to_is_a_sentence(choose):
+    code, _, err = choose(*SMALL, "--methods", "head", "--latency", "0.0001ms")
+    assert code == 1
+    assert "No method answers a row within --latency 0.0001ms" in err
+
+
+def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
+    """The first training takes all the time that there is; the choice still ends in it."""
+    monkeypatch.setattr(choose_module, "_ANSWER_SECONDS", 0.0)
+    made = []
+
+    def make(run, folder):
+        made.append(run.method)
+        time.sleep(60)
+
+    monkeypatch.setattr(worker, "make", make)
+    monkeypatch.setattr("petl_bench.commands._LEAST_SECONDS", 1)
+    code, _, err = choose(*SMALL, *METHODS, "--time", "12s")
+    assert code == 1
+    assert "no training could be ended" in err
+    assert len(made) <= 1
+
+
+class TestRows:
+    def prepare(self, tmp_path, *words):
+        overrides = [*column_settings(str(tmp_path / "tickets.csv"), {}), "backbone=tiny_bert", *words]
+        return prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
+
+    def test_many_rows_are_cut_into_nested_parts_with_every_class(self, tmp_path):
+        write_tickets(tmp_path / "tickets.csv", rows=4000)
+        rows = self.prepare(tmp_path)
+        folder = tmp_path / "runs" / "rows"
+        sizes, texts = [], []
+        for name in ("train-9th", "train-3th", "train"):
+            lines = lines_of(folder / f"{name}.jsonl")
+            assert {line["queue"] for line in lines} == set(WORDS)
+            sizes.append(len(lines))
+            texts.append({line["text"] for line in lines})
+        assert texts[0] < texts[1] < texts[2]
+        assert [subset.by_rows for subset in rows.subsets] == [True, True]
+        assert [subset.share for subset in rows.subsets] == [sizes[0] / sizes[2], sizes[1] / sizes[2]]
+        assert sizes[2] == rows.counts["train"]
+        assert sum(rows.counts.values()) == 4000
+        # Three epochs of batches of 32 are more than 400 updates' worth of these; the default stays.
+        assert "train.epochs=6" in rows.overrides
+
+    def test_equal_texts_are_in_one_part(self, tmp_path):
+        with (tmp_path / "tickets.csv").open("w") as stream:
+            stream.write("text,queue\n")
+            for number in range(300):
+                stream.write(f"one of thirty texts {number % 30},{'ab'[number % 2]}\n")
+        self.prepare(tmp_path)
+        parts = [{line["text"] for line in lines_of(tmp_path / "runs" / "rows" / f"{name}.jsonl")}
+                 for name in ("train", "selection", "report")]  # fmt: skip
+        assert not parts[0] & parts[1]
+        assert not parts[0] & parts[2]
+        assert not parts[1] & parts[2]
+
+    def test_five_hundred_classes_are_all_trained(self, tmp_path):
+        classes = [f"class {number}" for number in range(500)]
+        with (tmp_path / "tickets.csv").open("w") as stream:
+            stream.write("text,queue\n")
+            stream.writelines(f"about {name} number {number},{name}\n" for name in classes for number in range(5))
+        rows = self.prepare(tmp_path)
+        trained = {line["queue"] for line in lines_of(tmp_path / "runs" / "rows" / "train.jsonl")}
+        assert len(trained) == 500
+        assert rows.counts == {"train": 1500, "selection": 500, "report": 500}
+
+    def test_a_task_of_the_package_keeps_its_own_rows_for_the_report(self, tmp_path):
+        rows = prepare_rows(load_config(["task=banking77_few"]), ["task=banking77_few"], tmp_path)
+        assert rows.counts == {"train": 770, "selection": 385, "report": 3080}
+        assert not any("protocol" in override for override in rows.overrides)
+        assert not (tmp_path / "rows" / "report.jsonl").exists()
+        assert "task.protocol=standard" in rows.subsets[0].overrides
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ("text,label\na b c,x\nd e f,y\ng h i,x\n", "rows are too few"),
+            ("text,label\n" + "some words here,x\n" * 100, "fewer than two labels"),
+            ("text,label\n" + "some words here,x\nother words there,\n" * 50, "has no label in 'label'"),
+            ("a,b\n" + "".join(f"{n},{n * 7}\n" for n in range(100)), "which column holds the labels is not clear"),
+            (
+                "title,body,label\n" + "".join(f"a title of {n},a body of {n},{n % 2}\n" for n in range(100)),
+                "which column holds the texts is not clear .'title', 'body' all hold texts",
+            ),
+            (
+                "text,kind,part\n" + "".join(f"some words {n},{n % 2},{n % 3}\n" for n in range(100)),
+                "'kind', 'part' all look like it",
+            ),
+        ],
+    )
+    def test_rows_that_allow_no_choice_are_a_sentence(self, choose, tmp_path, content, sentence):
+        (tmp_path / "tickets.csv").write_text(content)
+        code, out, err = choose(*SMALL, *METHODS)
+        assert (code, out) == (2, "")
+        assert re.search(sentence, err), err
+
+
+def test_what_is_chosen_cannot_be_given(choose):
+    for word in ("method=lora", "method.r=4", "train.learning_rate=1e-3"):
+        code, _, err = choose(*SMALL, word)
+        assert code == 2
+        assert "it is chosen here" in err
+    assert choose(*SMALL, "--methods", "lora,nothing")[0] == 2
+    assert choose(*SMALL, "seeds=1")[0] == 2
+    assert choose(*SMALL, "--time", "soon")[0] == 2
+    assert choose(*SMALL, "--trainable", "-3")[0] == 2
+
+
+def test_times_have_units():
+    assert [parse_seconds("--time", text) for text in ("90s", "30min", "1.5h", "20ms")] == [90, 1800, 5400, 0.02]
+    for text in ("90", "0s", "-1s", "1 day"):
+        with pytest.raises(RequestError, match="is not a time"):
+            parse_seconds("--time", text)
+
+
+def test_the_interval_holds_a_training_on_other_rows():
+    """Simulated: three trainings score a row right by chance, with a spread of their own; one more on as many rows."""
+    from types import SimpleNamespace
+
+    draw, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        runs = []
+        levels = draw.normal(0.75, 0.01, size=4)
+        easy = draw.normal(0, 0.3, size=200)
+        for level in levels[:3]:
+            right = draw.random(200) < np.clip(level + easy, 0, 1)
+            predictions = SimpleNamespace(labels=np.ones(200, dtype=int), predicted=right.astype(int))
+            protocol = SimpleNamespace(metric="accuracy", higher_is_better=True)
+            record = SimpleNamespace(
+                protocol=protocol, selected_scores={"accuracy": right.mean()}, predictions=predictions
+            )
+            runs.append((None, record))
+        _, (low, high) = answer_module._score(runs, lambda record: record.predictions)
+        other = draw.random(200) < np.clip(levels[3] + draw.normal(0, 0.3, size=200), 0, 1)
+        inside += low <= other.mean() <= high
+    assert inside >= 285

@@ -1,0 +1,94 @@
+"""`data=FILE`: which columns hold texts and labels, where there is no doubt, and settings with any character."""
+
+from __future__ import annotations
+
+import pytest
+
+from petl_bench.cli import main
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError
+from petl_bench.tasks.columns import as_setting, column_settings
+
+
+def settings(tmp_path, header, row, rows=40, name="mine.csv", **given):
+    file = tmp_path / name
+    file.write_text(header + "\n" + "".join(row.format(n=n, two=n % 2, half=n / 2 + 0.25) + "\n" for n in range(rows)))
+    task = load_config(column_settings(str(file), given)).task
+    return task.text_columns, task.label_column
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "texts", "label"),
+    [
+        ("id,text,queue", "{n},some words {n},q{two}", ["text"], "queue"),
+        ("Label,comment", "{two},a comment of many words {n}", ["comment"], "Label"),
+        ("id,message,kind", "{n},some words {n},k{two}", ["message"], "kind"),
+        ("sentence1,sentence2,label", "one text {n},another text {n},{two}", ["sentence1", "sentence2"], "label"),
+        # The only other column holds texts, however short.
+        ("word,label", "w{n},{two}", ["word"], "label"),
+        ("my text,the label", "some words {n},{two}", ["my text"], "the label"),
+    ],
+)
+def test_columns_that_speak_for_themselves_are_taken(tmp_path, header, row, texts, label):
+    assert settings(tmp_path, header, row) == (texts, label)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "sentence"),
+    [
+        ("text,label", "some words {n},{half}", "task.label_column=NAME"),
+        ("text,label,class", "some words {n},{two},{two}", "'label', 'class' all look like it"),
+        ("a,b,label", "some words {n},other words {n},{two}", "'a', 'b' all hold texts"),
+        ("a,b,label", "{n},{n},{two}", "none holds texts of several words"),
+    ],
+)
+def test_where_there_is_doubt_the_name_is_asked_for(tmp_path, header, row, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        settings(tmp_path, header, row)
+
+
+def test_columns_that_are_given_are_not_looked_for(tmp_path):
+    given = {"task.label_column": "kind"}
+    header, row = "text,kind,part", "some words {n},{two},{two}"
+    (tmp_path / "mine.csv").write_text(f"{header}\n" + "".join(row.format(n=n, two=n % 2) + "\n" for n in range(9)))
+    found = column_settings(str(tmp_path / "mine.csv"), given)
+    assert [one.partition("=")[0] for one in found] == ["task", "task.train_file", "task.text_columns"]
+
+
+@pytest.mark.parametrize("path", ["a b.csv", "it's", "c:\\x\\", "back\\'q", "plain/x.csv", "a=b,c[d]", "\\\\'"])
+def test_a_path_with_any_character_is_read_as_it_is(path):
+    assert load_config(["task=custom", as_setting("task.train_file", path)]).task.train_file == path
+
+
+def test_run_takes_a_file_and_says_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # The largest class has more than five times the rows of the smallest, and texts are longer than the limit.
+    rows = [f"{'word ' * 30}{n},{'ab'[n % 10 == 0]}" for n in range(100)]
+    (tmp_path / "mine.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    small = ["backbone=tiny_bert", "train.max_steps=1", "task.max_length=16", "measure.ledger=false"]
+    assert main(["run", "data=mine.csv", *small, "measure.inference=false"]) == 0
+    err = capsys.readouterr().err
+    assert "text column 'text', label column 'label'" in err
+    assert "task.metric=macro_f1 weighs all classes alike" in err
+    assert "would keep 95 % of train" in err
+    assert main(["run", "data=mine.csv", "task=mrpc"]) == 2
+    assert "give one file, and no other task" in capsys.readouterr().err
+
+
+def test_the_length_that_keeps_most_tokens():
+    """Ten rows of 10 tokens and one of 100: of 200 tokens 190 stay where the longest row keeps 90."""
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from petl_bench.run import describe
+    from petl_bench.tasks.rows import Rows
+
+    lengths = np.array([100, *[10] * 10])
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(describe, "encode", lambda *_, **__: SimpleNamespace(lengths=lengths))
+    try:
+        task = SimpleNamespace(train=Rows((["x"] * 11,), None))
+        assert describe._length_that_keeps(task, None) == 90
+    finally:
+        monkeypatch.undo()
