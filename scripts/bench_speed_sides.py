@@ -18,8 +18,7 @@ from petl_bench.records.predictions import predicted
 from petl_bench.run.run import encode_task, run
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import compute_metrics
-from petl_bench.training.loop import num_training_steps
-from petl_bench.training.optimizer import build_optimizer, build_schedule
+from petl_bench.training.loop import build_optimizer, build_schedule, num_training_steps
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.methods.base import AdaptContext, adapt
-from petl_bench.training.optimizer import build_optimizer
+from petl_bench.training.loop import build_optimizer
 
 BACKBONES = ("bert_base", "roberta_large", "deberta_v3_base", "modernbert_base")
 METHODS = (

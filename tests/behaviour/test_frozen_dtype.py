@@ -13,7 +13,7 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.memory import measure_update
 from petl_bench.model import build_adapted
-from petl_bench.training.optimizer import build_optimizer
+from petl_bench.training.loop import build_optimizer
 
 TRAINS_ALL = ("full",)
 PAIRS = [

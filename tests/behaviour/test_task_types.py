@@ -19,7 +19,7 @@ from petl_bench.tasks.rows import Rows
 from petl_bench.tasks.tagging import TaggedRows, split_text
 from petl_bench.training.batches import BatchSource
 from petl_bench.training.device import make_accelerator
-from petl_bench.training.optimizer import build_optimizer
+from petl_bench.training.loop import build_optimizer
 
 # As in `behaviour.matrix`, and the methods that are no PEFT tuners.
 OVERRIDES = {name: row.overrides for name, row in METHODS.items()} | {

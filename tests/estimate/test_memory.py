@@ -24,7 +24,7 @@ from petl_bench.estimate.tensor_modes import OperatorListener, as_fake
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.model import build_adapted
-from petl_bench.training.optimizer import build_optimizer
+from petl_bench.training.loop import build_optimizer
 
 MIB = 2**20
 METHODS = [name for name in all_methods() if name != "layer_selection"]

@@ -20,8 +20,7 @@ from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Progress, WarmUp
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
-from petl_bench.training.loop import TrainingLoop
-from petl_bench.training.optimizer import build_optimizer, build_schedule
+from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule
 
 
 def weights(cfg, record):

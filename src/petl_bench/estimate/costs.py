@@ -24,7 +24,7 @@ from petl_bench.methods.peft import merged
 from petl_bench.model import build_adapted
 from petl_bench.records.schema import Flops, MemoryAtPeak, MemoryEstimate, Params
 from petl_bench.training.device import resolved_device
-from petl_bench.training.optimizer import build_optimizer
+from petl_bench.training.loop import build_optimizer
 
 # AdaLoRA's schedule needs the number of updates. The cost of one does not depend on it.
 _NUM_TRAINING_STEPS = 1000

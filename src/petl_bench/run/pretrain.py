@@ -330,8 +330,7 @@ def _train(
     from petl_bench.methods.peft import RankAllocation
     from petl_bench.training.batches import BatchSource, sorted_batches
     from petl_bench.training.checkpoint import Checkpoints, TrainingState, load_trainable_weights
-    from petl_bench.training.loop import TrainingLoop, num_training_steps
-    from petl_bench.training.optimizer import build_optimizer, build_schedule
+    from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     num_steps = num_training_steps(len(train), cfg.train)
     pretraining = get_method(cfg.method.name).pretraining

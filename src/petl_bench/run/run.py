@@ -268,8 +268,7 @@ def _train(
     from accelerate.utils import set_seed
 
     from petl_bench.training.checkpoint import TrainingState
-    from petl_bench.training.loop import TrainingLoop, num_training_steps
-    from petl_bench.training.optimizer import build_optimizer, build_schedule
+    from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     source, record = sources.by_split["train"], lifecycle.record
     assert record.protocol

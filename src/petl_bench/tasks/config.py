@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.tasks.clue import FEWCLUE_SPLITS, find_transform
+from petl_bench.tasks.columns import FEWCLUE_SPLITS, find_transform
 
 SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
@@ -47,7 +47,7 @@ class TaskConfig:
     labels: list[str] | None = None
     # Labels that mark a row without one: such rows are left out, and the record counts them.
     unlabelled: list[str] = field(default_factory=list)
-    # Makes a text column of further columns: one of `petl_bench.tasks.clue.TRANSFORMS`.
+    # Makes a text column of further columns: one of `petl_bench.tasks.columns.TRANSFORMS`.
     transform: str | None = None
     # Multi-label: what separates the labels of a row where they are written as one string, and the probability from
     # which a label is given; null: the one that scores best on the selection split.
@@ -150,7 +150,7 @@ def _check_shares(task: TaskConfig, shares: list[float]) -> None:
 
 
 def _check_clue(task: TaskConfig) -> None:
-    """What `petl_bench.tasks.clue` offers is asked for where it has an effect."""
+    """What `petl_bench.tasks.columns` offers is asked for where it has an effect."""
     find_transform(task.transform)
     if task.unlabelled and task.type != "classification":
         raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")

@@ -12,7 +12,7 @@ import numpy as np
 from petl_bench.errors import RequestError
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
-from petl_bench.tasks.clue import find_transform
+from petl_bench.tasks.columns import find_transform
 from petl_bench.tasks.config import ExtraSplit, TaskConfig
 from petl_bench.tasks.demo import demo_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning

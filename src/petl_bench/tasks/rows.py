@@ -147,7 +147,7 @@ def check_text(text: str, place: str) -> str:
     return text
 
 
-def is_missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -168,10 +168,10 @@ def _written(value: Any, place: str, column: str) -> str:
 
 def _text_column(table: Table, column: str) -> list[str]:
     values = table.column(column, f"task.text_columns: {column!r}")
-    empty = [row for row, value in enumerate(values) if is_missing(value)]
+    empty = [row for row, value in enumerate(values) if _is_missing(value)]
     if empty:
         _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)
-    return ["" if is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
+    return ["" if _is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
 
 
 def _check_not_empty(table: Table, columns: list[str], texts: tuple[list[str], ...]) -> None:
@@ -215,7 +215,7 @@ def _label_sets(table: Table, task: TaskConfig, labels: list[str], *, numbered: 
 
 def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
     """The labels of a multi-label row: of a list, or of a string with separators; an empty cell has none."""
-    if is_missing(cell) or cell in ("", b""):
+    if _is_missing(cell) or cell in ("", b""):
         return []
     if isinstance(cell, str):
         cell = [part.strip() for part in cell.split(task.label_separator)]
@@ -227,7 +227,7 @@ def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
 
 
 def _target(value: Any, place: str, column: str) -> float:
-    if is_missing(value) or value == "":
+    if _is_missing(value) or value == "":
         raise RequestError(f"{place} has no label in {column!r}.")
     written = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     number = math.nan
@@ -253,7 +253,7 @@ def label_name(value: Any, place: str, column: str) -> str:
     Raises:
         RequestError: If the cell is empty, or holds anything but one label.
     """
-    if is_missing(value):
+    if _is_missing(value):
         raise RequestError(f"{place} has no label in {column!r}.")
     if isinstance(value, float) and math.isinf(value):
         raise RequestError(f"{place}: the label in {column!r} is {value}, which is no class.")
