@@ -66,6 +66,17 @@ def _imports_are_no_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_model_card():
+    """Lets the template of the README that PEFT writes beside each adapter be compiled once, not for each of them."""
+    import jinja2
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def glue():
     """The folder of real GLUE rows; skips where it is missing."""
