@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import json
 import logging
 import os
 import tempfile
@@ -128,12 +129,21 @@ def tiny(tmp_path, monkeypatch):
     return compose
 
 
+_estimates = {}
+
+
 @pytest.fixture
 def estimates_here(monkeypatch):
-    """Makes `plan` estimate in this process, where all is imported and warm, and not in new ones."""
+    """Makes `plan` estimate in this process, where all is imported and warm, and the same run only once."""
     from petl_bench.estimate import plan
 
-    monkeypatch.setattr(plan, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
+    def estimate(cfg, budget):
+        key = (json.dumps(cfg.to_dict(), sort_keys=True), budget, plan.estimate_costs)
+        if key not in _estimates:
+            _estimates[key] = plan._estimate(cfg, budget)
+        return _estimates[key]
+
+    monkeypatch.setattr(plan, "estimate_all", lambda jobs: [estimate(*job) for job in jobs])
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
+from composed import composed
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.catalog import TINY_BACKBONES
-from petl_bench.config import load_config
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext
 
@@ -134,19 +134,9 @@ def two_layers(architecture: str) -> str:
     return f"backbone.architecture.{'n_layers' if architecture == 'distilbert' else 'num_hidden_layers'}=2"
 
 
-_composed = functools.cache(lambda *overrides: load_config(["task=smoke", "backbone=tiny_bert", *overrides]))
-
-
 @functools.cache
 def opened(architecture: str, *overrides: str):
-    """The config and the backbone.
-
-    Composing a config takes longer than all that a test does with the model, so the settings of a backbone and those of
-    a method are composed apart, and not for each pair.
-    """
-    shape = [override for override in overrides if override.lstrip("+").startswith("backbone.")]
-    backbone = _composed(f"backbone={TINY_BACKBONES[architecture]}", *shape).backbone
-    cfg = replace(_composed(*(one for one in overrides if one not in shape)), backbone=backbone)
+    cfg = composed("task=smoke", f"backbone={TINY_BACKBONES[architecture]}", *overrides)
     return cfg, open_backbone(cfg.backbone, cfg.layers)
 
 

@@ -135,7 +135,7 @@ def test_the_estimate_counts_a_layer_less_of_bert_base():
     )
 
 
-def test_plan_and_run_refuse_the_same_methods(tiny):
+def test_plan_and_run_refuse_the_same_methods(tiny, estimates_here):
     rows = {row.method: row for row in plan([*TINY, "method=all", FIRST])}
     assert rows.keys() == all_methods().keys()
     refused = {name for name, row in rows.items() if row.estimate is None}
