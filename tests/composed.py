@@ -11,9 +11,9 @@ _loaded = functools.cache(lambda *overrides: load_config(list(overrides)))
 
 
 def composed(*overrides: str) -> RunConfig:
-    """What `load_config` gives, with the backbone composed apart from all else; recipes, which bring one, are not for it.
+    """What `load_config` gives, with the backbone composed apart from all else.
 
-    Its parts are shared: copy what a test changes.
+    It is not for recipes, which bring a backbone. The parts are shared: copy what a test changes.
     """
     backbone = [one for one in overrides if one.lstrip("+").startswith(("backbone=", "backbone."))]
     others = [one for one in overrides if one not in backbone]
