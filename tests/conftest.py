@@ -101,7 +101,7 @@ def _composed(*overrides: str):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Composes a config for a short run: random backbone, 64 rows, one epoch; 80 rows to score instead of 400.
+    """Composes a config for a short run: random backbone of two layers, 64 rows, one epoch; 80 rows to score, not 400.
 
     Each is composed once, apart from the folder of its runs, as that takes half as long as such a run.
     """
@@ -118,6 +118,8 @@ def tiny(tmp_path, monkeypatch):
             "measure.ledger=false",
             "measure.inference=false",
         ]
+        if not any(override.startswith("backbone=") for override in overrides):
+            base.append("backbone.architecture.num_hidden_layers=2")
         runs_dir, settings = str(tmp_path / "runs"), []
         for override in [*base, *overrides]:
             if override.startswith("runs_dir="):
