@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
+from composed import composed
 from petl_bench import cli
 from petl_bench.config import config_from_dict, explained, load_config
 from petl_bench.errors import RequestError
@@ -32,6 +33,17 @@ def test_every_shipped_option_composes(option):
     # A recipe holds settings for the tasks of its paper.
     config = load_config([option, *(["task=mrpc"] if group == "recipe" else [])])
     assert getattr(getattr(config, group), "name", name) == name
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["backbone=bert_base", "method=houlsby", "task=mrpc", "layers=top", "backbone.attention=eager"],
+        ["task=smoke", "backbone=tiny_bert", "+backbone.architecture.hidden_dropout_prob=0.3", "method=prefix"],
+    ],
+)
+def test_tests_that_compose_backbones_apart_get_the_same(overrides):
+    assert composed(*overrides) == load_config(overrides)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")

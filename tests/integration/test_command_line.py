@@ -98,6 +98,12 @@ def test_force_repeats_a_run(command, tmp_path):
     assert file.stat().st_mtime_ns > before
 
 
+def test_settings_of_hydra_ask_for_the_same_run(command, capsys):
+    assert command("run", *TINY, *UNMEASURED) == 0
+    assert command("run", *TINY, *UNMEASURED, "hydra.job.name=another") == 0
+    assert capsys.readouterr().err.count("finished already") == 1
+
+
 def test_a_failing_run_does_not_stop_the_others(command, capsys, tmp_path):
     assert command("run", "-m", "method=lora", "method.r=0,2", *TINY) == 2
     captured = capsys.readouterr()
