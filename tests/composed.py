@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ _loaded = functools.cache(lambda *overrides: load_config(list(overrides)))
 def composed(*overrides: str) -> RunConfig:
     """What `load_config` gives, with the backbone composed apart from all else.
 
-    It is not for recipes, which bring a backbone. The parts are shared: copy what a test changes.
+    It is not for recipes, which bring a backbone.
     """
     backbone = [one for one in overrides if one.lstrip("+").startswith(("backbone=", "backbone."))]
     others = [one for one in overrides if one not in backbone]
-    return replace(_loaded(*others), backbone=_loaded(*backbone).backbone)
+    return copy.deepcopy(replace(_loaded(*others), backbone=_loaded(*backbone).backbone))
