@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import json
 import logging
 import os
 import tempfile
@@ -66,6 +67,17 @@ def _imports_are_no_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_model_card():
+    """Lets the template of the README that PEFT writes beside each adapter be compiled once, not for each of them."""
+    import jinja2
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def glue():
     """The folder of real GLUE rows; skips where it is missing."""
@@ -89,7 +101,7 @@ def _composed(*overrides: str):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """Composes a config for a short run: random backbone, 64 rows, one epoch; 80 rows to score instead of 400.
+    """Composes a config for a short run: random backbone of two layers, 64 rows, one epoch; 80 rows to score, not 400.
 
     Each is composed once, apart from the folder of its runs, as that takes half as long as such a run.
     """
@@ -106,6 +118,8 @@ def tiny(tmp_path, monkeypatch):
             "measure.ledger=false",
             "measure.inference=false",
         ]
+        if not any(override.startswith("backbone=") for override in overrides):
+            base.append("backbone.architecture.num_hidden_layers=2")
         runs_dir, settings = str(tmp_path / "runs"), []
         for override in [*base, *overrides]:
             if override.startswith("runs_dir="):
@@ -117,12 +131,21 @@ def tiny(tmp_path, monkeypatch):
     return compose
 
 
+_estimates = {}
+
+
 @pytest.fixture
 def estimates_here(monkeypatch):
-    """Makes `plan` estimate in this process, where all is imported and warm, and not in new ones."""
+    """Makes `plan` estimate in this process, where all is imported and warm, and the same run only once."""
     from petl_bench.estimate import plan
 
-    monkeypatch.setattr(plan, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
+    def estimate(cfg, budget):
+        key = (json.dumps(cfg.to_dict(), sort_keys=True), budget, plan.estimate_costs)
+        if key not in _estimates:
+            _estimates[key] = plan._estimate(cfg, budget)
+        return _estimates[key]
+
+    monkeypatch.setattr(plan, "estimate_all", lambda jobs: [estimate(*job) for job in jobs])
 
 
 @pytest.fixture(autouse=True)

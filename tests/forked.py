@@ -21,6 +21,7 @@ from pathlib import Path
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(
     ["petl_bench.cli", "petl_bench.studies.study", "petl_bench.studies.worker", "petl_bench.run.run", "peft",
+     "petl_bench.frozen.batch_source", "petl_bench.training.loop", "sklearn.metrics", "pandas", "pyarrow.parquet",
      "transformers.models.bert.modeling_bert", "transformers.models.auto.tokenization_auto"]
 )  # fmt: skip
 

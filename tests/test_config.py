@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose
 
+from composed import composed
 from petl_bench import cli
 from petl_bench.config import config_from_dict, explained, load_config
 from petl_bench.errors import RequestError
@@ -35,6 +36,17 @@ def test_every_shipped_option_composes(option):
     # The name of a task of FewCLUE ends with its split.
     expected = f"{name}_0" if name.startswith("fewclue_") else name
     assert getattr(getattr(config, group), "name", expected) == expected
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["backbone=bert_base", "method=houlsby", "task=mrpc", "layers=top", "backbone.attention=eager"],
+        ["task=smoke", "backbone=tiny_bert", "+backbone.architecture.hidden_dropout_prob=0.3", "method=prefix"],
+    ],
+)
+def test_tests_that_compose_backbones_apart_get_the_same(overrides):
+    assert composed(*overrides) == load_config(overrides)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")

@@ -185,12 +185,14 @@ def probe(request: list[str], architecture: str) -> Capability:
     """
     from petl_bench.methods.base import adapt
 
-    cfg = load_config([f"backbone={TINY_BACKBONES[architecture]}", "layers=all", *request])
+    # Apart, so that neither is composed anew for each pair.
+    cfg = load_config(["layers=all", *request])
+    settings = load_config([f"backbone={TINY_BACKBONES[architecture]}"]).backbone
     label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
 
     def adapted(task_type: str) -> Any:
         """The adapted model, or the reason why there is none."""
-        backbone = open_backbone(cfg.backbone, cfg.layers, task_type=task_type)
+        backbone = open_backbone(settings, cfg.layers, task_type=task_type)
         context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
         try:
             return adapt(backbone.build_model(2), cfg.method, context)

@@ -22,6 +22,7 @@ from petl_bench.process import debugging, is_main_process, print_error, setup_lo
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from petl_bench.config import RunConfig
     from petl_bench.records.schema import Record
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _ROWS_LISTED = 20
 
 
 def run(arguments: list[str]) -> int:
-    """Hands the overrides to Hydra, which composes the config and calls back once a run.
+    """Makes the run that the overrides ask for; with options or settings of Hydra, Hydra calls back once a run.
 
     Args:
         arguments: What follows `petl-bench run`.
@@ -45,11 +46,17 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
     overrides = _with_data(overrides)
+    # Hydra itself would compose everything twice.
+    if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in overrides):
+        from petl_bench.config import load_config
+
+        _one_run(load_config(overrides), as_json=as_json)
+        return 0
     # Hydra would print its own errors and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
 
-    from petl_bench.config import CONFIG_MODULE, explained, register_schemas, run_help
+    from petl_bench.config import CONFIG_MODULE, explained, from_hydra, register_schemas, run_help
 
     register_schemas()
     if {"--help", "-h"} & set(overrides):
@@ -61,7 +68,7 @@ def run(arguments: list[str]) -> int:
     def job(cfg: DictConfig) -> None:
         try:
             with explained(overrides):
-                _one_run(cfg, as_json=as_json)
+                _one_run(from_hydra(cfg), as_json=as_json)
         except (RequestError, RunError) as error:
             # Hydra would add text of its own; other processes (launchers) have no way but to raise.
             if debugging() or os.getpid() != this_process:
@@ -90,14 +97,12 @@ def _with_data(overrides: list[str]) -> list[str]:
     return [*column_settings(files[0], dict(one.partition("=")[::2] for one in others)), *others]
 
 
-def _one_run(cfg: DictConfig, *, as_json: bool) -> None:
+def _one_run(config: RunConfig, *, as_json: bool) -> None:
     """Makes one run, and prints its folder with its scores or its record."""
     setup_logging()
-    from petl_bench.config import from_hydra
     from petl_bench.records.run_key import run_name
     from petl_bench.run.run import run as run_one
 
-    config = from_hydra(cfg)
     record = run_one(config)
     if is_main_process():
         folder = Path(config.runs_dir).expanduser() / run_name(record.config, record.run_key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,8 +28,7 @@ def test_a_truncated_encoder_gives_the_full_ones_inner_state(architecture, head,
     whole = plain_model(architecture)
     whole.save_pretrained(tmp_path)
     cfg, _ = opened(architecture)
-    settings = cfg.backbone
-    settings.weights, settings.path, settings.architecture = "pretrained", str(tmp_path), {}
+    settings = replace(cfg.backbone, weights="pretrained", path=str(tmp_path), architecture={})
     window = LayersConfig(name="window", bottom=1, top=head, head=head)
     cut = open_backbone(settings, window).build_model(2).eval()
     name = open_backbone(settings, window).anatomy.encoder

@@ -6,13 +6,15 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 import torch
 
+from composed import composed
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.catalog import TINY_BACKBONES
-from petl_bench.config import load_config
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext
 
@@ -110,27 +112,44 @@ MATRIX = [
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
 
+def half(pairs: list[tuple[str, str]], turn: int) -> list[Any]:
+    """The pairs as parameters, of which every second one is slow, like the squares of a chessboard.
+
+    In one behaviour each method meets half of the architectures, and in the behaviours of the other turn the others.
+
+    Args:
+        pairs: A method and something else, such as an architecture.
+        turn: 0 or 1.
+    """
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    is_quick = [(rows.index(row) + columns.index(column) + turn) % 2 == 0 for row, column in pairs]
+    return [
+        pytest.param(*pair, marks=[] if quick else [pytest.mark.slow])
+        for pair, quick in zip(pairs, is_quick, strict=True)
+    ]
+
+
 def two_layers(architecture: str) -> str:
     """One that reads the embeddings and one that reads a layer; ModernBERT's have two kinds of attention."""
     return f"backbone.architecture.{'n_layers' if architecture == 'distilbert' else 'num_hidden_layers'}=2"
 
 
-# Composing a config takes longer than all that a test does with the model.
 @functools.cache
 def opened(architecture: str, *overrides: str):
-    cfg = load_config(["task=smoke", f"backbone={TINY_BACKBONES[architecture]}", *overrides])
+    cfg = composed("task=smoke", f"backbone={TINY_BACKBONES[architecture]}", *overrides)
     return cfg, open_backbone(cfg.backbone, cfg.layers)
 
 
-def plain_model(architecture: str, *overrides: str) -> torch.nn.Module:
+# Building, adapting and copying take longer than most tests. The models that are shared must be left as they are.
+@functools.cache
+def shared_plain(architecture: str, *overrides: str) -> torch.nn.Module:
     _, backbone = opened(architecture, *overrides)
     torch.manual_seed(0)
     return backbone.build_model(2).eval()
 
 
-# So does adapting a model; a copy of an adapted model is independent of it, as a test says.
 @functools.cache
-def _adapted(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
+def shared_adapted(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
     cfg, backbone = opened(architecture, *METHODS[method].overrides, *overrides)
     torch.manual_seed(0)
     plain = backbone.build_model(2)
@@ -140,20 +159,25 @@ def _adapted(method: str, architecture: str, *overrides: str) -> torch.nn.Module
 
 
 @functools.cache
-def _trained(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
+def shared_trained(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
+    """An adapted model after three updates."""
     model, _ = adapted(method, architecture, *overrides)
     train(model)
     return model
 
 
+# A copy is independent, as a test says.
+def plain_model(architecture: str, *overrides: str) -> torch.nn.Module:
+    return copy.deepcopy(shared_plain(architecture, *overrides))
+
+
 def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
-    model = copy.deepcopy(_adapted(method, architecture, *overrides))
+    model = copy.deepcopy(shared_adapted(method, architecture, *overrides))
     return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
 
 
 def trained(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
-    """An adapted model after three updates."""
-    model = copy.deepcopy(_trained(method, architecture, *overrides))
+    model = copy.deepcopy(shared_trained(method, architecture, *overrides))
     return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
 
 

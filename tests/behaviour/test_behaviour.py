@@ -23,6 +23,7 @@ from behaviour.matrix import (
     VARIANTS,
     batch,
     expected_names,
+    half,
     logits,
     repetitive_batch,
     train,
@@ -30,8 +31,15 @@ from behaviour.matrix import (
 )
 from petl_bench.errors import RequestError
 
-pairs = pytest.mark.parametrize(("method", "architecture"), MATRIX)
-own_pairs = pytest.mark.parametrize(("method", "architecture"), OWN_MATRIX)
+
+def pairs(turn: int):
+    return pytest.mark.parametrize(("method", "architecture"), half(MATRIX, turn))
+
+
+def own_pairs(turn: int):
+    return pytest.mark.parametrize(("method", "architecture"), half(OWN_MATRIX, turn))
+
+
 # Where one architecture stands for all.
 on_two = pytest.mark.parametrize(
     ("method", "architecture"), [pair for pair in OWN_MATRIX if pair[1] in ("bert", "modernbert")]
@@ -50,18 +58,27 @@ def plain_model(architecture: str) -> torch.nn.Module:
     return matrix.plain_model(architecture, two_layers(architecture))
 
 
+def shared_trained(method: str, architecture: str) -> torch.nn.Module:
+    return matrix.shared_trained(method, architecture, two_layers(architecture))
+
+
+def plain_logits(architecture: str) -> torch.Tensor:
+    return logits(matrix.shared_plain(architecture, two_layers(architecture)))
+
+
 def trainable(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pairs
+@pytest.mark.parametrize(("method", "architecture"), MATRIX)
 def test_what_is_trainable_moves_and_nothing_else(method, architecture):
     model, backbone = adapted(method, architecture)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     names = trainable(model)
     assert any(backbone.anatomy.in_head(name) for name in names), "the head must be trained"
-    expected = expected_names(method, backbone.anatomy, model, plain_model(architecture))
+    plain = matrix.shared_plain(architecture, two_layers(architecture))
+    expected = expected_names(method, backbone.anatomy, model, plain)
     if expected is not None:
         assert {name for name in names if not backbone.anatomy.in_head(name)} == expected
     train(model)
@@ -72,19 +89,18 @@ def test_what_is_trainable_moves_and_nothing_else(method, architecture):
     assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
 
 
-@pairs
+@pairs(0)
 def test_disabled_it_is_the_base_bit_for_bit(method, architecture):
-    model, _ = trained(method, architecture)
-    plain = logits(plain_model(architecture))
+    model, plain = trained(method, architecture)[0], plain_logits(architecture)
     assert not torch.equal(logits(model), plain)
     with model.disable_adapter():
         assert torch.equal(logits(model), plain)
     assert not torch.equal(logits(model), plain)
 
 
-@pairs
+@pairs(1)
 def test_padding_changes_nothing(method, architecture):
-    model, _ = trained(method, architecture)
+    model = shared_trained(method, architecture)
     # Equal tokens have equal states where positions are relative.
     for inputs in (batch(), repetitive_batch()):
         together = logits(model, **inputs)
@@ -95,9 +111,9 @@ def test_padding_changes_nothing(method, architecture):
         torch.testing.assert_close(logits(model, **wider), together, rtol=1e-5, atol=2e-6)
 
 
-@pairs
+@pairs(0)
 def test_it_is_saved_in_pefts_format_and_loads(method, architecture, tmp_path):
-    model, _ = trained(method, architecture)
+    model = shared_trained(method, architecture)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     assert {file.name for file in tmp_path.iterdir()} <= {
         "adapter_config.json",
@@ -112,7 +128,7 @@ def test_it_is_saved_in_pefts_format_and_loads(method, architecture, tmp_path):
     assert trainable(again)
 
 
-@pairs
+@pairs(1)
 def test_merging_is_exact_or_refused_with_a_reason(method, architecture):
     model, _ = trained(method, architecture)
     if METHODS[method].merges:
@@ -125,11 +141,11 @@ def test_merging_is_exact_or_refused_with_a_reason(method, architecture):
             model.merge_and_unload()
 
 
-@own_pairs
+@own_pairs(0)
 def test_unloaded_it_is_the_base_with_the_trained_head(method, architecture):
     model, backbone = trained(method, architecture)
     unloaded = model.unload()
-    plain = plain_model(architecture)
+    plain = matrix.shared_plain(architecture, two_layers(architecture))
     assert {name: type(module) for name, module in unloaded.named_modules()} == {
         name: type(module) for name, module in plain.named_modules()
     }
@@ -143,7 +159,7 @@ def test_unloaded_it_is_the_base_with_the_trained_head(method, architecture):
     assert len(outputs.hidden_states) == backbone.plan.num_layers + 1
 
 
-@own_pairs
+@own_pairs(1)
 def test_two_adapters_on_one_backbone(method, architecture):
     model, _ = trained(method, architecture)
     first = logits(model)
@@ -166,7 +182,7 @@ def test_two_adapters_on_one_backbone(method, architecture):
     assert torch.equal(logits(model), first)
 
 
-@own_pairs
+@own_pairs(0)
 def test_gradient_checkpointing_gives_the_same_gradients(method, architecture):
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         model, _ = adapted(method, architecture)
@@ -198,31 +214,35 @@ def test_it_trains_in_bf16(method, architecture):
         assert torch.isfinite(adapted(method, architecture)[0](**batch()).logits).all()
 
 
-@own_pairs
+@own_pairs(1)
 def test_hidden_states_are_what_the_layers_put_out(method, architecture):
-    model, backbone = trained(method, architecture)
+    model = shared_trained(method, architecture)
     outputs: list[torch.Tensor] = []
 
     def keep(_module, _inputs, output):
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    layers = model.base_model.model.get_submodule(backbone.anatomy.layers)
-    for layer in layers:
-        layer.register_forward_hook(keep)
+    layers = matrix.opened(architecture)[1].anatomy.get_layers(model.base_model.model)
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
     with torch.no_grad():
         states = model(**batch(), output_hidden_states=True).hidden_states
+    for hook in hooks:
+        hook.remove()
     assert len(states) == len(outputs) + 1 == len(layers) + 1
     for state, output in zip(states[1:-1], outputs[:-1], strict=True):
         assert torch.equal(state, output)
     assert states[-1].shape == states[0].shape == (4, 10, 32)
 
 
-# Seconds each: BERT for every method, and the other layer contract where a method replaces layers or attention.
+# Seconds each, so one method for each place where methods act: between modules, in the attention, in linear layers, in
+# place of a layer, around the encoder. The other method of a place, or its other architecture, is slow.
+COMPILED = {("houlsby", "bert"), ("prefix", "bert"), ("fl_tuning", "bert"), ("coda", "modernbert"), ("flat", "bert")}
+
+
 @pytest.mark.parametrize(
     ("method", "architecture"),
     [
-        # Houlsby's adapter is the same module wherever it is put.
-        pytest.param(*pair, marks=[pytest.mark.slow] if pair[0] in ("pfeiffer", "parallel") else [])
+        pytest.param(*pair, marks=[] if pair in COMPILED else [pytest.mark.slow])
         for pair in OWN_MATRIX
         if pair[0] not in VARIANTS and (pair[1] == "bert" or pair in {("coda", "modernbert"), ("prefix", "modernbert")})
     ],
@@ -261,13 +281,14 @@ def test_what_does_not_fit_is_refused_with_a_reason(method, architecture):
         adapted(method, architecture)
 
 
-@own_pairs
+@own_pairs(0)
 def test_it_works_outside_on_a_bare_encoder(method, architecture):
     """Without petl_bench's runner: `get_peft_model` with the config alone, on what `AutoModel` gives."""
-    model, backbone = adapted(method, architecture)
+    model = matrix.shared_adapted(method, architecture, two_layers(architecture))
+    anatomy = matrix.opened(architecture)[1].anatomy
     config = copy.deepcopy(model.peft_config["default"])
     config.target_modules = config.modules_to_save = config.task_type = None
-    encoder = plain_model(architecture).get_submodule(backbone.anatomy.encoder)
+    encoder = plain_model(architecture).get_submodule(anatomy.encoder)
     if method.startswith(("flat", "lst")):
         with pytest.raises(ValueError, match="sequence classifier"):
             get_peft_model(encoder, config)
@@ -275,7 +296,7 @@ def test_it_works_outside_on_a_bare_encoder(method, architecture):
     outside = get_peft_model(encoder, config)
     assert outside(**batch()).last_hidden_state.shape == (4, 10, 32)
     # The same parts are adapted as in the classifier, and CoDA's last router learns where all states are read.
-    prefix = f"base_model.model.{backbone.anatomy.encoder}."
+    prefix = f"base_model.model.{anatomy.encoder}."
     inside = {name.removeprefix(prefix) for name in trainable(model) if name.startswith(prefix)}
     inside |= {name.replace(".0.coda_router", ".1.coda_router") for name in inside}
     assert {name.removeprefix("base_model.model.") for name in trainable(outside)} == inside
@@ -286,7 +307,7 @@ def test_an_unknown_architecture_is_refused_by_name(method):
     gpt = AutoModelForSequenceClassification.from_config(
         AutoConfig.for_model("gpt2", n_embd=32, n_layer=1, n_head=2, vocab_size=64, n_positions=32)
     )
-    config = copy.deepcopy(adapted(method, "bert")[0].peft_config["default"])
+    config = copy.deepcopy(matrix.shared_adapted(method, "bert", two_layers("bert")).peft_config["default"])
     config.target_modules = config.modules_to_save = None
     with pytest.raises(ValueError, match="gpt2"):
         get_peft_model(gpt, config)
@@ -295,7 +316,7 @@ def test_an_unknown_architecture_is_refused_by_name(method):
 def test_adapters_load_in_a_new_process(tmp_path):
     expected = {}
     for method in OWN:
-        model, _ = trained(method, "bert")
+        model = shared_trained(method, "bert")
         model.save_pretrained(tmp_path / method, save_embedding_layers=False)
         expected[method] = logits(model).tolist()
     plain_model("bert").save_pretrained(tmp_path / "base")

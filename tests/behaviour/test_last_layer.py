@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from behaviour import matrix
-from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, batch, logits, train, two_layers
+from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, batch, half, logits, train, two_layers
 from petl_bench.errors import RequestError
 from petl_bench.frozen import last_layer
 from petl_bench.frozen.last_layer import narrow_last_layer
@@ -63,7 +63,7 @@ def assert_close(found, expected, tolerance=1e-5):
         assert float((found[name] - gradient).norm()) <= tolerance * float(gradient.norm()) + floor, name
 
 
-@pytest.mark.parametrize(("method", "architecture"), MATRIX)
+@pytest.mark.parametrize(("method", "architecture"), half(MATRIX, 0))
 def test_it_is_right_or_refused_with_and_without_values(method, architecture, monkeypatch):
     model, backbone = adapted(method, architecture)
     meta_model = without_memory(method, architecture)
@@ -94,7 +94,7 @@ def test_it_is_right_or_refused_with_and_without_values(method, architecture, mo
     assert shapes == [(3, 1, backbone.config.hidden_size)]
 
 
-@pytest.mark.parametrize(("method", "architecture"), [pair for pair in MATRIX if pair not in POSSIBLE])
+@pytest.mark.parametrize(("method", "architecture"), half([pair for pair in MATRIX if pair not in POSSIBLE], 1))
 def test_trying_alone_is_as_strict(method, architecture, monkeypatch):
     monkeypatch.setattr(last_layer, "_obstacle", lambda *_: None)
     model, backbone = adapted(method, architecture)

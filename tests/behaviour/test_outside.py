@@ -16,9 +16,12 @@ from behaviour.matrix import (
     OWN_MATRIX,
     adapted,
     batch,
+    half,
     logits,
     opened,
     plain_model,
+    shared_adapted,
+    shared_trained,
     train,
     trained,
     two_layers,
@@ -40,7 +43,7 @@ def states(model: torch.nn.Module) -> torch.Tensor:
 
 @own
 def test_loading_without_allocating_twice(method, tmp_path):
-    model, _ = trained(method, "bert")
+    model = shared_trained(method, "bert")
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     loaded = PeftModel.from_pretrained(plain_model("bert"), tmp_path, low_cpu_mem_usage=True).eval()
     assert torch.equal(logits(loaded), logits(model))
@@ -60,10 +63,11 @@ def test_a_checkpoint_goes_back_into_the_same_model(method, tmp_path):
     assert not torch.equal(logits(model), kept)
 
 
-@own
-@pytest.mark.parametrize("name", ["houlsby_x", "down", "second"])
+@pytest.mark.parametrize(
+    ("method", "name"), half([(method, name) for method in OWN for name in ("houlsby_x", "down", "second")], 0)
+)
 def test_adapters_have_any_name(method, name, tmp_path):
-    config = copy.deepcopy(adapted(method, "bert")[0].peft_config["default"])
+    config = copy.deepcopy(shared_adapted(method, "bert").peft_config["default"])
     config.target_modules = None
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = None
@@ -77,11 +81,11 @@ def test_adapters_have_any_name(method, name, tmp_path):
 TUNERS = ("bitfit", "houlsby", "prefix", "fl_tuning", "coda", "flat", "lst")
 
 
-@pytest.mark.parametrize(("method", "architecture"), [pair for pair in OWN_MATRIX if pair[0] in TUNERS])
+@pytest.mark.parametrize(("method", "architecture"), half([pair for pair in OWN_MATRIX if pair[0] in TUNERS], 1))
 def test_the_whole_head_is_trained_and_saved(method, architecture, tmp_path):
     """By `get_peft_model` with the config alone, loaded on a base whose head starts at other random values."""
     small = two_layers(architecture)
-    config = copy.deepcopy(adapted(method, architecture, small)[0].peft_config["default"])
+    config = copy.deepcopy(shared_adapted(method, architecture, small).peft_config["default"])
     config.target_modules = None
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = None

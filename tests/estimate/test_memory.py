@@ -14,9 +14,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from behaviour.matrix import two_layers
+from composed import composed
 from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES
-from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import _search, cost_key, estimate_costs, largest_batch, pass_sizes
 from petl_bench.estimate.memory import measure_update
@@ -27,6 +27,8 @@ from petl_bench.model import build_adapted
 from petl_bench.training.loop import build_optimizer
 
 MIB = 2**20
+# One layer is enough where it is the same sums for each.
+SMALL = ("backbone=tiny_bert", "backbone.architecture.num_hidden_layers=1", "task.max_length=32")
 METHODS = [name for name in all_methods() if name != "layer_selection"]
 ARCHITECTURES = list(TINY_BACKBONES)
 # Every method on BERT and on one other architecture, in turn; full fine-tuning on all of them.
@@ -44,7 +46,7 @@ OTHER_PAIRS = [
 
 
 def adapted(device: str, *overrides: str):
-    cfg = load_config(["task=smoke", *overrides])
+    cfg = composed("task=smoke", *overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
     with torch.device("meta") if device == "meta" else nullcontext():
@@ -74,7 +76,7 @@ def numbers(count):
 
 @functools.cache
 def costs(*overrides: str):
-    cfg = load_config(["task=mrpc", *overrides])
+    cfg = composed("task=mrpc", *overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     return estimate_costs(cfg, backbone, cfg.task.labels)
 
@@ -110,8 +112,9 @@ def test_fake_tensors_give_the_same_bytes_under_accumulation_autocast_and_types_
 
 
 def test_a_method_that_reads_weights_is_estimated_with_random_ones():
-    found = costs("backbone=tiny_bert", "method=peft", "method.type=BOFT")
-    real = counted(adapted("cpu", "backbone=tiny_bert", "method=peft", "method.type=BOFT"), rows=(32,), length=128)
+    overrides = (*SMALL, "method=peft", "method.type=BOFT")
+    found = costs(*overrides)
+    real = counted(adapted("cpu", *overrides), rows=(32,), length=32)
     assert found.estimate.peak_bytes == real.peak
 
 
@@ -251,8 +254,8 @@ def test_tied_weights_count_once():
 
 
 def test_accumulation_takes_less_and_holds_gradients_meanwhile():
-    whole = costs("backbone=tiny_bert", "method=full").estimate
-    split = costs("backbone=tiny_bert", "method=full", "train.accumulation=4").estimate
+    whole = costs(*SMALL, "method=full").estimate
+    split = costs(*SMALL, "method=full", "train.accumulation=4").estimate
     assert split.activations_bytes < 0.3 * whole.activations_bytes
     assert split.at_peak.gradients_bytes == split.gradients_bytes == whole.gradients_bytes
     assert (split.batch_size, split.accumulation) == (32, 4)
@@ -260,19 +263,19 @@ def test_accumulation_takes_less_and_holds_gradients_meanwhile():
 
 def test_the_attention_kernel_is_named():
     kernels = {
-        attention: costs(
-            "backbone=tiny_bert", "method=full", f"backbone.attention={attention}"
-        ).estimate.attention_kernel
+        attention: costs(*SMALL, "method=full", f"backbone.attention={attention}").estimate.attention_kernel
         for attention in ("eager", "sdpa")
     }
     # Dropout within attention leaves the CPU no fused kernel.
     assert kernels == {"eager": "eager", "sdpa": "math"}
-    assert costs("backbone=tiny_modernbert", "method=full").estimate.attention_kernel == "flash (cpu)"
+    modern = ("backbone=tiny_modernbert", two_layers("modernbert"), "method=full", "task.max_length=32")
+    assert costs(*modern).estimate.attention_kernel == "flash (cpu)"
 
 
 @pytest.mark.parametrize(("method", "architecture"), [("full", "bert"), ("coda", "bert"), ("lora", "modernbert")])
 def test_operations_equal_those_of_torchs_counter(method, architecture):
-    overrides = (f"backbone={TINY_BACKBONES[architecture]}", f"method={method}", "train.batch_size=2")
+    tiny = (f"backbone={TINY_BACKBONES[architecture]}", two_layers(architecture))
+    overrides = (*tiny, f"method={method}", "train.batch_size=2")
     found = costs(*overrides, "backbone.attention=eager", "task.max_length=12")
     model = adapted("cpu", *overrides, "backbone.attention=eager").train()
     with FlopCounterMode(display=False) as counter:
@@ -281,14 +284,12 @@ def test_operations_equal_those_of_torchs_counter(method, architecture):
 
 
 def test_operations_at_inference_are_the_same_for_every_attention_kernel_and_merged():
-    eager, sdpa = (
-        costs("backbone=tiny_bert", "method=full", f"backbone.attention={name}").flops for name in ("eager", "sdpa")
-    )
+    eager, sdpa = (costs(*SMALL, "method=full", f"backbone.attention={name}").flops for name in ("eager", "sdpa"))
     assert eager.inference_flops == sdpa.inference_flops
-    merged = costs("backbone=tiny_bert", "method=lora").flops
+    merged = costs(*SMALL, "method=lora").flops
     assert merged.merged
     assert merged.inference_flops == sdpa.inference_flops
-    kept = costs("backbone=tiny_bert", "method=houlsby").flops
+    kept = costs(*SMALL, "method=houlsby").flops
     assert not kept.merged
     assert kept.inference_flops > sdpa.inference_flops
 
@@ -297,9 +298,9 @@ def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
     assert pass_sizes(7, 3) == [3, 2, 2]
     assert pass_sizes(8, 3) == [3, 3, 2]
     assert pass_sizes(2, 4) == [1, 1]
-    overrides = ("backbone=tiny_bert", "method=full")
+    overrides = (*SMALL, "method=full")
     found = costs(*overrides, "train.batch_size=5", "train.accumulation=2")
-    assert found.estimate.peak_bytes == counted(adapted("cpu", *overrides), rows=(3, 2), length=128).peak
+    assert found.estimate.peak_bytes == counted(adapted("cpu", *overrides), rows=(3, 2), length=32).peak
     sizes = [costs(*overrides, f"train.batch_size={rows}").flops.train_step_flops for rows in (3, 2)]
     assert found.flops.train_step_flops == sum(sizes)
 
@@ -310,8 +311,8 @@ def test_passes_of_unequal_size_are_counted_as_the_loop_makes_them():
 )
 def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
     method, *others = request_.split()
-    overrides = ["backbone=tiny_bert", "backbone.architecture.num_hidden_layers=1", f"method={method}", *others]
-    cfg = load_config(["task=mrpc", *overrides])
+    overrides = [*SMALL, f"method={method}", *others]
+    cfg = composed("task=mrpc", *overrides)
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     first = estimate_costs(cfg, backbone, cfg.task.labels)
     budget = 3 * first.estimate.peak_bytes + 12345
@@ -324,10 +325,11 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(request_):
 
 
 def test_a_batch_of_one_row_is_measured_and_not_extrapolated():
-    cfg = load_config(["task=mrpc", "backbone=tiny_bert", "method=flat", "train.batch_size=8"])
+    overrides = (*SMALL, "method=flat")
+    cfg = composed("task=mrpc", *overrides, "train.batch_size=8")
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False)
     first = estimate_costs(cfg, backbone, cfg.task.labels)
-    peak = costs("backbone=tiny_bert", "method=flat", "train.batch_size=1").estimate.peak_bytes
+    peak = costs(*overrides, "train.batch_size=1").estimate.peak_bytes
     assert [largest_batch(cfg, backbone, cfg.task.labels, first, peak + more) for more in (-1, 0)] == [0, 1]
 
 
@@ -392,7 +394,7 @@ def test_heads_that_no_kernel_reads_are_not_fused(dtype):
 @pytest.mark.parametrize("method", ["full", "lora", "flat"])
 @pytest.mark.parametrize(("task_type", "labels"), [("tagging", ["O", "B-x", "I-x"]), ("multilabel", ["a", "b", "c"])])
 def test_other_types_of_task_are_estimated_with_their_head_and_loss(task_type, labels, method):
-    cfg = load_config(["backbone=tiny_bert", two_layers("bert"), f"method={method}", "train.batch_size=4"])
+    cfg = composed(*SMALL, f"method={method}", "train.batch_size=4")
     cfg = replace(cfg, task=replace(cfg.task, type=task_type, max_length=12))
     backbone = open_backbone(cfg.backbone, cfg.layers, weights=False, task_type=task_type)
     estimate = estimate_costs(cfg, backbone, labels).estimate

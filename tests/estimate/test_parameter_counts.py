@@ -6,9 +6,9 @@ import functools
 
 import pytest
 
+from composed import composed
 from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.load import open_backbone
-from petl_bench.config import load_config
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext
 from petl_bench.model import count_backbone, count_parameters
@@ -43,7 +43,7 @@ BITFIT = {
 
 @functools.cache
 def count(backbone: str, num_labels: int, *overrides: str):
-    cfg = load_config([f"backbone={backbone}", *overrides])
+    cfg = composed(f"backbone={backbone}", *overrides)
     opened = open_backbone(cfg.backbone, cfg.layers, weights=False)
     model = opened.build_model(num_labels, device="meta")
     in_head = opened.anatomy.in_head

@@ -20,12 +20,11 @@ TWO_LAYERS = "backbone.architecture.num_hidden_layers=2"
 SHORT = ["task.num_train_examples=32", "train.max_steps=1", "measure.ledger=true", "measure.inference=true"]
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return {row.method: row for row in plan([*TINY, TWO_LAYERS, "task.max_length=16", "method=all"], 10**6)}
+BUDGET = [TWO_LAYERS, "task.max_length=16"]
 
 
-def test_every_method_has_a_row(rows):
+def test_every_method_has_a_row(estimates_here):
+    rows = {row.method: row for row in plan([*TINY, *BUDGET, "method=all"], 10**6)}
     assert list(rows) == list(all_methods())
     for method, row in rows.items():
         assert row.params.trainable > 0
@@ -37,6 +36,13 @@ def test_every_method_has_a_row(rows):
     assert rows["full"].note is None
 
 
+def test_processes_of_their_own_estimate_the_same(monkeypatch):
+    request = [*TINY, *BUDGET, "method=full,head"]
+    forked = plan(request, 10**6)
+    monkeypatch.setattr("sys.platform", "elsewhere")
+    assert plan(request, 10**6) == forked
+
+
 def test_one_row_for_one_method_and_its_settings(estimates_here):
     (row,) = plan([*TINY, "method=lora", "method.r=2", "layers=top", "layers.k=1"])
     assert row.params.trainable_method == 2 * 2 * 2 * 32
@@ -46,13 +52,13 @@ def test_one_row_for_one_method_and_its_settings(estimates_here):
 
 
 def test_a_recipe_brings_its_method(estimates_here):
-    (row,) = plan(["recipe=lora_roberta_base", "task=mrpc", "backbone=tiny_roberta", "task.max_length=16"])
+    (row,) = plan(["recipe=lora_roberta_base", "task=mrpc", "backbone=tiny_roberta", TWO_LAYERS, "task.max_length=16"])
     assert (row.method, row.estimate.batch_size) == ("lora", 16)
     assert row.peak_reduction > 1
 
 
 def test_a_setting_that_one_method_lacks_leaves_the_others(estimates_here):
-    head, lora = plan([*TINY, "method=head,lora", "method.r=2"])
+    head, lora = plan([*TINY, *BUDGET, "method=head,lora", "method.r=2"])
     assert head.params is None
     assert "method.r" in head.note
     assert lora.params is not None
@@ -88,7 +94,7 @@ def test_a_method_that_cannot_be_estimated_is_named_and_the_others_have_rows(mon
         return estimate_costs(cfg, *_args)
 
     monkeypatch.setattr("petl_bench.estimate.plan.estimate_costs", broken)
-    head, lora = plan([*TINY, "method=head,lora"])
+    head, lora = plan([*TINY, *BUDGET, "method=head,lora"])
     assert head.params is not None
     assert "ZeroDivisionError: no content" in lora.note
     with pytest.raises(RunError, match="method=lora with backbone=tiny_bert cannot be counted"):
@@ -121,8 +127,8 @@ def test_budgets(text, size):
         assert parse_bytes("--budget", text) == size
 
 
-def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
-    command = ["plan", "--json", *TINY, "--budget", "1MiB", "method=lora,head"]
+def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys, estimates_here):
+    command = ["plan", "--json", *TINY, *BUDGET, "--budget", "1MiB", "method=lora,head"]
     assert main(command) == 0
     lora, head = json.loads(capsys.readouterr().out)
     assert (lora["method"], lora["backbone"], lora["task"]) == ("lora", "tiny_bert", "demo")
@@ -130,7 +136,7 @@ def test_the_command_prints_json_a_table_and_a_picture(tmp_path, capsys):
     assert lora["memory"]["estimate"]["peak_bytes"] > head["memory"]["estimate"]["peak_bytes"]
     assert lora["flops"]["train_step_flops"] > head["flops"]["train_step_flops"]
     assert {"fits", "largest_batch_size"} <= lora.keys()
-    assert main(["plan", *TINY, "method=lora,head", "--plot", str(tmp_path / "deep" / "x.png")]) == 0
+    assert main(["plan", *TINY, *BUDGET, "method=lora,head", "--plot", str(tmp_path / "deep" / "x.png")]) == 0
     assert "lora" in capsys.readouterr().out
     assert (tmp_path / "deep" / "x.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["plan", *TINY, "--plot", "x.gif"]) == 2
@@ -155,8 +161,8 @@ def test_texts_that_look_like_settings_stay_where_they_are(monkeypatch):
     ],
 )
 def test_a_run_records_what_the_plan_said(tiny, overrides, estimates_here):
-    (row,) = plan([*TINY, TWO_LAYERS, *overrides])
-    record = run(tiny(*TINY, TWO_LAYERS, *SHORT, *overrides))
+    (row,) = plan([*TINY, *BUDGET, *overrides])
+    record = run(tiny(*TINY, *BUDGET, *SHORT, *overrides))
     assert record.params == row.params
     assert record.memory.estimate == row.estimate
     assert record.flops == row.flops

@@ -135,7 +135,7 @@ def test_the_estimate_counts_a_layer_less_of_bert_base():
     )
 
 
-def test_plan_and_run_refuse_the_same_methods(tiny):
+def test_plan_and_run_refuse_the_same_methods(tiny, estimates_here):
     rows = {row.method: row for row in plan([*TINY, "method=all", FIRST])}
     assert rows.keys() == all_methods().keys()
     refused = {name for name, row in rows.items() if row.estimate is None}
@@ -156,7 +156,8 @@ def test_the_plain_model_predicts_what_was_learnt(tiny):
 
 
 def test_a_head_on_a_lower_layer_reads_that_layers_first_token(tiny):
-    record = run(tiny(FIRST, "layers=window", "layers.bottom=2", "layers.top=2", "layers.head=3"))
+    window = ["layers=window", "layers.bottom=2", "layers.top=2", "layers.head=3"]
+    record = run(tiny(FIRST, *window, "backbone.architecture.num_hidden_layers=4"))
     assert record.layers.head == 3
     assert record.frozen.layers == 1
 

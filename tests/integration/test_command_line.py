@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from few_rows import few_demo_rows
 from forked import Command
 from petl_bench import cli
 from petl_bench.records.store import find_records
@@ -24,6 +25,7 @@ def command(tmp_path, monkeypatch):
     """Runs a command in this process, in an empty directory; gives the exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr("petl_bench.tasks.load.demo_rows", few_demo_rows)
 
     def call(*words: str) -> int:
         try:
@@ -94,6 +96,12 @@ def test_force_repeats_a_run(command, tmp_path):
     before = file.stat().st_mtime_ns
     assert command("run", "--force", *TINY, *UNMEASURED) == 0
     assert file.stat().st_mtime_ns > before
+
+
+def test_settings_of_hydra_ask_for_the_same_run(command, capsys):
+    assert command("run", *TINY, *UNMEASURED) == 0
+    assert command("run", *TINY, *UNMEASURED, "hydra.job.name=another") == 0
+    assert capsys.readouterr().err.count("finished already") == 1
 
 
 def test_a_failing_run_does_not_stop_the_others(command, capsys, tmp_path):
@@ -201,8 +209,6 @@ def test_report_list_and_predict(command, capsys, tmp_path):
 
 def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
     """The saved model gives again exactly the score that the record states."""
-    from petl_bench.tasks.demo import demo_rows
-
     adalora = ["method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=1",
                "+method.args.tinit=1", "+method.args.tfinal=2", "+method.args.deltaT=1"]  # fmt: skip
     methods = {"lora": ["method=lora"], "full": ["method=full"], "bitfit": ["method=bitfit"], "head": ["method=head"]}
@@ -210,7 +216,7 @@ def test_predictions_are_those_of_the_run(command, capsys, tmp_path):
         several = ["train.epochs=4", "train.learning_rate=5e-3", *UNMEASURED]
         assert command("run", *TINY, *words, f"runs_dir={method}", *several) == 0
         (record,), _ = find_records([tmp_path / method])
-        rows = demo_rows("validation", 42)
+        rows = few_demo_rows("validation", 42)
         (tmp_path / "rows.tsv").write_text("sentence\n" + "\n".join(rows.texts[0]) + "\n")
         capsys.readouterr()
         assert command("predict", str(next((tmp_path / method).glob("smoke-*"))), "--file", "rows.tsv", "--json") == 0

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from few_rows import few_demo_rows
 from forked import FORK_SERVER
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import load_config
 from petl_bench.estimate import costs
 from petl_bench.run.run import run
+from petl_bench.tasks import load
 
 
 def _resident() -> int:
@@ -20,6 +22,7 @@ def _resident() -> int:
 
 
 def _twenty_runs(runs_dir, sizes):
+    load.demo_rows = few_demo_rows
     for number in range(20):
         method = ("lora", "flat", "head", "full")[number % 4]
         run(load_config([

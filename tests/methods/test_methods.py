@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import PeftType, get_peft_model
 
+from composed import composed
 from petl_bench import catalog
 from petl_bench.backbones.load import open_backbone
 from petl_bench.catalog import TINY_BACKBONES, probe, probe_all
-from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.methods import base
 from petl_bench.methods.bitfit.model import BitFitConfig
@@ -29,7 +29,7 @@ METHODS = {
 
 
 def adapt(backbone: str, *overrides: str):
-    cfg = load_config([f"backbone={backbone}", *overrides])
+    cfg = composed(f"backbone={backbone}", *overrides)
     opened = open_backbone(cfg.backbone, cfg.layers)
     torch.manual_seed(0)
     plain = opened.build_model(2)

@@ -33,7 +33,8 @@ def overtrained(tiny, tmp_path):
             "task.metric=mean_squared_error", "task.text_columns=[text]", "task.label_column=label",
             "task.num_train_examples=null", "task.num_held_out_examples=30", f"task.train_file={tmp_path}/train.csv",
             f"task.validation_file={tmp_path}/validation.csv", "method=full", "train.epochs=4",
-            "train.learning_rate=0.3", "train.evaluate_every=3", *overrides,
+            "train.learning_rate=0.3", "train.evaluate_every=3", "backbone.architecture.num_hidden_layers=4",
+            *overrides,
         )  # fmt: skip
 
     return compose

@@ -33,22 +33,28 @@ def check_runs(folder, code, stdout, stderr):
     assert sorted(record.status for record in records) == ["failed", "finished"]
 
 
-def test_submitit_makes_the_same_runs(tmp_path):
+# Each worker imports all anew, so one is the quick test.
+by_workers = pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+
+
+@by_workers
+def test_submitit_makes_the_same_runs(workers, tmp_path):
     pytest.importorskip("submitit")
     (tmp_path / "mine.yaml").write_text(STUDY)
-    words = ["executor=slurm", "executor.cluster=local", "executor.workers=2"]
+    words = ["executor=slurm", "executor.cluster=local", f"executor.workers={workers}"]
     study = Command(["study", "mine.yaml", *words], tmp_path, tmp_path / "output")
     stdout, stderr = study.communicate(timeout=120)
     check_runs(tmp_path, study.returncode, stdout, stderr)
     assert list((tmp_path / "runs" / "mine" / ".study" / "submitit").glob("*_result.pkl"))
 
 
-def test_ray_makes_the_same_runs(tmp_path):
+@by_workers
+def test_ray_makes_the_same_runs(workers, tmp_path):
     """In a process of its own from the start: Ray's client does not work in one that was forked."""
     pytest.importorskip("ray")
     (tmp_path / "mine.yaml").write_text(STUDY)
     done = subprocess.run(
-        [sys.executable, "-m", "petl_bench", "study", "mine.yaml", "executor.workers=2", "executor=ray"],
+        [sys.executable, "-m", "petl_bench", "study", "mine.yaml", f"executor.workers={workers}", "executor=ray"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
         capture_output=True,

@@ -20,8 +20,9 @@ from petl_bench.records.store import find_records
 from petl_bench.records.study_file import read_study
 
 GRID = """
-settings: [backbone=tiny_bert, task.num_train_examples=96, train.epochs={epochs}, train.batch_size=8,
-  train.checkpoint_seconds=0, measure.ledger=false, measure.inference=false]
+settings: [backbone=tiny_bert, backbone.architecture.num_hidden_layers=2, task.num_train_examples=96,
+  task.max_length=16, train.epochs={epochs}, train.batch_size=8, train.checkpoint_seconds=0, measure.ledger=false,
+  measure.inference=false]
 methods:
   lora: []
   bitfit: []
@@ -30,8 +31,8 @@ tasks:
 seeds: {seeds}
 """
 TROUBLE = """
-settings: [backbone=tiny_bert, task.num_train_examples=64, train.epochs=1,
-  measure.ledger=false, measure.inference=false]
+settings: [backbone=tiny_bert, backbone.architecture.num_hidden_layers=2, task.num_train_examples=64,
+  task.max_length=16, train.epochs=1, measure.ledger=false, measure.inference=false]
 methods:
   lora: []
   misnamed: [method=lora, 'method.targets=[nothere]']

@@ -68,7 +68,8 @@ def test_only_layers_above_the_frozen_ones_are_compiled_and_results_agree(tiny):
 
     from petl_bench.backbones.load import open_backbone
 
-    backbone = open_backbone(tiny().backbone, tiny().layers)
+    cfg = tiny("backbone.architecture.num_hidden_layers=4")
+    backbone = open_backbone(cfg.backbone, cfg.layers)
     model = backbone.build_model(2)
     compile_layers(model, backbone.anatomy, num_frozen=3)
     layers = backbone.anatomy.get_layers(model)
