@@ -137,8 +137,12 @@ def test_merging_is_exact_or_refused_with_a_reason(method, architecture):
         torch.testing.assert_close(logits(merged), before, rtol=1e-5, atol=1e-5)
         assert not any("default" in name for name, _ in merged.named_parameters())
     elif METHODS[method].own:
+        before, names = logits(model), set(model.state_dict())
         with pytest.raises(ValueError, match="cannot be merged: "):
             model.merge_and_unload()
+        # It is still what it was, and can be saved.
+        assert set(model.state_dict()) == names
+        assert torch.equal(logits(model), before)
 
 
 @own_pairs(0)

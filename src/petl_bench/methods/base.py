@@ -175,6 +175,13 @@ class AnatomyTuner(BaseTuner):
         layer.cast_adapter(adapter_name, next(self.model.parameters()).dtype)
         layer.set_adapter(layer.active_adapters, inference_mode=peft_config.inference_mode)
 
+    def _check_merge_allowed(self) -> None:
+        """Refuses before PEFT has touched anything: half unwrapped, the model could not be saved any more."""
+        super()._check_merge_allowed()
+        for module in self.model.modules():
+            if isinstance(module, TunerLayer) and module.unmergeable is not None:
+                raise ValueError(f"this adapter cannot be merged: {module.unmergeable}")
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own method also moves `weight`, which dropouts, whole layers and encoders do not have.
         setattr(parent, child_name, new_module)
