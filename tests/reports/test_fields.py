@@ -18,7 +18,7 @@ from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.page import page_data
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import scores_table
-from petl_bench.trackers import panels
+from petl_bench.trackers import dashboard
 from reports.generated import analyses, record
 
 
@@ -53,8 +53,8 @@ def test_selections_name_fields_and_planned_costs():
 
 
 def test_dashboards_use_the_keys_of_trackers():
-    assert panels.TRAINABLE == "params/trainable"
-    assert panels.ESTIMATED_PEAK == "memory/estimate/peak_bytes"
+    assert dashboard.TRAINABLE == "params/trainable"
+    assert dashboard.ESTIMATED_PEAK == "memory/estimate/peak_bytes"
 
 
 def test_one_entry_adds_a_column_to_table_csv_json_and_page(monkeypatch):

@@ -58,6 +58,7 @@ def compose(texts, folder, *overrides):
             f"texts.files=[{texts}]",
             "texts.held_out=24",
             "backbone=tiny_bert",
+            *(() if any("backbone=" in one for one in overrides) else ["backbone.architecture.num_hidden_layers=2"]),
             # Layers that change their states, as trained ones do.
             "+backbone.architecture.initializer_range=0.3",
             "method.bottleneck=8",
