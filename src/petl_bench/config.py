@@ -322,8 +322,8 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         key, _, value = match.group(1).partition("=")
         one = shlex.quote(f'{key}="{value}"')
         return RequestError(
-            f"{key}: {value} is more than one value: -m makes a run of each, write a list as {key}=[{value}], and one as "
-            f"{one}."
+            f"{key}: {value} is more than one value: -m makes a run of each; write a list as {key}=[{value}], and one "
+            f"value as {one}."
         )
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_setting(match.group(1), _known_settings(overrides))
