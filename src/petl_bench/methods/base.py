@@ -319,6 +319,12 @@ def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.M
     return _adapt_with_peft_config(pkgutil.resolve_name(method.peft_config), model, config, context)
 
 
+def peft_options(config: MethodConfig, config_class: type[PeftConfig]) -> dict[str, Any]:
+    """The options of a method that its PEFT config has fields for."""
+    known = {option.name for option in fields(config_class)}
+    return {option.name: getattr(config, option.name) for option in fields(config) if option.name in known}
+
+
 def _adapt_with_peft_config(
     config_class: type[PeftConfig], model: nn.Module, config: MethodConfig, context: AdaptContext
 ) -> PeftModel:
@@ -336,8 +342,7 @@ def _adapt_with_peft_config(
     Raises:
         RequestError: If an option is out of range, or the method does not fit the layer plan or the architecture.
     """
-    known = {option.name for option in fields(config_class)}
-    options = {option.name: getattr(config, option.name) for option in fields(config) if option.name in known}
+    options = peft_options(config, config_class)
     if config.start is not None and "init" in options:
         # The adapter on the disk takes the place of any initialisation.
         options["init"] = next(one.default for one in fields(config) if one.name == "init")

@@ -25,6 +25,7 @@ from petl_bench.records.run_key import backbone_name, run_key
 from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
 from petl_bench.run.lifecycle import RunLifecycle
+from petl_bench.run.run import open_checkpoints
 from petl_bench.tasks.encode import EncodedRows, encode, joined
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows, check_text
@@ -274,11 +275,12 @@ def _student(cfg: PretrainConfig, backbone: Backbone) -> PeftModel:
     """The bare encoder with the method's adapter."""
     from peft import get_peft_model
 
+    from petl_bench.methods.base import peft_options
+
     method = get_method(cfg.method.name)
     assert method.peft_config is not None
     config_class = pkgutil.resolve_name(method.peft_config)
-    known = {option.name for option in dataclasses.fields(config_class)}
-    options = {one.name: getattr(cfg.method, one.name) for one in dataclasses.fields(cfg.method) if one.name in known}
+    options = peft_options(cfg.method, config_class)
     if cfg.phase.attention != "k2k":
         # Refused where the architecture cannot have it.
         options["attention"] = "k2all"
@@ -329,7 +331,7 @@ def _train(
 
     from petl_bench.methods.peft import RankAllocation
     from petl_bench.training.batches import BatchSource, sorted_batches
-    from petl_bench.training.checkpoint import Checkpoints, TrainingState, load_trainable_weights
+    from petl_bench.training.checkpoint import TrainingState, load_trainable_weights
     from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     num_steps = num_training_steps(len(train), cfg.train)
@@ -351,11 +353,6 @@ def _train(
         _log.info("update %d of %d: distance %.4f", state.progress.num_steps, num_steps, found[_METRIC])
         return found
 
-    made_by = {"versions": record.versions, "git": record.git, "base_files": record.base_files}
-    made_by |= {"device": accelerator.device.type, "num_processes": accelerator.num_processes}
-    checkpoints = Checkpoints(lifecycle.folder.checkpoints, cfg.train.checkpoint_seconds, made_by)
-    if cfg.force and lifecycle.is_main:
-        checkpoints.remove()
     loop = TrainingLoop(
         state,
         source,
@@ -364,7 +361,7 @@ def _train(
         metric=_METRIC,
         higher_is_better=False,
         callbacks=[_UpdateCounter(plain)],
-        checkpoints=checkpoints,
+        checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
     )
     set_seed(cfg.train.seed + accelerator.process_index)
     progress = loop.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
@@ -290,7 +290,7 @@ def _train(
         metric=record.protocol.metric,
         higher_is_better=record.protocol.higher_is_better,
         callbacks=[ranks, evaluator, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
-        checkpoints=_open_checkpoints(cfg, lifecycle, accelerator),
+        checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
     )
     # Dropout's random numbers start here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)
@@ -304,7 +304,7 @@ def _train(
     return progress
 
 
-def _open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle[Record], accelerator: Accelerator) -> Checkpoints:
+def open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle[Any], accelerator: Accelerator) -> Checkpoints:
     """The run's checkpoints, which the first of several processes writes and reads."""
     from petl_bench.training.checkpoint import Checkpoints
 
