@@ -222,6 +222,9 @@ def test_a_folder_without_an_adapter_is_refused(tiny, tmp_path):
     [
         (["texts.files=[]"], "There are no texts"),
         (["texts.held_out=120"], "120 texts"),
+        (["texts.files=[a/lines.txt,b/lines.txt]"], "Two sources of texts are called lines.txt"),
+        (["texts.tasks=[smoke,smoke]"], "Two sources of texts are called smoke"),
+        (["method.init=runs/other"], "the phase has a start of its own"),
         (["layers=top", "layers.k=1"], "layers=top"),
         (["method=lora"], "use one of coda"),
         (["phase.attention=all"], "both, k2k, k2all"),

@@ -136,6 +136,11 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     texts, phase = cfg.texts, cfg.phase
     if not texts.tasks and not texts.files:
         raise RequestError("There are no texts: name tasks with texts.tasks=[...] or files with texts.files=[...].")
+    sources = [*texts.tasks, *(Path(file).name for file in texts.files)]
+    if twice := [name for name in sources if sources.count(name) > 1]:
+        raise RequestError(f"Two sources of texts are called {twice[0]}: name each once, and give files other names.")
+    if cfg.method.start is not None:
+        raise RequestError(f"method.init={cfg.method.init}: the phase has a start of its own; leave this setting out.")
     if cfg.layers.name != "all":
         raise RequestError(f"layers={cfg.layers.name}: the phase trains all layers; leave this setting out.")
     for key, value, low, high in (
