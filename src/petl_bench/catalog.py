@@ -1,4 +1,4 @@
-"""What `petl-bench list` shows: methods, backbones, tasks, layer plans, trackers, recipes, studies, capabilities."""
+"""What `petl-bench list` and `run --help` show: the options of each group, all settings, capabilities."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import takewhile
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
+from rich.markup import escape
 from rich.table import Table
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import installed_folder
-from petl_bench.config import CONFIG_MODULE, load_config, option_names
-from petl_bench.errors import RequestError
+from petl_bench.config import explained, load_config, run_settings
+from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
+from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, written
+from petl_bench.studies.definition import ExecutorConfig
 
 Row = dict[str, Any]
+
+# Where meanings begin in `run --help`.
+_HELP_INDENT = 34
 
 # A random backbone of each architecture, by the name of its option.
 TINY_BACKBONES = {
@@ -41,10 +48,21 @@ VARIANTS = {
 }
 
 
-def print_catalog(kind: str | None, form: str) -> None:
-    """Prints one kind of entries, or all kinds, as a `table`, as Markdown (`md`) or as `json`."""
+def print_catalog(kind: str | None, form: str, group: str | None = None) -> None:
+    """Prints one kind of entries, or all kinds.
+
+    Args:
+        kind: Which kind; None: those that are short.
+        form: `table`, Markdown (`md`) or `json`.
+        group: Of settings, those of this group, or of this method.
+
+    Raises:
+        RequestError: If there is no such group.
+    """
     kinds = [kind] if kind else list(_KINDS)
-    rows = {name: (_KINDS | _PROBED)[name]() for name in kinds}
+    rows = {name: (_KINDS | _ASKED_FOR)[name]() for name in kinds}
+    if group is not None:
+        rows = {name: _of_group(name, found, group) for name, found in rows.items()}
     if form == "json":
         print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
         return
@@ -57,7 +75,7 @@ def print_catalog(kind: str | None, form: str) -> None:
         for column in rows[name][0]:
             table.add_column(column, overflow="fold")
         for row in rows[name]:
-            table.add_row(*(_cell(value) for value in row.values()))
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
         out.print(table)
         out.print()
 
@@ -125,13 +143,15 @@ def list_studies() -> list[Row]:
 
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
-        folder = files(CONFIG_MODULE).joinpath(group)
         found = []
         for name, _ in _options(group):
-            lines = folder.joinpath(f"{name}.yaml").read_text().splitlines()
+            file = option_file(group, name)
+            assert file is not None
+            lines = file.read_text("utf-8").splitlines()
             header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
             about = [line for line in header if not line.startswith("petl-bench ")]
-            found.append({group: name, "command": header[0], "about": " ".join(about)})
+            command = header[0] if header else f"petl-bench run {group}={name}"
+            found.append({group: name, "command": command, "about": " ".join(about)})
         return found
 
     return rows
@@ -143,14 +163,67 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _option(group: str, name: str) -> dict[str, Any]:
     """An option with what it takes from others of its group, which its list of defaults names."""
-    folder = files(CONFIG_MODULE).joinpath(group)
-    content = OmegaConf.to_container(OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")))
+    file = option_file(group, name)
+    assert file is not None
+    content = OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8")))
     assert isinstance(content, dict)
     own = {str(key): value for key, value in content.items()}
-    bases = [
-        base for base in own.get("defaults", []) if isinstance(base, str) and folder.joinpath(f"{base}.yaml").is_file()
-    ]
+    bases = [base for base in own.get("defaults", []) if isinstance(base, str) and option_file(group, base)]
     return {key: value for base in bases for key, value in _option(group, base).items()} | own
+
+
+def list_settings() -> list[Row]:
+    """Every setting with what it may be, its default and its meaning."""
+    settings = [*run_settings(), *(one for one in declared(ExecutorConfig, "executor") if one.meaning)]
+    return [
+        {
+            "setting": one.name,
+            "with": one.option,
+            "values": one.allowed,
+            "default": written(one.default),
+            "meaning": one.meaning,
+        }
+        for one in settings
+    ]
+
+
+def _of_group(kind: str, rows: list[Row], group: str) -> list[Row]:
+    """The rows of settings that belong to a group or a method."""
+    if kind != "settings":
+        raise RequestError(f"petl-bench list {kind} shows all of them: leave out {group}.")
+    names = {row["setting"].partition(".")[0] for row in rows} | {row["with"].partition("=")[2] for row in rows} - {""}
+    found = [row for row in rows if group in (row["setting"].partition(".")[0], row["with"].partition("=")[2])]
+    if not found:
+        raise unknown_choice("petl-bench list settings: group or method", group, names)
+    return found
+
+
+def run_help(overrides: list[str]) -> str:
+    """The text of `run --help`: every setting of the chosen options with its value and its meaning.
+
+    Raises:
+        RequestError: If the overrides do not compose.
+    """
+    overrides = [one for one in overrides if not one.startswith("-")]
+    with explained(overrides):
+        settings = compose_options("config", overrides, with_hydra=True)
+    with open_dict(settings):
+        template = str(settings.pop("hydra").help.template)
+    values = OmegaConf.to_container(settings, resolve=True)
+    here = ("", f"method={settings.method.name}")
+    lines = [line for one in run_settings() if one.option in here for line in _help_lines(one, values)]
+    return template.replace("$CONFIG", "\n".join(lines)).rstrip()
+
+
+def _help_lines(one: Setting, values: Any) -> list[str]:
+    """A setting with its value and, beside or below it, its meaning."""
+    for part in one.name.split("."):
+        values = values[part]
+    head, width = f"{one.name}={written(values)}", min(get_terminal_size().columns, 120)
+    text = wrap(f"{one.meaning} ({one.allowed})", width - _HELP_INDENT)
+    beside = len(head) < _HELP_INDENT - 1
+    first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
+    return [first, *(" " * _HELP_INDENT + line for line in text)]
 
 
 @dataclass(frozen=True)
@@ -251,8 +324,8 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "studies": list_studies,
 }
 
-# Takes seconds, so only where it is asked for.
-_PROBED = {"capabilities": list_capabilities}
+# Long, or found out in seconds: only where they are asked for.
+_ASKED_FOR = {"settings": list_settings, "capabilities": list_capabilities}
 
 
 def _cell(value: Any) -> str:

@@ -17,15 +17,23 @@ from typing import Any
 
 from petl_bench import __version__
 from petl_bench.errors import Interrupted, RequestError, RunError, explained_refusal, first_line, system_error
-from petl_bench.process import DEBUG_VARIABLE, debugging, print_error, setup_logging
+from petl_bench.process import (
+    CONFIG_VARIABLE,
+    DEBUG_VARIABLE,
+    debugging,
+    print_error,
+    setup_logging,
+    user_path,
+)
 from petl_bench.records.predictions import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
 
-_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "capabilities")
+_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "settings", "capabilities")
 
 _EPILOG = """\
 exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
 Results go to stdout (--json for machines), everything else to stderr. PETL_BENCH_DEBUG=1 shows tracebacks.
+--config-dir DIR (or PETL_BENCH_CONF=DIR), with every command: options of your own, as DIR/task/NAME.yaml.
 
   petl-bench run                                        the embedded default: LoRA on Banking77, ten rows an intent
   petl-bench run task=mrpc method=full data_root=DIR    one run on GLUE rows in a local folder
@@ -53,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _allow_any_character()
     try:
         try:
-            code = _dispatch(arguments)
+            code = _dispatch(_with_config_dir(arguments))
         except SystemExit:
             _flush_output()
             raise
@@ -81,6 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         print("petl-bench: interrupted; the same command goes on from there.", file=sys.stderr)  # noqa: T201
         return 128 + signum
+
+
+def _with_config_dir(arguments: list[str]) -> list[str]:
+    """Takes `--config-dir DIR` out of the arguments, wherever it stands, and sets the variable for it."""
+    parser = argparse.ArgumentParser(prog="petl-bench", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", metavar="DIR")
+    found, others = parser.parse_known_args(arguments)
+    if found.config_dir is not None:
+        os.environ[CONFIG_VARIABLE] = str(user_path(found.config_dir, "--config-dir").absolute())
+    return others
 
 
 def _flush_output() -> None:
@@ -226,9 +244,10 @@ def _add_compare(commands: _Subparsers) -> argparse.ArgumentParser:
 
 def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:
     catalog: argparse.ArgumentParser = commands.add_parser(
-        "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are"
+        "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are; all settings"
     )
     catalog.add_argument("kind", nargs="?", choices=_KINDS)
+    catalog.add_argument("group", nargs="?", help="of settings, those of this group or method, e.g. train or lora")
     catalog.add_argument("--format", choices=("table", "md", "json"), default="table")
     catalog.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     return catalog
@@ -315,7 +334,7 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
         "NAME is one of `petl-bench list studies`, or a file NAME.yaml. "
         "Settings are those of `petl-bench run` but for method=, task=, train.seed= and force=; and methods=, tasks= "
         "(which of them to run now), seeds=, runs_dir=, "
-        "executor=local|slurm|ray with executor.workers= and more (conf/executor).",
+        "executor=local|slurm|ray with executor.workers= and more (`petl-bench list settings executor`).",
     )
     study.add_argument(
         "name_and_overrides", nargs="+", metavar="NAME key=value", help="e.g. demo methods=lora,full executor.workers=2"

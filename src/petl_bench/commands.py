@@ -56,7 +56,9 @@ def run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
 
-    from petl_bench.config import CONFIG_MODULE, explained, from_hydra, register_schemas, run_help
+    from petl_bench.catalog import run_help
+    from petl_bench.config import as_list, explained, from_hydra, register_schemas
+    from petl_bench.settings import CONFIG_MODULE, search_path
 
     register_schemas()
     if {"--help", "-h"} & set(overrides):
@@ -76,7 +78,7 @@ def run(arguments: list[str]) -> int:
             failures.append(error)
             print_error(error)
 
-    sys.argv = ["petl-bench run", *overrides]
+    sys.argv = ["petl-bench run", *map(as_list, overrides), *search_path()]
     with explained(overrides):
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
     # Of a sweep, a run that failed says more than a request that was wrong.
@@ -160,7 +162,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 def _list(parsed: argparse.Namespace) -> int:
     from petl_bench.catalog import print_catalog
 
-    print_catalog(parsed.kind, parsed.format)
+    print_catalog(parsed.kind, parsed.format, parsed.group)
     return 0
 
 

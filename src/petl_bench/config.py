@@ -12,33 +12,32 @@ import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache, lru_cache
-from importlib.resources import files
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
-from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.backbones.anatomy import LayersConfig
-from petl_bench.backbones.source import ATTENTION, DTYPES, WEIGHTS, BackboneConfig
+from petl_bench.backbones.source import BackboneConfig
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure.environment import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
+from petl_bench.settings import Setting, check_choices, compose_options, declared, option_names, own_config, setting
 from petl_bench.tasks.config import TaskConfig, check_task
 from petl_bench.tasks.ood import check_ood
-from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
+from petl_bench.trackers import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
 
-CONFIG_MODULE = "petl_bench.conf"
 _CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
@@ -69,9 +68,14 @@ class RunConfig:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
-    data_root: str | None = None
-    runs_dir: str = "runs"
-    force: bool = False
+    data_root: str | None = setting(
+        None,
+        "Folder with the rows of the task, laid out as its dataset; null: the folder that PETL_BENCH_DATA names, else "
+        "the Hugging Face hub.",
+        is_path=True,
+    )
+    runs_dir: str = setting("runs", "Folder of the runs' records.")
+    force: bool = setting(False, "Repeat a run whose record exists.")
 
     # Of pydantic, which reads the config of a record: a setting that is unknown is an error.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -79,15 +83,6 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain containers, ready for JSON."""
         return asdict(self)
-
-
-def option_names(group: str) -> list[str]:
-    """The names of the options that a group of conf/ ships, in alphabetical order.
-
-    A file whose name begins with an underscore is what several options have in common, and no option.
-    """
-    names = (item.name for item in files(CONFIG_MODULE).joinpath(group).iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml") and not name.startswith("_"))
 
 
 def register_schemas() -> None:
@@ -101,8 +96,26 @@ def _register(methods: tuple[registry.Method, ...]) -> None:
     store.store(group="schema", name="run", node=RunConfig)
     for method in methods:
         store.store(group="schema/method", name=method.name, node=method.config)
-        if not files(CONFIG_MODULE).joinpath("method", f"{method.name}.yaml").is_file():
+        if method.name not in option_names("method"):
             store.store(group="method", name=method.name, node=method.config)
+
+
+@cache
+def run_settings() -> list[Setting]:
+    """The settings of a run, those of all registered methods included."""
+    groups = {name: kind for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)}
+    found = [one for name, kind in groups.items() for one in declared(kind, name)] + declared(RunConfig)
+    # Names of options and the groups themselves are chosen by group=option, and have no text.
+    found = [one for one in found if one.meaning]
+    for method in registry.all_methods().values():
+        found += [] if method.settings is None else declared(method.settings, "method", f"method={method.name}")
+    return found
+
+
+@cache
+def _list_settings() -> set[str]:
+    """The names of all settings that take a list, whatever the method."""
+    return {one.name for one in run_settings() if one.is_list} - {one.name for one in run_settings() if not one.is_list}
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -150,12 +163,8 @@ def check(cfg: RunConfig) -> None:
     check_train(cfg.train)
     if cfg.tracker.name not in TRACKERS:
         raise unknown_choice("tracker", cfg.tracker.name, TRACKERS)
-    if cfg.backbone.weights not in WEIGHTS:
-        raise unknown_choice("backbone.weights", cfg.backbone.weights, WEIGHTS)
-    if cfg.backbone.attention not in (None, *ATTENTION):
-        raise unknown_choice("backbone.attention", cfg.backbone.attention, ATTENTION)
-    if cfg.backbone.dtype not in DTYPES:
-        raise unknown_choice("backbone.dtype", cfg.backbone.dtype, DTYPES)
+    check_choices("backbone", cfg.backbone)
+    check_choices("layers", cfg.layers)
     if cfg.backbone.dtype == "bf16" and cfg.train.precision not in ("bf16", "auto"):
         raise RequestError(
             f"backbone.dtype=bf16 with train.precision={cfg.train.precision}: such weights need train.precision=bf16."
@@ -213,10 +222,17 @@ def load_config(overrides: list[str] | None = None, primary: str = "config") -> 
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
     """
-    overrides = overrides or []
+    overrides = [as_list(one) for one in overrides or []]
     register_schemas()
     with explained(overrides):
         return from_hydra(_composed(overrides, primary))
+
+
+def as_list(override: str) -> str:
+    """The override with a single value in brackets where the setting takes a list."""
+    key, equals, value = override.partition("=")
+    is_one = equals and value not in ("", "null") and not re.search(r"[\[\],${}]", value)
+    return f"{key}=[{value}]" if is_one and key in _list_settings() else override
 
 
 def _composed(overrides: list[str], primary: str) -> DictConfig:
@@ -226,15 +242,15 @@ def _composed(overrides: list[str], primary: str) -> DictConfig:
     differ in plain settings only, which are then set as Hydra sets them.
     """
     options = tuple(one for one in overrides if not _changes_setting(one))
-    cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), options, primary))
+    cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), own_config(), options, primary))
     try:
         settings = OverridesParser.create().parse_overrides([one for one in overrides if _changes_setting(one)])
         for setting in settings:
             OmegaConf.update(cfg, setting.key_or_group, setting.value(), merge=True)
     except _CONFIG_ERRORS:
         # Hydra says what is wrong with them.
-        return _compose(overrides, primary)
-    return _compose(overrides, primary) if any(one.is_sweep_override() for one in settings) else cfg
+        return compose_options(primary, overrides)
+    return compose_options(primary, overrides) if any(one.is_sweep_override() for one in settings) else cfg
 
 
 def _changes_setting(override: str) -> bool:
@@ -243,14 +259,9 @@ def _changes_setting(override: str) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _composed_options(methods: tuple[str, ...], options: tuple[str, ...], primary: str) -> DictConfig:
-    """The config with these options of groups; it depends on the methods that are registered, too."""
-    return _compose(list(options), primary)
-
-
-def _compose(overrides: list[str], primary: str) -> DictConfig:
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return compose(primary, overrides=overrides)
+def _composed_options(methods: tuple[str, ...], own: Path | None, options: tuple[str, ...], primary: str) -> DictConfig:
+    """The config with these options of groups; it depends on the registered methods and the user's options, too."""
+    return compose_options(primary, list(options))
 
 
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
@@ -271,17 +282,6 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
     except ValueError as error:
         raise RequestError(f"The record's config does not fit this version of petl-bench: {error}.") from error
     return run
-
-
-def run_help(overrides: list[str]) -> str:
-    """The text of `run --help`, as Hydra prints it but in a fraction of the time: Hydra also looks up all groups."""
-    overrides = [one for one in overrides if not one.startswith("-")]
-    with explained(overrides), initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        settings = compose("config", overrides=overrides, return_hydra_config=True)
-    template = settings.hydra.help.template
-    with open_dict(settings):
-        del settings["hydra"]
-    return str(template).replace("$CONFIG", OmegaConf.to_yaml(settings)).rstrip()
 
 
 @contextmanager
@@ -389,7 +389,6 @@ def _known_settings(overrides: list[str]) -> list[str]:
     options = [one for one in overrides if one.partition("=")[0] in _GROUPS and "," not in one]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return _setting_names(compose("config", overrides=options))
+        return _setting_names(compose_options("config", options))
     except _CONFIG_ERRORS:
         return []

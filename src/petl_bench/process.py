@@ -21,6 +21,9 @@ GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 
 DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
+# The user's folder of options, as `--config-dir` gives it; workers of a study inherit it.
+CONFIG_VARIABLE = "PETL_BENCH_CONF"
+
 
 def in_process_group() -> bool:
     """Whether torchrun, or a launcher that sets what torchrun sets, started this process as one of a group.

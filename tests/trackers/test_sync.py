@@ -16,8 +16,8 @@ from petl_bench.records.store import RECORD_FILE, read_record, write_record
 from petl_bench.records.study_file import StudyFile
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
+from petl_bench.trackers import MARKER_FILE, read_mirrors, record_hash
 from petl_bench.trackers.sync import sync
-from petl_bench.trackers.tracker import MARKER_FILE, read_mirrors, record_hash
 from trackers.wandb_files import read_offline
 
 _SETTINGS = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=2", "train.batch_size=16"]

@@ -10,7 +10,7 @@ import pytest
 
 from petl_bench.run.identity import identify
 from petl_bench.run.run import run
-from petl_bench.trackers.tracker import flat_numbers
+from petl_bench.trackers import flat_numbers
 from trackers.wandb_files import read_offline
 
 
@@ -101,7 +101,7 @@ def test_tensorboard_holds_history_and_results(tiny):
 
 
 def test_a_tracker_that_fails_at_the_end_loses_nothing(tiny, monkeypatch, caplog):
-    from petl_bench.trackers.tracker import TensorBoardTracker
+    from petl_bench.trackers import TensorBoardTracker
 
     def broken(*_):
         raise ConnectionError("gone")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.records.schema import Layers
+from petl_bench.settings import setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -245,22 +246,35 @@ def anatomy_of(model_type: str) -> Anatomy:
 
 LAYER_PLANS = ("all", "top", "window", "variability")
 
-STRATEGIES = ("prefix", "window", "window_top_head", "top")
-
 
 @dataclass
 class LayersConfig:
     """Which layers are adapted and where the head sits; layers are numbered 1..L."""
 
     name: str = "all"
-    k: int | None = None
-    bottom: int | None = None
-    top: int | None = None
-    head: int | None = None
-    # Of layers=variability: conf/layers/variability.yaml says what each means.
-    strategy: str | None = None
-    num_examples: int | None = None
-    num_bins: int | None = None
+    k: int | None = setting(None, "layers=top: how many layers are adapted. layers=variability: width of the windows.")
+    bottom: int | None = setting(None, "layers=window: the lowest adapted layer, counted from 1.")
+    top: int | None = setting(None, "layers=window: the highest adapted layer.")
+    head: int | None = setting(
+        None, "layers=window: the layer that the head reads, above which none is loaded; null: the highest adapted one."
+    )
+    strategy: str | None = setting(
+        None,
+        "layers=variability: what is adapted around the best layer l*. prefix: layers 1..l*, head at l*. window: the k "
+        "layers up to l*, head at l*. window_top_head: the same, head on top. top: as many uppermost layers as prefix "
+        "adapts (the baseline).",
+        choices=("prefix", "window", "window_top_head", "top"),
+    )
+    num_examples: int | None = setting(
+        None,
+        "layers=variability: training rows that are looked at, drawn at random; null: all. Its values compare at the "
+        "same number only.",
+    )
+    num_bins: int | None = setting(
+        None,
+        "layers=variability: regression rows are put into so many classes of equal size by their target (ours; the "
+        "paper does not say).",
+    )
 
 
 @dataclass(frozen=True)
@@ -324,8 +338,6 @@ def place(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
 
 def check_variability(layers: LayersConfig) -> None:
     """Raises RequestError for a setting of `layers=variability` out of its range."""
-    if layers.strategy not in STRATEGIES:
-        raise unknown_choice("layers.strategy", layers.strategy, STRATEGIES)
     if (layers.num_bins or 0) < 2:
         raise RequestError(f"layers.num_bins={layers.num_bins} must be at least 2.")
     if layers.k is not None and layers.k < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,7 @@ from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import file_sha256, user_path
-
-WEIGHTS = ("pretrained", "random")
-
-ATTENTION = ("eager", "sdpa")
-
-DTYPES = ("fp32", "bf16")
+from petl_bench.settings import setting
 
 
 @dataclass
@@ -25,23 +20,25 @@ class BackboneConfig:
     """A pretrained encoder: where its files are and what shape it has."""
 
     name: str = MISSING
-    model_type: str = MISSING
-    hub_id: str | None = None
-    revision: str | None = None
-    # A Python package that ships the model's files, and the folder inside it.
-    package: str | None = None
-    package_folder: str = ""
-    # Of model.safetensors; checked at load.
-    sha256: str | None = None
-    # A local folder in the Hugging Face format; takes the place of hub_id and package.
-    path: str | None = None
-    weights: str = "pretrained"
-    # eager or sdpa; null: what transformers chooses for this architecture.
-    attention: str | None = None
-    # Of the weights that are not trained: fp32 or bf16. Trained ones are fp32.
-    dtype: str = "fp32"
-    # Arguments of the transformers config class, so that the model can be built without weights.
-    architecture: dict[str, Any] = field(default_factory=dict)
+    model_type: str = setting(MISSING, "Architecture, as transformers calls it.")
+    hub_id: str | None = setting(None, "Name of the model on the Hugging Face hub.")
+    revision: str | None = setting(None, "Commit of the model on the hub.")
+    package: str | None = setting(None, "Python package that ships the model's files.")
+    package_folder: str = setting("", "Folder inside of that package.")
+    sha256: str | None = setting(None, "Hash of model.safetensors, which is checked when it is loaded.")
+    path: str | None = setting(
+        None, "Local folder in the Hugging Face format; takes the place of hub_id and package.", is_path=True
+    )
+    weights: str = setting("pretrained", "random: weights drawn by train.seed.", choices=("pretrained", "random"))
+    attention: str | None = setting(
+        None, "Attention kernel; null: what transformers chooses for this architecture.", choices=("eager", "sdpa")
+    )
+    dtype: str = setting(
+        "fp32", "Type of the weights that are not trained; trained ones are fp32.", choices=("fp32", "bf16")
+    )
+    architecture: dict[str, Any] = setting(
+        {}, "Arguments of transformers' config class, so that the model can be built without weights."
+    )
 
 
 WEIGHTS_FILE = "model.safetensors"

@@ -13,14 +13,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from petl_bench.settings import setting
+
 
 @dataclass
 class MeasureConfig:
-    """What a run measures; conf/config.yaml says what each costs. It changes no score."""
+    """What a run measures. It changes no score."""
 
-    ledger: bool = True
-    inference: bool = True
-    predictions: bool = True
+    ledger: bool = setting(
+        True, "Estimate memory by kind and operations of one update: a second or so, whatever the size of the batch."
+    )
+    inference: bool = setting(
+        True,
+        "Latency and throughput of the finished model: a few passes, at most 3 % of the training time beyond them.",
+    )
+    predictions: bool = setting(
+        True,
+        "Keep the outputs on every row that is reported on: tests of rows, and metrics that are thought of later.",
+    )
 
 
 PACKAGES = ("petl-bench", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "numpy",

@@ -22,27 +22,27 @@ from omegaconf import MISSING
 from petl_bench.backbones.anatomy import Anatomy, LayerPlan
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import check_name
+from petl_bench.settings import setting
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
+
+_RATE = "The learning rate where train.learning_rate is not given."
 
 
 @dataclass
 class MethodConfig:
-    """What the `method` section of every run's config holds; the options of the method follow in a subclass.
-
-    Attributes:
-        name: Name of the method.
-        default_learning_rate: Used where the user sets no `train.learning_rate`.
-        default_head_learning_rate: Used where the user sets no `train.head_learning_rate`. None: the head is trained at
-            the learning rate of the method.
-        init: A folder with an adapter to start from: its own, that of a run, or of `petl-bench pretrain`. None: the
-            method's own start.
-    """
+    """What the `method` section of every run's config holds; the options of the method follow in a subclass."""
 
     name: str = MISSING
-    default_learning_rate: float = MISSING
-    default_head_learning_rate: float | None = None
-    init: str | None = None
+    default_learning_rate: float = setting(MISSING, _RATE)
+    default_head_learning_rate: float | None = setting(
+        None, "The head's learning rate where train.head_learning_rate is not given; null: that of the method."
+    )
+    init: str | None = setting(
+        None,
+        "A folder with an adapter to start from: its own, that of a run, or of `petl-bench pretrain`; null: a new one.",
+        is_path=True,
+    )
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -126,7 +126,7 @@ class Method:
             f"{self.name.title().replace('_', '')}MethodConfig",
             [
                 ("name", str, field(default=self.name)),
-                ("default_learning_rate", float, field(default=self.default_learning_rate)),
+                ("default_learning_rate", float, setting(self.default_learning_rate, _RATE)),
             ],
             # The fields come in the reverse order of the bases: the options follow the name and the learning rates.
             bases=(self.settings, MethodConfig) if self.settings else (MethodConfig,),

@@ -18,7 +18,7 @@ from petl_bench.records.predictions import Predictions, names_by_row
 from petl_bench.records.schema import HistoryEntry, Protocol, Scores
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import OUTSIDE, compute_metrics, entity_tags
-from petl_bench.trackers.tracker import Tracker, history_point
+from petl_bench.trackers import Tracker, history_point
 from petl_bench.training.batches import BatchSource, TokenRows, sorted_batches
 from petl_bench.training.checkpoint import Progress, load_trainable_weights, trainable_weights
 from petl_bench.training.loop import Callback

@@ -14,7 +14,7 @@ from petl_bench.records.run_key import backbone_name, run_key, run_name
 from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_adapter
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
-from petl_bench.trackers.tracker import RunIdentity, named
+from petl_bench.trackers import RunIdentity, named
 
 # Settings that name places on this machine.
 RECORDED_PATHS = (

@@ -23,7 +23,7 @@ from petl_bench.errors import (
 )
 from petl_bench.process import is_main_process, raise_interrupted, without_home
 from petl_bench.records.store import RunFolder
-from petl_bench.trackers.tracker import NoTracker, Tracker
+from petl_bench.trackers import NoTracker, Tracker
 from petl_bench.training.device import wait_for_group
 
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")

@@ -26,6 +26,7 @@ from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
+from petl_bench.settings import setting
 from petl_bench.tasks.encode import EncodedRows, encode, joined
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows, check_text
@@ -50,12 +51,10 @@ _log = logging.getLogger(__name__)
 class TextsConfig:
     """Where the texts come from: the training rows of tasks, and files with one text a line."""
 
-    tasks: list[str] = field(default_factory=list)
-    files: list[str] = field(default_factory=list)
-    # At most so many of each task or file, drawn by `task.data_seed`; null: all.
-    most: int | None = None
-    # Texts of each task or file that are kept apart, to tell how far the training is.
-    held_out: int = 64
+    tasks: list[str] = setting([], "Tasks whose training rows are taken.")
+    files: list[str] = setting([], "Files with one text a line.")
+    most: int | None = setting(None, "Texts of each task or file at most, drawn by task.data_seed; null: all.")
+    held_out: int = setting(64, "Texts of each task or file that are kept apart, to tell how far the training is.")
 
 
 @dataclass
@@ -64,8 +63,7 @@ class PretrainConfig(RunConfig):
 
     texts: TextsConfig = field(default_factory=TextsConfig)
     phase: CodaPretraining = field(default_factory=CodaPretraining)
-    # Store the adapter in half precision.
-    half: bool = False
+    half: bool = setting(False, "Store the adapter in half precision.")
 
 
 @dataclass

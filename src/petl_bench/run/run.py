@@ -36,8 +36,7 @@ from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
 from petl_bench.tasks.metrics import type_scores
-from petl_bench.trackers import open_tracker
-from petl_bench.trackers.tracker import RunIdentity
+from petl_bench.trackers import RunIdentity, open_tracker
 from petl_bench.training.device import decided_by_main, freed_memory_kept, make_accelerator
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,13 +13,15 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from petl_bench.config import CONFIG_MODULE, option_names
+from petl_bench.config import run_settings
 from petl_bench.errors import RequestError, first_line, unknown_choice
-from petl_bench.process import check_name
+from petl_bench.process import check_name, user_path
 from petl_bench.records.reading import parse_yaml, read_text, validate
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
+from petl_bench.settings import check_choices, option_file, option_names, setting
 from petl_bench.studies.search import SearchConfig, check_search
+from petl_bench.tasks.columns import as_setting
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -74,21 +75,31 @@ class StudyConfig:
 
 @dataclass
 class ExecutorConfig:
-    """How a study's worker processes are started; conf/executor/*.yaml say what each setting means."""
+    """How a study's worker processes are started."""
 
     name: str = "local"
-    workers: int | None = None
-    runs_per_gpu: int = 1
-    cluster: str = "slurm"
-    submitit: dict[str, Any] = field(default_factory=dict)
-    address: str | None = None
+    workers: int | None = setting(
+        None,
+        "Processes, jobs (slurm) or tasks (ray) that make runs at the same time; null: one a GPU, times runs_per_gpu, "
+        "or one where there is none.",
+    )
+    runs_per_gpu: int = setting(1, "Small runs that share a GPU.")
+    cluster: str = setting(
+        "slurm",
+        "executor=slurm: local tries submitit's processes on this machine.",
+        choices=("slurm", "local", "debug"),
+    )
+    submitit: dict[str, Any] = setting({}, "executor=slurm: parameters of submitit's executor, by its own names.")
+    address: str | None = setting(
+        None, "executor=ray: an existing cluster's address, `auto` for that of this machine; null starts Ray here."
+    )
 
 
 _SUFFIX = ".yaml"
 
 
 def study_names() -> list[str]:
-    """The studies that ship."""
+    """The studies that ship, and those of the user's folder of options."""
     return option_names("study")
 
 
@@ -108,16 +119,18 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
         except (OSError, ValueError) as error:
             raise RequestError(f"The study {path} cannot be read: {error}.") from error
         check_name("The study's name", path.stem)
-        return path.stem, _parse(text, str(path))
+        study = _parse(text, str(path))
+        _place(study, path.parent)
+        return path.stem, study
     names = study_names()
-    if name_or_file not in names:
+    file = option_file("study", name_or_file) if name_or_file in names else None
+    if file is None:
         near = difflib.get_close_matches(name_or_file, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RequestError(
             f"There is no study {name_or_file}.{hint} Name a file (NAME.yaml) or one of: {', '.join(names)}."
         )
-    text = files(CONFIG_MODULE).joinpath("study", name_or_file + _SUFFIX).read_text(encoding="utf-8")
-    return name_or_file, _parse(text, f"conf/study/{name_or_file}{_SUFFIX}")
+    return name_or_file, _parse(file.read_text(encoding="utf-8"), f"conf/study/{file.name}")
 
 
 def _parse(text: str, where: str) -> StudyConfig:
@@ -130,6 +143,29 @@ def _parse(text: str, where: str) -> StudyConfig:
         raise RequestError(f"{where} is no study: {first_line(error)}.") from error
     _check(study, where)
     return study
+
+
+def _place(study: StudyConfig, folder: Path) -> None:
+    """Makes the relative paths of a study's settings those of files beside it, wherever the command is given."""
+    paths = {one.name for one in run_settings() if one.is_path}
+    names = {(one.name, choice) for one in run_settings() for choice in one.choices}
+
+    def placed(override: str) -> str:
+        key, _, value = override.partition("=")
+        value = value.strip("'\"")
+        if key not in paths or value in ("", "null") or (key, value) in names or "${" in value:
+            return override
+        path = user_path(value, key)
+        return override if path.is_absolute() else as_setting(key, str(folder / path))
+
+    settings = [
+        study.settings,
+        *study.methods.values(),
+        *study.tasks.values(),
+        *(cell.settings for cell in study.cells),
+    ]
+    for overrides in settings:
+        overrides[:] = map(placed, overrides)
 
 
 def _normalized(content: Any) -> Any:
@@ -302,16 +338,18 @@ def _seeds(value: str) -> list[int]:
 def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
     if name not in EXECUTORS:
         raise unknown_choice("executor", name, EXECUTORS)
-    text = files(CONFIG_MODULE).joinpath("executor", f"{name}.yaml").read_text(encoding="utf-8")
+    file = option_file("executor", name)
+    assert file is not None
     try:
-        option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), OmegaConf.create(text))
+        option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), OmegaConf.create(file.read_text("utf-8")))
         settings = OmegaConf.to_object(OmegaConf.merge(option, OmegaConf.from_dotlist(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RequestError(
-            f"executor.{getattr(error, 'full_key', '*')}: {str(error).splitlines()[0]} (conf/executor/{name}.yaml "
-            "shows the settings)."
+            f"executor.{getattr(error, 'full_key', '*')}: {str(error).splitlines()[0]} (`petl-bench list settings "
+            "executor` shows the settings)."
         ) from error
     assert isinstance(settings, ExecutorConfig)
+    check_choices("executor", settings)
     for key in ("workers", "runs_per_gpu"):
         value = getattr(settings, key)
         if value is not None and value < 1:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench import __version__
-from petl_bench.config import CONFIG_MODULE, RunConfig, load_config
+from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import file_sha256, gpu_may_be_there, without_home
 from petl_bench.records.study_file import PlannedRun, SearchedCell, SearchPlan, StudyFile, candidate_name
 from petl_bench.run.identity import identify, local_files
+from petl_bench.settings import CONFIG_MODULE, own_config
 from petl_bench.studies.definition import StudyConfig
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, advance, draw, space_of, steps_of
@@ -293,7 +294,8 @@ def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
     """Changes with all that the keys of a study's runs depend on, local rows excepted."""
     program = sorted(
         (str(file), _stamp(file))
-        for root in (Path(__file__).parents[1], Path(str(files(CONFIG_MODULE))))
+        for root in (Path(__file__).parents[1], Path(str(files(CONFIG_MODULE))), own_config())
+        if root is not None
         for pattern in ("*.py", "*.yaml")
         for file in root.rglob(pattern)
     )

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.settings import check_choices, setting
 from petl_bench.tasks.columns import FEWCLUE_SPLITS, find_transform
 
-SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
-PROTOCOLS = ("standard", "held_out", "test")
-UNITS = ("words", "characters")
 
 
 @dataclass
@@ -31,71 +29,82 @@ class TaskConfig:
     """One task and the protocol it is run under."""
 
     name: str = MISSING
-    # hub: a dataset of the Hugging Face hub or a local folder laid out like it; files: the user's own; folder: files of
-    # these names in `data_root`; package: ships with this program; demo: generated
-    source: str = MISSING
-    dataset: str | None = None
-    revision: str | None = None
-    subset: str | None = None
-    train_file: str | None = None
-    validation_file: str | None = None
-    # Rows to report on; those of validation_file then only choose the checkpoint.
-    test_file: str | None = None
-    text_columns: list[str] = MISSING
-    label_column: str = "label"
-    type: str = "classification"
-    labels: list[str] | None = None
-    # Labels that mark a row without one: such rows are left out, and the record counts them.
-    unlabelled: list[str] = field(default_factory=list)
-    # Makes a text column of further columns: one of `petl_bench.tasks.columns.TRANSFORMS`.
-    transform: str | None = None
-    # Multi-label: what separates the labels of a row where they are written as one string, and the probability from
-    # which a label is given; null: the one that scores best on the selection split.
-    label_separator: str = ","
-    threshold: float | None = 0.5
-    # Tagging: how a text whose words are not given is cut, `words` or `characters`.
-    units: str = "words"
-    metrics: list[str] = MISSING
-    # The primary metric: what `best` means and what tables show.
-    metric: str = MISSING
-    train_split: str = "train"
-    validation_split: str = "validation"
-    test_split: str = "test"
-    also_report: dict[str, ExtraSplit] = field(default_factory=dict)
-    also_submit: dict[str, ExtraSplit] = field(default_factory=dict)
-    submission: str | None = None
-    trained_by: str | None = None
-    # standard: select and report on the validation split; held_out: select on training rows kept apart, report on the
-    # validation split; test: select on the validation split, report on the test split.
-    protocol: str = "standard"
-    num_held_out_examples: int = 1000
-    # Of a task of FewCLUE, which of its splits: 0 to 4, or few_all. They take the place of rows that a seed draws.
-    fewclue_split: str | None = None
-    # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
-    num_train_examples: int | None = None
-    # The same for a few rows of each class, as many of every one.
-    rows_per_class: int | None = None
-    # The share of each class among num_train_examples rows, in the order of task.labels; null: as the rows fall.
-    class_share: list[float] | None = None
-    # Rows that are out of distribution: classes, oos or the name of another data set (`petl_bench.tasks.ood`).
-    ood: str | None = None
-    # With ood=classes, the share of the classes that is kept.
-    ood_share: float | None = None
-    # Seed of the subset, the held-out rows, the classes left out and the generated sentences; apart from train.seed.
-    data_seed: int = 42
-    max_length: int = 128
+    source: str = setting(
+        MISSING,
+        "hub: a dataset of the Hugging Face hub, or a local folder laid out like it. files: your own. folder: files of "
+        "the task's names in data_root. package: they ship with this program. demo: generated.",
+        choices=("hub", "files", "folder", "package", "demo"),
+    )
+    dataset: str | None = setting(None, "Name of the dataset on the hub.")
+    revision: str | None = setting(None, "Commit of the dataset on the hub.")
+    subset: str | None = setting(None, "Configuration of the dataset, e.g. one task of GLUE.")
+    train_file: str | None = setting(
+        None, "File with training rows: CSV, TSV, JSON lines or parquet, by its ending.", is_path=True
+    )
+    validation_file: str | None = setting(
+        None,
+        "File with validation rows; null: num_held_out_examples training rows, at most a fifth of them.",
+        is_path=True,
+    )
+    test_file: str | None = setting(
+        None, "File with rows to report on; those of validation_file then only choose the checkpoint.", is_path=True
+    )
+    text_columns: list[str] = setting(MISSING, "Columns of the texts: one, or two for pairs.")
+    label_column: str = setting("label", "Column of the label, the value, the labels or the tags.")
+    type: str = setting("classification", "What is asked of each row.", choices=TYPES)
+    labels: list[str] | None = setting(
+        None, "Names of the classes in their order; null: the distinct values of the label column, sorted."
+    )
+    unlabelled: list[str] = setting(
+        [], "Labels that mark a row without one: such rows are left out, and the record counts them."
+    )
+    transform: str | None = setting(None, "Name of the function that makes a text column of further columns.")
+    label_separator: str = setting(
+        ",", "Multi-label: what separates the labels of a row where they are written as one string."
+    )
+    threshold: float | None = setting(
+        0.5, "Multi-label: probability from which a label is given; null: the best on the selection split."
+    )
+    units: str = setting(
+        "words", "Tagging: how a text whose words are not given is cut.", choices=("words", "characters")
+    )
+    metrics: list[str] = setting(MISSING, "Metrics that are computed.")
+    metric: str = setting(MISSING, "The primary metric: what `best` means and what tables show.")
+    train_split: str = setting("train", "Name of the dataset's split that trains.")
+    validation_split: str = setting("validation", "Name of the validation split.")
+    test_split: str = setting("test", "Name of the test split.")
+    also_report: dict[str, ExtraSplit] = setting({}, "Further sets of rows that the checkpoint is scored on, by name.")
+    also_submit: dict[str, ExtraSplit] = setting({}, "Further sets of rows that `predict --submit` predicts, by name.")
+    submission: str | None = setting(None, "Name of the file that the GLUE server expects.")
+    trained_by: str | None = setting(None, "The task whose runs predict these rows, which have no training rows.")
+    protocol: str = setting(
+        "standard",
+        "standard: select and report on the validation split. held_out: select on training rows kept apart, report on "
+        "the validation split. test: select on the validation split, report on the test split.",
+        choices=("standard", "held_out", "test"),
+    )
+    num_held_out_examples: int = setting(1000, "Training rows that are kept apart, at most a fifth of them.")
+    fewclue_split: str | None = setting(
+        None, "Of a task of FewCLUE, which of its splits: 0 to 4, or few_all; in place of rows that a seed draws."
+    )
+    num_train_examples: int | None = setting(None, "Training rows that are drawn by data_seed; null: all.")
+    rows_per_class: int | None = setting(None, "Training rows of each class that are drawn by data_seed; null: all.")
+    class_share: list[float] | None = setting(
+        None, "Share of each class among num_train_examples rows, in the order of labels; null: as the rows fall."
+    )
+    ood: str | None = setting(
+        None, "Rows that are out of distribution: classes (left out of training), oos, or the name of another data set."
+    )
+    ood_share: float | None = setting(None, "With ood=classes, the share of the classes that is kept.")
+    data_seed: int = setting(
+        42, "Seed of drawn and held-out rows, of classes left out and of generated sentences; apart from train.seed."
+    )
+    max_length: int = setting(128, "Tokens of a row at most, special tokens included; the rest is cut.")
 
 
 def check_task(task: TaskConfig) -> None:
     """Raises RequestError if the settings contradict each other."""
-    for key, value, allowed in (
-        ("task.source", task.source, SOURCES),
-        ("task.type", task.type, TYPES),
-        ("task.protocol", task.protocol, PROTOCOLS),
-        ("task.units", task.units, UNITS),
-    ):
-        if value not in allowed:
-            raise unknown_choice(key, value, allowed)
+    check_choices("task", task)
     if task.trained_by:
         raise RequestError(
             f"task={task.name} has no training rows: train task={task.trained_by}, "

@@ -1,10 +1,235 @@
-"""Mirrors of a run's record on a dashboard; never the source of a number."""
+"""What a tracker is: a mirror of a run's record; the one for TensorBoard; and where it is noted what was mirrored."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
-from petl_bench.trackers.tracker import NoTracker, RunIdentity, Tracker, TrackerConfig
+from filelock import BaseFileLock, FileLock
+from omegaconf import MISSING
+
+from petl_bench.errors import RequestError
+from petl_bench.records.reading import content_hash, validate
+from petl_bench.records.run_key import backbone_name, method_label, run_name
+from petl_bench.records.schema import HistoryEntry
+from petl_bench.records.schema import Protocol as RunProtocol
+from petl_bench.records.store import read_json, write_json
+from petl_bench.settings import setting
+
+TRACKERS = ("none", "wandb", "tensorboard")
+
+
+@dataclass
+class TrackerConfig:
+    """Where a run is mirrored; never the source of a number."""
+
+    name: str = MISSING
+    project: str = setting("petl_bench", "The project of Weights & Biases; WANDB_PROJECT wins over it.")
+
+
+# One key for every task: the primary metric, on the report split and on the selection split.
+SCORE = "score"
+
+SELECTION_SCORE = "selection_score"
+
+# Part of the record, but no result.
+_NOT_RESULTS = ("config", "history", "versions", "hardware", "git", "error")
+
+
+def history_point(entry: HistoryEntry, protocol: RunProtocol) -> dict[str, float]:
+    """One evaluation, by the names of a tracker's curves; what was not a finite number is left out."""
+    scores = {f"{protocol.selection_split}/{name}": value for name, value in entry.scores.items()}
+    point: dict[str, float | None] = {"epoch": entry.epoch, "train/loss": entry.train_loss, **scores}
+    point[SELECTION_SCORE] = entry.scores.get(protocol.metric)
+    return {name: value for name, value in point.items() if value is not None}
+
+
+def results(record: Mapping[str, Any]) -> dict[str, float]:
+    """The record's numbers by path (`memory/estimate/peak_bytes`), and its two scores by one name for every task."""
+    return headline(record) | flat_numbers({name: item for name, item in record.items() if name not in _NOT_RESULTS})
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, float]:
+    """The primary metric of the weights that the protocol selects; empty for a run that did not come so far."""
+    protocol, scores = record.get("protocol"), record.get("scores")
+    if not protocol or not scores:
+        return {}
+    metric, selection = protocol["metric"], protocol["selection"]
+    selected = [entry["scores"].get(metric) for entry in record.get("history", [])]
+    known = [value for value in selected if value is not None]
+    found = {SCORE: scores["best" if selection == "best" else "last"].get(metric)}
+    if known:
+        best = max(known) if protocol["higher_is_better"] else min(known)
+        found[SELECTION_SCORE] = best if selection == "best" else known[-1]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested mappings, by path: `memory/device/alloc_retries`."""
+    numbers: dict[str, float] = {}
+    for name, value in content.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            numbers |= flat_numbers(value, f"{path}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[path] = value
+    return numbers
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """How a run is called.
+
+    Attributes:
+        key: The run key; the tracker's id of the run.
+        name: Readable.
+        group: Method x task x backbone: what differs in seed alone.
+        job_type: The method.
+        folder: The run's folder.
+        config: The whole config.
+    """
+
+    key: str
+    name: str
+    group: str
+    job_type: str
+    folder: Path
+    config: dict[str, Any]
+
+
+class Tracker(Protocol):
+    """Mirrors a run."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point of the history at this number of updates."""
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Mirrors the record and closes the run, whatever became of it."""
+
+
+class NoTracker:
+    """Mirrors nothing."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+
+def named(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
+    """Names a run whose key is known, such as that of a record; reads no file."""
+    method = method_label(config["method"])
+    return RunIdentity(
+        key=key,
+        name=run_name(config, key),
+        group=f"{method}-{config['task']['name']}-{backbone_name(config['backbone'])}",
+        job_type=method,
+        folder=folder,
+        config=config,
+    )
+
+
+MARKER_FILE = "synced.json"
+
+MARKER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One finished record in one place.
+
+    Attributes:
+        tracker: `wandb` or `tensorboard`.
+        project, entity, run_id, mode: W&B's, as W&B resolved them; mode is `online` or `offline`.
+        record: Hash of the record that was mirrored.
+        files: W&B's offline folder, seen from the run's where it lies in that; None online.
+    """
+
+    tracker: str
+    record: str
+    project: str | None = None
+    entity: str | None = None
+    run_id: str | None = None
+    mode: str | None = None
+    files: str | None = None
+
+    def same_place(self, other: Mirror) -> bool:
+        """Whether the later of the two took the earlier's place."""
+        return (self.tracker, self.project, self.entity) == (other.tracker, other.project, other.entity)
+
+
+def marker_lock(folder: Path) -> BaseFileLock:
+    """Keeps other processes from mirroring this run; the process that holds it may take it again."""
+    return FileLock(folder / f"{MARKER_FILE}.lock", is_singleton=True)
+
+
+def record_hash(content: Mapping[str, Any]) -> str:
+    """Hash of a record's content, in memory or as its file holds it."""
+    return content_hash(json.loads(json.dumps(content)))[:16]
+
+
+def read_mirrors(folder: Path) -> list[Mirror]:
+    """Where this run was mirrored; nowhere, where the file is missing or is none of ours."""
+    try:
+        content = read_json(folder / MARKER_FILE)
+        return [validate(Mirror, item) for item in content["mirrors"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return []
+
+
+def mark(folder: Path, mirror: Mirror) -> None:
+    """Notes by an atomic rename that the run was mirrored; to be called once nothing is left to send."""
+    with marker_lock(folder):
+        mirrors = [*(other for other in read_mirrors(folder) if not mirror.same_place(other)), mirror]
+        content = {"version": MARKER_VERSION, "mirrors": [dataclasses.asdict(item) for item in mirrors]}
+        write_json(folder / MARKER_FILE, content)
+
+
+_RESULTS = ("params", "scores", "time", "memory", "flops", "inference")
+
+
+class TensorBoardTracker:
+    """Scalars by number of updates, the config as text, the record's results at the end.
+
+    Args:
+        run: How the run is called.
+        live: Whether the run is being made now; afterwards, its event files are replaced.
+    """
+
+    def __init__(self, run: RunIdentity, *, live: bool = True) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise RequestError(
+                "tracker=tensorboard needs TensorBoard: `pip install 'petl-bench[tensorboard]'`."
+            ) from error
+        self._folder = run.folder
+        events = run.folder / "tensorboard"
+        if not live:
+            shutil.rmtree(events, ignore_errors=True)
+        self._writer = SummaryWriter(log_dir=str(events))
+        self._writer.add_text("config", f"```json\n{json.dumps(run.config, indent=2)}\n```")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point of the history."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Adds the record's results, closes the files, and marks a finished run as mirrored."""
+        numbers = headline(record) | flat_numbers({name: record.get(name) or {} for name in _RESULTS})
+        for name, value in numbers.items():
+            self._writer.add_scalar(f"record/{name}", value)
+        self._writer.close()
+        if record.get("status") == "finished":
+            mark(self._folder, Mirror(tracker="tensorboard", record=record_hash(record)))
 
 
 def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True) -> Tracker:
@@ -25,7 +250,5 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         asked = os.environ.get("WANDB_PROJECT") if live else None
         return WandbTracker(asked or settings.project, run, live=live)
     if settings.name == "tensorboard":
-        from petl_bench.trackers.tracker import TensorBoardTracker
-
         return TensorBoardTracker(run, live=live)
     return NoTracker()

@@ -11,7 +11,7 @@ from pathlib import Path
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.fields import FIELDS
-from petl_bench.trackers.tracker import SCORE, SELECTION_SCORE, TrackerConfig
+from petl_bench.trackers import SCORE, SELECTION_SCORE, TrackerConfig
 
 TRAINABLE = FIELDS["params_trainable"].tracker_key
 ESTIMATED_PEAK = FIELDS["estimated_peak_bytes"].tracker_key

@@ -13,13 +13,13 @@ from typing import Any
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_record_files, read_json
-from petl_bench.trackers import open_tracker
-from petl_bench.trackers.tracker import (
+from petl_bench.trackers import (
     Mirror,
     TrackerConfig,
     history_point,
     marker_lock,
     named,
+    open_tracker,
     read_mirrors,
     record_hash,
 )

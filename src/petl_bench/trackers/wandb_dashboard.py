@@ -8,6 +8,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
+from petl_bench.trackers import SCORE
 from petl_bench.trackers.dashboard import (
     ESTIMATED_PEAK,
     METHOD,
@@ -18,7 +19,6 @@ from petl_bench.trackers.dashboard import (
     Place,
     SectionPlan,
 )
-from petl_bench.trackers.tracker import SCORE
 
 # Of the grid's 24 columns and its rows.
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 24

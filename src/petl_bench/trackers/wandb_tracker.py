@@ -12,7 +12,7 @@ from typing import Any
 
 from petl_bench.errors import RunError
 from petl_bench.records.study_file import read_study
-from petl_bench.trackers.tracker import Mirror, RunIdentity, mark, read_mirrors, record_hash, results
+from petl_bench.trackers import Mirror, RunIdentity, mark, read_mirrors, record_hash, results
 
 # W&B refuses longer tags.
 _TAG_LENGTH = 64

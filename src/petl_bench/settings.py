@@ -1,0 +1,206 @@
+"""How settings are declared, and the files of options that set them: those that ship, and the user's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig
+
+from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.process import CONFIG_VARIABLE, check_name, user_path
+from petl_bench.records.reading import parse_yaml, read_text
+
+CONFIG_MODULE = "petl_bench.conf"
+
+GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe", "study", "executor")
+
+_SUFFIX = ".yaml"
+
+
+def setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = None, is_path: bool = False) -> Any:
+    """Declares one setting of a dataclass.
+
+    Args:
+        default: Its default; `MISSING` where an option or the user must give it.
+        meaning: What `petl-bench list settings` and `run --help` say of it.
+        choices: The values that it may have besides null, where they are few.
+        is_path: Whether it names a file or a folder; in a study's file it is relative to that file.
+    """
+    metadata = {"help": meaning, "is_path": is_path} | ({} if choices is None else {"choices": choices})
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_choices(group: str, settings: Any) -> None:
+    """Raises RequestError for a value that is none of those that its setting allows."""
+    for one in dataclasses.fields(settings):
+        value, choices = getattr(settings, one.name), one.metadata.get("choices")
+        if choices is not None and value is not None and value not in choices:
+            raise unknown_choice(f"{group}.{one.name}", value, choices)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting as it is declared.
+
+    Attributes:
+        name: Its dotted name, as on the command line.
+        type: As it is annotated.
+        default: Its default; `MISSING` where an option sets it, or the user must.
+        meaning: What it is for; empty for a setting of another package that does not say.
+        choices: The values that it may have, where they are few.
+        option: The option of a group that brings it, as `method=lora`; empty if it is always there.
+        is_path: Whether it names a file or a folder.
+    """
+
+    name: str
+    type: str
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    option: str = ""
+    is_path: bool = False
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes a list of values."""
+        return self.type.startswith("list")
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        of_type, _, null = self.type.partition(" | ")
+        of_type = re.sub(r"list\[(\w+)\]", r"list of \1", re.sub(r"dict\[.*\]", "mapping", of_type))
+        return f"{', '.join(self.choices) or of_type}{' or null' if null else ''}"
+
+
+def declared(config: Any, group: str = "", option: str = "") -> list[Setting]:
+    """The settings that a dataclass declares, in their order, as those of a group and of one of its options."""
+    found = []
+    for one in dataclasses.fields(config):
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        type_name = one.type.__name__ if isinstance(one.type, type) else str(one.type)
+        meaning, choices = one.metadata.get("help", ""), tuple(one.metadata.get("choices", ()))
+        name, is_path = f"{group}.{one.name}".lstrip("."), bool(one.metadata.get("is_path"))
+        found.append(Setting(name, type_name, default, meaning, choices, option, is_path))
+    return found
+
+
+def written(value: Any) -> str:
+    """A value as it is written on the command line; nothing for one that must be given."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    return "" if value == MISSING else str(value)
+
+
+def own_config() -> Path | None:
+    """The user's folder of options, checked; None where none is given.
+
+    Raises:
+        RequestError: If it is no folder, has a folder that is no group, or a file that is no option.
+    """
+    given = os.environ.get(CONFIG_VARIABLE)
+    if not given:
+        return None
+    folder = user_path(given, "--config-dir").absolute()
+    _check_folder(folder)
+    return folder
+
+
+@cache
+def _check_folder(folder: Path) -> None:
+    """Checks all files at once, so that a mistake is told with its file and line and not by what reads it later."""
+    if not folder.is_dir():
+        raise RequestError(f"--config-dir={folder} (or {CONFIG_VARIABLE}) is no folder.")
+    for group in sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith((".", "_"))):
+        if group.name not in GROUPS:
+            raise unknown_choice(f"{folder} holds a folder that is no group: folder", group.name, GROUPS)
+        for file in sorted(group.glob(f"*{_SUFFIX}")):
+            _check_option(group.name, file)
+
+
+def _check_option(group: str, file: Path) -> None:
+    check_name(f"{file}: the option's name", file.stem)
+    if file.name in _names(files(CONFIG_MODULE).joinpath(group)):
+        raise RequestError(f"{file}: there is an option {group}={file.stem} already; give the file another name.")
+    try:
+        content = parse_yaml(read_text(file))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RequestError(f"{file}{line}: {error.problem or error.context}.") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RequestError(f"{file} cannot be read: {error}.") from error
+    if not isinstance(content, dict | None):
+        raise RequestError(f"{file} holds no settings: write lines of the form key: value.")
+    if any(_holds_target(value) for value in (content or {}).items()):
+        raise RequestError(f"{file} holds _target_, which would name code to run: settings are plain values here.")
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    return value == "_target_" or (isinstance(value, list | tuple) and any(map(_holds_target, value)))
+
+
+def option_names(group: str) -> list[str]:
+    """The names of a group's options, the user's included, in alphabetical order.
+
+    A file whose name begins with an underscore is what several options have in common, and no option.
+    """
+    names = {name for folder in _folders(group) for name in _names(folder)}
+    return sorted(name.removesuffix(_SUFFIX) for name in names if not name.startswith("_"))
+
+
+def option_file(group: str, name: str) -> Traversable | None:
+    """The file of an option, or of what several have in common; None if there is none."""
+    found = (folder.joinpath(name + _SUFFIX) for folder in _folders(group))
+    return next((file for file in found if file.is_file()), None)
+
+
+def _folders(group: str) -> Iterator[Traversable]:
+    yield files(CONFIG_MODULE).joinpath(group)
+    own = own_config()
+    if own is not None:
+        yield own / group
+
+
+def _names(folder: Traversable) -> list[str]:
+    return [one.name for one in folder.iterdir() if one.name.endswith(_SUFFIX)] if folder.is_dir() else []
+
+
+def compose_options(primary: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """What Hydra makes of a file of conf/ and overrides.
+
+    Args:
+        primary: The file to start from, without its ending.
+        overrides: As on the command line.
+        with_hydra: Include Hydra's own section.
+    """
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return compose(primary, overrides=[*overrides, *search_path()], return_hydra_config=with_hydra)
+
+
+def search_path() -> list[str]:
+    """The override by which Hydra finds the user's options too."""
+    own = own_config()
+    if own is None:
+        return []
+    quoted = str(own).replace("\\", "\\\\").replace('"', '\\"')
+    return [f'hydra.searchpath=["file://{quoted}"]']
