@@ -11,7 +11,8 @@ from hydra import compose
 
 from composed import composed
 from petl_bench import cli
-from petl_bench.config import config_from_dict, explained, load_config
+from petl_bench.config import config_from_dict, load_config
+from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError
 from petl_bench.records.run_key import run_key
 
@@ -32,7 +33,8 @@ OPTIONS = sorted(
 def test_every_shipped_option_composes(option):
     group, _, name = option.partition("=")
     # A recipe holds settings for the tasks of its paper.
-    config = load_config([option, *(["task=mrpc"] if group == "recipe" else [])])
+    needed = {"recipe": ["task=mrpc"], "backbone=hub": ["backbone.hub_id=some/model"]}
+    config = load_config([option, *needed.get(group, []), *needed.get(option, [])])
     # The name of a task of FewCLUE ends with its split.
     expected = f"{name}_0" if name.startswith("fewclue_") else name
     assert getattr(getattr(config, group), "name", expected) == expected

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import installed_folder
-from petl_bench.config import explained, load_config, run_settings
+from petl_bench.config import load_config, run_settings
+from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
@@ -99,11 +100,11 @@ def list_backbones() -> list[Row]:
     for name, option in _options("backbone"):
         shape = option.get("architecture", {})
         here = installed_folder(option.get("package")) is not None
-        weights = "random" if option.get("weights") == "random" else option.get("hub_id")
+        weights = "random" if option.get("weights") == "random" else option["hub_id"] or "backbone.hub_id=NAME"
         rows.append(
             {
                 "backbone": name,
-                "architecture": option["model_type"],
+                "architecture": option.get("model_type"),
                 "layers": shape.get("num_hidden_layers", shape.get("n_layers")),
                 "width": shape.get("hidden_size", shape.get("dim")),
                 "weights": f"{weights} (installed)" if here else weights,

@@ -57,7 +57,8 @@ def run(arguments: list[str]) -> int:
     import hydra
 
     from petl_bench.catalog import run_help
-    from petl_bench.config import as_list, explained, from_hydra, register_schemas
+    from petl_bench.config import as_list, from_hydra, register_schemas
+    from petl_bench.config_errors import explained
     from petl_bench.settings import CONFIG_MODULE, search_path
 
     register_schemas()

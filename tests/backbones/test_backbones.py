@@ -22,6 +22,7 @@ from petl_bench.backbones.source import find_source
 from petl_bench.catalog import TINY_BACKBONES
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError
+from petl_bench.records.run_key import backbone_name
 
 TINY = ["tiny_bert", "tiny_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2", "tiny_modernbert"]
 
@@ -344,3 +345,48 @@ def test_more_segments_than_the_model_knows_are_refused():
     with pytest.raises(RequestError, match="numbers 2 segments, but the model has embeddings for 1"):
         backbone.check_segments(2)
     open_tiny("tiny_modernbert").check_segments(2)
+
+
+class TestAnyModelOfTheHub:
+    """`backbone=hub`: the architecture is that of config.json, which alone is fetched where no weights are needed."""
+
+    @pytest.fixture
+    def fetched(self, tmp_path, monkeypatch):
+        """A model of the hub, as its download would lie on the disk; the patterns that were asked for."""
+        open_tiny("tiny_electra").build_model(2).save_pretrained(tmp_path / "model")
+        asked = []
+
+        def download(hub_id, *, revision, allow_patterns, etag_timeout):
+            asked.append((hub_id, revision, allow_patterns))
+            return str(tmp_path / "model")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        return asked
+
+    def test_its_config_says_what_it_is(self, fetched):
+        settings = load_config(["backbone=hub", "backbone.hub_id=somebody/small-model"]).backbone
+        assert open_backbone(settings, LayersConfig(), weights=False).anatomy.model_type == "electra"
+        assert fetched == [("somebody/small-model", None, ["config.json"])]
+        whole = open_backbone(settings, LayersConfig())
+        assert whole.anatomy.model_type == "electra"
+        assert whole.source.label == "hub:somebody/small-model@main"
+        assert "*.safetensors" in fetched[-1][2]
+
+    def test_runs_are_named_after_the_model(self):
+        cfg = load_config(["backbone=hub", "backbone.hub_id=somebody/small-model"]).to_dict()
+        assert backbone_name(cfg["backbone"]) == "small-model"
+
+    @pytest.mark.parametrize(
+        ("overrides", "sentence"),
+        [
+            (["backbone=hub"], "give backbone.hub_id=OWNER/NAME"),
+            (["backbone=hub", "backbone.hub_id=a/.."], "backbone.hub_id"),
+            (["backbone=bert-base-uncased"], "this model of the hub is backbone=bert_base here"),
+            (["backbone=google-bert/bert-base-uncased"], "this model of the hub is backbone=bert_base here"),
+            (["backbone=some/model"], "A model of the hub is backbone=hub backbone.hub_id=some/model"),
+            (["backbone=bert_bse"], "Did you mean 'bert_base'"),
+        ],
+    )
+    def test_names_that_are_no_option_are_explained(self, overrides, sentence):
+        with pytest.raises(RequestError, match=re.escape(sentence)):
+            load_config(overrides)

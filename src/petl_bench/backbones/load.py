@@ -14,8 +14,8 @@ from petl_bench.backbones.anatomy import Anatomy, LayerPlan, LayersConfig, anato
 from petl_bench.backbones.source import (
     BackboneConfig,
     Source,
+    find_config,
     find_source,
-    local_folder,
     read_files,
 )
 from petl_bench.errors import RequestError, RunError, first_line
@@ -227,8 +227,8 @@ def open_backbone(
     Args:
         settings: Which backbone.
         layers: Which layers are adapted and where the head sits.
-        weights: False reads the shape alone, from `backbone.path` or else `backbone.architecture`: nothing is looked
-            up or downloaded.
+        weights: False reads the shape alone: from `backbone.path`, or `backbone.architecture`, or else from config.json
+            of the hub's model.
         task_type: The type of the task, on which the head and its loss depend.
 
     Raises:
@@ -257,11 +257,13 @@ def _read_config(folder: Path) -> Any:
 def _config_without_weights(settings: BackboneConfig) -> Any:
     from transformers import AutoConfig
 
-    if settings.path is not None and settings.weights == "pretrained":
-        return _read_config(local_folder(settings.path))
-
-    if not settings.architecture:
-        raise RequestError(f"backbone={settings.name} gives no backbone.architecture, which weights=random needs.")
+    if settings.weights == "pretrained" and (settings.path is not None or not settings.architecture):
+        return _read_config(find_config(settings))
+    if not settings.architecture or settings.model_type is None:
+        raise RequestError(
+            f"backbone={settings.name} gives no backbone.architecture or no backbone.model_type, which weights=random "
+            "needs."
+        )
     return AutoConfig.for_model(anatomy_of(settings.model_type).model_type, **settings.architecture)
 
 

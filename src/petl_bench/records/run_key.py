@@ -11,8 +11,10 @@ from typing import Any
 
 
 def backbone_name(backbone: Mapping[str, Any]) -> str:
-    """The backbone's name, or its folder's where `backbone.path` gives one."""
-    return Path(backbone["path"]).name if backbone.get("path") else str(backbone["name"])
+    """The backbone's name, its folder's where `backbone.path` gives one, or that of the hub with `backbone=hub`."""
+    if backbone.get("path"):
+        return Path(backbone["path"]).name
+    return str(backbone["hub_id"]).rpartition("/")[2] if backbone["name"] == "hub" else str(backbone["name"])
 
 
 def run_name(config: Mapping[str, Any], key: str) -> str:
