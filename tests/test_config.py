@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from composed import composed
 from petl_bench import cli
-from petl_bench.config import config_from_dict, load_config
+from petl_bench.config import combinations, config_from_dict, load_config
 from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError
 from petl_bench.records.run_key import run_key
@@ -230,3 +232,23 @@ def test_hydras_options_without_what_they_need_are_wrong_requests(options, capsy
 def test_errors_that_are_not_hydras_are_left_as_they_are():
     with pytest.raises(ValueError, match="ours"), explained([]):
         raise ValueError("ours")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=full,lora", "train.seed=0,1", "task=smoke"],
+        ["train.seed=range(0,3)", "+backbone.architecture.x=a"],
+        ["train.seed=choice(3,5)", "task.text_columns=[a,b],[c]"],
+        ["task.name='a,b'", "method.r=8"],
+    ],
+)
+def test_combinations_are_those_of_hydra(overrides):
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    assert combinations(overrides) == batch
+
+
+def test_an_interval_is_no_list():
+    with pytest.raises(RequestError, match=r"train.weight_decay=interval\(0,1\): -m takes values that are listed"):
+        combinations(["train.weight_decay=interval(0,1)"])

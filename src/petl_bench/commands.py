@@ -35,7 +35,9 @@ _ROWS_LISTED = 20
 
 
 def run(arguments: list[str]) -> int:
-    """Makes the run that the overrides ask for; with options or settings of Hydra, Hydra calls back once a run.
+    """Makes the run that the overrides ask for, or with -m those of all combinations.
+
+    With other options of Hydra, or settings of Hydra's own, Hydra calls back once a run.
 
     Args:
         arguments: What follows `petl-bench run`.
@@ -46,11 +48,14 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
     overrides = _with_data(overrides)
+    settings = [one for one in overrides if one not in ("-m", "--multirun")]
     # Hydra itself would compose everything twice.
-    if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in overrides):
-        from petl_bench.config import load_config
+    if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in settings):
+        from petl_bench.config import combinations, load_config
 
-        _one_run(load_config(overrides), as_json=as_json)
+        if settings != overrides:
+            return _sweep(combinations(settings), as_json=as_json)
+        _one_run(load_config(settings), as_json=as_json)
         return 0
     # Hydra would print its own errors and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -82,7 +87,27 @@ def run(arguments: list[str]) -> int:
     sys.argv = ["petl-bench run", *map(as_list, overrides), *search_path()]
     with explained(overrides):
         hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")(job)()
-    # Of a sweep, a run that failed says more than a request that was wrong.
+    return _exit_code(failures)
+
+
+def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
+    """Makes a run of each combination of overrides; one that fails does not stop the others."""
+    from petl_bench.config import load_config
+
+    failures: list[RequestError | RunError] = []
+    for overrides in combinations:
+        try:
+            _one_run(load_config(overrides), as_json=as_json)
+        except (RequestError, RunError) as error:
+            if debugging():
+                raise
+            failures.append(error)
+            print_error(error)
+    return _exit_code(failures)
+
+
+def _exit_code(failures: list[RequestError | RunError]) -> int:
+    """That of several runs: one that failed says more than a request that was wrong."""
     return min((error.exit_code for error in failures), default=0)
 
 

@@ -6,6 +6,7 @@ Hydra stops here: what leaves this module are dataclasses.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache, lru_cache
@@ -225,6 +226,23 @@ def load_config(overrides: list[str] | None = None, primary: str = "config") -> 
     register_schemas()
     with explained(overrides):
         return from_hydra(_composed(overrides, primary))
+
+
+def combinations(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each run of a sweep, in the order of Hydra's own: the last of several values changes first.
+
+    Raises:
+        RequestError: If an override cannot be read, or gives no list of values to take one by one.
+    """
+    with explained(overrides):
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    values = []
+    for text, one in zip(overrides, parsed, strict=True):
+        if one.is_sweep_override() and not one.is_discrete_sweep():
+            raise RequestError(f"{text}: -m takes values that are listed, as in {one.key_or_group}=1,2,3.")
+        sweep = one.sweep_string_iterator() if one.is_sweep_override() else None
+        values.append([text] if sweep is None else [f"{one.get_key_element()}={value}" for value in sweep])
+    return [list(one) for one in itertools.product(*values)]
 
 
 def as_list(override: str) -> str:
