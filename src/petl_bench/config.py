@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.source import ATTENTION, DTYPES, WEIGHTS, BackboneConfig
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.measure.environment import MeasureConfig
+from petl_bench.measure import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there

@@ -16,7 +16,7 @@ from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import model_files
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError
-from petl_bench.measure.environment import git, hardware, versions
+from petl_bench.measure import git, hardware, versions
 from petl_bench.methods.coda import CodaPretraining
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.process import file_sha256, user_path, without_home

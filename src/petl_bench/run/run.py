@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import RunError, first_line
-from petl_bench.measure.environment import git, hardware, versions
+from petl_bench.measure import git, hardware, versions
 from petl_bench.methods.peft import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.process import in_process_group
