@@ -33,7 +33,7 @@ from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
-from petl_bench.tasks.config import TaskConfig, check_task
+from petl_bench.tasks.config import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers.tracker import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
@@ -186,6 +186,7 @@ _Config = TypeVar("_Config", bound=RunConfig)
 def resolved(cfg: _Config) -> _Config:
     """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
+    A draw of rows that has no effect is replaced, too.
     `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
 
     Raises:
@@ -198,7 +199,8 @@ def resolved(cfg: _Config) -> _Config:
     else:
         device = "cpu" if cfg.train.device == "auto" else cfg.train.device
         precision = "fp32" if cfg.train.precision == "auto" else cfg.train.precision
-    found = replace(cfg, train=replace(cfg.train, device=device, precision=precision))
+    train = replace(cfg.train, device=device, precision=precision)
+    found = replace(cfg, task=with_effective_draw(cfg.task), train=train)
     check(found)
     return found
 

@@ -73,6 +73,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "fewclue_split"): None,
     ("task", "ood"): None,
     ("task", "ood_share"): None,
+    ("task", "held_out_draw"): "random",
+    ("task", "group_column"): None,
     ("method", "last_router"): "learned",
     ("method", "init"): None,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -13,6 +13,7 @@ SOURCES = ("hub", "files", "folder", "package", "demo")
 TYPES = ("classification", "regression", "multilabel", "tagging")
 PROTOCOLS = ("standard", "held_out", "test")
 UNITS = ("words", "characters")
+DRAWS = ("random", "stratified")
 
 
 @dataclass
@@ -69,6 +70,11 @@ class TaskConfig:
     # validation split; test: select on the validation split, report on the test split.
     protocol: str = "standard"
     num_held_out_examples: int = 1000
+    # How rows are held out of the training rows: `random`; or `stratified`, of each class its share. Where the task has
+    # no classes, or some are too small for that, at random.
+    held_out_draw: str = "random"
+    # A column that says which rows belong together, such as those of one document: they are held out together.
+    group_column: str | None = None
     # Of a task of FewCLUE, which of its splits: 0 to 4, or few_all. They take the place of rows that a seed draws.
     fewclue_split: str | None = None
     # A low-resource subset of the training rows, drawn by `data_seed`; null: all.
@@ -86,6 +92,22 @@ class TaskConfig:
     max_length: int = 128
 
 
+def has_validation(task: TaskConfig) -> bool:
+    """Whether the task brings rows to report on; a custom task may leave them to be held out of its training file."""
+    return task.source != "files" or task.validation_file is not None
+
+
+def holds_out(task: TaskConfig) -> bool:
+    """Whether some of the training rows are held out."""
+    return task.protocol == "held_out" or not has_validation(task)
+
+
+def with_effective_draw(task: TaskConfig) -> TaskConfig:
+    """The task with `held_out_draw=random` where its value changes no row, so that it changes no run key either."""
+    by_class = holds_out(task) and task.type == "classification" and task.group_column is None
+    return task if by_class else replace(task, held_out_draw="random")
+
+
 def check_task(task: TaskConfig) -> None:
     """Raises RequestError if the settings contradict each other."""
     for key, value, allowed in (
@@ -93,6 +115,7 @@ def check_task(task: TaskConfig) -> None:
         ("task.type", task.type, TYPES),
         ("task.protocol", task.protocol, PROTOCOLS),
         ("task.units", task.units, UNITS),
+        ("task.held_out_draw", task.held_out_draw, DRAWS),
     ):
         if value not in allowed:
             raise unknown_choice(key, value, allowed)
@@ -170,6 +193,10 @@ def _check_names(task: TaskConfig) -> None:
         raise RequestError("task.text_columns names no column: give those that hold the texts.")
     if task.label_column in task.text_columns:
         raise RequestError(f"task.text_columns and task.label_column are both {task.label_column!r}.")
+    if task.group_column == task.label_column:
+        raise RequestError(f"task.group_column and task.label_column are both {task.label_column!r}.")
+    if task.group_column is not None and task.source == "demo":
+        raise RequestError(f"task.group_column={task.group_column} names a column, but task={task.name} is generated.")
     for key, names in (("text_columns", task.text_columns), ("labels", task.labels or [])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"task.{key} names {twice[0]!r} twice.")
