@@ -147,7 +147,7 @@ def check(cfg: RunConfig) -> None:
     check_names(cfg)
     check_task(cfg.task)
     check_ood(cfg.task)
-    check_train(cfg.train)
+    check_train(cfg.train, cfg.task.type)
     if cfg.tracker.name not in TRACKERS:
         raise unknown_choice("tracker", cfg.tracker.name, TRACKERS)
     if cfg.backbone.weights not in WEIGHTS:

@@ -61,6 +61,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "compile"): False,
     ("train", "last_layer"): "all",
     ("train", "emulate_bf16"): False,
+    ("train", "class_weights"): "none",
     ("backbone", "dtype"): "fp32",
     ("task", "test_file"): None,
     ("task", "label_separator"): ",",

@@ -267,14 +267,17 @@ def _train(
     """
     from accelerate.utils import set_seed
 
+    from petl_bench.training.batches import balanced_weights
     from petl_bench.training.checkpoint import TrainingState
     from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     source, record = sources.by_split["train"], lifecycle.record
+    is_balanced = cfg.train.class_weights == "balanced"
     assert record.protocol
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
-    ranks = RankAllocation(accelerator.unwrap_model(model))
+    plain: Any = accelerator.unwrap_model(model)
+    ranks = RankAllocation(plain)
     state = TrainingState(model, accelerator.prepare_optimizer(optimizer), schedule, accelerator, extra=ranks)
     record.history = state.progress.history
 
@@ -291,6 +294,7 @@ def _train(
         higher_is_better=record.protocol.higher_is_better,
         callbacks=[ranks, evaluator, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
         checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
+        class_weights=balanced_weights(source.rows, plain.config.num_labels) if is_balanced else None,
     )
     # Dropout's random numbers start here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)

@@ -15,6 +15,7 @@ CHOICES = {
     "batching": ("length_grouped", "shuffled"),
     "cache": ("auto", "device", "memory", "disk", "off"),
     "last_layer": ("all", "first_token"),
+    "class_weights": ("none", "balanced"),
 }
 
 
@@ -28,6 +29,7 @@ class TrainConfig:
     accumulation: int = 1
     eval_batch_size: int = 64
     batching: str = "length_grouped"
+    class_weights: str = "none"
     learning_rate: float = 1e-4
     head_learning_rate: float | None = None
     weight_decay: float = 0.01
@@ -51,11 +53,16 @@ class TrainConfig:
     checkpoint_seconds: float | None = 60.0
 
 
-def check_train(train: TrainConfig) -> None:
-    """Raises RequestError for a value outside its range."""
+def check_train(train: TrainConfig, task_type: str) -> None:
+    """Raises RequestError for a value outside its range, or one that does not fit the type of the task."""
     for key, allowed in CHOICES.items():
         if getattr(train, key) not in allowed:
             raise unknown_choice(f"train.{key}", getattr(train, key), allowed)
+    if train.class_weights != "none" and task_type not in ("classification", "tagging"):
+        raise RequestError(
+            f"train.class_weights={train.class_weights} is for rows of one class each, and for tagging, not for "
+            f"task.type={task_type}: use train.class_weights=none."
+        )
     counts = ("epochs", "max_steps", "batch_size", "accumulation", "eval_batch_size", "evaluate_every",
               "early_stopping_patience")  # fmt: skip
     for key in counts:
