@@ -21,6 +21,7 @@ class MeasureConfig:
     ledger: bool = True
     inference: bool = True
     predictions: bool = True
+    baselines: bool = True
 
 
 PACKAGES = ("petl-bench", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "numpy",

@@ -177,6 +177,11 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
                 "measure.inference",
                 lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
             )
+        if cfg.measure.baselines:
+            record.baselines = (
+                _try_measuring("the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task))
+                or {}
+            )
         # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
         lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         record.stored_files = lifecycle.folder.stored_files()
@@ -342,6 +347,16 @@ def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: 
     plain, is_merged = merged(model)
     times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)
     return describe_inference(times, length, is_merged=is_merged)
+
+
+def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
+    """Scores the baselines on the rows to report on, and logs the scores."""
+    from petl_bench.tasks.baselines import score_baselines
+
+    found, metric = score_baselines(task), task.settings.metric
+    scores = ", ".join(f"{name} {scores[metric]:.4f}" for name, scores in found.items())
+    _log.info("baselines on %s, %s: %s", task.report_split, metric, scores)
+    return found
 
 
 def _try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:
