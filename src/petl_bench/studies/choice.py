@@ -329,7 +329,7 @@ def _all_rows(task: TaskConfig) -> TaskConfig:
             f"task.type={task.type}: one file of it is not split here: give task.validation_file=FILE with the rows to "
             "report on."
         )
-    return replace(task, num_held_out_examples=1, protocol="standard")
+    return replace(task, num_held_out_examples=1, held_out_draw="random", protocol="standard")
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
