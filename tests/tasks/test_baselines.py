@@ -12,6 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from petl_bench.config import load_config
 from petl_bench.process import cache_dir
+from petl_bench.records.schema import BASELINES
+from petl_bench.run.run import run
 from petl_bench.tasks import baselines
 from petl_bench.tasks.baselines import score_baselines
 from petl_bench.tasks.load import load_task
@@ -137,3 +139,27 @@ def test_ties_go_to_the_first_class(rows):
     task = rows(content, {"text": ["c", "d", "e"], "label": ["x", "y", "y"]})
     assert score_baselines(task)["majority"]["accuracy"] == pytest.approx(1 / 3)
     assert np.bincount(task.train.labels).tolist() == [1, 1]
+
+
+def test_a_run_keeps_the_scores_and_says_them(tiny, caplog):
+    caplog.set_level(logging.INFO)
+    cfg = tiny("method=head", "measure.baselines=true")
+    record = run(cfg)
+    assert record.baselines == score_baselines(load_task(cfg.task, None))
+    assert set(record.baselines) == set(BASELINES)
+    scores = [record.baselines[name]["accuracy"] for name in ("majority", "tfidf")]
+    assert f"baselines on validation, accuracy: majority {scores[0]:.4f}, tfidf {scores[1]:.4f}" in caplog.messages
+    # What is measured is no part of the run's identity.
+    without = run(tiny("method=head", "force=true"))
+    assert (without.run_key, without.baselines) == (record.run_key, {})
+    assert without.scores == record.scores
+
+
+def test_a_run_outlives_baselines_that_fail(tiny, monkeypatch, caplog):
+    def fail(task):
+        raise MemoryError("too many words")
+
+    monkeypatch.setattr(baselines, "score_baselines", fail)
+    record = run(tiny("method=head", "measure.baselines=true"))
+    assert (record.status, record.baselines) == ("finished", {})
+    assert "the baselines could not be scored: too many words (measure.baselines=false leaves it out)" in caplog.text
