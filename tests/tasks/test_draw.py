@@ -68,8 +68,9 @@ def test_at_random_gives_the_rows_of_before_and_the_key_of_before(tmp_path):
         return identify(load_config(["task=custom", "backbone=tiny_bert", file, *overrides])).key
 
     assert key("task.held_out_draw=random") != key()
-    # Where no row is held out, or there are no classes, the setting is without effect, and so it is in the key.
+    # Where no row is held out, there are no classes, or these decide on the training rows, the setting has no effect.
     for rest in (
+        ["task.rows_per_class=1"],
         [f"task.validation_file={tmp_path / 'rows.csv'}"],
         ["task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"],
     ):

@@ -70,8 +70,8 @@ class TaskConfig:
     # validation split; test: select on the validation split, report on the test split.
     protocol: str = "standard"
     num_held_out_examples: int = 1000
-    # How rows are held out of the training rows: `random`; or `stratified`, of each class its share. Where the task has
-    # no classes, or some are too small for that, at random.
+    # How rows are held out of the training rows: `random`; or `stratified`, of each class its share. That is at random
+    # where there are no classes, where some are too small, and where the training rows are drawn by class.
     held_out_draw: str = "random"
     # A column that says which rows belong together, such as those of one document: they are held out together.
     group_column: str | None = None
@@ -102,10 +102,15 @@ def holds_out(task: TaskConfig) -> bool:
     return task.protocol == "held_out" or not has_validation(task)
 
 
+def holds_out_by_class(task: TaskConfig) -> bool:
+    """Whether held-out rows are drawn by class: not where groups, or training rows drawn by class, decide on them."""
+    is_free = task.group_column is None and task.rows_per_class is None and task.class_share is None
+    return task.held_out_draw == "stratified" and task.type == "classification" and holds_out(task) and is_free
+
+
 def with_effective_draw(task: TaskConfig) -> TaskConfig:
     """The task with `held_out_draw=random` where its value changes no row, so that it changes no run key either."""
-    by_class = holds_out(task) and task.type == "classification" and task.group_column is None
-    return task if by_class else replace(task, held_out_draw="random")
+    return task if holds_out_by_class(task) else replace(task, held_out_draw="random")
 
 
 def check_task(task: TaskConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from petl_bench.errors import RequestError
-from petl_bench.tasks.config import TaskConfig, has_validation, holds_out
+from petl_bench.tasks.config import TaskConfig, has_validation, holds_out, holds_out_by_class
 from petl_bench.tasks.rows import Rows
 
 
@@ -70,7 +70,7 @@ def _held_out_first(settings: TaskConfig, rows: Rows, order: np.ndarray, count: 
         if rows.groups is None:
             raise RequestError(f"task.group_column={settings.group_column} is not a column of the training rows.")
         return _whole_groups(rows.groups, settings.data_seed, count)
-    if settings.held_out_draw == "stratified" and settings.type == "classification":
+    if holds_out_by_class(settings):
         assert rows.labels is not None
         return _of_each_class(rows.labels, order, count)
     return None

@@ -134,10 +134,11 @@ def group_names(table: Table, task: TaskConfig) -> np.ndarray | None:
     if column is None or column not in table.columns:
         return None
     values = table.columns[column]
-    missing = next((row for row, value in enumerate(values) if _is_missing(value) or value == ""), None)
-    if missing is not None:
-        raise RequestError(f"{table.place(missing)}: task.group_column={column} is empty: name the group of each row.")
-    return np.array([_written(value, table.place(row), column) for row, value in enumerate(values)], dtype=object)
+    for row, value in enumerate(values):
+        if _is_missing(value) or not str(value).strip():
+            raise RequestError(f"{table.place(row)}: task.group_column={column} is empty: name the group of each row.")
+    # Written as labels are, so that the numbers of one file are those of another one.
+    return np.array([label_name(value, table.place(row), column) for row, value in enumerate(values)], dtype=object)
 
 
 def _labelled(table: Table, task: TaskConfig) -> list[int]:
