@@ -91,6 +91,12 @@ def test_rows_of_a_group_stay_together(tmp_path):
     assert load(file, "task.group_column=document", "task.data_seed=1").report.texts != task.report.texts
 
 
+def test_equal_texts_stay_together_where_the_texts_are_the_groups(tmp_path):
+    task = load(write(tmp_path / "rows.csv", text=[f"text {i % 40}" for i in range(100)]), "task.group_column=text")
+    assert not set(task.report.texts[0]) & set(task.train.texts[0])
+    assert 20 <= len(task.report) <= 22
+
+
 def test_groups_hold_when_few_rows_train_and_for_regression_and_tagging(tmp_path):
     groups = [i // 10 for i in range(100)]
     file = write(tmp_path / "rows.csv", label=list(range(100)), document=groups)

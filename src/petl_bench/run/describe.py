@@ -102,7 +102,7 @@ def _warn_of_small_classes(task: Task) -> None:
     few = np.flatnonzero(trained < _FEW_ROWS)
     if len(few):
         named = _listed([f"{task.labels[index]!r} ({trained[index]})" for index in few])
-        _log.warning("%d of %d classes have fewer than %d training rows: %s", len(few), len(trained), _FEW_ROWS, named)
+        _log.warning("fewer than %d training rows for %d of %d classes: %s", _FEW_ROWS, len(few), len(trained), named)
     for name, scored in by_split.items():
         unknown = np.flatnonzero((trained == 0) & (scored > 0))
         if len(unknown):
@@ -134,7 +134,7 @@ def _warn_of_shared_rows(task: Task) -> None:
         if shared:
             example = tuple(column[shared[0]] for column in rows.texts)
             _log.warning(
-                "%d of %d rows of %s are training rows too, the first of them %s (that is %s)",
+                "%d of %d rows of %s are training rows too, the first of them %s (equal to %s)",
                 *(len(shared), len(rows), name, rows.place(shared[0]), train.place(first[example])),
             )
         if train.groups is not None and rows.groups is not None:

@@ -199,7 +199,7 @@ class TrainingLoop:
         with self.accelerator.autocast():
             outputs = self.source.forward(self.state.model, batch, batch.labels)
             loss = outputs.loss
-            if self.class_weights is not None:
+            if self.class_weights is not None and batch.labels is not None:
                 loss = reweighted(loss, outputs.logits, batch.labels, self.class_weights)
         # The mean over no term is no number.
         share = loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
