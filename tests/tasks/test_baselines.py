@@ -128,6 +128,8 @@ def test_scores_are_kept_for_rows_and_made_anew_where_the_cache_is_broken(rows, 
     file.write_text(file.read_text().replace("1.0", "0.9"))
     assert score_baselines(task) == first
     assert "are broken and made anew" in caplog.text
+    file.write_text("[]")
+    assert score_baselines(task) == first
     # Other rows, or other metrics, are another entry.
     score_baselines(rows(content, content, "task.metrics=[accuracy,macro_f1]"))
     score_baselines(rows(content, {"text": ["one"], "label": ["y"]}))

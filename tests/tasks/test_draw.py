@@ -135,6 +135,12 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, groups, setting
         load(file, *settings)
 
 
+def test_a_column_of_groups_that_is_not_there_is_refused_where_no_row_is_held_out_either(tmp_path):
+    file = write(tmp_path / "rows.csv")
+    with pytest.raises(RequestError, match=r"task.group_column=document is not a column of the training rows"):
+        load(file, f"task.validation_file={tmp_path / 'rows.csv'}", "task.group_column=document")
+
+
 def test_generated_rows_have_no_column_of_groups():
     with pytest.raises(RequestError, match="task=demo is generated"):
         resolved(load_config(["task=demo", "task.group_column=document"]))

@@ -10,12 +10,13 @@ import json
 import logging
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
 from petl_bench.process import cache_dir
 from petl_bench.records.predictions import names_by_row
-from petl_bench.records.reading import HASH_FIELD, check_hash, with_hash
+from petl_bench.records.reading import check_hash, validate, with_hash
 from petl_bench.records.store import read_json, write_json
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
@@ -49,19 +50,12 @@ def score_baselines(task: Task) -> Scores:
     settings = task.settings
     made_by = [_VERSION, version("scikit-learn"), settings.type, settings.metrics, task.fingerprint()]
     file = cache_dir() / "baselines" / f"{hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]}.json"
-    try:
-        content = read_json(file)
-        check_hash(content)
-        found: Scores = {name: content[name] for name in content if name != HASH_FIELD}
-        return found
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        _log.warning("the cached scores of the baselines in %s are broken and made anew (%s)", file, error)
+    if (kept := _kept(file)) is not None:
+        return kept
+    in_names = settings.type in ("tagging", "multilabel")
+    references = task.given_names(task.report) if in_names else task.report.labels
+    assert references is not None
     predicted = {"majority": _most_frequent(task), "tfidf": _by_words(task)}
-    references = task.report.labels if settings.type in ("classification", "regression") else None
-    if references is None:
-        references = task.given_names(task.report)
     found = {
         name: compute_metrics(settings.metrics, values, references)
         for name, values in predicted.items()
@@ -69,10 +63,23 @@ def score_baselines(task: Task) -> Scores:
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, with_hash(found))
+        write_json(file, with_hash({"scores": found}))
     except OSError as error:
         _log.warning("the scores of the baselines could not be cached in %s (%s)", file.parent, error)
     return found
+
+
+def _kept(file: Path) -> Scores | None:
+    """The scores in a file of the cache; None where there is none, or a broken one."""
+    try:
+        content = read_json(file)
+        check_hash(content)
+        return validate(Scores, content["scores"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _log.warning("the cached scores of the baselines in %s are broken and made anew (%s)", file, error)
+        return None
 
 
 def _most_frequent(task: Task) -> np.ndarray:

@@ -28,6 +28,8 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     Raises:
         RequestError: If there are too few rows, or no groups where they are asked for.
     """
+    if settings.group_column is not None and rows.groups is None:
+        raise RequestError(f"task.group_column={settings.group_column} is not a column of the training rows.")
     num_held_out = _num_held_out(settings, len(rows))
     wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
     key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")
@@ -66,9 +68,7 @@ def _num_held_out(settings: TaskConfig, num_rows: int) -> int:
 
 def _held_out_first(settings: TaskConfig, rows: Rows, order: np.ndarray, count: int) -> np.ndarray | None:
     """The positions of the rows to hold out where groups or classes decide on them; None where the shuffle does."""
-    if settings.group_column is not None:
-        if rows.groups is None:
-            raise RequestError(f"task.group_column={settings.group_column} is not a column of the training rows.")
+    if rows.groups is not None:
         return _whole_groups(rows.groups, settings.data_seed, count)
     if holds_out_by_class(settings):
         assert rows.labels is not None
