@@ -33,7 +33,7 @@ from bench_speed_sides import Timing, train_by_petl_bench, train_by_trainer
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config
 from petl_bench.estimate.costs import estimate_costs
-from petl_bench.measure.environment import hardware, versions
+from petl_bench.measure import hardware, versions
 from petl_bench.run.run import encode_task
 from petl_bench.tasks.load import load_task
 from petl_bench.training.batches import epoch_batches

@@ -117,6 +117,7 @@ def tiny(tmp_path, monkeypatch):
             # Tests of these measurements switch them on.
             "measure.ledger=false",
             "measure.inference=false",
+            "measure.baselines=false",
         ]
         if not any(override.startswith("backbone=") for override in overrides):
             base.append("backbone.architecture.num_hidden_layers=2")

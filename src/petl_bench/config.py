@@ -21,7 +21,7 @@ from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.source import BackboneConfig
 from petl_bench.config_errors import CONFIG_ERRORS, explained, setting_names, unknown_setting
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.measure.environment import MeasureConfig
+from petl_bench.measure import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there
@@ -35,7 +35,7 @@ from petl_bench.settings import (
     own_config,
     setting,
 )
-from petl_bench.tasks.config import TaskConfig, check_task
+from petl_bench.tasks.config import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers import TRACKERS, TrackerConfig
 from petl_bench.training.config import TrainConfig, check_train
@@ -156,7 +156,7 @@ def check(cfg: RunConfig) -> None:
     check_names(cfg)
     check_task(cfg.task)
     check_ood(cfg.task)
-    check_train(cfg.train)
+    check_train(cfg.train, cfg.task.type)
     if cfg.tracker.name not in TRACKERS:
         raise unknown_choice("tracker", cfg.tracker.name, TRACKERS)
     check_choices("backbone", cfg.backbone)
@@ -195,6 +195,7 @@ _Config = TypeVar("_Config", bound=RunConfig)
 def resolved(cfg: _Config) -> _Config:
     """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
+    A draw of rows that has no effect is replaced, too.
     `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
 
     Raises:
@@ -207,7 +208,8 @@ def resolved(cfg: _Config) -> _Config:
     else:
         device = "cpu" if cfg.train.device == "auto" else cfg.train.device
         precision = "fp32" if cfg.train.precision == "auto" else cfg.train.precision
-    found = replace(cfg, train=replace(cfg.train, device=device, precision=precision))
+    train = replace(cfg.train, device=device, precision=precision)
+    found = replace(cfg, task=with_effective_draw(cfg.task), train=train)
     check(found)
     return found
 

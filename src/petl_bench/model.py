@@ -93,7 +93,7 @@ def build_adapted(
     import torch
     from accelerate.utils import set_seed
 
-    from petl_bench.frozen.last_layer import narrow_last_layer
+    from petl_bench.frozen.features import narrow_last_layer
     from petl_bench.methods.base import adapt
 
     context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps)

@@ -10,8 +10,8 @@ import torch
 from behaviour import matrix
 from behaviour.matrix import ARCHITECTURES, LABELS, METHODS, batch, half, logits, train, two_layers
 from petl_bench.errors import RequestError
-from petl_bench.frozen import last_layer
-from petl_bench.frozen.last_layer import narrow_last_layer
+from petl_bench.frozen import features
+from petl_bench.frozen.features import narrow_last_layer
 from petl_bench.frozen.split import perturbed
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext
@@ -69,7 +69,7 @@ def test_it_is_right_or_refused_with_and_without_values(method, architecture, mo
     meta_model = without_memory(method, architecture)
     reason = REFUSED_ON.get(architecture) or REFUSED.get(method.split("_")[0])
     if reason is not None:
-        monkeypatch.setattr(last_layer, "_narrowing_matches", lambda *_: pytest.fail("seen without a trial"))
+        monkeypatch.setattr(features, "_narrowing_matches", lambda *_: pytest.fail("seen without a trial"))
         for one in (model, meta_model):
             with pytest.raises(RequestError, match=reason) as raised:
                 narrow_last_layer(one, backbone.anatomy)
@@ -96,7 +96,7 @@ def test_it_is_right_or_refused_with_and_without_values(method, architecture, mo
 
 @pytest.mark.parametrize(("method", "architecture"), half([pair for pair in MATRIX if pair not in POSSIBLE], 1))
 def test_trying_alone_is_as_strict(method, architecture, monkeypatch):
-    monkeypatch.setattr(last_layer, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(features, "_obstacle", lambda *_: None)
     model, backbone = adapted(method, architecture)
     torch.manual_seed(2)
     with perturbed(model):

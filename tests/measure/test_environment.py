@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from petl_bench.measure.environment import available_memory_bytes
+from petl_bench.measure import available_memory_bytes
 
 GIB = 2**30
 UNLIMITED_V1 = 9223372036854771712

@@ -29,7 +29,7 @@ FIELDS = {  # the schema, version 1: fields are only ever added
     "schema_version", "run_key", "status", "error", "config", "protocol", "layers", "frozen", "params", "scores",
     "history", "time", "memory", "flops", "inference", "data", "versions", "hardware", "git",
     "resumed_at_updates", "skipped_updates", "key_version", "ended_at", "base_files", "stored_files", "tagging",
-    "threshold", "ood",
+    "threshold", "ood", "baselines",
 }  # fmt: skip
 
 

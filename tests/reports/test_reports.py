@@ -19,7 +19,7 @@ from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots.kinds import draw_scores
-from petl_bench.reports.render import to_latex, to_markdown
+from petl_bench.reports.render import print_table, to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
@@ -147,6 +147,53 @@ def test_device_memory_is_shown_where_it_was_measured():
 def test_one_table_a_backbone():
     tables = results_tables([made(0.8), made(0.7, "backbone=tiny_bert")])
     assert [table.title.split(":")[0] for table in tables] == ["minilm", "tiny_bert"]
+
+
+TFIDF = {"majority": {"accuracy": 0.5, "f1": 0.6}, "tfidf": {"accuracy": 0.7125, "f1": 0.7}}
+
+
+def with_baselines(record: Record, baselines: dict) -> Record:
+    record.baselines = baselines
+    return record
+
+
+def test_baselines_are_rows_below_the_methods():
+    # A record from before baselines were scored says nothing of them.
+    records = [with_baselines(made(0.8, seed=0), TFIDF), made(0.9, seed=1), made(0.7, "task=mrpc")]
+    (table,) = results_tables(records)
+    assert [row[0] for row in table.rows] == ["lora", "majority", "tfidf"]
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert [row["smoke acc"] for row in rows] == ["85.0 ± 7.1", "50.0", "71.2"]
+    assert [row["mrpc acc"] for row in rows] == ["70.0", "-", "-"]
+    assert set(rows[2].values()) == {"tfidf", "71.2", "-"}
+    assert any(note.startswith("tfidf, a baseline: TF-IDF of words") for note in table.notes)
+    (found,) = json.loads(to_json(analyses(backbone_results(group_records(records))), {}))["baselines"].values()
+    assert found == {"majority": {"smoke": 0.5}, "tfidf": {"smoke": 0.7125}}
+
+
+def test_baselines_are_set_apart_by_a_rule_and_by_an_empty_line(capsys):
+    (table,) = results_tables([with_baselines(made(0.8), TFIDF)])
+    lines = to_latex(table).splitlines()
+    assert lines.count(r"\midrule") == 2
+    assert lines[lines.index(r"\midrule", lines.index(r"\midrule") + 1) + 1].startswith("majority & ")
+    print_table(table)
+    shown = [line.split()[:1] for line in capsys.readouterr().out.splitlines()]
+    assert shown[shown.index(["majority"]) - 1] == []
+
+
+def test_runs_on_different_rows_have_no_baseline_in_common():
+    others = {"majority": TFIDF["majority"], "tfidf": {"accuracy": 0.6, "f1": 0.5}}
+    pair = [with_baselines(made(0.8), TFIDF), with_baselines(made(0.9, "method=full"), others)]
+    (table,) = results_tables(pair)
+    assert [row[0] for row in table.rows] == ["lora", "full", "majority"]
+
+
+def test_without_baselines_a_report_is_as_before():
+    found = analyses(backbone_results(group_records(SEEDS)))
+    assert "baselines" not in json.loads(to_json(found, {}))
+    (table,) = results_tables(SEEDS)
+    assert [row[0] for row in table.rows] == ["lora"]
+    assert not any("baseline" in note for note in table.notes)
 
 
 def test_csv_and_json_round_nothing_and_hold_every_metric():

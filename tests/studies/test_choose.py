@@ -118,6 +118,9 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
             "train": len(parts["train"]),
             "validation": len(parts["selection"]),
         }
+    assert not any(records[run.key].baselines for run in trials)
+    assert found["baselines"] == finals[found["method"]][0].baselines
+    assert set(found["baselines"]) == {"majority", "tfidf"}
     report_ids = {record.protocol.num_eval_examples for mine in finals.values() for record in mine}
     assert report_ids == {len(parts["report"])}
 
@@ -272,6 +275,20 @@ class TestRows:
         assert not parts[0] & parts[1]
         assert not parts[0] & parts[2]
         assert not parts[1] & parts[2]
+
+    def test_rows_of_a_group_are_in_one_part_and_keep_their_group(self, tmp_path):
+        with (tmp_path / "tickets.csv").open("w") as stream:
+            stream.write("text,queue,author\n")
+            stream.writelines(
+                f"some text number {number},{'ab'[number % 2]},author {number % 30}\n" for number in range(300)
+            )
+        overrides = ["task=custom", f"task.train_file={tmp_path / 'tickets.csv'}", "task.label_column=queue"]
+        overrides += ["task.group_column=author", "backbone=tiny_bert"]
+        prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
+        parts = [lines_of(tmp_path / "runs" / "rows" / f"{name}.jsonl") for name in ("train", "selection", "report")]
+        authors = [{line["author"] for line in part} for part in parts]
+        assert sum(map(len, authors)) == len(set.union(*authors)) == 30
+        assert sum(map(len, parts)) == 300
 
     def test_five_hundred_classes_are_all_trained(self, tmp_path):
         classes = [f"class {number}" for number in range(500)]

@@ -92,3 +92,10 @@ def test_the_length_that_keeps_most_tokens():
         assert describe._length_that_keeps(task, None) == 90
     finally:
         monkeypatch.undo()
+
+
+def test_the_column_of_groups_is_none_of_labels(tmp_path):
+    header, row = "text,kind,document", "some words {n},{two},{two}"
+    with pytest.raises(RequestError, match="'kind', 'document' all look like it"):
+        settings(tmp_path, header, row)
+    assert settings(tmp_path, header, row, **{"task.group_column": "document"}) == (["text"], "kind")

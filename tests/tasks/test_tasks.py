@@ -252,7 +252,9 @@ class TestOnTheScreen:
         assert caplog.messages == [
             "rows: 9 train, 5 validation",
             "3 classes of the training rows: 'maybe' 33.3 %, 'no' 33.3 %, 'yes' 33.3 %",
-            "2 of 5 rows of validation are training rows too",
+            "fewer than 5 training rows for 3 of 3 classes: 'maybe' (3), 'no' (3), 'yes' (3)",
+            f"2 of 5 rows of validation are training rows too, the first of them {dev}, line 2 (equal to {train}, "
+            "line 10)",
         ]
 
     def test_many_classes_and_repeated_rows(self, tmp_path, caplog):
@@ -262,8 +264,42 @@ class TestOnTheScreen:
         with caplog.at_level(logging.INFO):
             log_rows(load("task=custom", f"task.train_file={train}", f"task.validation_file={dev}"))
         assert caplog.messages[1:] == [
-            "9 classes of the training rows: 'c0' 25.0 %, 'c1' 16.7 %, ..., 'c7' 8.3 %, 'c8' 8.3 %; 7 of a single row",
+            "9 classes of the training rows: 'c0' 25.0 %, 'c1' 16.7 %, ..., 'c7' 8.3 %, 'c8' 8.3 %",
+            "fewer than 5 training rows for 9 of 9 classes: 'c0' (3), 'c1' (2), ..., 'c7' (1), 'c8' (1)",
             "1 training rows have the texts of another training row",
+        ]
+
+    def test_classes_that_are_scored_but_not_trained_and_labels_of_few_rows(self, tmp_path, caplog):
+        train = write(pd.DataFrame({"text": list("abcdefg"), "label": ["x"] * 6 + ["y"]}), tmp_path / "train.csv")
+        dev = write(pd.DataFrame({"text": list("hijk"), "label": ["z", "x", "z", "w"]}), tmp_path / "dev.csv")
+        files = [f"task.train_file={train}", f"task.validation_file={dev}"]
+        load_named = lambda *more: log_rows(load("task=custom", *files, "task.labels=[w,x,y,z]", *more))  # noqa: E731
+        load_named()
+        assert caplog.messages == [
+            "fewer than 5 training rows for 3 of 4 classes: 'w' (0), 'y' (1), 'z' (0)",
+            "3 rows of validation are of classes without a training row: 'w', 'z'",
+        ]
+        caplog.clear()
+        load_named("task.type=multilabel", "task.metrics=[micro_f1]", "task.metric=micro_f1")
+        assert caplog.messages[0] == "fewer than 5 training rows for 3 of 4 classes: 'w' (0), 'y' (1), 'z' (0)"
+
+    def test_few_rows_of_each_class_that_were_asked_for_are_no_surprise(self, table, tmp_path, caplog):
+        train, dev = write(table, tmp_path / "train.csv"), write(table.assign(text="other"), tmp_path / "dev.csv")
+        files = [f"task.train_file={train}", f"task.validation_file={dev}"]
+        log_rows(load("task=custom", *files, "task.rows_per_class=2"))
+        assert caplog.messages == []
+
+    def test_rows_are_numbered_as_in_their_files_and_groups_on_both_sides_are_told(self, table, tmp_path, caplog):
+        table["document"] = [row // 6 for row in range(30)]
+        train, dev = write(table[:18], tmp_path / "train.parquet"), write(table[14:25], tmp_path / "dev.jsonl")
+        files = [f"task.train_file={train}", f"task.validation_file={dev}", "task.group_column=document"]
+        log_rows(load("task=custom", *files, "task.unlabelled=[no]", "task.labels=[yes,maybe]"))
+        # Rows without a label are left out, and counted: of dev 15, 18, 21 and 24; 14, 16 and 17 are training rows.
+        assert caplog.messages[-2:] == [
+            f"3 of 7 rows of validation are training rows too, the first of them {dev}, line 1 (equal to {train}, row "
+            "15)",
+            f"3 of 7 rows of validation are of groups that have training rows too (task.group_column=document), the "
+            f"first of them {dev}, line 1",
         ]
 
     def test_targets(self, tmp_path, caplog):

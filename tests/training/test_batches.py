@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from petl_bench.tasks.encode import EncodedRows
-from petl_bench.training.batches import collate, epoch_batches, sorted_batches
+from petl_bench.tasks.encode import NO_LABEL, EncodedRows, EncodedWords
+from petl_bench.training.batches import balanced_weights, collate, epoch_batches, loss_terms, sorted_batches
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,25 @@ def test_regression_labels_are_floats():
     batch = collate(rows, np.array([0]))
     assert batch.labels.dtype == torch.float32
     assert "token_type_ids" not in batch.inputs
+
+
+def test_balanced_weights_and_the_terms_that_they_give():
+    labels = np.array([0, 0, 0, 2])
+    rows = EncodedRows(np.arange(4), None, np.arange(5), labels, pad_id=0)
+    # Four rows over two classes and the rows of each; the second class has none.
+    weights = balanced_weights(rows, 3)
+    assert weights.tolist() == [pytest.approx(4 / 6), 1.0, 2.0]
+    assert loss_terms(rows, np.array([0, 3])) == 2
+    assert loss_terms(rows, np.array([0, 3]), weights) == pytest.approx(4 / 6 + 2)
+    assert loss_terms(rows, np.array([], dtype=int), weights) == 0
+
+
+def test_balanced_weights_of_tags_count_the_words_that_are_seen():
+    # Two rows of three tokens: the second token of each is no word's first, and the last word of all is cut.
+    labels = np.array([0, NO_LABEL, 1, 0, NO_LABEL, 0])
+    words = EncodedWords(np.array([0, 2, 3, 5, -1]), np.array([0, 2, 5]))
+    rows = EncodedRows(np.arange(6), None, np.array([0, 3, 6]), labels, pad_id=0, words=words)
+    weights = balanced_weights(rows, 2)
+    assert weights.tolist() == [pytest.approx(4 / 6), 2.0]
+    assert loss_terms(rows, np.array([0])) == 2
+    assert loss_terms(rows, np.array([1, 0]), weights) == pytest.approx(3 * 4 / 6 + 2)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.callback import CallbackTrigger, callback_handler
 
 from behaviour.matrix import ARCHITECTURES, MATRIX, METHODS, adapted, two_layers
-from petl_bench.errors import DivergedError
+from petl_bench.config import load_config
+from petl_bench.errors import DivergedError, RequestError
 from petl_bench.frozen.batch_source import BatchSources
 from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.run.describe import describe_time
@@ -20,7 +22,7 @@ from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Progress, WarmUp
 from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
-from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule
+from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, reweighted
 
 
 def weights(cfg, record):
@@ -43,6 +45,41 @@ def test_accumulation_changes_memory_but_not_the_update(tiny):
     for name, tensor in weights(once, first).items():
         assert torch.allclose(tensor, weights(split, second)[name], atol=1e-6), name
     assert first.history[-1].train_loss == pytest.approx(second.history[-1].train_loss, abs=1e-5)
+
+
+def test_a_reweighted_loss_is_the_weighted_mean_by_hand_and_keeps_what_a_method_adds():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]], requires_grad=True)
+    labels, weights = torch.tensor([0, 1, -100]), np.array([0.5, 2.0])
+    # -log of the softmax of the label; the third row has none.
+    of_rows = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-1))]
+    added = 0.25
+    loss = reweighted(torch.tensor(sum(of_rows) / 2 + added), logits, labels, weights)
+    assert loss.item() == pytest.approx((0.5 * of_rows[0] + 2.0 * of_rows[1]) / 2.5 + added, abs=1e-6)
+
+
+def test_class_weights_change_the_update_alike_for_any_accumulation(tiny):
+    plain = [
+        "method=head",
+        "train.precision=fp32",
+        "task.class_share=[0.8,0.2]",
+        "+backbone.architecture.hidden_dropout_prob=0",
+        "+backbone.architecture.attention_probs_dropout_prob=0",
+    ]
+    unweighted = run(tiny(*plain))
+    once, split = (tiny(*plain, "train.class_weights=balanced", *more) for more in ([], ["train.accumulation=5"]))
+    first, second = run(once), run(split)
+    assert len({unweighted.run_key, first.run_key, second.run_key}) == 3
+    assert first.config["train"]["class_weights"] == "balanced"
+    for name, tensor in weights(once, first).items():
+        assert torch.allclose(tensor, weights(split, second)[name], atol=1e-6), name
+    assert first.history[-1].train_loss == pytest.approx(second.history[-1].train_loss, abs=1e-5)
+    assert first.history[-1].train_loss != pytest.approx(unweighted.history[-1].train_loss, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["regression", "multilabel"])
+def test_class_weights_are_refused_where_a_row_has_no_one_class(kind):
+    with pytest.raises(RequestError, match=f"not for task.type={kind}"):
+        load_config(["task=custom", "task.train_file=x.csv", f"task.type={kind}", "train.class_weights=balanced"])
 
 
 def test_steps_win_over_epochs_and_evaluations_come_when_asked(tiny):

@@ -19,7 +19,7 @@ from petl_bench.errors import RequestError, parse_bytes
 from petl_bench.frozen.cache import FeatureCache
 from petl_bench.frozen.features import PackedFeatures, compute_features, feature_offsets
 from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
-from petl_bench.measure.environment import available_memory_bytes
+from petl_bench.measure import available_memory_bytes
 from petl_bench.process import cache_dir
 from petl_bench.records.schema import CACHE_PLACES, FrozenFeatures
 from petl_bench.training.batches import Batch, BatchSource, TokenRows, collate

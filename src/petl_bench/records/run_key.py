@@ -63,6 +63,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "compile"): False,
     ("train", "last_layer"): "all",
     ("train", "emulate_bf16"): False,
+    ("train", "class_weights"): "none",
     ("backbone", "dtype"): "fp32",
     ("task", "test_file"): None,
     ("task", "label_separator"): ",",
@@ -75,6 +76,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("task", "fewclue_split"): None,
     ("task", "ood"): None,
     ("task", "ood_share"): None,
+    ("task", "held_out_draw"): "random",
+    ("task", "group_column"): None,
     ("method", "last_router"): "learned",
     ("method", "init"): None,
 }

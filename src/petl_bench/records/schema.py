@@ -213,6 +213,14 @@ class Inference:
     merged: bool = False
 
 
+# What is scored on the same rows without a backbone, by `petl_bench.tasks.baselines`.
+BASELINES = {
+    "majority": "the most frequent class or tag of the training rows; in regression their mean, with several labels a "
+    "row those of at least half of them",
+    "tfidf": "TF-IDF of words and pairs of words with logistic regression, or ridge regression, of scikit-learn on the "
+    "same training rows",
+}
+
 CACHE_PLACES = {"device": "kept on the device", "memory": "kept in memory", "disk": "kept on disk",
                 "off": "computed with every batch"}  # fmt: skip
 
@@ -286,6 +294,9 @@ class Record:
     data: Data | None = None
     tagging: Tagging | None = None
     ood: Ood | None = None
+    # Scores on the report split by baseline (one of BASELINES) and metric; empty where they were not asked for, and in
+    # older records.
+    baselines: dict[str, dict[str, Number]] = field(default_factory=dict)
     # Of a multi-label task, the probability from which a label is given.
     threshold: Number | None = None
     versions: dict[str, str | None] = field(default_factory=dict)

@@ -63,7 +63,8 @@ def to_json(analyses: list[Analysis], of_studies: dict[str, Any]) -> str:
         "comparisons": [comparison_row(one) for analysis in analyses for one in analysis.comparisons],
         "data_sets": {analysis.results.title: analysis.differences.data_sets for analysis in analyses},
     }
-    return json.dumps(content | of_studies, indent=2)
+    baselines = {one.results.title: found for one in analyses if (found := one.results.baselines())}
+    return json.dumps(content | ({"baselines": baselines} if baselines else {}) | of_studies, indent=2)
 
 
 def _cell_rows(analysis: Analysis) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ class ReportTable:
         bold: (row, column) of the cells to print in bold.
         prose: The columns that hold sentences: they are aligned to the left and wrapped.
         headline: A sentence that stands above the table.
+        baselines: The number of last rows that are baselines: an empty line or a rule sets them apart, except in
+            Markdown.
     """
 
     title: str
@@ -31,6 +33,7 @@ class ReportTable:
     bold: frozenset[tuple[int, int]] = frozenset()
     prose: tuple[str, ...] = ()
     headline: str | None = None
+    baselines: int = 0
 
 
 _WIDEST = 1000
@@ -60,6 +63,8 @@ def print_table(table: ReportTable) -> None:
         justify: Literal["left", "right"] = "left" if number == 0 or prose else "right"
         shown.add_column(Text(name.replace(" ", "\n")), justify=justify, no_wrap=not prose)
     for number, row in enumerate(table.rows):
+        if number == len(table.rows) - table.baselines:
+            shown.add_row()
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
@@ -145,6 +150,7 @@ def to_latex(table: ReportTable) -> str:
     for number, row in enumerate(table.rows):
         cells = [latex_text(cell) for cell in row]
         shown = [rf"\textbf{{{cell}}}" if (number, column) in table.bold else cell for column, cell in enumerate(cells)]
+        rows += [r"\midrule"] * (number == len(table.rows) - table.baselines)
         rows.append(_latex_row(shown))
     return "\n".join(
         [

@@ -192,6 +192,21 @@ class ResultsTable:
             for seed, score in group.by_seed(self.metric(task)).items()
         }
 
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores of the baselines in the metrics of the columns, by baseline and task.
+
+        Without those of a task whose runs were trained or scored on different rows, so that there are several.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            groups = [self.cells[method, task].group for method in self.methods]
+            kept = [record.baselines for group in groups if group for record in group.records if record.baselines]
+            for name in dict.fromkeys(name for baselines in kept for name in baselines):
+                scores = {baselines.get(name, {}).get(self.metric(task) or "") for baselines in kept}
+                if len(scores) == 1 and (score := scores.pop()) is not None:
+                    found.setdefault(name, {})[task] = score
+        return found
+
     def missing(self) -> list[str]:
         """Describes each cell of a study in which seeds are missing."""
         counts = {pair: len(cell.group.seeds) if cell.group else 0 for pair, cell in self.cells.items()}

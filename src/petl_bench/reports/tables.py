@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from petl_bench.records.predictions import OOD_SCORES, Ood
-from petl_bench.records.schema import MemoryAtPeak
+from petl_bench.records.schema import BASELINES, MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
@@ -30,10 +30,9 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
     cell, score = results.cells[method, task], results.score(method, task)
     if score is None:
         return ", ".join(cell.unfinished) or MISSING
-    scale, digits = (100, 1) if results.in_percent(task) else (1, 4)
 
     def show(value: float) -> str:
-        return f"{scale * value:.{digits}f}"
+        return _score(results, task, value)
 
     is_partial = cell.planned is not None and score.n < cell.planned
     count = f"{score.n}/{cell.planned}" if is_partial else str(score.n)
@@ -42,6 +41,10 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
         return f"{text} ({count})" + (f" [{show(score.lowest)}, {show(score.highest)}]" if score.n > 1 else "")
     spread = f" ± {show(score.sd)}" if score.sd is not None else ""
     return f"{text}{spread}" + (f" ({count})" if is_partial else "")
+
+
+def _score(results: ResultsTable, task: str, value: float) -> str:
+    return f"{100 * value:.1f}" if results.in_percent(task) else f"{value:.4f}"
 
 
 def counts(cells: list[Cell]) -> str:
@@ -106,6 +109,10 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         )
         row += [f"{ranking.ranks[method]:.2f}" if method in ranking.ranks else MISSING] * ranked
         rows.append([*row, *(cost_cell(column, cells) for column in costs)])
+    baselines = results.baselines()
+    for name, by_task in baselines.items():
+        shown = {_heading(results, task): _score(results, task, score) for task, score in by_task.items()}
+        rows.append([name, *(shown.get(column, MISSING) for column in header[1:])])
     bold = frozenset(
         (number, header.index(name))
         for name, column in scored.items()
@@ -113,8 +120,9 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         if method in column.bold
     )
     notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
+    notes += [f"{name}, a baseline: {BASELINES[name]}" for name in baselines if name in BASELINES]
     title = f"{results.title}: {_TITLES[statistic]}"
-    return ReportTable(title, header, rows, notes, bold, headline=headline(results))
+    return ReportTable(title, header, rows, notes, bold, headline=headline(results), baselines=len(baselines))
 
 
 # A method is called close to the best if it is no further below than this, in points.

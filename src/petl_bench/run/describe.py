@@ -15,6 +15,7 @@ from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Pro
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import cut_entities, entities
+from petl_bench.tasks.rows import Rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +38,8 @@ _CUT_SHARE = 0.05
 _ROWS_MEASURED = 2000
 # How many times more rows the largest class has than the smallest where the screen names another metric.
 _IMBALANCE = 5
+# The number of training rows below which the screen names a class.
+_FEW_ROWS = 5
 
 
 def describe_layers(backbone: Backbone) -> Layers:
@@ -63,7 +66,7 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
 
 
 def log_rows(task: Task) -> None:
-    """Logs how many rows and classes are in use, the share of each, and rows that occur more than once."""
+    """Logs how many rows and classes are in use, and what may spoil the scores: few rows of a class, shared rows."""
     counts = task.rows_per_split()
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for name, count in task.left_out.items():
@@ -85,13 +88,63 @@ def log_rows(task: Task) -> None:
     else:
         _log.info("%s", _shares(task.labels, task.train.labels))
         _log_imbalance(task)
-    train = set(zip(*task.train.texts, strict=True))
-    repeated = len(task.train) - len(train)
-    shared = sum(row in train for row in zip(*task.report.texts, strict=True))
-    if repeated:
+    _warn_of_small_classes(task)
+    _warn_of_shared_rows(task)
+
+
+def _warn_of_small_classes(task: Task) -> None:
+    """Says which classes or labels have few training rows, and which others have rows only where they are scored."""
+    settings = task.settings
+    if task.labels is None or settings.type == "tagging" or settings.rows_per_class is not None:
+        return
+    by_split = {name: _rows_of_each(task.labels, rows) for name, rows in task.rows_by_split().items()}
+    trained = by_split.pop("train")
+    few = np.flatnonzero(trained < _FEW_ROWS)
+    if len(few):
+        named = _listed([f"{task.labels[index]!r} ({trained[index]})" for index in few])
+        _log.warning("fewer than %d training rows for %d of %d classes: %s", _FEW_ROWS, len(few), len(trained), named)
+    for name, scored in by_split.items():
+        unknown = np.flatnonzero((trained == 0) & (scored > 0))
+        if len(unknown):
+            named = _listed([repr(task.labels[index]) for index in unknown])
+            _log.warning("%d rows of %s are of classes without a training row: %s", scored[unknown].sum(), name, named)
+
+
+def _rows_of_each(labels: list[str], rows: Rows) -> np.ndarray:
+    """How many rows each class or label has, shape (classes,)."""
+    assert rows.labels is not None
+    if rows.labels.ndim == 2:
+        counts: np.ndarray = rows.labels.sum(axis=0).astype(int)
+        return counts
+    return np.bincount(rows.labels, minlength=len(labels))
+
+
+def _warn_of_shared_rows(task: Task) -> None:
+    """Says how many training rows are repeated, and how many rows or groups that are scored are training rows too."""
+    train, settings = task.train, task.settings
+    first: dict[tuple[str, ...], int] = {}
+    for number, texts in enumerate(zip(*train.texts, strict=True)):
+        first.setdefault(texts, number)
+    if repeated := len(train) - len(first):
         _log.info("%d training rows have the texts of another training row", repeated)
-    if shared:
-        _log.warning("%d of %d rows of %s are training rows too", shared, len(task.report), task.report_split)
+    for name, rows in task.rows_by_split().items():
+        if name == "train":
+            continue
+        shared = [number for number, texts in enumerate(zip(*rows.texts, strict=True)) if texts in first]
+        if shared:
+            example = tuple(column[shared[0]] for column in rows.texts)
+            _log.warning(
+                "%d of %d rows of %s are training rows too, the first of them %s (equal to %s)",
+                *(len(shared), len(rows), name, rows.place(shared[0]), train.place(first[example])),
+            )
+        if train.groups is not None and rows.groups is not None:
+            both = np.flatnonzero(np.isin(rows.groups, train.groups))
+            if len(both):
+                _log.warning(
+                    "%d of %d rows of %s are of groups that have training rows too (task.group_column=%s), the first "
+                    "of them %s",
+                    *(len(both), len(rows), name, settings.group_column, rows.place(int(both[0]))),
+                )
 
 
 def _log_imbalance(task: Task) -> None:
@@ -111,12 +164,7 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
     counts = np.bincount(indices, minlength=len(labels))
     order = np.argsort(-counts, kind="stable").tolist()
     shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
-    few = "".join(
-        f"; {found} {words}"
-        for number, words in ((0, "without a row"), (1, "of a single row"))
-        if (found := int((counts == number).sum()))
-    )
-    return f"{len(labels)} classes of the training rows: {_listed(shares)}{few}"
+    return f"{len(labels)} classes of the training rows: {_listed(shares)}"
 
 
 def _listed(items: list[str]) -> str:

@@ -16,7 +16,7 @@ from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import model_files
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError
-from petl_bench.measure.environment import git, hardware, versions
+from petl_bench.measure import git, hardware, versions
 from petl_bench.methods.coda import CodaPretraining
 from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.process import file_sha256, user_path, without_home
@@ -139,6 +139,10 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
         raise RequestError(f"Two sources of texts are called {twice[0]}: name each once, and give files other names.")
     if cfg.method.start is not None:
         raise RequestError(f"method.init={cfg.method.init}: the phase has a start of its own; leave this setting out.")
+    if cfg.train.class_weights != "none":
+        raise RequestError(
+            f"train.class_weights={cfg.train.class_weights}: the phase has no classes; leave this setting out."
+        )
     if cfg.layers.name != "all":
         raise RequestError(f"layers={cfg.layers.name}: the phase trains all layers; leave this setting out.")
     for key, value, low, high in (

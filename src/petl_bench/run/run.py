@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
 from petl_bench.errors import RunError, first_line
-from petl_bench.measure.environment import git, hardware, versions
+from petl_bench.measure import git, hardware, versions
 from petl_bench.methods.peft import RankAllocation, merged
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.process import in_process_group
@@ -176,6 +176,11 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
                 "measure.inference",
                 lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
             )
+        if cfg.measure.baselines:
+            record.baselines = (
+                _try_measuring("the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task))
+                or {}
+            )
         # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
         lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         record.stored_files = lifecycle.folder.stored_files()
@@ -266,14 +271,17 @@ def _train(
     """
     from accelerate.utils import set_seed
 
+    from petl_bench.training.batches import balanced_weights
     from petl_bench.training.checkpoint import TrainingState
     from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     source, record = sources.by_split["train"], lifecycle.record
+    is_balanced = cfg.train.class_weights == "balanced"
     assert record.protocol
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
-    ranks = RankAllocation(accelerator.unwrap_model(model))
+    plain: Any = accelerator.unwrap_model(model)
+    ranks = RankAllocation(plain)
     state = TrainingState(model, accelerator.prepare_optimizer(optimizer), schedule, accelerator, extra=ranks)
     record.history = state.progress.history
 
@@ -290,6 +298,7 @@ def _train(
         higher_is_better=record.protocol.higher_is_better,
         callbacks=[ranks, evaluator, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
         checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
+        class_weights=balanced_weights(source.rows, plain.config.num_labels) if is_balanced else None,
     )
     # Dropout's random numbers start here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)
@@ -337,6 +346,16 @@ def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: 
     plain, is_merged = merged(model)
     times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)
     return describe_inference(times, length, is_merged=is_merged)
+
+
+def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
+    """Scores the baselines on the rows to report on, and logs the scores."""
+    from petl_bench.tasks.baselines import score_baselines
+
+    found, metric = score_baselines(task), task.settings.metric
+    scores = ", ".join(f"{name} {scores[metric]:.4f}" for name, scores in found.items())
+    _log.info("baselines on %s, %s: %s", task.report_split, metric, scores)
+    return found
 
 
 def _try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:

@@ -178,7 +178,8 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "metric": metric,
             "score": found.score, "interval_of_other_rows": found.interval,
             "seeds": [one.seed for one, _ in found.runs],
-            "report_rows": record.protocol.num_eval_examples, "compared_with_it": differences,
+            "report_rows": record.protocol.num_eval_examples, "baselines": record.baselines,
+            "compared_with_it": differences,
             "left_out": choice.state.left_out, "trainings": len(trained), "seconds": seconds,
             "folder": str(choice.folder.path), "run": str(choice.folder.path / run.folder),
         }  # fmt: skip
@@ -198,6 +199,9 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         else:
             write(f"score: {metric} {scale * found.score:.1f}{unit} on the rows that chose it, so probably too high")
             write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
+        if record.baselines:
+            scores = (f"{name} {scale * by[metric]:.1f}{unit}" for name, by in record.baselines.items())
+            write(f"baselines on the same rows: {', '.join(scores)}")
         for name, words in found.cheaper.items():
             one = found.comparisons[name]
             write(f"not told apart from it, and cheaper: {name} ({_points(one, scale)}; {', '.join(words)})")

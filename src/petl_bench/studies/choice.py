@@ -329,20 +329,23 @@ def _all_rows(task: TaskConfig) -> TaskConfig:
             f"task.type={task.type}: one file of it is not split here: give task.validation_file=FILE with the rows to "
             "report on."
         )
-    return replace(task, num_held_out_examples=1, protocol="standard")
+    return replace(task, num_held_out_examples=1, held_out_draw="random", protocol="standard")
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
     assert first.labels is not None
     assert second.labels is not None
     texts = tuple([*a, *b] for a, b in zip(first.texts, second.texts, strict=True))
-    return Rows(texts, np.concatenate([first.labels, second.labels]))
+    groups = None
+    if first.groups is not None and second.groups is not None:
+        groups = np.concatenate([first.groups, second.groups])
+    return Rows(texts, np.concatenate([first.labels, second.labels]), groups=groups)
 
 
 def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, np.ndarray]:
     """Draws the rows of each part, of each class its share; a class with few rows is in the training rows first.
 
-    Equal texts stay in one part, so that no reported row was trained on.
+    Equal texts, or the rows of a group, stay in one part, so that no reported row was trained on.
     """
     if len(rows) < _FEWEST_ROWS:
         raise RequestError(
@@ -350,7 +353,8 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
             "choose by and some to report on."
         )
     order, classes = np.random.default_rng(task.data_seed).permutation(len(rows)), _classes(rows, labels)
-    first: dict[tuple[str, ...], str] = {}
+    together = list(zip(*rows.texts, strict=True)) if rows.groups is None else rows.groups.tolist()
+    first: dict[Any, str] = {}
     parts: dict[str, list[int]] = {"train": [], "selection": [], "report": []}
     # One of so many rows of a class.
     every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
@@ -363,8 +367,7 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
                 if number % every["selection"] == 2
                 else "train"
             )
-            text = tuple(column[row] for column in rows.texts)
-            parts[first.setdefault(text, part)].append(int(row))
+            parts[first.setdefault(together[row], part)].append(int(row))
     for part in ("selection", "report"):
         if len(parts[part]) < _FEWEST_ROWS // 10:
             raise RequestError(
@@ -381,6 +384,8 @@ def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -
     for number, texts in enumerate(zip(*rows.texts, strict=True)):
         label = float(rows.labels[number]) if labels is None else labels[int(rows.labels[number])]
         row = dict(zip(task.text_columns, texts, strict=True)) | {task.label_column: label}
+        if task.group_column is not None and rows.groups is not None:
+            row[task.group_column] = rows.groups[number]
         lines.append(json.dumps(row, ensure_ascii=False))
     text = "\n".join(lines) + "\n"
     if not file.is_file() or file.read_text(encoding="utf-8") != text:

@@ -286,8 +286,8 @@ class _Maker:
         if step.subset is not None:
             subset = self._rows.subsets[step.subset]
             times = "true" if self._limits.latency_ms is not None else "false"
-            measure = [f"measure.inference={times}", "measure.ledger=false", "measure.predictions=false"]
-            added, share = [*subset.overrides, *measure], subset.share
+            measure = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
+            added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
         planned = []
         for one in step.candidates:
             settings = last_of_each_key([*settings_of(one, self._overrides), *added])

@@ -154,7 +154,8 @@ def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
     wanted = [key for key in ("task.text_columns", "task.label_column") if key not in given]
     if not wanted:
         return settings
-    table = read_table(path, "data", read_table(path, "data", ()).names)
+    names = [name for name in read_table(path, "data", ()).names if name != given.get("task.group_column")]
+    table = replace(read_table(path, "data", names), names=names)
     label = given.get("task.label_column") or _label_column(table)
     taken = []
     if "task.text_columns" in wanted:

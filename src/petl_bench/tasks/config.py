@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -84,6 +84,16 @@ class TaskConfig:
         choices=("standard", "held_out", "test"),
     )
     num_held_out_examples: int = setting(1000, "Training rows that are kept apart, at most a fifth of them.")
+    held_out_draw: str = setting(
+        "random",
+        "How rows are held out of the training rows. stratified: of each class its share; at random where there are no "
+        "classes, where some are too small, and where the training rows are drawn by class.",
+        choices=("random", "stratified"),
+    )
+    group_column: str | None = setting(
+        None,
+        "Column that says which rows belong together, such as those of one document: they are held out together.",
+    )
     fewclue_split: str | None = setting(
         None, "Of a task of FewCLUE, which of its splits: 0 to 4, or few_all; in place of rows that a seed draws."
     )
@@ -100,6 +110,27 @@ class TaskConfig:
         42, "Seed of drawn and held-out rows, of classes left out and of generated sentences; apart from train.seed."
     )
     max_length: int = setting(128, "Tokens of a row at most, special tokens included; the rest is cut.")
+
+
+def has_validation(task: TaskConfig) -> bool:
+    """Whether the task brings rows to report on; a custom task may leave them to be held out of its training file."""
+    return task.source != "files" or task.validation_file is not None
+
+
+def holds_out(task: TaskConfig) -> bool:
+    """Whether some of the training rows are held out."""
+    return task.protocol == "held_out" or not has_validation(task)
+
+
+def holds_out_by_class(task: TaskConfig) -> bool:
+    """Whether held-out rows are drawn by class: not where groups, or training rows drawn by class, decide on them."""
+    is_free = task.group_column is None and task.rows_per_class is None and task.class_share is None
+    return task.held_out_draw == "stratified" and task.type == "classification" and holds_out(task) and is_free
+
+
+def with_effective_draw(task: TaskConfig) -> TaskConfig:
+    """The task with `held_out_draw=random` where its value changes no row, so that it changes no run key either."""
+    return task if holds_out_by_class(task) else replace(task, held_out_draw="random")
 
 
 def check_task(task: TaskConfig) -> None:
@@ -179,6 +210,10 @@ def _check_names(task: TaskConfig) -> None:
         raise RequestError("task.text_columns names no column: give those that hold the texts.")
     if task.label_column in task.text_columns:
         raise RequestError(f"task.text_columns and task.label_column are both {task.label_column!r}.")
+    if task.group_column == task.label_column:
+        raise RequestError(f"task.group_column and task.label_column are both {task.label_column!r}.")
+    if task.group_column is not None and task.source == "demo":
+        raise RequestError(f"task.group_column={task.group_column} names a column, but task={task.name} is generated.")
     for key, names in (("text_columns", task.text_columns), ("labels", task.labels or [])):
         if twice := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"task.{key} names {twice[0]!r} twice.")

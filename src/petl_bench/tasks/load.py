@@ -13,8 +13,9 @@ from petl_bench.errors import RequestError
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.tasks.columns import find_transform
-from petl_bench.tasks.config import ExtraSplit, TaskConfig
+from petl_bench.tasks.config import ExtraSplit, TaskConfig, has_validation
 from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.draw import draw_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
@@ -141,7 +142,7 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
         reported, report_split = read_split("test" if settings.protocol == "test" else "validation")
     # Rows of classes that are left out neither train nor select; those to report on are out of distribution.
     ood = ood_rows(settings, reported, classes, data_root)
-    held_out, train = _hold_out(settings, without_texts_of(of_classes(all_train, classes), ood), labels)
+    held_out, train = draw_rows(settings, without_texts_of(of_classes(all_train, classes), ood), labels)
     report = of_classes(reported, classes)
     if not has_validation(settings):
         assert held_out is not None
@@ -172,11 +173,6 @@ def _warn_of_tags(task: Task) -> None:
             "entities that begin with the tag of an inner word, and are read as entities: %s",
             ", ".join(f"{count:,} of {name}" for name, count in counts.items()),
         )
-
-
-def has_validation(settings: TaskConfig) -> bool:
-    """Whether the task brings rows to report on; a custom task may leave them to be held out of its training file."""
-    return settings.source != "files" or settings.validation_file is not None
 
 
 def _read_rows(settings: TaskConfig, role: str, labels: list[str] | None, data_root: str | None) -> Rows:
@@ -210,7 +206,7 @@ def _demo_rows(settings: TaskConfig, role: str) -> Rows:
 
 def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table:
     """Reads the table of a role: `train`, `validation` or `test`."""
-    columns = [*columns_of_texts(settings), settings.label_column]
+    columns = [*columns_of_texts(settings), settings.label_column, *filter(None, [settings.group_column])]
     if settings.source in ("files", "folder"):
         key = f"{role}_file"
         file = getattr(settings, key)
@@ -310,82 +306,6 @@ def trained_labels(settings: TaskConfig) -> list[str] | None:
     labels = find_labels(settings)
     classes = known_classes(settings, labels)
     return labels if labels is None or classes is None else [labels[index] for index in classes]
-
-
-def _hold_out(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tuple[Rows | None, Rows]:
-    """Splits training rows into held-out ones (None where the protocol needs none) and those to train on.
-
-    One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
-    With `rows_per_class` the first K of each class train, with `class_share` as many of each as its share comes to.
-    """
-    if not has_validation(settings):
-        if settings.protocol == "held_out":
-            raise RequestError("task.protocol=held_out needs task.validation_file to report on.")
-        num_held_out = min(settings.num_held_out_examples, len(rows) // 5)
-        if num_held_out == 0:
-            raise RequestError(f"{len(rows)} training rows are too few to hold some out: give task.validation_file.")
-    else:
-        num_held_out = settings.num_held_out_examples if settings.protocol == "held_out" else 0
-    wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
-    key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")
-    if wanted[key] is None and num_held_out == 0:
-        return None, rows
-    order = np.random.default_rng(settings.data_seed).permutation(len(rows))
-    if settings.rows_per_class is not None:
-        assert labels is not None
-        counts = np.full(len(labels), settings.rows_per_class)
-        order, num_train = _few_of_each_first(rows, order, counts, labels, f"rows_per_class={settings.rows_per_class}")
-    elif settings.class_share is not None:
-        assert labels is not None
-        assert settings.num_train_examples is not None
-        counts = _in_shares(settings.num_train_examples, settings.class_share)
-        order, num_train = _few_of_each_first(rows, order, counts, labels, f"class_share={settings.class_share}")
-    else:
-        num_train = len(rows) - num_held_out if settings.num_train_examples is None else settings.num_train_examples
-    if num_train < 1 or num_train + num_held_out > len(rows):
-        raise RequestError(
-            f"task.{key}={wanted[key]} and {num_held_out} held-out rows do not fit into the {len(rows)} training rows: "
-            f"lower task.{key} or task.num_held_out_examples."
-        )
-    held_out = rows.take(np.sort(order[num_train : num_train + num_held_out])) if num_held_out else None
-    return held_out, rows.take(np.sort(order[:num_train]))
-
-
-def _in_shares(count: int, shares: list[float]) -> np.ndarray:
-    """Splits a number of rows by shares; what rounding down leaves over goes to the largest remainders."""
-    exact = count * np.array(shares)
-    counts = np.floor(exact + 1e-9).astype(int)
-    largest = np.argsort(counts - exact, kind="stable")[: count - counts.sum()]
-    counts[largest] += 1
-    return counts
-
-
-def _few_of_each_first(
-    rows: Rows, order: np.ndarray, counts: np.ndarray, labels: list[str], setting: str
-) -> tuple[np.ndarray, int]:
-    """Moves the first rows of each class to the front of an order; also returns how many rows these are.
-
-    Args:
-        rows: The training rows.
-        order: Their positions in the order of the draw.
-        counts: How many of each class are wanted, shape (classes,).
-        labels: The names of the classes.
-        setting: What asks for them, for messages.
-    """
-    assert rows.labels is not None
-    numbers = np.bincount(rows.labels, minlength=len(labels))
-    if (numbers < counts).any():
-        short = int((numbers - counts).argmin())
-        remedy = f"lower it to {numbers[short]} or less" if setting.startswith("rows_per_class") else "lower its share"
-        if not numbers[short]:
-            remedy = "leave classes without rows out of task.labels"
-        raise RequestError(
-            f"task.{setting}: the class {labels[short]!r} has {numbers[short]} training rows, fewer than the "
-            f"{counts[short]} that are wanted: {remedy}."
-        )
-    classes = rows.labels[order]
-    first = np.concatenate([order[classes == index][:count] for index, count in enumerate(counts)])
-    return np.concatenate([first, order[~np.isin(order, first)]]), len(first)
 
 
 def _extra(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def of_classes(rows: Rows, classes: list[int] | None) -> Rows:
         return rows
     found = rows.take(np.flatnonzero(np.isin(rows.labels, classes)))
     assert found.labels is not None
-    return Rows(found.texts, np.searchsorted(classes, found.labels))
+    return replace(found, labels=np.searchsorted(classes, found.labels))
 
 
 def ood_rows(settings: TaskConfig, report: Rows, classes: list[int] | None, data_root: str | None) -> Rows | None:

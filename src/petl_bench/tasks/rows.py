@@ -8,9 +8,9 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -41,21 +41,36 @@ class Rows:
         labels: Class indices (int64) or targets (float64), shape (rows,); of multi-label rows, 1 for each label that a
             row has and else 0 (float32), shape (rows, classes); None where there are none.
         num_left_out: How many further rows their table holds, which have no label (`task.unlabelled`).
+        groups: What `task.group_column` says of each row, shape (rows,); None without such a column.
+        table: The table that they were read from, without its columns; None where there is none.
+        positions: Where each row is in that table, shape (rows,); None where there is none.
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray | None
     num_left_out: int = field(default=0, kw_only=True)
+    groups: np.ndarray | None = field(default=None, kw_only=True)
+    table: Table | None = field(default=None, kw_only=True)
+    positions: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.texts[0])
 
-    def take(self, indices: np.ndarray) -> Rows:
+    def take(self, indices: np.ndarray) -> Self:
         """The rows at these positions, in this order."""
-        return Rows(
-            tuple([column[i] for i in indices] for column in self.texts),
-            None if self.labels is None else self.labels[indices],
+        return replace(
+            self,
+            texts=tuple([column[i] for i in indices] for column in self.texts),
+            labels=None if self.labels is None else self.labels[indices],
+            groups=None if self.groups is None else self.groups[indices],
+            positions=None if self.positions is None else self.positions[indices],
         )
+
+    def place(self, row: int) -> str:
+        """Where a row was read, for messages; the first one has index 0."""
+        if self.table is None or self.positions is None:
+            return f"row {row + 1}"
+        return self.table.place(int(self.positions[row]))
 
     def ids(self) -> np.ndarray:
         """Names rows by 16 hex digits of the sha256 of their texts, joined by zero bytes; shape (rows,)."""
@@ -85,7 +100,8 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     Raises:
         RequestError: If a text column is missing, a cell holds no text, or a label is none of `labels`.
     """
-    num_rows, table = table.num_rows, _without_unlabelled(table, task)
+    whole, kept = table, _labelled(table, task)
+    table = table.take(kept) if len(kept) < table.num_rows else table
     texts = tuple(_text_column(table, column) for column in task.text_columns)
     if not texts[0]:
         raise RequestError(f"{table.source} holds no rows.")
@@ -98,14 +114,38 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
             values = _label_sets(table, task, labels, numbered=is_numbered)
         else:
             values = _label_values(table, task.label_column, labels, numbered=is_numbered)
-    return Rows(texts, values, num_left_out=num_rows - len(texts[0]))
+    return Rows(
+        texts,
+        values,
+        num_left_out=whole.num_rows - len(kept),
+        groups=group_names(table, task),
+        table=replace(whole, columns={}),
+        positions=np.array(kept),
+    )
 
 
-def _without_unlabelled(table: Table, task: TaskConfig) -> Table:
-    """The rows whose label is none of those that mark a row without one."""
+def group_names(table: Table, task: TaskConfig) -> np.ndarray | None:
+    """What `task.group_column` says of each row, shape (rows,); None where the table has no such column.
+
+    Raises:
+        RequestError: If a cell says nothing.
+    """
+    column = task.group_column
+    if column is None or column not in table.columns:
+        return None
+    values = table.columns[column]
+    for row, value in enumerate(values):
+        if _is_missing(value) or not str(value).strip():
+            raise RequestError(f"{table.place(row)}: task.group_column={column} is empty: name the group of each row.")
+    # Written as labels are, so that the numbers of one file are those of another one.
+    return np.array([label_name(value, table.place(row), column) for row, value in enumerate(values)], dtype=object)
+
+
+def _labelled(table: Table, task: TaskConfig) -> list[int]:
+    """The positions of the rows whose label is none of those that mark a row without one."""
     column = task.label_column
     if not task.unlabelled or column not in table.columns:
-        return table
+        return list(range(table.num_rows))
     names = [label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column])]
     kept = [row for row, name in enumerate(names) if name not in task.unlabelled]
     if names and not kept:
@@ -113,7 +153,7 @@ def _without_unlabelled(table: Table, task: TaskConfig) -> Table:
             f"{table.source} hides its labels: all are among task.unlabelled={task.unlabelled}. Its rows can be "
             "predicted but not trained or scored on."
         )
-    return table.take(kept)
+    return kept
 
 
 def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:

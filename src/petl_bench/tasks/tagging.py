@@ -13,14 +13,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from petl_bench.errors import RequestError
 from petl_bench.tasks.config import TaskConfig
 from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
-from petl_bench.tasks.rows import Rows, check_text
+from petl_bench.tasks.rows import Rows, check_text, group_names
 from petl_bench.tasks.tables import Table
 
 # Begins a document in the files of CoNLL-2003; it is no word.
@@ -52,10 +52,9 @@ class TaggedRows(Rows):
         """Words of sentence i are `word_offsets[i]:word_offsets[i + 1]` of all words; shape (rows + 1,)."""
         return np.concatenate([[0], np.cumsum([len(spans) for spans in self.spans])]).astype(np.int64)
 
-    def take(self, indices: np.ndarray) -> TaggedRows:
+    def take(self, indices: np.ndarray) -> Self:
         """The sentences at these positions, in this order."""
-        plain = super().take(indices)
-        return TaggedRows(plain.texts, plain.labels, tuple(self.spans[i] for i in indices))
+        return replace(super().take(indices), spans=tuple(self.spans[i] for i in indices))
 
     def fingerprint(self) -> str:
         """Hex sha256 of texts, words and tags."""
@@ -229,7 +228,14 @@ def tagged_rows(table: Table, task: TaskConfig, labels: list[str] | None) -> Tag
         _log.warning(
             "%s: %d entities left out, as they overlap longer ones and a word has one tag", table.source, left_out
         )
-    rows = TaggedRows(([text for text, *_ in sentences],), None, tuple(spans for _, spans, *_ in sentences))
+    rows = TaggedRows(
+        ([text for text, *_ in sentences],),
+        None,
+        tuple(spans for _, spans, *_ in sentences),
+        groups=group_names(table, task),
+        table=replace(table, columns={}),
+        positions=np.arange(len(sentences)),
+    )
     if labels is None or task.label_column not in table.columns:
         return rows
     indices = {name: index for index, name in enumerate(labels)}

@@ -150,12 +150,43 @@ def collate(rows: TokenRows, indices: np.ndarray) -> Batch:
     return Batch(inputs, labels, int(lengths.sum()), mask.size)
 
 
-def loss_terms(rows: TokenRows, indices: np.ndarray) -> int:
-    """Number of terms over which the loss of these rows is a mean: rows, or the words that have a label."""
-    if rows.read_tokens is None:
-        return len(indices)
-    tokens, offsets = rows.read_tokens
-    return int(sum((tokens[offsets[row] : offsets[row + 1]] >= 0).sum() for row in indices))
+def loss_terms(rows: TokenRows, indices: np.ndarray, class_weights: np.ndarray | None = None) -> float:
+    """Number of terms over which the loss of these rows is a mean: rows, or the words that have a label.
+
+    Args:
+        rows: All rows.
+        indices: The rows that are meant.
+        class_weights: The weight of each class, shape (classes,): the terms are then counted with the weights of their
+            classes. None: all weigh 1.
+    """
+    labelled = indices
+    if rows.read_tokens is not None:
+        tokens, offsets = rows.read_tokens
+        words = np.concatenate([tokens[:0], *(tokens[offsets[row] : offsets[row + 1]] for row in indices)])
+        labelled = words[words >= 0]
+    if class_weights is None:
+        return len(labelled)
+    assert rows.labels is not None
+    return float(class_weights[rows.labels[labelled]].sum())
+
+
+def balanced_weights(rows: TokenRows, num_classes: int) -> np.ndarray:
+    """Weights with which every class has the same part in the loss of all rows: scikit-learn's `balanced`.
+
+    Args:
+        rows: The training rows, of classes or tags.
+        num_classes: Number of classes; those without a row get the weight 1.
+
+    Returns:
+        Rows, or words, over the number of classes that occur and the rows of the class; shape (classes,).
+    """
+    from sklearn.utils.class_weight import compute_class_weight
+
+    assert rows.labels is not None
+    labels = rows.labels[rows.labels != NO_LABEL]
+    found, weights = np.unique(labels), np.ones(num_classes)
+    weights[found] = compute_class_weight("balanced", classes=found, y=labels)
+    return weights
 
 
 def _label_dtype(labels: np.ndarray) -> np.ndarray:

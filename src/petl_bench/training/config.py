@@ -25,6 +25,12 @@ class TrainConfig:
         "length_grouped: rows of like length share a batch. shuffled: batches are strictly random.",
         choices=("length_grouped", "shuffled"),
     )
+    class_weights: str = setting(
+        "none",
+        "balanced: rows, or words in tagging, weigh in the loss what their class lacks, so that every class has the "
+        "same part in it. none: all weigh the same.",
+        choices=("none", "balanced"),
+    )
     learning_rate: float = setting(MISSING, "The highest learning rate; unless given, method.default_learning_rate.")
     head_learning_rate: float | None = setting(
         None, "That of the head; unless given, method.default_head_learning_rate. null: the same as learning_rate."
@@ -92,9 +98,14 @@ class TrainConfig:
     )
 
 
-def check_train(train: TrainConfig) -> None:
-    """Raises RequestError for a value outside its range."""
+def check_train(train: TrainConfig, task_type: str) -> None:
+    """Raises RequestError for a value outside its range, or one that does not fit the type of the task."""
     check_choices("train", train)
+    if train.class_weights != "none" and task_type not in ("classification", "tagging"):
+        raise RequestError(
+            f"train.class_weights={train.class_weights} is for rows of one class each, and for tagging, not for "
+            f"task.type={task_type}: use train.class_weights=none."
+        )
     counts = ("epochs", "max_steps", "batch_size", "accumulation", "eval_batch_size", "evaluate_every",
               "early_stopping_patience")  # fmt: skip
     for key in counts:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from petl_bench.errors import DivergedError
@@ -81,6 +82,7 @@ class TrainingLoop:
         higher_is_better: Whether higher values of that metric are better.
         callbacks: Called at the events of the training, in this order.
         checkpoints: Where the training continues from, and where it writes its state; None for neither.
+        class_weights: The weight of each class in the loss, shape (classes,); None: all weigh the same.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class TrainingLoop:
         higher_is_better: bool,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
+        class_weights: np.ndarray | None = None,
     ) -> None:
         self.state, self.source, self.train, self.evaluate = state, source, train, evaluate
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.callbacks, self.checkpoints = callbacks, checkpoints
-        self.accelerator = state.accelerator
+        self.accelerator, self.class_weights = state.accelerator, class_weights
         self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = steps_per_epoch(len(source.rows), train)
         self.total_steps = num_training_steps(len(source.rows), train)
@@ -166,7 +169,7 @@ class TrainingLoop:
         schedule advance.
         """
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
-        num_terms = loss_terms(self.source.rows, indices)
+        num_terms = loss_terms(self.source.rows, indices, self.class_weights)
         losses = []
         for number, part in enumerate(passes, start=1):
             is_last = number == len(passes)
@@ -186,17 +189,20 @@ class TrainingLoop:
         progress.losses.append(torch.stack(losses).sum())
         progress.num_examples += len(indices)
 
-    def _forward_backward(self, indices: np.ndarray, terms_of_batch: int) -> torch.Tensor:
+    def _forward_backward(self, indices: np.ndarray, terms_of_batch: float) -> torch.Tensor:
         """Adds the gradient of these rows' share of the batch's mean loss, and returns that share of the loss."""
         world = self.accelerator.num_processes
         mine = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
         batch = self.source.batch(mine if len(mine) else indices[:1])
-        terms = loss_terms(self.source.rows, mine)
+        terms = loss_terms(self.source.rows, mine, self.class_weights)
         with self.accelerator.autocast():
             outputs = self.source.forward(self.state.model, batch, batch.labels)
+            loss = outputs.loss
+            if self.class_weights is not None and batch.labels is not None:
+                loss = reweighted(loss, outputs.logits, batch.labels, self.class_weights)
         # The mean over no term is no number.
-        share = outputs.loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
+        share = loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)
         if len(mine):
@@ -287,6 +293,24 @@ class TrainingLoop:
                 f"The loss is not finite by update {self.state.progress.num_steps}: lower train.learning_rate "
                 f"(now {self.train.learning_rate:g}) or use train.precision=fp32."
             )
+
+
+def reweighted(
+    loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, class_weights: np.ndarray
+) -> torch.Tensor:
+    """A loss with its mean over rows, or words, exchanged for the mean that the weights of their classes give.
+
+    What a method has added to the loss, as AdaLoRA does, stays.
+
+    Args:
+        loss: The model's loss.
+        logits: Its outputs, shape (..., classes).
+        labels: Class indices, shape (...); those of `NO_LABEL` are not looked at.
+        class_weights: Shape (classes,).
+    """
+    weights = torch.as_tensor(class_weights, dtype=torch.float32, device=logits.device)
+    rows, classes = logits.flatten(0, -2), labels.flatten()
+    return loss - cross_entropy(rows, classes) + cross_entropy(rows, classes, weight=weights)
 
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
