@@ -14,7 +14,7 @@ from petl_bench.config import load_config
 from petl_bench.records.predictions import PREDICTIONS_FILE
 from petl_bench.records.store import RECORD_FILE, read_record, write_record
 from petl_bench.records.study_file import StudyFile
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.trackers.sync import sync
 from petl_bench.trackers.tracker import MARKER_FILE, read_mirrors, record_hash

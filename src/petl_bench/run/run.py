@@ -29,8 +29,7 @@ from petl_bench.run.describe import (
     log_tokens,
 )
 from petl_bench.run.evaluate import Evaluator, ProgressReport
-from petl_bench.run.identity import identify
-from petl_bench.run.lifecycle import RunLifecycle
+from petl_bench.run.lifecycle import RunLifecycle, identify
 from petl_bench.run.ood import detect
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
