@@ -34,7 +34,6 @@ from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder,
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import NoTracker, RunIdentity, Tracker, named
-from petl_bench.training.device import wait_for_group
 
 # Settings that name places on this machine.
 RECORDED_PATHS = (
@@ -191,6 +190,9 @@ class RunLifecycle(Generic[R]):
             if self.is_main:
                 self._write(failure)
             if isinstance(failure, DivergedError):
+                # Imported here, as it brings torch, which naming a run does not need.
+                from petl_bench.training.device import wait_for_group
+
                 # All processes of a group diverge at once, and its launcher ends them all when the first of them ends.
                 wait_for_group()
         finally:
