@@ -33,6 +33,8 @@ class BackboneConfig:
     package_folder: str = ""
     # Of model.safetensors; checked at load.
     sha256: str | None = None
+    # The licence of the weights, as the hub writes it; null: unknown.
+    license: str | None = None
     # A local folder in the Hugging Face format; takes the place of hub_id and package.
     path: str | None = None
     weights: str = "pretrained"

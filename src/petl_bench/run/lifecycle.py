@@ -1,6 +1,6 @@
-"""A run from its name to its end: its key and folder, and how it ended.
+"""A run from its name to its end, and opened again.
 
-It ends as finished, failed, out of memory, diverged or interrupted.
+Its key and folder; how it ended: finished, failed, out of memory, diverged or interrupted; what a finished one holds.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
+from petl_bench.backbones.anatomy import resolved_layers
+from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import model_files
-from petl_bench.config import RunConfig, resolved
+from petl_bench.config import RunConfig, config_from_dict, resolved
 from petl_bench.errors import (
     DivergedError,
     Interrupted,
@@ -30,7 +33,17 @@ from petl_bench.errors import (
 )
 from petl_bench.process import file_sha256, is_main_process, raise_interrupted, user_path, without_home
 from petl_bench.records.run_key import backbone_name, run_key, run_name
-from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RunFolder, find_adapter
+from petl_bench.records.schema import Record
+from petl_bench.records.store import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
+    DETECTOR_FILE,
+    MODEL_FOLDER,
+    RunFolder,
+    find_adapter,
+)
+from petl_bench.tasks.load import find_labels
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files
 from petl_bench.trackers.tracker import NoTracker, RunIdentity, Tracker, named
@@ -48,6 +61,9 @@ RECORDED_PATHS = (
 
 # What file systems allow, less the endings of files that are being written.
 _LONGEST_FOLDER = 220
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
@@ -295,3 +311,88 @@ def _signals_ignored() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run, and the backbone that its weights belong to.
+
+    Attributes:
+        labels: Names of the classes or tags in the order of the model's outputs; None for regression.
+    """
+
+    folder: RunFolder
+    record: Record
+    config: RunConfig
+    backbone: Backbone
+    labels: list[str] | None
+
+    def load_model(self) -> nn.Module:
+        """The trained model.
+
+        Raises:
+            RequestError: If the run kept no weights.
+            RunError: If they cannot be read.
+        """
+        from accelerate.utils import set_seed
+
+        from petl_bench.model import load_trained
+
+        # A backbone with random weights is the one that was trained only under the same seed.
+        set_seed(self.config.train.seed)
+        return load_trained(self.folder, self.backbone, self.labels)
+
+
+def open_finished(run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> FinishedRun:
+    """Opens a finished run whose weights, if it kept any, are those that it wrote.
+
+    Args:
+        run_dir: The run's folder.
+        base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
+        any_base: Whether to go on with another backbone than the one that the run was trained on.
+
+    Raises:
+        RequestError: If there is no finished run, or the backbone is missing or another one.
+    """
+    folder = RunFolder(Path(run_dir))
+    try:
+        record = folder.read_whole()
+        if record is None or record.status != "finished":
+            raise RequestError(f"{folder.path} holds no finished run (result.json).")
+        for part in (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE):
+            if (folder.path / part).exists():
+                folder.check_stored(record, part)
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+    config: RunConfig = config_from_dict(record.config)
+    labels = find_labels(config.task) if record.ood is None else record.ood.classes
+    backbone = _backbone_of(folder.path, record, config, base)
+    _check_base(record, backbone, folder.path, any_base=any_base)
+    return FinishedRun(folder, record, config, backbone, labels)
+
+
+def _backbone_of(folder: Path, record: Record, config: RunConfig, base: str | None) -> Backbone:
+    layers, settings = resolved_layers(config.layers, record.layers), config.backbone
+    if (folder / MODEL_FOLDER).is_dir():
+        # The run kept the whole model and its tokenizer, so it needs no other.
+        settings = replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained")
+        return open_backbone(settings, layers, task_type=config.task.type)
+    try:
+        return open_backbone(replace(settings, path=base or settings.path), layers, task_type=config.task.type)
+    except RequestError as error:
+        if settings.path is None and base is None:
+            raise
+        raise RequestError(f"{error} If the backbone of {folder} has moved, give its folder with --base.") from error
+
+
+def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
+    """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
+    then, now = record.base_files, backbone.file_hashes()
+    if (folder / MODEL_FOLDER).is_dir() or then is None or now is None or then == now:
+        return
+    changed = ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
+    assert backbone.source
+    message = f"The backbone in {backbone.source.folder} differs from the one that {folder} was trained on ({changed})"
+    if not any_base:
+        raise RequestError(f"{message}: give the folder of that one with --base, or use this one with --any-base.")
+    _log.warning("%s, and is used all the same.", message)
