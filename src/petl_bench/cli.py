@@ -247,7 +247,7 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
     predict.add_argument(
-        "--out", metavar="FILE", help="of --file: write a .csv, .jsonl or .parquet file with the texts"
+        "--out", metavar="FILE", help="of --file: a .csv, .jsonl or .parquet file to write, with texts"
     )
     predict.add_argument("--id-column", metavar="NAME", help="of --file: names the rows in --out; default: numbers")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
@@ -265,9 +265,7 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since the run"
-    )
+    command.add_argument("--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since")
     command.add_argument("--any-base", action="store_true", help="go on with another backbone than the run's, too")
 
 

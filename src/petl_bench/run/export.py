@@ -140,8 +140,13 @@ def _listing(items: dict[str, Any]) -> str:
 
 def _usage(config: RunConfig, record: Record, form: str) -> str:
     """How the model is loaded and asked, as code."""
-    kind = f"AutoModelFor{'Token' if config.task.type == 'tagging' else 'Sequence'}Classification"
+    is_tagger = config.task.type == "tagging"
+    kind = f"AutoModelFor{'Token' if is_tagger else 'Sequence'}Classification"
     texts = '"a text"' if len(config.task.text_columns) == 1 else '"a text", "the second one"'
+    # Words are tokenized one by one, by byte-pair tokenizers as behind a space.
+    texts, space = (
+        (f"{texts}.split(), is_split_into_words=True", ", add_prefix_space=True") if is_tagger else (texts, "")
+    )
     asked = f"inputs = tokenizer({texts}, truncation=True, max_length={config.task.max_length}, return_tensors="
     if form == "onnx":
         code = [
@@ -149,7 +154,8 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             "from transformers import AutoConfig, AutoTokenizer",
             "",
             'folder = "."  # of this file',
-            "config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
+            "config = AutoConfig.from_pretrained(folder)",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
             f'session = onnxruntime.InferenceSession(f"{{folder}}/{ONNX_FILE}")',
             f'{asked}"np")',
             "inputs = {one.name: inputs[one.name] for one in session.get_inputs()}",
@@ -161,8 +167,9 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             f"from transformers import {kind}, AutoTokenizer",
             "",
             'folder = "."  # of this file',
-            f"model, tokenizer = {kind}.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)",
+            f"model = {kind}.from_pretrained(folder).eval()",
             "config = model.config",
+            f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
         ]
     elif config.backbone.weights == "random":
         return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
@@ -178,9 +185,10 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             f'base = "{_base_name(config)}"' + ("  # the folder of the base model" if config.backbone.path else ""),
             'folder = "."  # of this file',
             f'config = AutoConfig.from_pretrained(f"{{folder}}/{MODEL_CONFIG}")',
-            f"model = {kind}.from_pretrained(base, config=config)",
+            "# A head that the base may have gives way to that of the adapter.",
+            f"model = {kind}.from_pretrained(base, config=config, ignore_mismatched_sizes=True)",
             f"model = {'load_adapter' if is_ours else 'PeftModel.from_pretrained'}(model, folder).eval()",
-            "tokenizer = AutoTokenizer.from_pretrained(base)",
+            f"tokenizer = AutoTokenizer.from_pretrained(base{space})",
         ]
     if form != "onnx":
         code += [f'{asked}"pt")', "with torch.no_grad():", "    outputs = model(**inputs).logits[0]"]
@@ -310,7 +318,7 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         torch.onnx.export(
-            _LogitsOnly(model, list(inputs)),
+            _LogitsOnly(model, list(inputs)).eval(),
             tuple(inputs.values()),
             folder / ONNX_FILE,
             input_names=list(inputs),
@@ -323,7 +331,7 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
     except Exception as error:  # of torch's exporter and of onnxruntime, which have many
         _log.debug("the export to ONNX failed", exc_info=error)
         raise RequestError(
-            f"method={run.config.method.name} on {run.config.backbone.name} cannot be exported to ONNX: "
+            f"method={run.config.method.name} on {_base_name(run.config)} cannot be exported to ONNX: "
             f"{first_line(error)}"
         ) from error
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]

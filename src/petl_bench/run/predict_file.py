@@ -28,14 +28,18 @@ class FilePredictions:
 
     Attributes:
         predictor: The run's model.
-        rows: What was asked of each row, in order: its id, its texts and, if the file has labels, `gold`.
+        ids: The names of the rows, in order.
+        texts: Their texts by column.
+        gold: Their labels as the file has them; None where it has no column of labels.
         predictions: The answers.
         scores: The run's metrics on the rows that have a label; empty where none has.
         num_scored: The number of these rows.
     """
 
     predictor: Predictor
-    rows: list[dict[str, Any]]
+    ids: list[Any]
+    texts: dict[str, list[str]]
+    gold: list[Any] | None
     predictions: list[Prediction]
     scores: dict[str, float]
     num_scored: int
@@ -46,11 +50,11 @@ class FilePredictions:
 
     def summary(self) -> dict[str, Any]:
         """Numbers of rows, and the scores."""
-        return {"rows": len(self.rows), "scored_rows": self.num_scored, "scores": self.scores}
+        return {"rows": len(self.ids), "scored_rows": self.num_scored, "scores": self.scores}
 
     def __str__(self) -> str:
         scores = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        return f"{len(self.rows):,} rows" + (f"; {self.num_scored:,} of them have a label:  {scores}" if scores else "")
+        return f"{len(self.ids):,} rows" + (f"; {self.num_scored:,} of them have a label:  {scores}" if scores else "")
 
     def write(self, out: str) -> None:
         """Writes one line a row to a .csv, .jsonl or .parquet file.
@@ -58,16 +62,15 @@ class FilePredictions:
         Raises:
             RequestError: If the file's ending is none of these, or a text column is called like a column of answers.
         """
-        file = user_path(out, "--out")
         answers = [_content(one) for one in self.predictions]
-        if file.suffix != ".jsonl":
+        if check_out(out) != ".jsonl":
             answers = [_flat(one) for one in answers]
-        if twice := self.rows[0].keys() & answers[0].keys():
-            raise RequestError(
-                f"--out={out} has a column {min(twice)!r} of its own: rename the text column of this name."
-            )
-        lines = [asked | answer for asked, answer in zip(self.rows, answers, strict=True)]
-        with atomic_write(file) as partial:
+        asked = [("id", self.ids), *self.texts.items(), *([] if self.gold is None else [("gold", self.gold)])]
+        names = [*(name for name, _ in asked), *answers[0]]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RequestError(f"--out has a column {twice[0]!r} of its own: rename the column of the texts.")
+        lines = [{name: values[row] for name, values in asked} | answer for row, answer in enumerate(answers)]
+        with atomic_write(user_path(out, "--out")) as partial:
             _WRITERS[check_out(out)](lines, partial)
 
 
@@ -137,18 +140,15 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
     rows = rows_of_table(replace(table, columns=unlabelled), task, predictor.labels)
     predictions, answers = predictor.answer(rows)
     ids = range(1, len(rows) + 1) if id_column is None else table.column(id_column, f"--id-column={id_column}")
-    asked = [
-        {"id": name, **dict(zip(task.text_columns, texts, strict=True))}
-        for name, *texts in zip(ids, *rows.texts, strict=True)
-    ]
     scores: dict[str, float] = {}
     scored: list[int] = []
-    if task.label_column in table.columns:
-        asked = [one | {"gold": gold} for one, gold in zip(asked, table.columns[task.label_column], strict=True)]
+    gold = table.columns.get(task.label_column)
+    if gold is not None:
         scored, references = _references(table, predictor)
         if scored:
             scores = compute_metrics(list(task.metrics), answers[scored], references)
-    return FilePredictions(predictor, asked, predictions, scores, len(scored))
+    texts = dict(zip(task.text_columns, rows.texts, strict=True))
+    return FilePredictions(predictor, list(ids), texts, gold, predictions, scores, len(scored))
 
 
 def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
