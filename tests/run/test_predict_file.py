@@ -208,6 +208,17 @@ def test_an_output_column_does_not_take_the_place_of_a_text(predict, tmp_path):
     assert "--out has a column 'id' of its own" in messages
 
 
+def test_a_column_of_several_types_is_no_parquet(predict, tmp_path):
+    rows = [{"key": 1, "question": "ccc"}, {"key": "two", "question": "bbbb"}]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = ("--id-column", "key", "--out")
+    code, _, messages = predict(finished(), tmp_path / "rows.jsonl", *arguments, tmp_path / "out.parquet")
+    assert code == 2
+    assert "--out: a column holds values of several types" in messages
+    assert predict(finished(), tmp_path / "rows.jsonl", *arguments, tmp_path / "out.csv")[0] == 0
+    assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == ["1", "two"]
+
+
 def test_out_needs_a_file(capsys):
     assert cli.main(["predict", str(root()), "--text", "a", "--out", "out.csv"]) == 2
     assert "--out is for the predictions of --file" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def model_card(record: Record, form: str) -> str:
     config: RunConfig = config_from_dict(record.config)
     task, protocol = config.task, record.protocol
     assert protocol
-    name = f"{task.name}-{config.method.name}-{_base_name(config)}"
+    name = f"{task.name}-{config.method.name}-{Path(_base_name(config)).name}"
     pipeline = "token-classification" if task.type == "tagging" else "text-classification"
     data = ModelCardData(
         base_model=None if config.backbone.path else config.backbone.hub_id,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, first_line
 from petl_bench.process import atomic_write, user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.run.predict import Prediction, Predictor, as_lines
@@ -112,7 +112,13 @@ def _write_parquet(lines: list[dict[str, Any]], file: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.Table.from_pylist(lines), file)
+    try:
+        table = pyarrow.Table.from_pylist(lines)
+    except pyarrow.ArrowException as error:
+        raise RequestError(
+            f"--out: a column holds values of several types ({first_line(error)}): write a .csv or .jsonl file."
+        ) from error
+    parquet.write_table(table, file)
 
 
 _WRITERS = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}
