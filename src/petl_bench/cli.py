@@ -266,7 +266,7 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
 
 def _add_base(command: argparse.ArgumentParser) -> None:
     command.add_argument("--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since")
-    command.add_argument("--any-base", action="store_true", help="go on with another backbone than the run's, too")
+    command.add_argument("--any-base", action="store_true", help="go on even with another backbone than the run's")
 
 
 def _add_export(commands: _Subparsers) -> argparse.ArgumentParser:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from finished_runs import EPOCHS, LABELS, TEXT_COLUMN, code_of, finished, record_of, root, table
 from petl_bench.records.schema import Record
 from petl_bench.run.export import model_card
 from petl_bench.run.predict import Predictor
 from petl_bench.tasks.load import rows_of_texts
-from run.finished_runs import EPOCHS, LABELS, TEXT_COLUMN, finished, record_of, root, table
 
 LOWER = ("method=lora", "layers=window", "layers.bottom=1", "layers.top=1")
 TEXT = "a ccc ccc"
@@ -21,10 +20,6 @@ TEXT = "a ccc ccc"
 
 def weights_folder(run):
     return next(folder for folder in (run / "adapter", run / "model") if folder.is_dir())
-
-
-def code_of(card: str) -> str:
-    return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
 
 
 def printed(run, monkeypatch, capsys) -> str:

@@ -11,12 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from finished_runs import LABELS, code_of, finished, root, table
 from petl_bench import cli
 from petl_bench.records.predictions import read_predictions
 from petl_bench.run.predict import Predictor
 from petl_bench.tasks.load import rows_of_texts
-from run.finished_runs import LABELS, finished, root, table
-from run.test_card import code_of
 
 TEXTS = [" ".join(words) for words in (["ccc"], ["bbbb", "bbbb", "bbbb"], ["xxxxx", "xxxxx"])]
 

@@ -10,8 +10,8 @@ from scipy.stats import pearsonr
 from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import accuracy_score, f1_score
 
+from finished_runs import LABELS, finished, root, table
 from petl_bench import cli
-from run.finished_runs import LABELS, finished, root, table
 
 
 @pytest.fixture

@@ -27,8 +27,6 @@ from petl_bench.tasks.rows import Rows
 if TYPE_CHECKING:
     from petl_bench.training.batches import BatchSource
 
-FORMS = ("merged", "onnx")
-
 ONNX_FILE = "model.onnx"
 
 # Rows on which an exported model is held against the run's, and how many of them share a batch.
@@ -102,7 +100,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
         "Training rows": f"{protocol.num_train_examples:,} of {record.data.dataset}" if record.data else None,
     }
     # A folder of this machine is of no use elsewhere.
-    unsaid = ("name", "init", "default_learning_rate", "default_head_learning_rate")
+    unsaid = ["name", "default_learning_rate", "default_head_learning_rate", *(["init"] if config.method.start else [])]
     settings = record.config["method"].items()
     options = [f"{name}={value}" for name, value in settings if name not in unsaid and value is not None]
     layers = record.layers
@@ -113,22 +111,31 @@ def _described(config: RunConfig, record: Record) -> list[str]:
         "Trained parameters": f"{params.trainable:,}, {params.trainable_head:,} of them in the head",
         "Learning rate": f"{train.learning_rate:g}",
         "Learning rate of the head": train.head_learning_rate and f"{train.head_learning_rate:g}",
-        "Epochs": f"{train.max_steps} updates" if train.max_steps else train.epochs,
+        "Epochs": None if train.max_steps else train.epochs,
+        "Updates": train.max_steps,
         "Batch size": train.batch_size,
         "Seed": train.seed,
         "Longest row": f"{task.max_length} tokens",
         "Precision": train.precision,
         "Versions": ", ".join(f"{name} {record.versions[name]}" for name in _VERSIONS if record.versions.get(name)),
     }
+    return [_listing(about), "## Scores", *_scored(record), "## Training", _listing(training)]
+
+
+def _scored(record: Record) -> list[str]:
+    """Which rows the scores are of, and the scores."""
+    protocol = record.protocol
+    assert protocol
     chosen = "They are those of the last weights."
     if protocol.selection == "best":
         chosen = f"The weights are those with the best {protocol.metric} on {protocol.selection_split}."
         if protocol.selection_split == protocol.report_split:
             chosen += " These are the same rows, which can make the scores higher than on new ones."
-    rows = f"Scores on {protocol.num_eval_examples:,} rows ({protocol.report_split}). {chosen}"
     table = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in record.selected_scores.items())
-    return [_listing(about), "## Scores", rows, f"| metric | score |\n| --- | ---: |\n{table}", "## Training",
-            _listing(training)]  # fmt: skip
+    return [
+        f"Scores on {protocol.num_eval_examples:,} rows ({protocol.report_split}). {chosen}",
+        f"| metric | score |\n| --- | ---: |\n{table}",
+    ]
 
 
 _VERSIONS = ("petl-bench", "torch", "transformers", "peft")
@@ -229,7 +236,7 @@ def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_
 
     Args:
         run: The finished run.
-        form: One of `FORMS`: `merged` into a plain model of transformers, or `onnx`.
+        form: `merged`, a plain model of transformers, or `onnx`.
         out: A new folder.
         file: Rows for the comparison, with the task's text columns; None: those that the run reported on.
         data_root: Where the latter are; None: where they were.
@@ -313,7 +320,7 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
         raise RequestError("--to onnx needs the extra `onnx`: pip install 'petl-bench[onnx]'.") from error
     # Packages that this model does not need are no news.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    inputs = source.batch(np.arange(min(2, len(source.rows))).repeat(2)[:2]).inputs
+    inputs = source.batch(np.resize(np.arange(len(source.rows)), 2)).inputs
     inputs = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -86,3 +87,8 @@ def finished(kind: str = "classification", *overrides: str) -> Path:
 
 def record_of(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def code_of(card: str) -> str:
+    """The code of a model card."""
+    return re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
