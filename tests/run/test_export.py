@@ -37,9 +37,19 @@ def predictions(run):
     return predictor.predict(rows_of_texts((TEXTS,), predictor.task))
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "fl_tuning"])
-def test_a_merged_model_is_one_of_transformers(export, tmp_path, method):
-    run = finished("classification", f"method={method}")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=lora",),
+        ("method=lora", "layers=window", "layers.bottom=1", "layers.top=1"),
+        ("method=full",),
+        ("method=fl_tuning",),
+        ("method=head",),
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_a_merged_model_is_one_of_transformers(export, tmp_path, overrides):
+    run = finished("classification", *overrides)
     code, told, _ = export(run, "merged", tmp_path / "model", "--json")
     assert code == 0
     told = json.loads(told)
@@ -68,6 +78,13 @@ def test_every_type_of_task_is_merged(export, tmp_path, kind, monkeypatch, capsy
     monkeypatch.chdir(tmp_path / "model")
     exec(compile(code_of(card).replace('"a text"', '"a ccc"'), "card", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_weights_in_bf16_are_merged_in_fp32(export, tmp_path):
+    run = finished("classification", "method=lora", "backbone.dtype=bf16", "train.precision=bf16", "train.epochs=1")
+    assert export(run, "merged", tmp_path / "model")[0] == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_what_cannot_be_merged_is_refused_with_the_way_out(export, tmp_path):
