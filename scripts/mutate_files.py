@@ -32,7 +32,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import Interrupted, RequestError, RunError
 from petl_bench.process import print_error, setup_logging
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.training.loop import TrainingLoop
 

@@ -20,7 +20,7 @@ from petl_bench.methods.registry import Method, register
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_records, read_json, read_record
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.studies.definition import open_study
 from petl_bench.studies.expand import cells, compose

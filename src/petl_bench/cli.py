@@ -184,6 +184,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_compare,
         _add_list,
         _add_predict,
+        _add_export,
         _add_plan,
         _add_choose,
         _add_study,
@@ -261,18 +262,15 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     source = predict.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", metavar="TEXT", help="one text for each of the task's text columns")
     source.add_argument(
-        "--file", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet file with the task's text columns"
+        "--file", metavar="FILE", help="a .csv, .tsv, .jsonl, .parquet or .txt file; scored where it has labels"
     )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
+    predict.add_argument(
+        "--out", metavar="FILE", help="of --file: a .csv, .jsonl or .parquet file to write, with texts"
+    )
+    predict.add_argument("--id-column", metavar="NAME", help="of --file: names the rows in --out; default: numbers")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
-    predict.add_argument(
-        "--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since the run"
-    )
-    predict.add_argument(
-        "--any-base",
-        action="store_true",
-        help="predict even if the backbone is not the one that the run was trained on",
-    )
+    _add_base(predict)
     predict.add_argument(
         "--ood",
         nargs="?",
@@ -283,6 +281,28 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
     return predict
+
+
+def _add_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base", metavar="DIR", help="folder of the pretrained backbone, if it has moved since")
+    command.add_argument("--any-base", action="store_true", help="go on even with another backbone than the run's")
+
+
+def _add_export(commands: _Subparsers) -> argparse.ArgumentParser:
+    export: argparse.ArgumentParser = commands.add_parser(
+        "export",
+        help="a finished run's model for programs without petl_bench: of transformers alone, or ONNX",
+        description="Writes the model with its tokenizer, label names and a model card, and compares its logits with "
+        "those of the run's model on some rows.",
+    )
+    export.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    export.add_argument("--to", choices=("merged", "onnx"), required=True, help="onnx needs the extra `onnx`")
+    export.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    export.add_argument("--file", metavar="FILE", help="rows to compare on; default: those that the run reported on")
+    export.add_argument("--data-root", metavar="DIR", help="folder of the latter; default: the run's own")
+    _add_base(export)
+    export.add_argument("--json", action="store_true", help="print a JSON object")
+    return export
 
 
 def _add_plan(commands: _Subparsers) -> argparse.ArgumentParser:

@@ -193,8 +193,13 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    from petl_bench.run.predict import Predictor, predict_file, predict_stdin, predict_texts, submit
+    from petl_bench.run.predict import Predictor, predict_stdin, predict_texts, submit
+    from petl_bench.run.predict_file import check_out, predict_file
 
+    if parsed.out and not parsed.file:
+        raise RequestError("--out is for the predictions of --file: give both.")
+    if parsed.out:
+        check_out(parsed.out)
     stream = None if parsed.submit or parsed.file or parsed.text else _standard_input()
     predictor = Predictor(parsed.run_dir, parsed.base, any_base=parsed.any_base, ood=parsed.ood)
     if parsed.submit:
@@ -202,7 +207,13 @@ def _predict(parsed: argparse.Namespace) -> int:
             _print(str(file))
         return 0
     if parsed.file:
-        lines = predict_file(predictor, parsed.file, as_json=parsed.json)
+        found = predict_file(predictor, parsed.file, parsed.id_column)
+        lines = found.lines(as_json=parsed.json)
+        if parsed.out:
+            found.write(parsed.out)
+            lines = iter([json.dumps(found.summary()) if parsed.json else f"{found}\n  {parsed.out}"])
+        elif found.scores:
+            _log.info("%s", found)
     elif parsed.text:
         lines = predict_texts(predictor, parsed.text, as_json=parsed.json)
     else:
@@ -210,6 +221,16 @@ def _predict(parsed: argparse.Namespace) -> int:
         lines = predict_stdin(predictor, stream, as_json=parsed.json)
     for line in lines:
         _print(line)
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from petl_bench.run.export import export
+    from petl_bench.run.lifecycle import open_finished
+
+    run = open_finished(parsed.run_dir, parsed.base, any_base=parsed.any_base)
+    done = export(run, parsed.to, parsed.out, parsed.file, parsed.data_root)
+    _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done)
     return 0
 
 
@@ -385,6 +406,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "list": _list,
     "predict": _predict,
+    "export": _export,
     "plan": _plan,
     "choose": _choose,
     "study": _study,

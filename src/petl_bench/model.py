@@ -24,6 +24,8 @@ from petl_bench.records.store import (
     ADAPTER_CONFIG,
     ADAPTER_FOLDER,
     ADAPTER_WEIGHTS,
+    CARD_FILE,
+    MODEL_CONFIG,
     MODEL_FOLDER,
     RunFolder,
     find_adapter,
@@ -139,8 +141,14 @@ _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 _ON_FIRST_LAYERS = "{task_type} on the first {num_layers} layers: load it with petl_bench.model.load_adapter"
 
 
-def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int:
+def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: str) -> int:
     """Writes `adapter/` in PEFT's format, or `model/` in transformers' format if the method is no PEFT tuner.
+
+    Args:
+        folder: The run's folder.
+        model: The trained model, unwrapped.
+        backbone: What it was made of.
+        card: The model card, which is kept as `README.md` beside the weights.
 
     Returns:
         Size of the weight files in bytes.
@@ -148,20 +156,26 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone) -> int
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        return save_adapter(folder, model, backbone.plan)
+        return save_adapter(folder, model, backbone.plan, card=card)
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
         backbone.load_tokenizer().save_pretrained(str(target))
+        (target / CARD_FILE).write_text(card, encoding="utf-8")
     return _weights_bytes(folder.path / MODEL_FOLDER)
 
 
-def save_adapter(folder: RunFolder, model: PeftModel, plan: LayerPlan, *, half: bool = False) -> int:
+def save_adapter(
+    folder: RunFolder, model: PeftModel, plan: LayerPlan, *, card: str | None = None, half: bool = False
+) -> int:
     """Writes `adapter/` in PEFT's format.
 
     Args:
         folder: The run's folder.
         model: The adapted model.
         plan: The layers of its encoder.
+        card: The model card of a classifier. With it goes the config of the whole model, which names the labels; it is
+            not called `config.json`, as transformers would then look for a whole model beside it. None: the template
+            that PEFT writes, for an adapter of a bare encoder.
         half: Store the weights in half precision.
 
     Returns:
@@ -172,6 +186,9 @@ def save_adapter(folder: RunFolder, model: PeftModel, plan: LayerPlan, *, half: 
         # The default, "auto", asks the hub whether the vocabulary was enlarged.
         model.save_pretrained(str(target), save_embedding_layers=False, state_dict=weights)
         _finish_config(target / ADAPTER_CONFIG, plan)
+        if card is not None:
+            model.config.to_json_file(target / MODEL_CONFIG)
+            (target / CARD_FILE).write_text(card, encoding="utf-8")
     return _weights_bytes(folder.path / ADAPTER_FOLDER)
 
 

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from petl_bench.frozen import cache as feature_cache
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 
 

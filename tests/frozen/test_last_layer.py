@@ -12,7 +12,7 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.costs import estimate_costs
 from petl_bench.estimate.plan import plan
 from petl_bench.methods.registry import all_methods
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.predict import Predictor
 from petl_bench.run.run import run
 from petl_bench.tasks.rows import Rows

@@ -9,7 +9,7 @@ import pytest
 
 from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, RunError
 from petl_bench.records.store import RunFolder
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.training.loop import TrainingLoop
 

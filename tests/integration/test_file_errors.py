@@ -18,7 +18,7 @@ from petl_bench.commands import COMMANDS
 from petl_bench.errors import RequestError, RunError, system_error
 from petl_bench.frozen import cache as feature_cache
 from petl_bench.records.store import RunFolder
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EMFILE)

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from petl_bench import cli
 from petl_bench.config import load_config
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 
 UNMEASURED = ["measure.ledger=false", "measure.inference=false"]

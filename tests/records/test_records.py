@@ -22,7 +22,7 @@ from petl_bench.records.schema import (
     Scores,
 )
 from petl_bench.records.store import RunFolder, find_records
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from reports.made_records import made_record
 
 FIELDS = {  # the schema, version 1: fields are only ever added

@@ -10,7 +10,7 @@ import pytest
 
 from petl_bench.errors import Interrupted
 from petl_bench.records.predictions import PREDICTIONS_FILE, read_predictions
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import compute_metrics

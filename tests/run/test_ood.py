@@ -23,7 +23,7 @@ from petl_bench.records.predictions import OOD_SCORES, Predictions, read_predict
 from petl_bench.records.schema import Record
 from petl_bench.records.store import DETECTOR_FILE, RunFolder
 from petl_bench.reports.classification import roc_curves
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.ood import Detector, judged, last_linear_input
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task, trained_labels

@@ -15,7 +15,7 @@ from petl_bench import cli
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.records.predictions import read_predictions
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.predict import Predictor
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task

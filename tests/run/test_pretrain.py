@@ -14,7 +14,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.model import build_adapted
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.pretrain import load_pretrain_config, pretrain
 from petl_bench.run.run import run
 from petl_bench.training.loop import TrainingLoop

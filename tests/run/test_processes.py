@@ -18,7 +18,7 @@ from petl_bench.errors import DivergedError, Interrupted
 from petl_bench.process import in_process_group, is_main_process
 from petl_bench.records.predictions import read_predictions
 from petl_bench.records.store import find_records
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.tasks import load
 from petl_bench.training.loop import TrainingLoop

@@ -25,7 +25,7 @@ from petl_bench.records.predictions import PREDICTIONS_FILE, read_predictions
 from petl_bench.records.store import RunFolder
 from petl_bench.run.compare import compare
 from petl_bench.run.evaluate import Evaluator, label_names
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.predict import Predictor
 from petl_bench.run.run import run
 from petl_bench.run.variability import choose_layers, variability, word_states

@@ -12,7 +12,7 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import FrozenFeatures, HistoryEntry, Protocol, Record
 from petl_bench.records.study_file import PlannedCosts, PublishedRow, read_study
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.studies.definition import CellConfig, StudyConfig, open_study, parse_request, study_names
 from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
 from petl_bench.studies.folder import StudyFolder, choose_settings, wanted_now

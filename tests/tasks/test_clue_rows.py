@@ -16,7 +16,7 @@ from petl_bench.catalog import list_tasks
 from petl_bench.config import load_config, option_names
 from petl_bench.errors import RequestError
 from petl_bench.run.describe import describe_data, log_rows
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import columns_of_texts, load_task, read_file, rows_of_table
 from petl_bench.tasks.tables import Table

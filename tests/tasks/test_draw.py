@@ -10,7 +10,7 @@ import pytest
 
 from petl_bench.config import load_config, resolved
 from petl_bench.errors import RequestError
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.tasks.draw import _of_each_class
 from petl_bench.tasks.load import load_task
 

@@ -14,7 +14,7 @@ from petl_bench.catalog import list_tasks
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.run.describe import log_rows
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.tables import PACKAGE_DATA
 

@@ -16,7 +16,7 @@ import yaml
 from petl_bench.cli import main
 from petl_bench.config import load_config
 from petl_bench.records.study_file import StudyFile
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.trackers.dashboard import SECTIONS, Place, spec_of
 from trackers.wandb_files import read_offline

@@ -14,7 +14,7 @@ from petl_bench.config import load_config
 from petl_bench.records.predictions import PREDICTIONS_FILE
 from petl_bench.records.store import RECORD_FILE, read_record, write_record
 from petl_bench.records.study_file import StudyFile
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.trackers import MARKER_FILE, read_mirrors, record_hash
 from petl_bench.trackers.sync import sync
@@ -118,7 +118,7 @@ def test_each_project_has_its_own_mirror(runs, monkeypatch, capsys):
 def test_killed_before_it_was_marked_it_is_mirrored_again_and_once(runs):
     script = """
 import os, sys
-import petl_bench.trackers.wandb_tracker as tracker
+import petl_bench.trackers as tracker
 from petl_bench.trackers.sync import sync
 tracker.mark = lambda *_: os._exit(9)
 list(sync(sys.argv[1:]))

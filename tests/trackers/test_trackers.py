@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.trackers import flat_numbers
 from trackers.wandb_files import read_offline

@@ -10,7 +10,7 @@ from peft.tuners.adalora.layer import RankAllocator, SVDLinear
 
 from petl_bench.methods.peft import RankAllocation
 from petl_bench.run.evaluate import Evaluator
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.predict import Predictor
 from petl_bench.run.run import run
 

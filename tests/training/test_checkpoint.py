@@ -11,7 +11,7 @@ import torch
 from petl_bench.backbones.load import Backbone
 from petl_bench.errors import Interrupted
 from petl_bench.methods.registry import all_methods
-from petl_bench.run.identity import identify
+from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.training.checkpoint import Checkpoints
 from petl_bench.training.loop import TrainingLoop

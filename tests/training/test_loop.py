@@ -26,7 +26,7 @@ from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedu
 
 
 def weights(cfg, record):
-    from petl_bench.run.identity import identify
+    from petl_bench.run.lifecycle import identify
 
     return load_file(identify(cfg).folder / "adapter" / "adapter_model.safetensors")
 
@@ -183,7 +183,7 @@ def test_adalora_reallocates_its_ranks(tiny):
                   "+method.args.tinit=1", "+method.args.tfinal=1", "+method.args.deltaT=1")  # fmt: skip
     import json
 
-    from petl_bench.run.identity import identify
+    from petl_bench.run.lifecycle import identify
 
     saved = json.loads((identify(config).folder / "adapter" / "adapter_config.json").read_text())
     assert saved["rank_pattern"], "the ranks were never reallocated"

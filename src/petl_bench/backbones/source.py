@@ -26,6 +26,7 @@ class BackboneConfig:
     package: str | None = setting(None, "Python package that ships the model's files.")
     package_folder: str = setting("", "Folder inside of that package.")
     sha256: str | None = setting(None, "Hash of model.safetensors, which is checked when it is loaded.")
+    license: str | None = setting(None, "Licence of the weights, as the hub writes it; null: unknown.")
     path: str | None = setting(
         None, "Local folder in the Hugging Face format; takes the place of hub_id and package.", is_path=True
     )

@@ -37,7 +37,7 @@ KEY_LENGTH = 12
 # latter changes times, so a record answers only requests for its own mode: see `Record.answers`.
 WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
 
-# Paths and trackers do not change the outcome. The content of the files does, and is hashed instead.
+# Paths, trackers and licences do not change the outcome. The content of the files does, and is hashed instead.
 _LOCATIONS = (
     ("data_root",),
     ("runs_dir",),
@@ -47,6 +47,7 @@ _LOCATIONS = (
     ("tracker",),
     # Acts through the settings that it gives.
     ("recipe",),
+    ("backbone", "license"),
     ("backbone", "path"),
     ("task", "train_file"),
     ("task", "validation_file"),

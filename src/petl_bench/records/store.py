@@ -51,8 +51,13 @@ ADAPTER_FOLDER = "adapter"
 # The files of an adapter in PEFT's format.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# The config of the model that the adapter belongs to, with the names of the labels.
+MODEL_CONFIG = "model_config.json"
 
 MODEL_FOLDER = "model"
+
+# The model card in either of them.
+CARD_FILE = "README.md"
 
 CHECKPOINT_FOLDER = "checkpoint"
 

@@ -1,16 +1,26 @@
-"""Records how a run ended: finished, failed, out of memory, diverged or interrupted."""
+"""A run from its name to its end, and opened again.
+
+Its key and folder; how it ended: finished, failed, out of memory, diverged or interrupted; what a finished one holds.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
+from petl_bench.backbones.anatomy import resolved_layers
+from petl_bench.backbones.load import Backbone, open_backbone
+from petl_bench.backbones.source import model_files
+from petl_bench.config import RunConfig, config_from_dict, resolved
 from petl_bench.errors import (
     DivergedError,
     Interrupted,
@@ -21,10 +31,39 @@ from petl_bench.errors import (
     first_line,
     system_error,
 )
-from petl_bench.process import is_main_process, raise_interrupted, without_home
-from petl_bench.records.store import RunFolder
-from petl_bench.trackers import NoTracker, Tracker
-from petl_bench.training.device import wait_for_group
+from petl_bench.process import file_sha256, is_main_process, raise_interrupted, user_path, without_home
+from petl_bench.records.run_key import backbone_name, run_key, run_name
+from petl_bench.records.schema import Record
+from petl_bench.records.store import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
+    DETECTOR_FILE,
+    MODEL_FOLDER,
+    RunFolder,
+    find_adapter,
+)
+from petl_bench.tasks.load import find_labels
+from petl_bench.tasks.ood import ood_files
+from petl_bench.tasks.tables import parquet_files, split_files
+from petl_bench.trackers import NoTracker, RunIdentity, Tracker, named
+
+# Settings that name places on this machine.
+RECORDED_PATHS = (
+    "data_root",
+    "runs_dir",
+    "backbone.path",
+    "method.init",
+    "task.train_file",
+    "task.validation_file",
+    "task.test_file",
+)
+
+# What file systems allow, less the endings of files that are being written.
+_LONGEST_FOLDER = 220
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
@@ -33,6 +72,80 @@ _ELSEWHERE = "set runs_dir=DIR (and PETL_BENCH_CACHE) to another disk, then repe
 _LOGGER = logging.getLogger("petl_bench")
 
 _log = logging.getLogger(__name__)
+
+
+def identify(cfg: RunConfig) -> RunIdentity:
+    """Names a run by its settings and by the content of the local files that it reads.
+
+    Args:
+        cfg: The whole config. Where a result does not depend on a setting, neither does the key.
+
+    Returns:
+        Key, name, tracker group and folder of the run, and its resolved config.
+    """
+    config = resolved(cfg).to_dict()
+    # Of the adapter to start from the content matters, not the place.
+    start = {} if cfg.method.start is None else {"init": "adapter"}
+    key = run_key(config | {"method": config["method"] | start}, _content_hashes(cfg))
+    if (length := len(os.fsencode(run_name(config, key)))) > _LONGEST_FOLDER:
+        raise RequestError(
+            f"task.name={cfg.task.name}, the method and the backbone {backbone_name(config['backbone'])} give a name "
+            f"of {length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or rename the folder of "
+            "the backbone."
+        )
+    for path in RECORDED_PATHS:
+        group, _, name = path.rpartition(".")
+        settings = config[group] if group else config
+        settings[name] = settings[name] and without_home(settings[name])
+    return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
+
+
+def local_files(cfg: RunConfig) -> dict[str, Path]:
+    """Finds the local files whose content belongs to the run: rows, `backbone.path`, and `method.init`.
+
+    Args:
+        cfg: The whole config.
+
+    Returns:
+        Paths by the file's part in the run, such as `train` or `mnli/train.parquet`. Files may be missing.
+    """
+    task = cfg.task
+    found: dict[str, Path] = {}
+    in_folder = task.source == "folder" and cfg.data_root is not None
+    if task.source == "files" or in_folder:
+        named = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
+        for role, file in named.items():
+            if file:
+                path = user_path(f"{cfg.data_root}/{file}" if in_folder else file, f"task.{role}_file")
+                found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
+    if task.source == "hub" and cfg.data_root is not None:
+        splits = [task.train_split, task.validation_split, *([task.test_split] if task.protocol == "test" else [])]
+        wanted = [(task.subset, split) for split in splits]
+        wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
+        root = user_path(cfg.data_root, "data_root")
+        found |= {
+            file.name if subset is None else f"{subset}/{file.name}": file
+            for subset, split in wanted
+            for file in split_files(root, subset, split)
+        }
+    found |= {f"ood/{file.name}": file for file in ood_files(task, cfg.data_root)}
+    if cfg.backbone.path is not None:
+        folder = user_path(cfg.backbone.path, "backbone.path")
+        found |= model_files(folder)
+    if cfg.method.start is not None:
+        folder = find_adapter(cfg.method.start)
+        found |= {f"init/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    return found
+
+
+def _content_hashes(cfg: RunConfig) -> dict[str, str]:
+    """Hashes the local files; one that is missing or cannot be read is an error only when its rows are wanted."""
+    hashes = {}
+    for name, file in sorted(local_files(cfg).items()):
+        with suppress(OSError):
+            if file.is_file():
+                hashes[name] = file_sha256(file)
+    return hashes
 
 
 class Ending(Protocol):
@@ -93,6 +206,9 @@ class RunLifecycle(Generic[R]):
             if self.is_main:
                 self._write(failure)
             if isinstance(failure, DivergedError):
+                # Imported here, as it brings torch, which naming a run does not need.
+                from petl_bench.training.device import wait_for_group
+
                 # All processes of a group diverge at once, and its launcher ends them all when the first of them ends.
                 wait_for_group()
         finally:
@@ -195,3 +311,88 @@ def _signals_ignored() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run, and the backbone that its weights belong to.
+
+    Attributes:
+        labels: Names of the classes or tags in the order of the model's outputs; None for regression.
+    """
+
+    folder: RunFolder
+    record: Record
+    config: RunConfig
+    backbone: Backbone
+    labels: list[str] | None
+
+    def load_model(self) -> nn.Module:
+        """The trained model.
+
+        Raises:
+            RequestError: If the run kept no weights.
+            RunError: If they cannot be read.
+        """
+        from accelerate.utils import set_seed
+
+        from petl_bench.model import load_trained
+
+        # A backbone with random weights is the one that was trained only under the same seed.
+        set_seed(self.config.train.seed)
+        return load_trained(self.folder, self.backbone, self.labels)
+
+
+def open_finished(run_dir: str | Path, base: str | None = None, *, any_base: bool = False) -> FinishedRun:
+    """Opens a finished run whose weights, if it kept any, are those that it wrote.
+
+    Args:
+        run_dir: The run's folder.
+        base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
+        any_base: Whether to go on with another backbone than the one that the run was trained on.
+
+    Raises:
+        RequestError: If there is no finished run, or the backbone is missing or another one.
+    """
+    folder = RunFolder(Path(run_dir))
+    try:
+        record = folder.read_whole()
+        if record is None or record.status != "finished":
+            raise RequestError(f"{folder.path} holds no finished run (result.json).")
+        for part in (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE):
+            if (folder.path / part).exists():
+                folder.check_stored(record, part)
+    except ValueError as error:
+        raise RequestError(f"{error}.") from error
+    config: RunConfig = config_from_dict(record.config)
+    labels = find_labels(config.task) if record.ood is None else record.ood.classes
+    backbone = _backbone_of(folder.path, record, config, base)
+    _check_base(record, backbone, folder.path, any_base=any_base)
+    return FinishedRun(folder, record, config, backbone, labels)
+
+
+def _backbone_of(folder: Path, record: Record, config: RunConfig, base: str | None) -> Backbone:
+    layers, settings = resolved_layers(config.layers, record.layers), config.backbone
+    if (folder / MODEL_FOLDER).is_dir():
+        # The run kept the whole model and its tokenizer, so it needs no other.
+        settings = replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained")
+        return open_backbone(settings, layers, task_type=config.task.type)
+    try:
+        return open_backbone(replace(settings, path=base or settings.path), layers, task_type=config.task.type)
+    except RequestError as error:
+        if settings.path is None and base is None:
+            raise
+        raise RequestError(f"{error} If the backbone of {folder} has moved, give its folder with --base.") from error
+
+
+def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
+    """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
+    then, now = record.base_files, backbone.file_hashes()
+    if (folder / MODEL_FOLDER).is_dir() or then is None or now is None or then == now:
+        return
+    changed = ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
+    assert backbone.source
+    message = f"The backbone in {backbone.source.folder} differs from the one that {folder} was trained on ({changed})"
+    if not any_base:
+        raise RequestError(f"{message}: give the folder of that one with --base, or use this one with --any-base.")
+    _log.warning("%s, and is used all the same.", message)

@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit
 
-from petl_bench.backbones.anatomy import resolved_layers
-from petl_bench.backbones.load import Backbone, open_backbone
-from petl_bench.config import RunConfig, config_from_dict
+from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError
-from petl_bench.model import load_trained
 from petl_bench.process import atomic_write
-from petl_bench.records.schema import Record
-from petl_bench.records.store import ADAPTER_FOLDER, DETECTOR_FILE, MODEL_FOLDER, RunFolder
+from petl_bench.records.predictions import predicted
+from petl_bench.run.lifecycle import open_finished
 from petl_bench.tasks.config import ExtraSplit
 from petl_bench.tasks.encode import encode
-from petl_bench.tasks.load import columns_of_texts, find_labels, read_file, read_subset, rows_of_table, rows_of_texts
+from petl_bench.tasks.load import read_subset, rows_of_texts
 from petl_bench.tasks.metrics import entity_places
 from petl_bench.tasks.rows import Rows, check_text
 from petl_bench.tasks.tables import split_files
@@ -86,18 +83,17 @@ class Predictor:
     def __init__(
         self, run_dir: str | Path, base: str | None = None, *, any_base: bool = False, ood: str | None = None
     ) -> None:
-        folder = RunFolder(Path(run_dir))
-        record = _finished(folder)
+        run = open_finished(run_dir, base, any_base=any_base)
+        record = run.record
         if ood is not None and record.ood is None:
             raise RequestError(f"--ood: {run_dir} was made without task.ood, which fits a threshold: see docs/ood.md.")
         import torch
-        from accelerate.utils import set_seed
 
         from petl_bench.training.device import make_accelerator
 
-        self.config: RunConfig = config_from_dict(record.config)
+        self.config: RunConfig = run.config
         self.task: TaskConfig = self.config.task
-        self.labels = find_labels(self.task) if record.ood is None else record.ood.classes
+        self.labels = run.labels
         self._threshold = record.threshold or 0.5
         # On whatever device is here: a run of a GPU machine must be usable on another.
         precision = self.config.train.precision
@@ -106,38 +102,21 @@ class Predictor:
         self._accelerator = make_accelerator(
             replace(self.config.train, device="auto", precision=precision, emulate_bf16=True)
         )
-        backbone = self._open_backbone(record, folder.path, base, any_base=any_base)
-        self._tokenizer = backbone.load_tokenizer()
-        # A backbone with random weights is the one that was trained only under the same seed.
-        set_seed(self.config.train.seed)
-        self._model = load_trained(folder, backbone, self.labels).to(self._accelerator.device)
+        self._tokenizer = run.backbone.load_tokenizer()
+        self._model = run.load_model().to(self._accelerator.device)
         self.ood = ood
         if ood is not None:
             from petl_bench.run.ood import Detector
 
-            self._detector, self._ood_threshold = Detector.load(folder.path), getattr(record.ood, ood).threshold
-
-    def _open_backbone(self, record: Record, folder: Path, base: str | None, *, any_base: bool) -> Backbone:
-        layers = resolved_layers(self.config.layers, record.layers)
-        settings, task_type = self.config.backbone, self.task.type
-        if (folder / MODEL_FOLDER).is_dir():
-            # The run kept the whole model and its tokenizer, so it needs no other.
-            settings = replace(settings, path=str(folder / MODEL_FOLDER), weights="pretrained")
-            return open_backbone(settings, layers, task_type=task_type)
-        try:
-            backbone = open_backbone(replace(settings, path=base or settings.path), layers, task_type=task_type)
-        except RequestError as error:
-            if settings.path is None and base is None:
-                raise
-            raise RequestError(
-                f"{error} If the backbone of {folder} has moved, give its folder with --base."
-            ) from error
-        _check_base(record, backbone, folder, any_base=any_base)
-        return backbone
+            self._detector, self._ood_threshold = Detector.load(run.folder.path), getattr(record.ood, ood).threshold
 
     def predict(self, rows: Rows) -> list[Prediction]:
         """Predictions in the rows' order."""
-        from petl_bench.run.evaluate import predict_logits, word_tags
+        return self.answer(rows)[0]
+
+    def answer(self, rows: Rows) -> tuple[list[Prediction], np.ndarray]:
+        """Predictions in the rows' order, and the same as metrics read them: class indices, values, or names."""
+        from petl_bench.run.evaluate import label_names, predict_logits, word_tags
         from petl_bench.training.batches import BatchSource
 
         encoded = encode(rows, self._tokenizer, self.task.max_length, cached=False)
@@ -154,10 +133,19 @@ class Predictor:
                     "of them",
                     *(cut, self.task.max_length),
                 )
-            return _entities(rows, word_tags(logits, encoded.read_tokens, self.labels))
-        return self._predictions(logits)
+            tags = word_tags(logits, encoded.read_tokens, self.labels)
+            return _entities(rows, tags), tags
+        if self.task.type == "multilabel":
+            assert self.labels
+            names = label_names(logits, self.labels, self._threshold)
+            shares = expit(logits.astype(np.float64))
+            return [
+                Prediction(labels=list(given), probabilities=dict(zip(self.labels, map(float, row), strict=True)))
+                for given, row in zip(names, shares, strict=True)
+            ], names
+        return self._predictions(logits), predicted(logits)
 
-    def _with_ood_scores(self, source: BatchSource) -> list[Prediction]:
+    def _with_ood_scores(self, source: BatchSource) -> tuple[list[Prediction], np.ndarray]:
         from petl_bench.run.ood import logits_and_vectors
 
         assert self.ood is not None
@@ -167,41 +155,18 @@ class Predictor:
         return [
             replace(one, ood_score=score, in_distribution=score >= self._ood_threshold)
             for one, score in zip(self._predictions(logits), scores, strict=True)
-        ]
+        ], predicted(logits)
 
     def _predictions(self, logits: np.ndarray) -> list[Prediction]:
-        """What the logits of each row say, tagging apart."""
+        """What the logits of each row say where a row has one label or value."""
         if self.labels is None:
             return [Prediction(value=float(value)) for value in logits[:, 0]]
-        if self.task.type == "multilabel":
-            from petl_bench.run.evaluate import label_names
-
-            given = label_names(logits, self.labels, self._threshold)
-            shares = expit(logits.astype(np.float64))
-            return [
-                Prediction(labels=list(names), probabilities=dict(zip(self.labels, map(float, row), strict=True)))
-                for names, row in zip(given, shares, strict=True)
-            ]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = shifted / shifted.sum(axis=1, keepdims=True)
         return [
             Prediction(self.labels[int(row.argmax())], dict(zip(self.labels, map(float, row), strict=True)))
             for row in shares
         ]
-
-
-def _finished(folder: RunFolder) -> Record:
-    """The record of a finished run whose weights, if it kept any, are those that it wrote."""
-    try:
-        record = folder.read_whole()
-        if record is None or record.status != "finished":
-            raise RequestError(f"{folder.path} holds no finished run (result.json).")
-        for part in (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE):
-            if (folder.path / part).exists():
-                folder.check_stored(record, part)
-    except ValueError as error:
-        raise RequestError(f"{error}.") from error
-    return record
 
 
 def _entities(rows: TaggedRows, tags: np.ndarray) -> list[Prediction]:
@@ -212,29 +177,9 @@ def _entities(rows: TaggedRows, tags: np.ndarray) -> list[Prediction]:
     return found
 
 
-def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
-    """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
-    then, now = record.base_files, backbone.file_hashes()
-    if then is None or now is None or then == now:
-        return
-    changed = ", ".join(sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)))
-    assert backbone.source
-    message = f"The backbone in {backbone.source.folder} differs from the one that {folder} was trained on ({changed})"
-    if not any_base:
-        raise RequestError(f"{message}: give the folder of that one with --base, or use this one with --any-base.")
-    _log.warning("%s, and is used all the same.", message)
-
-
 def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> Iterator[str]:
     """Predicts one example, given one text for each text column."""
     yield from _lines(predictor, {"--text": texts}, as_json=as_json)
-
-
-def predict_file(predictor: Predictor, file: str, *, as_json: bool) -> Iterator[str]:
-    """Predicts every row of a file; its labels, where it has any, are not looked at."""
-    table = read_file(predictor.task, file, "--file", columns_of_texts(predictor.task))
-    rows = rows_of_table(table, predictor.task, predictor.labels)
-    yield from _format(predictor, predictor.predict(rows), as_json=as_json)
 
 
 def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:
@@ -277,10 +222,10 @@ def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: boo
             check_text(text, place)
     texts = tuple([example[i] for example in examples.values()] for i in range(len(columns)))
     rows = rows_of_texts(texts, predictor.task)
-    yield from _format(predictor, predictor.predict(rows), as_json=as_json, first=first)
+    yield from as_lines(predictor, predictor.predict(rows), as_json=as_json, first=first)
 
 
-def _format(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, first: int = 1) -> Iterator[str]:
+def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, first: int = 1) -> Iterator[str]:
     """Lines of predictions, with a header before the first row of all; `first` is the number of the first one here."""
     if as_json:
         for prediction in predictions:

@@ -29,8 +29,8 @@ from petl_bench.run.describe import (
     log_tokens,
 )
 from petl_bench.run.evaluate import Evaluator, ProgressReport
-from petl_bench.run.identity import identify
-from petl_bench.run.lifecycle import RunLifecycle
+from petl_bench.run.export import model_card
+from petl_bench.run.lifecycle import RunLifecycle, identify
 from petl_bench.run.ood import detect
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
@@ -94,6 +94,7 @@ def run(cfg: RunConfig) -> Record:
 def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
     """Makes a run from its rows to its scores, and fills in its record."""
     from accelerate.utils import set_seed
+    from peft import PeftModel
 
     from petl_bench.frozen.batch_source import open_batch_sources
     from petl_bench.measure.run_costs import PeakMemory
@@ -166,7 +167,8 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     if lifecycle.is_main:
         trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
-            record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone)
+            card = model_card(record, "adapter" if isinstance(trained, PeftModel) else "model")
+            record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone, card)
             if task.ood is not None:
                 found.detector.save(lifecycle.folder.path)
         if cfg.measure.inference:

@@ -17,7 +17,7 @@ from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import file_sha256, gpu_may_be_there, without_home
 from petl_bench.records.study_file import PlannedRun, SearchedCell, SearchPlan, StudyFile, candidate_name
-from petl_bench.run.identity import identify, local_files
+from petl_bench.run.lifecycle import identify, local_files
 from petl_bench.settings import CONFIG_MODULE, own_config
 from petl_bench.studies.definition import StudyConfig
 from petl_bench.studies.folder import StudyFolder

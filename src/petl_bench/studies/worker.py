@@ -80,7 +80,7 @@ def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
 def make(run: PlannedRun, folder: StudyFolder) -> None:
     """Makes one run; whatever goes wrong with it ends in its record, not in an error."""
     from petl_bench.config import load_config
-    from petl_bench.run.identity import identify
+    from petl_bench.run.lifecycle import identify
     from petl_bench.run.run import run as run_one
 
     try:

@@ -139,7 +139,9 @@ def mask_for(
     if to_all:
         return chosen
     chosen = chosen.gather(3, indices[:, None, None, :].expand(-1, mask.shape[1], chosen.shape[2], -1))
-    return chosen.masked_fill(~valid[:, None, None, :], _hidden(mask.dtype))
+    in_use = valid[:, None, None, :]
+    # ONNX fills no mask of booleans.
+    return chosen & in_use if mask.dtype == torch.bool else chosen.masked_fill(~in_use, _hidden(mask.dtype))
 
 
 def _hidden(dtype: torch.dtype) -> float:

@@ -1,0 +1,202 @@
+"""Predictions of a file's rows: scored where the file has labels, written as CSV, JSON lines or parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petl_bench.errors import RequestError, first_line
+from petl_bench.process import atomic_write, user_path
+from petl_bench.records.predictions import names_by_row
+from petl_bench.run.predict import Prediction, Predictor, as_lines
+from petl_bench.tasks.load import columns_of_texts, find_labels, read_file, rows_of_table
+from petl_bench.tasks.metrics import compute_metrics, entity_tags
+from petl_bench.tasks.ood import known_classes
+from petl_bench.tasks.rows import UNLABELLED
+from petl_bench.tasks.tables import Table, read_table
+
+
+@dataclass(frozen=True)
+class FilePredictions:
+    """The predictions of a file's rows, and how they compare with its labels.
+
+    Attributes:
+        predictor: The run's model.
+        ids: The names of the rows, in order.
+        texts: Their texts by column.
+        gold: Their labels as the file has them; None where it has no column of labels.
+        predictions: The answers.
+        scores: The run's metrics on the rows that have a label; empty where none has.
+        num_scored: The number of these rows.
+    """
+
+    predictor: Predictor
+    ids: list[Any]
+    texts: dict[str, list[str]]
+    gold: list[Any] | None
+    predictions: list[Prediction]
+    scores: dict[str, float]
+    num_scored: int
+
+    def lines(self, *, as_json: bool) -> Iterator[str]:
+        """What `petl-bench predict` prints of each row."""
+        return as_lines(self.predictor, self.predictions, as_json=as_json)
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers of rows, and the scores."""
+        return {"rows": len(self.ids), "scored_rows": self.num_scored, "scores": self.scores}
+
+    def __str__(self) -> str:
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        return f"{len(self.ids):,} rows" + (f"; {self.num_scored:,} of them have a label:  {scores}" if scores else "")
+
+    def write(self, out: str) -> None:
+        """Writes one line a row to a .csv, .jsonl or .parquet file.
+
+        Raises:
+            RequestError: If the file's ending is none of these, or a text column is called like a column of answers.
+        """
+        answers = [_content(one) for one in self.predictions]
+        if check_out(out) != ".jsonl":
+            answers = [_flat(one) for one in answers]
+        asked = [("id", self.ids), *self.texts.items(), *([] if self.gold is None else [("gold", self.gold)])]
+        names = [*(name for name, _ in asked), *answers[0]]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RequestError(f"--out has a column {twice[0]!r} of its own: rename the column of the texts.")
+        lines = [{name: values[row] for name, values in asked} | answer for row, answer in enumerate(answers)]
+        with atomic_write(user_path(out, "--out")) as partial:
+            _WRITERS[check_out(out)](lines, partial)
+
+
+def check_out(out: str) -> str:
+    """The ending of the file that predictions go to.
+
+    Raises:
+        RequestError: If there is no such format.
+    """
+    if (suffix := Path(out).suffix) not in _WRITERS:
+        raise RequestError(f"--out={out}: the ending must be one of {', '.join(_WRITERS)}.")
+    return suffix
+
+
+def _content(prediction: Prediction) -> dict[str, Any]:
+    return {name: value for name, value in asdict(prediction).items() if value is not None and name != "text"}
+
+
+def _flat(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer with one column a probability."""
+    shares = answer.pop("probabilities", {})
+    return answer | {f"p({label})": share for label, share in shares.items()}
+
+
+def _write_csv(lines: list[dict[str, Any]], file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(lines[0])
+        for line in lines:
+            cells = line.values()
+            writer.writerow([json.dumps(one) if isinstance(one, list | dict) else one for one in cells])
+
+
+def _write_json_lines(lines: list[dict[str, Any]], file: Path) -> None:
+    file.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
+
+
+def _write_parquet(lines: list[dict[str, Any]], file: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = pyarrow.Table.from_pylist(lines)
+    except pyarrow.ArrowException as error:
+        raise RequestError(
+            f"--out: a column holds values of several types ({first_line(error)}): write a .csv or .jsonl file."
+        ) from error
+    parquet.write_table(table, file)
+
+
+_WRITERS = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}
+
+
+def predict_file(predictor: Predictor, file: str, id_column: str | None = None) -> FilePredictions:
+    """Predicts every row of a file, and scores the answers where it has the task's label column.
+
+    Args:
+        predictor: The run's model.
+        file: A table in one of `petl_bench.tasks.tables.FORMATS`, or a .txt file with one row a line.
+        id_column: The column that names the rows; None: they are numbered from 1.
+
+    Raises:
+        RequestError: If the file cannot be read, or a label is none of the task's.
+    """
+    task = predictor.task
+    wanted = [*columns_of_texts(task), task.label_column, *([] if id_column is None else [id_column])]
+    if task.type != "tagging" and file.lower().removesuffix(".gz").endswith(".txt"):
+        table = read_table(file, "--file", wanted, lambda text, source: _one_a_line(text, source, task.text_columns))
+    else:
+        table = read_file(task, file, "--file", wanted)
+    # Without their labels, so that no row is left out.
+    unlabelled = {name: cells for name, cells in table.columns.items() if name != task.label_column}
+    rows = rows_of_table(replace(table, columns=unlabelled), task, predictor.labels)
+    predictions, answers = predictor.answer(rows)
+    ids = range(1, len(rows) + 1) if id_column is None else table.column(id_column, f"--id-column={id_column}")
+    scores: dict[str, float] = {}
+    scored: list[int] = []
+    gold = table.columns.get(task.label_column)
+    if gold is not None:
+        scored, references = _references(table, predictor)
+        if scored:
+            scores = compute_metrics(list(task.metrics), answers[scored], references)
+    texts = dict(zip(task.text_columns, rows.texts, strict=True))
+    return FilePredictions(predictor, list(ids), texts, gold, predictions, scores, len(scored))
+
+
+def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
+    """The rows of a plain text; the texts of a pair are separated by a tab."""
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    rows = [line.split("\t") if len(columns) > 1 else [line] for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns):
+            raise RequestError(
+                f"{source}, line {number}: the number of texts is {len(row)}, but the task takes {len(columns)}, "
+                "separated by tabs."
+            )
+    cells = {name: [row[place] for row in rows] for place, name in enumerate(columns)}
+    return Table(source, list(columns), cells, list(range(1, len(rows) + 1)))
+
+
+def _references(table: Table, predictor: Predictor) -> tuple[list[int], np.ndarray]:
+    """The rows that have a label of the run's, by their positions, and these labels as metrics read them."""
+    task, all_labels = predictor.task, find_labels(predictor.task)
+    positions, cells = list(range(table.num_rows)), table.columns[task.label_column]
+    if task.type in ("classification", "regression"):
+        marks = {"", "None", "nan"}
+        if task.type == "classification":
+            marks |= {*task.unlabelled, str(UNLABELLED)} - set(all_labels or ())
+        positions = [row for row in positions if str(cells[row]) not in marks]
+    if not positions:
+        return [], np.empty(0)
+    try:
+        rows = rows_of_table(table.take(positions), task, all_labels)
+    except RequestError as error:
+        raise RequestError(
+            f"{error} Correct the label, or rename the column {task.label_column!r} to predict without scores."
+        ) from error
+    assert rows.labels is not None
+    labels = all_labels or []
+    if task.type == "tagging":
+        names = entity_tags(labels)
+        return positions, names_by_row([names[tag] for tag in of_row] for of_row in rows.labels)
+    if task.type == "multilabel":
+        return positions, names_by_row([labels[one] for one in np.flatnonzero(of_row)] for of_row in rows.labels)
+    if (known := known_classes(task, all_labels)) is None:
+        return positions, rows.labels
+    # Rows of the classes that were left out as out of distribution have no right answer.
+    kept = np.isin(rows.labels, known)
+    return np.asarray(positions)[kept].tolist(), np.searchsorted(known, rows.labels[kept])
