@@ -118,7 +118,7 @@ def test_each_project_has_its_own_mirror(runs, monkeypatch, capsys):
 def test_killed_before_it_was_marked_it_is_mirrored_again_and_once(runs):
     script = """
 import os, sys
-import petl_bench.trackers.wandb_tracker as tracker
+import petl_bench.trackers.tracker as tracker
 from petl_bench.trackers.sync import sync
 tracker.mark = lambda *_: os._exit(9)
 list(sync(sys.argv[1:]))

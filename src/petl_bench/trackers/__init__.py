@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import os
 
-from petl_bench.trackers.tracker import NoTracker, RunIdentity, Tracker, TrackerConfig
+from petl_bench.trackers.tracker import (
+    NoTracker,
+    RunIdentity,
+    TensorBoardTracker,
+    Tracker,
+    TrackerConfig,
+    WandbTracker,
+)
 
 
 def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True) -> Tracker:
@@ -20,12 +27,8 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         RunError: If its service cannot be reached.
     """
     if settings.name == "wandb":
-        from petl_bench.trackers.wandb_tracker import WandbTracker
-
         asked = os.environ.get("WANDB_PROJECT") if live else None
         return WandbTracker(asked or settings.project, run, live=live)
     if settings.name == "tensorboard":
-        from petl_bench.trackers.tracker import TensorBoardTracker
-
         return TensorBoardTracker(run, live=live)
     return NoTracker()
