@@ -38,7 +38,8 @@ class Field:
         axis: The name of its axis in plots, unit included; empty if no plot has one.
         log_axis: Whether that axis is logarithmic.
         counted: Whether it is the same on every machine although it is a time or a memory: an estimate, or a share.
-        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, or their sum.
+        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, their sum, or each
+            of those that differ.
         always: Whether its column is there even if no run has the number.
         table: Whether the results table has a column for it.
         page: Whether the table of the HTML page has one.
@@ -57,7 +58,7 @@ class Field:
     axis: str = ""
     log_axis: bool = False
     counted: bool = False
-    over_tasks: Literal["costliest", "sum"] = "costliest"
+    over_tasks: Literal["costliest", "sum", "each"] = "costliest"
     always: bool = False
     table: bool = True
     page: bool = True
@@ -67,6 +68,11 @@ class Field:
     def depends_on_machine(self) -> bool:
         """Whether it is averaged only over records of the same machine."""
         return self.kind in ("time", "memory") and not self.counted
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether it means nothing without the number of rows of an update."""
+        return self.kind == "memory"
 
     def value(self, record: Record) -> Any:
         """The number in the record's unit; None if it was not measured."""
@@ -185,6 +191,10 @@ FIELDS = _by_key(
         "highest resident set of the whole process, interpreter and libraries included; of the first run that each "
         "process made",
         "memory", unit=MIB, axis="peak resident memory of the process, MiB", page=False,
+    ),
+    Field(
+        "batch_size", "batch_size", "batch", "rows of one update, for which memory and operations are given",
+        "operations", planned=("batch_size",), over_tasks="each", export=False,
     ),
     Field(
         "train_step_flops", "flops.train_step_flops", "step GFLOP",

@@ -27,6 +27,7 @@ from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import draw_tuning
+from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,
@@ -278,6 +279,11 @@ def write_files(
             {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
         )
         data["descriptions"] = headlines + data["descriptions"]
+        data["differences"] = [
+            note
+            for results in report_input.all_results
+            for note in (*setting_notes(results), *improving_notes(results))
+        ]
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())

@@ -9,6 +9,7 @@ from petl_bench.records.predictions import OOD_SCORES, Ood
 from petl_bench.records.schema import MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field
+from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
@@ -112,7 +113,8 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         for number, method in enumerate(results.methods)
         if method in column.bold
     )
-    notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
+    notes = [*setting_notes(results), *improving_notes(results), *_protocols(results)]
+    notes += [*_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
     title = f"{results.title}: {_TITLES[statistic]}"
     return ReportTable(title, header, rows, notes, bold, headline=headline(results))
 

@@ -198,12 +198,13 @@ def _plan_table(study: Study, costs: list[PlannedCosts]) -> ReportTable:
                 _count(cost.trainable_method),
                 _count(cost.trainable_head),
                 MISSING if cost.peak_bytes is None else f"{cost.peak_bytes / MIB:,.0f}",
+                _count(cost.batch_size),
             ]
         )
     header = ["run", *(["rate"] if with_rates else []), "to run", "finished", "failed", "method params", "head params"]
     notes = sorted({f"{cost.method} on {cost.task}: {cost.note}" for cost in costs if cost.note})
     title = f"{study.file.name}: {len(study.runs)} runs in {study.folder.path}"
-    return ReportTable(title, [*header, "predicted MiB"], rows, notes)
+    return ReportTable(title, [*header, "estimated MiB", "batch"], rows, notes)
 
 
 def _count(number: int | None) -> str:

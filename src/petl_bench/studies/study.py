@@ -82,6 +82,9 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
         RequestError: If it, or what is asked of it, cannot work.
     """
     name, config = open_study(name_or_file)
+    given = request.departures(config)
+    if given:
+        config = replace(config, deviations=[*config.deviations, f"set on the command line: {', '.join(given)}"])
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
     folder = StudyFolder(request.folder(name))
@@ -167,6 +170,7 @@ def _planned_costs(method: str, task: str, row: PlanRow | Exception) -> PlannedC
         trainable_share_of_backbone_percent=row.params.trainable_share_of_backbone_percent,
         peak_bytes=row.estimate.peak_bytes,
         note=row.note,
+        batch_size=row.estimate.batch_size,
     )
 
 

@@ -23,7 +23,8 @@ from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.machines import Machine, machines_of
 from petl_bench.reports.plots import score_scale
-from petl_bench.reports.plots.kinds import layer_variability, learning_curve, rows_curves
+from petl_bench.reports.plots.kinds import layer_variability, rows_curves
+from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers, still_improving
 from petl_bench.reports.render import ReportTable, check_page
 from petl_bench.reports.significance import Statistic
 
@@ -114,9 +115,13 @@ def page_data(
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
     machines = machines_of(one for item in named for one in item.group.measured_costs)
+    # Fronts join the rows of one protocol.
+    protocols = protocol_numbers([item.group for item in named])
     rows = [
-        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {})} for index, item in enumerate(named)
+        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {}), "protocol": protocols[index]}
+        for index, item in enumerate(named)
     ]
+    batch = batch_text(item.group for item in named)
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
@@ -128,7 +133,12 @@ def page_data(
         "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
         "axes": [
-            {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
+            {
+                "key": key,
+                "name": axis.axis_label + (f", {batch}" if axis.depends_on_batch else ""),
+                "log": axis.log_axis,
+                "less_is_better": not axis.higher_is_better,
+            }
             for key in AXES
             if _any(rows, key) and (axis := FIELDS[key])
         ],
@@ -177,6 +187,7 @@ def _row(index: int, item: NamedGroup, machine: Machine, bold: Collection[str]) 
             if field.page or field.axis
         },
         "history": _history(group),
+        "improving": still_improving(group),
         "variability": _variability(group),
     }
 
