@@ -18,6 +18,30 @@ MISSING = "-"
 
 MIB = 2**20
 
+
+def is_error(metric: str) -> bool:
+    """Whether a metric is an error: lower is better, and it is not shown in percent."""
+    return metric.endswith("_error")
+
+
+def score_text(value: float, *, in_percent: bool, sign: bool = False) -> str:
+    """A score, or a difference of scores, as every table, page and message shows it: in percent, or as an error.
+
+    Args:
+        value: A fraction, a correlation or an error.
+        in_percent: False for an error.
+        sign: Whether a plus sign stands before what is positive.
+    """
+    shown, digits = (100 * value, 1) if in_percent else (value, 4)
+    return f"{shown:{'+' if sign else ''}.{digits}f}"
+
+
+def shown_score(metric: str, value: float) -> str:
+    """A metric with its value, e.g. `accuracy 81.3 %`."""
+    error = is_error(metric)
+    return f"{metric} {score_text(value, in_percent=not error)}{'' if error else ' %'}"
+
+
 Kind = Literal["parameters", "time", "memory", "operations", "score"]
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from petl_bench.records.run_key import backbone_name
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
-from petl_bench.reports.fields import Field
+from petl_bench.reports.fields import Field, is_error
 from petl_bench.reports.groups import Group, is_comparable
 from petl_bench.reports.machines import newest_last
 from petl_bench.reports.significance import Statistic
@@ -100,11 +100,6 @@ def score_of(record: Record, metric: str) -> float | None:
     scores = [record.selected_scores.get(name) for name in metric.split("+")]
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if len(known) == len(scores) else None
-
-
-def is_error(metric: str) -> bool:
-    """Whether a metric is an error: lower is better, and it is not shown in percent."""
-    return metric.endswith("_error")
 
 
 def in_points(metric: str, value: float) -> float:

@@ -153,6 +153,7 @@ def plan_costs(study: Study) -> list[PlannedCosts]:
     }
     keys = {name: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for name, cfg in configs.items()}
     distinct = {keys[name]: cfg for name, cfg in configs.items()}
+    _log.info("counting costs: %d methods and tasks, of which %d differ", len(configs), len(distinct))
     counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
     return [_planned_costs(*name, counted[keys[name]]) for name in configs]
 
