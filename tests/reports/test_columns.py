@@ -93,7 +93,9 @@ def test_columns_are_chosen_by_name_or_how_it_begins():
     assert fitted(table, 10).header == for_a_page(table).header == table.header
 
 
-@pytest.mark.parametrize(("name", "message"), [("nothing", "nothing is no column"), ("task", "task may be task0 acc or")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nothing", "nothing is no column"), ("task", "task may be task0 acc or")]
+)
 def test_an_unknown_name_lists_the_known_ones(name, message):
     with pytest.raises(RequestError, match=f"--columns: {message}.* it has method, seeds, task0 acc"):
         choose_columns(wide_table(), [name])
