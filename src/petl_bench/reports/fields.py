@@ -202,19 +202,19 @@ FIELDS = _by_key(
         "device_peak_bytes", "memory.device.peak_allocated_bytes", "peak device MiB",
         "most bytes that the CUDA allocator held at once, loading, features of frozen layers, training and evaluation "
         "included",
-        "memory", unit=MIB, axis="peak device memory, MiB",
+        "memory", unit=MIB, axis="device memory, MiB",
     ),
     Field(
         "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
         "estimated peak of one update of full-length rows, counted storage by storage; weights in fp32 unless the "
         "settings give backbone.dtype", "memory", unit=MIB,
-        planned=("peak_bytes",), counted=True, axis="estimated peak memory of one update, MiB",
+        planned=("peak_bytes",), counted=True, axis="estimated memory, MiB",
     ),
     Field(
         "process_peak_rss_bytes", "memory.process_peak_rss_bytes", "peak process MiB",
         "highest resident set of the whole process, interpreter and libraries included; of the first run that each "
         "process made",
-        "memory", unit=MIB, axis="peak resident memory of the process, MiB", page=False,
+        "memory", unit=MIB, axis="process memory, MiB", page=False,
     ),
     Field(
         "batch_size", "batch_size", "batch", "rows of one update, for which memory and operations are given",
@@ -251,10 +251,10 @@ FIELDS = _by_key(
 
 # Scores are drawn against these.
 AXES = (
-    "params_trainable",
     "estimated_peak_bytes",
     "device_peak_bytes",
     "process_peak_rss_bytes",
+    "params_trainable",
     "train_seconds",
     "inference_examples_per_second",
 )

@@ -291,6 +291,8 @@ def write_files(
                 for table in rows.tables()
             ],
             {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
+            [pair for analysis in analyses for pair in analysis.tested_pairs()],
+            {key for results in report_input.all_results for key in results.incomplete_runs()},
         )
         data["descriptions"] = headlines + data["descriptions"]
         data["differences"] = [

@@ -196,6 +196,18 @@ class ResultsTable:
             if cell.planned is not None and counts[method, task] < cell.planned
         ]
 
+    def incomplete_runs(self) -> set[str]:
+        """The keys of the runs on tasks that not every method with runs has finished, with all planned seeds."""
+        methods = [method for method in self.methods if self.groups_of(method)]
+        found = set()
+        for task in self.tasks:
+            cells = [self.cells[method, task] for method in methods]
+            groups = [cell.group for cell in cells if cell.group is not None]
+            wanted = max((cell.planned or 0 for cell in cells), default=0)
+            if len(groups) < len(cells) or any(len(group.seeds) < wanted for group in groups):
+                found.update(record.run_key for group in groups for record in group.records)
+        return found
+
     @cached_property
     def _firsts(self) -> dict[str, Group]:
         return {group.task: group for group in reversed(self.groups())}

@@ -58,8 +58,6 @@ _ROW_COLUMNS = (
     PageColumn("method", "method", "the method, with the settings in which its variants differ", "text"),
     PageColumn("task", "task", "the task", "text"),
     PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
-    PageColumn("rows", "train rows", "rows trained on"),
-    PageColumn("n", "seeds", "runs that differ in their seed alone"),
     PageColumn(
         "score",
         "score ± sd",
@@ -69,6 +67,8 @@ _ROW_COLUMNS = (
     ),
     PageColumn("median", "median", "median over seeds", "score"),
     PageColumn("low", "95 % interval", "95 % t interval of the mean over three seeds or more", "score", always=False),
+    PageColumn("rows", "train rows", "rows trained on"),
+    PageColumn("n", "seeds", "runs that differ in their seed alone"),
 )
 
 
@@ -91,6 +91,8 @@ def page_data(
     bold: Collection[str] = (),
     classes: Sequence[ReportTable] = (),
     roc: Mapping[str, Mapping[str, Any]] | None = None,
+    pairs: Sequence[tuple[str, str, int]] = (),
+    incomplete: Collection[str] = (),
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -104,6 +106,9 @@ def page_data(
         bold: Keys of the runs whose method is bold in its column of the results table.
         classes: Tables of what the predictions say: calibration, classes, confusions.
         roc: ROC curves as `roc_curves` makes them, by the key of the run.
+        pairs: Keys of a run of each of two methods that were tested, and 1 if the first is better, -1 if it is worse,
+            0 if no difference is shown.
+        incomplete: Keys of the runs of tasks that not all methods have finished.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -122,10 +127,15 @@ def page_data(
         for index, item in enumerate(named)
     ]
     batch = batch_text(item.group for item in named)
+    by_key = {record.run_key: index for index, item in enumerate(named) for record in item.group.records}
+    for row, item in zip(rows, named, strict=True):
+        row["complete"] = not any(record.run_key in incomplete for record in item.group.records)
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
         "descriptions": [study.description for study in studies if study.description],
+        # Between methods, and of those that were still improving; the caller knows them.
+        "differences": [],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
         # Rows and plots show the costs of the first machine, the one with the most records.
@@ -136,6 +146,8 @@ def page_data(
             {
                 "key": key,
                 "name": axis.axis_label + (f", {batch}" if axis.depends_on_batch else ""),
+                "short": axis.name + (f" ({batch})" if axis.depends_on_batch else ""),
+                "digits": axis.digits,
                 "log": axis.log_axis,
                 "less_is_better": not axis.higher_is_better,
             }
@@ -148,6 +160,7 @@ def page_data(
             {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
             for curve in rows_curves(named)
         ],
+        "pairs": [[by_key[a], by_key[b], sign] for a, b, sign in pairs if a in by_key and b in by_key],
         "published": [dict(row) for row in published],
         "claims": [dict(row) for row in claims],
         "comparisons": list(map(_plain, comparisons)),
@@ -303,6 +316,7 @@ SCRIPTS = (
     "chart.js",
     "plots.js",
     "table.js",
+    "use.js",
     "head.js",
     "filters.js",
     "panels.js",

@@ -83,6 +83,7 @@ function buildTable() {
       el("p", { class: "empty", id: "no-rows", hidden: true }, "No row matches these filters."),
       el("button", { type: "button", class: "button more-rows", id: "more-rows", onclick: showAll, hidden: true }),
     ),
+    DATA.differences.length ? el("ul", { class: "list" }, ...DATA.differences.map((text) => el("li", {}, text))) : "",
   );
 }
 

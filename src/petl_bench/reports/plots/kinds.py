@@ -24,6 +24,7 @@ from petl_bench.reports.plots import (
 )
 from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers
 from petl_bench.reports.render import check_picture
+from petl_bench.reports.significance import LEAST_VALUES
 from petl_bench.reports.tables import KINDS, cost_table
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _panel(
         axes.errorbar(
             x,
             scale * score.mean,
-            yerr=scale * score.sd if score.sd else None,
+            yerr=scale * score.sd if score.sd and score.n >= LEAST_VALUES else None,
             linestyle="none",
             markersize=8,
             capsize=3,
