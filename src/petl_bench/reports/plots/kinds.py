@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 40
 _CHARACTERS_PER_INCH = 12
 
+# More plots side by side could not be read at the width of a page.
+_MOST_COSTS_BESIDE = 2
+
 # Panels with more points than this have a legend instead of a name beside each point.
 _MOST_NAMES = 16
 
@@ -42,7 +45,7 @@ _MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes"
 
 
 def draw_scores(groups: list[Group], file: Path, headline: str | None = None) -> None:
-    """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
+    """Draws scores against costs with their Pareto fronts: for each task and backbone a plot per cost.
 
     Times, device memory and speed are those of one machine, the one with the most records; where there are several, the
     axes name it.
@@ -65,24 +68,30 @@ def draw_scores(groups: list[Group], file: Path, headline: str | None = None) ->
     labels = list(dict.fromkeys(group.label for group in groups))
     machines = machines_of(one for group in groups for one in group.measured_costs)
     costs = _costs(groups, machines[0])
+    columns = min(_MOST_COSTS_BESIDE, len(costs))
+    lines = -(-len(costs) // columns)
     figure, grid = plt.subplots(
-        len(panels),
-        len(costs),
-        figsize=(1.2 + 3.6 * len(costs), 0.8 + 3.1 * len(panels)),
+        len(panels) * lines,
+        columns,
+        figsize=(1.2 + 3.6 * columns, 0.8 + 3.1 * len(panels) * lines),
         squeeze=False,
         sharey="row",
         layout="constrained",
     )
     by_panel = {panel: [one for one in groups if (one.task, one.backbone) == panel] for panel in panels}
     points = []
-    for ((task, backbone), mine), row in zip(by_panel.items(), grid, strict=True):
-        for axes, cost in zip(row, costs, strict=True):
+    for number, ((task, backbone), mine) in enumerate(by_panel.items()):
+        rows = grid[number * lines : (number + 1) * lines]
+        for axes, cost in zip(rows.flat, costs, strict=False):
             where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
             name = cost.axis_label + (f", {batch_text(mine)}" if cost.depends_on_batch else "")
             axes.set_xlabel("\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *textwrap.wrap(where, _LABEL_WIDTH)]))
             points.append((axes, _panel(axes, mine, cost, machines[0], labels)))
-        row[0].set_ylabel(score_name(mine[0]))
-        row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
+        for axes in rows.flat[len(costs) :]:
+            axes.set_visible(False)
+        for axes in rows[:, 0]:
+            axes.set_ylabel(score_name(mine[0]))
+        rows[0, 0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     if headline is not None:
         width = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
         figure.suptitle("\n".join(textwrap.wrap(headline, width)), x=0.01, ha="left", fontsize=11)
