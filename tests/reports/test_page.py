@@ -312,7 +312,7 @@ def test_the_box_names_no_winner_that_the_runs_do_not_carry(opened):
     assert "these runs do not tell it from" in text
     assert sorted(texts(opened, "#use tbody td.text")) == ["full", "houlsby", "lora"]
     title, text = choose(opened, "cola")
-    assert title.endswith("scores highest, which may be chance")
+    assert title.endswith("scores best, which may be chance")
     assert "too few seeds for a test against" in text
 
 

@@ -105,8 +105,9 @@ function drawScores(container, rows, axis) {
   }
   for (const row of rows) {
     const [x, y] = at(row);
-    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), number(row[axis.key], axis.digits)]];
-    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${number(row[axis.key], axis.digits)}`;
+    const cost = number(row[axis.key], axis.digits);
+    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), cost]];
+    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${cost}`;
     drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
   }
   if (rows.length <= MOST_NAMES) namePoints(plot, [...front, ...rows.filter((row) => !front.includes(row))], at);
