@@ -113,9 +113,9 @@ def fitted(table: ReportTable, width: int) -> ReportTable:
 
 def _first(table: ReportTable, has_room: Callable[[list[str]], bool]) -> list[str]:
     """The columns that are asked for the most and for which there is room; two groups of them in any case."""
-    first, second, *others = [*table.by_priority(), [], []]
-    kept = first + second
-    for group in others:
+    groups = table.by_priority()
+    kept = [name for group in groups[:2] for name in group]
+    for group in groups[2:]:
         if has_room(kept + group):
             kept += group
     return kept

@@ -199,7 +199,7 @@ class ResultsTable:
     def incomplete_runs(self) -> set[str]:
         """The keys of the runs on tasks that not every method with runs has finished, with all planned seeds."""
         methods = [method for method in self.methods if self.groups_of(method)]
-        found = set()
+        found = set[str]()
         for task in self.tasks:
             cells = [self.cells[method, task] for method in methods]
             groups = [cell.group for cell in cells if cell.group is not None]
