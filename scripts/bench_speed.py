@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -246,27 +247,43 @@ def show(result: dict[str, Any]) -> str:
 
 
 def draw(results: list[dict[str, Any]], file: Path) -> None:
-    """Draws one bar for each comparison."""
+    """Draws one bar for each comparison, a panel for what is compared: speed, or the time of the whole training."""
     from matplotlib import pyplot
 
-    names = []
-    for one in results:
-        ours, theirs = (label.replace("method=", "") for label in one["sides"])
-        settings = ", ".join(setting.partition(".")[2] for setting in one["settings"])
-        names.append(f"{ours.partition(': ')[2]} / {theirs}\n{settings}, epochs {one['epochs']}: {one['ratio_of']}")
-    figure, axes = pyplot.subplots(figsize=(8, 0.55 * len(results) + 1), layout="constrained")
-    spreads = [[one["ratio"] - min(one["ratios"]), max(one["ratios"]) - one["ratio"]] for one in results]
-    bars = axes.barh(names, [one["ratio"] for one in results], xerr=np.array(spreads).T, color="#4477aa")
-    axes.bar_label(bars, fmt="%.1fx", padding=6)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
-    axes.minorticks_off()
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as the other side")
-    axes.spines[["top", "right"]].set_visible(False)
+    kinds = list(dict.fromkeys(one["ratio_of"] for one in results))
+    by_kind = [[one for one in results if one["ratio_of"] == kind] for kind in kinds]
+    figure, panels = pyplot.subplots(
+        len(kinds),
+        figsize=(8, 0.36 * len(results) + 0.8 * len(kinds)),
+        sharex=True,
+        squeeze=False,
+        height_ratios=list(map(len, by_kind)),
+        layout="constrained",
+    )
+    for axes, kind, mine in zip(panels[:, 0], kinds, by_kind, strict=True):
+        spreads = [[one["ratio"] - min(one["ratios"]), max(one["ratios"]) - one["ratio"]] for one in mine]
+        ratios = [one["ratio"] for one in mine]
+        bars = axes.barh(list(map(_name, mine)), ratios, xerr=np.array(spreads).T, color="#4477aa")
+        axes.bar_label(bars, fmt="%.1fx", padding=4)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        axes.minorticks_off()
+        axes.tick_params(axis="y", labelsize=8.5)
+        axes.margins(x=0.2, y=0.02)
+        axes.invert_yaxis()
+        axes.set_title(kind, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1, 0].set_xlabel("times as fast as the other side")
     figure.savefig(file, dpi=150)
+
+
+def _name(result: dict[str, Any]) -> str:
+    ours, theirs = (label.replace("method=", "").partition(": ") for label in result["sides"])
+    against = theirs[0] if theirs[2] == ours[2] else f"{theirs[0]}, {theirs[2]}"
+    length, precision, *_ = [setting.rpartition("=")[2] for setting in result["settings"]]
+    epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
+    return textwrap.fill(f"{ours[2]} against {against}: {length} tokens, {precision}, {epochs}", 40)
 
 
 def main() -> None:

@@ -224,6 +224,10 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         help="other tables: calibration, scores of each class and confusion matrices, from the runs' predictions",
     )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
+    report.add_argument(
+        "--columns", metavar="NAMES", help="of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"
+    )
+    report.add_argument("--wide", action="store_true", help="show all columns, even if there is no room for them")
     return report
 
 
@@ -315,6 +319,7 @@ def _add_plan(commands: _Subparsers) -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_large task=mnli method=all")
     plan.add_argument("--budget", metavar="SIZE", help="e.g. 16GiB: say what fits, and the largest batch that does")
     plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
+    plan.add_argument("--wide", action="store_true", help="show all columns, even if there is no room for them")
     plan.add_argument("--plot", metavar="FILE", help="also draw the peak by kind (.png, .pdf, .svg)")
     return plan
 
@@ -361,6 +366,7 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
     study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
+    study.add_argument("--wide", action="store_true", help="show all columns of --dry-run, whether they fit or not")
     study.add_argument("--retry", choices=("failed",), help="make failed runs again")
     study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
     return study

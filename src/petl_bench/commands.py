@@ -139,10 +139,11 @@ def _one_run(config: RunConfig, *, as_json: bool) -> None:
 
 def _summary(record: Record) -> str:
     from petl_bench.records.run_key import backbone_name
+    from petl_bench.reports.fields import shown_score
 
     assert record.protocol
     assert record.params
-    scores = "  ".join(f"{name} {value:.4f}" for name, value in record.selected_scores.items())
+    scores = "  ".join(shown_score(name, value) for name, value in record.selected_scores.items())
     return (
         f"{record.protocol.task}  {record.config['method']['name']}  {backbone_name(record.config['backbone'])}  "
         f"seed {record.protocol.seed}:  {scores}  ({record.params.trainable:,} parameters trained)"
@@ -153,9 +154,9 @@ def _report(parsed: argparse.Namespace) -> int:
     if parsed.rows:
         from petl_bench.reports.report import write_rows_report
 
-        if parsed.plot or parsed.html or parsed.compare:
-            raise RequestError("--rows has tables of its own: leave out --plot, --html and --compare.")
-        write_rows_report(parsed.folders, parsed.format, _print)
+        if parsed.plot or parsed.html or parsed.compare or parsed.columns:
+            raise RequestError("--rows has tables of its own: leave out --plot, --html, --compare and --columns.")
+        write_rows_report(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
     from petl_bench.reports.report import write_report
 
@@ -168,6 +169,8 @@ def _report(parsed: argparse.Namespace) -> int:
         reference=parsed.compare,
         plot_kind=parsed.plot_kind,
         page=parsed.html,
+        columns=[name.strip() for name in parsed.columns.split(",") if name.strip()] if parsed.columns else [],
+        wide=parsed.wide,
     )
 
 
@@ -257,7 +260,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.json:
         _print(json.dumps(rows, indent=2))
     else:
-        print_table(cost_table(rows))
+        print_table(dataclasses.replace(cost_table(rows), whole=parsed.wide))
     if parsed.plot:
         draw_memory(rows, Path(parsed.plot))
         _log.info("plot: %s", Path(parsed.plot).resolve())
@@ -332,7 +335,7 @@ def _study(parsed: argparse.Namespace) -> int:
         costs = plan_costs(study)
         if parsed.plan:
             keep_costs(study, costs)
-        print_plan(study, costs, _print, as_json=parsed.json)
+        print_plan(study, costs, _print, as_json=parsed.json, wide=parsed.wide)
         return 0
     unfinished = run_study(study, retry_failed=parsed.retry == "failed")
     print_outcome(study, _print, as_json=parsed.json)

@@ -50,12 +50,17 @@ def test_text_for_latex_by_hand():
     assert latex_text("α=1 Λ Α ο ± é ％ 中") == r"$\alpha$=1 $\Lambda$ A o $\pm$ e \% U+4E2D"  # noqa: RUF001
 
 
-def test_the_first_line_names_the_packages():
-    narrow = ReportTable("title", ["a"] * 3, [["1"] * 3], [])
-    wide = ReportTable("title", ["a"] * 12, [["1"] * 12], [])
-    assert to_latex(narrow).splitlines()[0] == r"% needs \usepackage{booktabs}"
-    assert to_latex(wide).splitlines()[0] == r"% needs \usepackage{booktabs} and \usepackage{graphicx}"
-    assert r"\resizebox" not in to_latex(narrow)
+def test_the_first_line_names_the_packages_and_a_wide_table_is_shrunk():
+    text = to_latex(ReportTable("title", ["a"] * 3, [["1"] * 3], []))
+    assert text.splitlines()[0] == r"% needs \usepackage{booktabs} and \usepackage{graphicx}"
+    assert r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" in text
+
+
+def test_a_label_names_the_table():
+    assert r"\label{tab:a_study-minilm-mean-sd-over-seeds}" in to_latex(
+        ReportTable("a_study (minilm): mean ± sd over seeds", ["a"], [["1"]], [])
+    )
+    assert r"\label{tab:results}" in to_latex(ReportTable("中", ["a"], [["1"]], []))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -80,3 +85,6 @@ def test_latex_compiles(tmp_path):
     log = (tmp_path / "report.log").read_text(errors="replace")
     # Signs that the font lacks would vanish without an error.
     assert "Missing character" not in log
+    assert "multiply" not in log
+    # Too wide for the page.
+    assert "Overfull \\hbox" not in log

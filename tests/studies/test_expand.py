@@ -99,6 +99,20 @@ def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):
     assert prepare(str(file), request).file == read_study(tmp_path / "runs") == study.file
 
 
+def test_what_the_command_line_sets_is_a_deviation(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods: {lora: []}\ntasks: {demo: []}\nseeds: [0, 1]\ndeviations: [MiniLM]\n")
+    kept = [f"runs_dir={tmp_path}", "data_root=/data", "tracker=wandb", "train.save_weights=false", "methods=lora"]
+    # None of these changes a score.
+    assert prepare(str(file), parse_request([*kept, "seeds=0,1"])).file.deviations == ["MiniLM"]
+    given = ["backbone=tiny_bert", "train.epochs=1", "recipe=lora_paper", "seeds=0"]
+    assert prepare(str(file), parse_request([*kept, *given[:2], *given[3:]])).file.deviations == [
+        "MiniLM",
+        "set on the command line: backbone=tiny_bert, train.epochs=1, seeds=0",
+    ]
+    assert parse_request(given).departures(StudyConfig()) == given[:3]
+
+
 def test_a_basis_of_other_runs_is_not_believed(tmp_path):
     """As a process leaves it that is killed between two writes, or another command with other seeds."""
     file = tmp_path / "mine.yaml"

@@ -22,6 +22,9 @@ from petl_bench.tasks.load import trained_labels
 
 ALL = "all"
 
+# Of a bar in a terminal, for counts that take longer than this many seconds.
+_PROGRESS: dict[str, Any] = {"desc": "counting costs", "leave": False, "delay": 1, "disable": None}
+
 _METHOD_OVERRIDE = re.compile(r"\+{0,2}method=")
 
 _LAYERS_DEPEND_ON_ROWS = "the task's rows choose the layers; counted with the most expensive of the extreme choices"
@@ -170,13 +173,15 @@ def estimate_all(jobs: list[tuple[RunConfig, int | None]]) -> list[PlanRow | Req
     import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401
+    from tqdm import tqdm
 
     if sys.platform != "linux" or torch.cuda.is_initialized():
-        return [_estimate(*job) for job in jobs]
+        return [_estimate(*job) for job in tqdm(jobs, **_PROGRESS)]
     workers = min(len(jobs), len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(_estimate, *zip(*jobs, strict=True)))
+        rows = pool.map(_estimate, *zip(*jobs, strict=True))
+        return list(tqdm(rows, total=len(jobs), **_PROGRESS))
 
 
 def _estimate(cfg: RunConfig, budget: int | None) -> PlanRow | RequestError | RunError:

@@ -58,6 +58,13 @@ _LOCATIONS = (
     *(("train", name) for name in WITHOUT_EFFECT),
 )
 
+
+def is_location(setting: str) -> bool:
+    """Whether a setting, by its name in overrides, can change no outcome; a recipe acts through what it sets."""
+    path = tuple(setting.split("."))
+    return path[0] != "recipe" and any(path[: len(one)] == one for one in _LOCATIONS)
+
+
 # Settings that came later, with the value that leaves the keys of older records as they were.
 ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "gradient_checkpointing"): False,

@@ -365,6 +365,12 @@ class Record:
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
 
     @property
+    def batch_size(self) -> int | None:
+        """The rows of one update; None where the run failed before its settings were complete."""
+        size = (self.config.get("train") or {}).get("batch_size")
+        return size if isinstance(size, int) else None
+
+    @property
     def updates_to_95_percent(self) -> float | None:
         """Updates until the selection score first reached 95 % of the selected weights' score.
 

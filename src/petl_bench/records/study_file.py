@@ -177,6 +177,7 @@ class PlannedCosts:
     trainable_share_of_backbone_percent: Number | None = None
     peak_bytes: int | None = None
     note: str | None = None
+    batch_size: int | None = None
 
 
 @dataclass

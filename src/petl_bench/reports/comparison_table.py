@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from petl_bench.reports.differences import Difference, Differences
-from petl_bench.reports.fields import MISSING
+from petl_bench.reports.fields import MISSING, score_text
 from petl_bench.reports.ranking import Analysis, Comparison
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.significance import LEAST_DATA_SETS, LEAST_VALUES, POWER, SIGNIFICANCE
@@ -19,8 +19,7 @@ def name(one: Comparison) -> str:
 
 def show(one: Comparison, difference: float, *, sign: bool = False) -> str:
     """Formats a difference, in points if scores are percentages."""
-    value, digits = (100 * difference, 1) if one.points else (difference, 4)
-    return (f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}").replace("-", "−")
+    return score_text(difference, in_percent=one.points, sign=sign).replace("-", "−")
 
 
 def show_p(p: float) -> str:
@@ -82,9 +81,10 @@ def comparison_table(analysis: Analysis) -> ReportTable | None:
     results = analysis.results
     unit = "points" if results.all_in_percent else "score (errors negated)"
     header = ["task", "comparison", f"difference, {unit}", "95 % CI", "n", "rows", "p", "p corrected", "verdict"]
+    most_asked = tuple((column,) for column in (*header[:3], "verdict", "95 % CI", "p corrected"))
     against = f"with {reference}" if reference else "with the best mean"
     title = f"{results.title}: comparisons {against}"
-    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown))
+    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown), priority=most_asked)
 
 
 def _is_with_best(one: Comparison, analysis: Analysis) -> bool:

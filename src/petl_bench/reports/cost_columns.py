@@ -37,8 +37,10 @@ def _known_costs(results: ResultsTable) -> list[Field]:
     costs = [field for field in FIELDS.values() if field.table and field.kind != "parameters"]
     known = [field for field in costs if field.always or any(_is_known(field, cell) for cell in cells)]
     process = FIELDS["process_peak_rss_bytes"]
-    if any(field.kind == "memory" and field != process for field in known):
+    if any(field.depends_on_batch and field != process for field in known):
         known = [field for field in known if field != process]
+    if not any(field.depends_on_batch for field in known):
+        known = [field for field in known if field != FIELDS["batch_size"]]
     return known
 
 
@@ -67,6 +69,8 @@ def _over_tasks(column: Field, values: Iterable[float | None]) -> str:
         return MISSING
     if column.over_tasks == "sum":
         return column.text(sum(known))
+    if column.over_tasks == "each":
+        return "/".join(map(column.text, sorted(set(known))))
     return column.text(min(known) if column.higher_is_better else max(known))
 
 
@@ -101,7 +105,7 @@ def costs_by_machine(results: ResultsTable) -> ReportTable | None:
     groups = results.groups()
     if is_on_one_machine(groups):
         return None
-    columns = [field for field in _known_costs(results) if field.depends_on_machine]
+    columns = [one for one in _known_costs(results) if one.depends_on_machine or one == FIELDS["batch_size"]]
     with_tasks = len(results.tasks) > 1
     with_features = any(one.cache for group in groups for one in group.measured_costs)
     rows = []

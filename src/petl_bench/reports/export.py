@@ -11,6 +11,7 @@ from petl_bench.reports.comparison_table import sentence
 from petl_bench.reports.fields import FIELDS, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import MeasuredCosts
+from petl_bench.reports.protocol import settings_of, still_improving
 from petl_bench.reports.ranking import Analysis, Comparison
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
@@ -33,6 +34,9 @@ def to_csv(analyses: list[Analysis]) -> str:
 # The columns that say which method, task and backbone a line is of.
 _CELL = ("study", "task", "backbone", "method")
 
+# The settings that CSV holds; JSON has all.
+_SETTINGS = ("epochs", "most updates", "batch size", "learning rate", "head learning rate")
+
 
 def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
     rows = []
@@ -40,7 +44,15 @@ def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
         scores = row.pop("scores")
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
-        flat = {**row, **primary, "seeds": " ".join(map(str, by_seed)), "unfinished": " ".join(row["unfinished"])}
+        settings = row.pop("settings")
+        told = {name.replace(" ", "_"): settings.get(name) for name in _SETTINGS}
+        flat = {
+            **row,
+            **told,
+            **primary,
+            "seeds": " ".join(map(str, by_seed)),
+            "unfinished": " ".join(row["unfinished"]),
+        }
         # Columns that are often empty come last.
         measured, *further = flat.pop("costs") or [{}]
         costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
@@ -90,6 +102,8 @@ def _cell_rows(analysis: Analysis) -> list[dict[str, Any]]:
                     "p_against_best": ranking.tasks[task].p.get(method),
                     "bold": method in ranking.tasks[task].bold,
                     "scores": _scores(cell.group),
+                    "settings": settings_of(cell.group.first) if cell.group else {},
+                    "still_improving": still_improving(cell.group) if cell.group else None,
                     **_params(cell),
                     **_costs(cell),
                 }

@@ -18,6 +18,30 @@ MISSING = "-"
 
 MIB = 2**20
 
+
+def is_error(metric: str) -> bool:
+    """Whether a metric is an error: lower is better, and it is not shown in percent."""
+    return metric.endswith("_error")
+
+
+def score_text(value: float, *, in_percent: bool, sign: bool = False) -> str:
+    """A score, or a difference of scores, as every table, page and message shows it: in percent, or as an error.
+
+    Args:
+        value: A fraction, a correlation or an error.
+        in_percent: False for an error.
+        sign: Whether a plus sign stands before what is positive.
+    """
+    shown, digits = (100 * value, 1) if in_percent else (value, 4)
+    return f"{shown:{'+' if sign else ''}.{digits}f}"
+
+
+def shown_score(metric: str, value: float) -> str:
+    """A metric with its value, e.g. `accuracy 81.3 %`."""
+    error = is_error(metric)
+    return f"{metric} {score_text(value, in_percent=not error)}{'' if error else ' %'}"
+
+
 Kind = Literal["parameters", "time", "memory", "operations", "score"]
 
 
@@ -38,7 +62,8 @@ class Field:
         axis: The name of its axis in plots, unit included; empty if no plot has one.
         log_axis: Whether that axis is logarithmic.
         counted: Whether it is the same on every machine although it is a time or a memory: an estimate, or a share.
-        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, or their sum.
+        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, their sum, or each
+            of those that differ.
         always: Whether its column is there even if no run has the number.
         table: Whether the results table has a column for it.
         page: Whether the table of the HTML page has one.
@@ -57,7 +82,7 @@ class Field:
     axis: str = ""
     log_axis: bool = False
     counted: bool = False
-    over_tasks: Literal["costliest", "sum"] = "costliest"
+    over_tasks: Literal["costliest", "sum", "each"] = "costliest"
     always: bool = False
     table: bool = True
     page: bool = True
@@ -67,6 +92,11 @@ class Field:
     def depends_on_machine(self) -> bool:
         """Whether it is averaged only over records of the same machine."""
         return self.kind in ("time", "memory") and not self.counted
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether it means nothing without the number of rows of an update."""
+        return self.kind == "memory"
 
     def value(self, record: Record) -> Any:
         """The number in the record's unit; None if it was not measured."""
@@ -172,19 +202,23 @@ FIELDS = _by_key(
         "device_peak_bytes", "memory.device.peak_allocated_bytes", "peak device MiB",
         "most bytes that the CUDA allocator held at once, loading, features of frozen layers, training and evaluation "
         "included",
-        "memory", unit=MIB, axis="peak device memory, MiB",
+        "memory", unit=MIB, axis="device memory, MiB",
     ),
     Field(
         "estimated_peak_bytes", "memory.estimate.peak_bytes", "estimated MiB",
         "estimated peak of one update of full-length rows, counted storage by storage; weights in fp32 unless the "
         "settings give backbone.dtype", "memory", unit=MIB,
-        planned=("peak_bytes",), counted=True, axis="estimated peak memory of one update, MiB",
+        planned=("peak_bytes",), counted=True, axis="estimated memory, MiB",
     ),
     Field(
         "process_peak_rss_bytes", "memory.process_peak_rss_bytes", "peak process MiB",
         "highest resident set of the whole process, interpreter and libraries included; of the first run that each "
         "process made",
-        "memory", unit=MIB, axis="peak resident memory of the process, MiB", page=False,
+        "memory", unit=MIB, axis="process memory, MiB", page=False,
+    ),
+    Field(
+        "batch_size", "batch_size", "batch", "rows of one update, for which memory and operations are given",
+        "operations", planned=("batch_size",), over_tasks="each", export=False,
     ),
     Field(
         "train_step_flops", "flops.train_step_flops", "step GFLOP",
@@ -217,10 +251,10 @@ FIELDS = _by_key(
 
 # Scores are drawn against these.
 AXES = (
-    "params_trainable",
     "estimated_peak_bytes",
     "device_peak_bytes",
     "process_peak_rss_bytes",
+    "params_trainable",
     "train_seconds",
     "inference_examples_per_second",
 )

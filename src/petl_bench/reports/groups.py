@@ -165,21 +165,32 @@ def _differing(variants: list[dict[str, str]]) -> set[str]:
 def _shown_settings(record: Record) -> dict[str, str]:
     """Collects all settings that distinguish runs, apart from the seed, as text by short names."""
     config = record.config
-    parts: dict[str, Any] = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
-    parts |= {f"layers.{key}": value for key, value in config["layers"].items()}
-    parts |= {key: config["train"][key] for key in sorted(config["train"]) if key not in _NO_DIFFERENCE}
+    method = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
+    layers = {f"layers.{key}": value for key, value in config["layers"].items()}
+    return _as_text(method | layers) | run_settings(record)
+
+
+def run_settings(record: Record) -> dict[str, str]:
+    """The settings of `_shown_settings` that are neither the method's nor of its layers."""
+    train = record.config.get("train") or {}
+    parts: dict[str, Any] = {key: train[key] for key in sorted(train) if key not in _NO_DIFFERENCE}
     # Older records have `auto` as it was written.
     parts["device"] = "cuda" if record.hardware.get("device") else "cpu"
-    parts |= {f"{group}.{key}": value for group in _NAMED_GROUPS for key, value in config[group].items()}
-    for (group, later), default in ADDED_LATER.items():
-        key = f"{group}.{later}" if group in _NAMED_GROUPS else later
-        # Records from before the setting lack it, which means the same.
-        if parts.get(key, default) == default:
-            parts.pop(key, None)
+    named = {group: record.config.get(group) or {} for group in _NAMED_GROUPS}
+    parts |= {f"{group}.{key}": value for group, settings in named.items() for key, value in settings.items()}
     parts["rows"] = record.data.rows_per_split if record.data else None
     # Files of one name may hold other rows.
     parts["data"] = record.data.fingerprint[:_DIGITS_OF_DATA] if record.data else None
     parts["processes"] = record.hardware.get("num_processes", 1)
+    return _as_text(parts)
+
+
+def _as_text(parts: dict[str, Any]) -> dict[str, str]:
+    """Settings as text, without those that came later and have the value that older records had without a word."""
+    for (group, later), default in ADDED_LATER.items():
+        key = f"{group}.{later}" if group in _NAMED_GROUPS else later
+        if parts.get(key, default) == default:
+            parts.pop(key, None)
     return {key: json.dumps(value) if isinstance(value, list | dict) else str(value) for key, value in parts.items()}
 
 

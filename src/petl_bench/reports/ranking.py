@@ -109,6 +109,23 @@ class Analysis:
         groups = [cells[method, task].group for task, column in self.ranking.tasks.items() for method in column.bold]
         return [record.run_key for group in groups if group for record in group.records]
 
+    def tested_pairs(self) -> list[tuple[str, str, int]]:
+        """Every pair of methods that a test compares on a task: keys of a run of each, and 1, -1 or 0.
+
+        1 if the first is better, -1 if it is worse, 0 if no difference is shown, corrected for all pairs of the task.
+        Tests of single runs are left out, as they do not speak of methods.
+        """
+        pairs = self.comparisons if self.reference is None else compare(self.differences, None)
+        signs = {"better": 1, "worse": -1, "no difference shown": 0}
+        found = []
+        for one in pairs:
+            if one.task is None or one.verdict not in signs or one.difference is None or one.difference.test == "rows":
+                continue
+            groups = [self.results.cells[method, one.task].group for method in (one.method, one.reference)]
+            first, second = (group.first.run_key for group in groups if group is not None)
+            found.append((first, second, signs[one.verdict]))
+        return found
+
 
 def analyse(all_differences: Sequence[Differences], statistic: str, reference: str | None) -> list[Analysis]:
     """Ranks and compares the methods of every results table of a report.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +26,8 @@ class ReportTable:
         headline: A sentence that stands above the table.
         baselines: The number of last rows that are baselines: an empty line or a rule sets them apart, except in
             Markdown.
+        priority: Columns in the order in which they are asked for, in groups that stand together; others come last.
+        whole: Whether all columns are shown, even if there is no room for them.
     """
 
     title: str
@@ -34,6 +38,90 @@ class ReportTable:
     prose: tuple[str, ...] = ()
     headline: str | None = None
     baselines: int = 0
+    priority: tuple[tuple[str, ...], ...] = ()
+    whole: bool = False
+
+    def by_priority(self) -> list[list[str]]:
+        """The names of the columns, those that are asked for the most first, in groups that stand together."""
+        groups = [[name for name in group if name in self.header] for group in self.priority]
+        named = {name for group in groups for name in group}
+        return [*filter(None, groups), *([name] for name in self.header if name not in named)]
+
+
+def with_columns(table: ReportTable, names: Collection[str]) -> ReportTable:
+    """The table with these columns alone, in its own order; notes that define the others are left out with them."""
+    kept = [number for number, name in enumerate(table.header) if name in names]
+    gone = tuple(f"{name}: " for name in table.header if name not in names)
+    return replace(
+        table,
+        header=[table.header[number] for number in kept],
+        rows=[[row[number] for number in kept] for row in table.rows],
+        notes=[note for note in table.notes if not note.startswith(gone)] if gone else table.notes,
+        bold=frozenset((row, kept.index(column)) for row, column in table.bold if column in kept),
+        prose=tuple(name for name in table.prose if name in names),
+    )
+
+
+def choose_columns(table: ReportTable, asked: Sequence[str]) -> ReportTable:
+    """The table with the first column and those that are asked for, by their names or how these begin.
+
+    Raises:
+        RequestError: If a name is no column's, or the beginning of several.
+    """
+    names = {table.header[0]}
+    for word in asked:
+        # A name, or its first words, or how it begins.
+        found = next(filter(None, (_beginning(table.header, word + end) for end in ("  ", " ", ""))), [])
+        if len(found) != 1:
+            what = "is no column" if not found else f"may be {' or '.join(found)}"
+            raise RequestError(f"--columns: {word} {what} of the table: it has {', '.join(table.header)}.")
+        names.update(found)
+    return replace(with_columns(table, names), whole=True)
+
+
+def _beginning(names: Sequence[str], word: str) -> list[str]:
+    return [name for name in names if f"{name}  ".lower().startswith(word.lower())]
+
+
+def _left_out(table: ReportTable, names: Collection[str], why: str) -> ReportTable:
+    """The table with the named columns, and a note that names the others."""
+    gone = [name for name in table.header if name not in names]
+    if table.whole or not gone:
+        return table
+    narrow = with_columns(table, names)
+    return replace(narrow, notes=[*narrow.notes, f"{why}: {', '.join(gone)}"])
+
+
+# Columns of a table on a page, unless the user asks for others.
+_MOST_COLUMNS = 10
+
+
+def for_a_page(table: ReportTable) -> ReportTable:
+    """The table with as many columns as a page of Markdown or LaTeX has room for."""
+    return _left_out(table, _first(table, lambda names: len(names) <= _MOST_COLUMNS), "further columns, see --wide")
+
+
+def fitted(table: ReportTable, width: int) -> ReportTable:
+    """The table with the columns that fit into this many characters, but always the two most asked for."""
+    from rich.cells import cell_len
+
+    widths = {}
+    for number, name in enumerate(table.header):
+        cells = [row[number] for row in table.rows]
+        words = [word for cell in cells for word in cell.split()] if name in table.prose else cells
+        widths[name] = 1 + max(map(cell_len, [*name.split(" "), *words]), default=0)
+    kept = _first(table, lambda names: sum(widths[name] for name in names) <= width)
+    return _left_out(table, kept, "columns for which there is no room, see --wide")
+
+
+def _first(table: ReportTable, has_room: Callable[[list[str]], bool]) -> list[str]:
+    """The columns that are asked for the most and for which there is room; two groups of them in any case."""
+    groups = table.by_priority()
+    kept = [name for group in groups[:2] for name in group]
+    for group in groups[2:]:
+        if has_room(kept + group):
+            kept += group
+    return kept
 
 
 _WIDEST = 1000
@@ -51,10 +139,16 @@ def console() -> Console:
 
 
 def print_table(table: ReportTable) -> None:
-    """Prints a table with its notes, as wide as it needs to be."""
+    """Prints a table with its notes, with the columns that the terminal has room for.
+
+    What is not printed to a terminal has all columns, unless the variable COLUMNS says how wide it is.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    out = console()
+    if out.is_terminal or "COLUMNS" in os.environ:
+        table = fitted(table, out.width)
     # Text objects, so that rich does not read brackets as markup.
     shown = Table(title=Text(table.title), title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for number, name in enumerate(table.header):
@@ -68,7 +162,6 @@ def print_table(table: ReportTable) -> None:
         shown.add_row(
             *(Text(cell, "bold" if (number, column) in table.bold else "") for column, cell in enumerate(row))
         )
-    out = console()
     if table.headline is not None:
         out.print(table.headline, highlight=False, soft_wrap=True, markup=False)
     # A table wider than the terminal is wrapped by it; rich would truncate the cells.
@@ -78,9 +171,6 @@ def print_table(table: ReportTable) -> None:
     for note in table.notes:
         out.print(f"  {note}", style="dim", highlight=False, soft_wrap=True, markup=False)
 
-
-# A table with more columns than this is shrunk to the width of the page.
-_WIDE = 8
 
 # Written by hand so that plain pdflatex prints every text: pylatexenc gives commands that need further packages or font
 # encodings, e.g. \CYRZH, \ng and \lesssim, and leaves | as it is, which the default fonts print as a dash.
@@ -144,8 +234,10 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def to_latex(table: ReportTable) -> str:
-    """Writes a table with its notes as a LaTeX fragment; its first line names the packages that it needs."""
-    wide = len(table.header) > _WIDE
+    """Writes a table with its notes as a LaTeX fragment, which is shrunk where it is wider than the page.
+
+    Its first line names the packages that it needs.
+    """
     rows = []
     for number, row in enumerate(table.rows):
         cells = [latex_text(cell) for cell in row]
@@ -154,24 +246,31 @@ def to_latex(table: ReportTable) -> str:
         rows.append(_latex_row(shown))
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs}" + (r" and \usepackage{graphicx}" if wide else ""),
+            r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{latex_text(table.title)}.}}",
-            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+            rf"\label{{tab:{_latex_label(table.title)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{_latex_columns(table)}}}",
             r"\toprule",
             _latex_row([latex_text(name) for name in table.header]),
             r"\midrule",
             *rows,
             r"\bottomrule",
-            r"\end{tabular}" + ("}" if wide else ""),
+            r"\end{tabular}}",
             r"\par\smallskip\raggedright\footnotesize",
             *([rf"{latex_text(table.headline)}\par"] if table.headline is not None else []),
             *(rf"{latex_text(note)}.\par" for note in table.notes),
             r"\end{table}",
         ]
     )
+
+
+def _latex_label(title: str) -> str:
+    """The title in letters, digits and hyphens, which a label may hold."""
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9_]+", "-", plain).strip("-") or "results"
 
 
 def _latex_columns(table: ReportTable) -> str:

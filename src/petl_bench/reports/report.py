@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import draw_tuning
+from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,
     ReportTable,
     check_page,
     check_picture,
+    choose_columns,
+    for_a_page,
     print_table,
     to_latex,
     to_markdown,
@@ -148,6 +151,8 @@ def write_report(
     reference: str | None = None,
     plot_kind: str | None = None,
     page: str | None = None,
+    columns: Sequence[str] = (),
+    wide: bool = False,
 ) -> int:
     """Reports on every finished run below `folders`; runs of a study go by its names and order.
 
@@ -160,6 +165,8 @@ def write_report(
         reference: The method that all others are compared with; None: every pair is.
         plot_kind: What the picture shows, one of `PLOT_KINDS`; None: the first of them.
         page: HTML page to write.
+        columns: Of the tables of scores; none: the most asked for.
+        wide: Whether tables have all columns, even if there is no room for them.
 
     Returns:
         The exit code: 0.
@@ -169,6 +176,8 @@ def write_report(
     """
     if plot_kind and not plot:
         raise RequestError(f"--plot-kind {plot_kind} draws nothing by itself: add --plot FILE.")
+    if form in ("csv", "json") and (columns or wide):
+        raise RequestError(f"--format {form} always has all columns: leave out --columns and --wide.")
     if plot:
         check_picture(Path(plot))
     if page:
@@ -184,19 +193,23 @@ def write_report(
     else:
         of_searches = (search_table(study, records) for study, records in report_input.searches)
         tables = [table for table in of_searches if table is not None] + study_tables(report_input.studies)
-        _show(_tables(analyses, statistic) + tables, form, write)
+        scores = [scores_table(analysis, statistic) for analysis in analyses]
+        if columns:
+            scores = [choose_columns(table, columns) for table in scores]
+        _show([*scores, *_further_tables(analyses), *tables], form, write, wide=wide)
     if plot or page:
         write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
     return 0
 
 
-def write_rows_report(folders: list[str], form: str, write: Callable[[str], None]) -> None:
+def write_rows_report(folders: list[str], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
     """Reports on the predictions of every finished classification run below `folders`.
 
     Args:
         folders: Searched for records.
         form: `table` (for a terminal), `md`, `latex` or `json`.
         write: Takes the report's text.
+        wide: Whether tables have all columns, even if there is no room for them.
 
     Raises:
         RequestError: If no run has kept predictions of classes, or for `csv`.
@@ -213,23 +226,25 @@ def write_rows_report(folders: list[str], form: str, write: Callable[[str], None
     if form == "json":
         write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
     else:
-        _show([table for rows in found for table in rows.tables()], form, write)
+        _show([table for rows in found for table in rows.tables()], form, write, wide=wide)
 
 
-def _tables(analyses: list[Analysis], statistic: str) -> list[ReportTable]:
-    tables = [scores_table(analysis, statistic) for analysis in analyses]
-    tables += [table for analysis in analyses if (table := ood_table(analysis.results)) is not None]
-    tables += [table for analysis in analyses if (table := costs_by_machine(analysis.results)) is not None]
+def _further_tables(analyses: list[Analysis]) -> list[ReportTable]:
+    results = [analysis.results for analysis in analyses]
+    tables = [table for one in results if (table := ood_table(one)) is not None]
+    tables += [table for one in results if (table := costs_by_machine(one)) is not None]
     return tables + [table for analysis in analyses if (table := comparison_table(analysis)) is not None]
 
 
-def _show(tables: list[ReportTable], form: str, write: Callable[[str], None]) -> None:
+def _show(tables: list[ReportTable], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
+    if wide:
+        tables = [replace(table, whole=True) for table in tables]
     if form == "table":
         for table in tables:
             print_table(table)
         return
     render = {"md": to_markdown, "latex": to_latex}[form]
-    write("\n\n".join(render(table) for table in tables))
+    write("\n\n".join(render(for_a_page(table)) for table in tables))
 
 
 def write_files(
@@ -276,8 +291,15 @@ def write_files(
                 for table in rows.tables()
             ],
             {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
+            [pair for analysis in analyses for pair in analysis.tested_pairs()],
+            {key for results in report_input.all_results for key in results.incomplete_runs()},
         )
         data["descriptions"] = headlines + data["descriptions"]
+        data["differences"] = [
+            note
+            for results in report_input.all_results
+            for note in (*setting_notes(results), *improving_notes(results))
+        ]
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())

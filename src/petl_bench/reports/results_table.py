@@ -10,7 +10,7 @@ from functools import cached_property
 from petl_bench.records.run_key import backbone_name
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile
-from petl_bench.reports.fields import Field
+from petl_bench.reports.fields import Field, is_error
 from petl_bench.reports.groups import Group, is_comparable
 from petl_bench.reports.machines import newest_last
 from petl_bench.reports.significance import Statistic
@@ -100,11 +100,6 @@ def score_of(record: Record, metric: str) -> float | None:
     scores = [record.selected_scores.get(name) for name in metric.split("+")]
     known = [score for score in scores if score is not None]
     return statistics.fmean(known) if len(known) == len(scores) else None
-
-
-def is_error(metric: str) -> bool:
-    """Whether a metric is an error: lower is better, and it is not shown in percent."""
-    return metric.endswith("_error")
 
 
 def in_points(metric: str, value: float) -> float:
@@ -215,6 +210,18 @@ class ResultsTable:
             for (method, task), cell in self.cells.items()
             if cell.planned is not None and counts[method, task] < cell.planned
         ]
+
+    def incomplete_runs(self) -> set[str]:
+        """The keys of the runs on tasks that not every method with runs has finished, with all planned seeds."""
+        methods = [method for method in self.methods if self.groups_of(method)]
+        found = set[str]()
+        for task in self.tasks:
+            cells = [self.cells[method, task] for method in methods]
+            groups = [cell.group for cell in cells if cell.group is not None]
+            wanted = max((cell.planned or 0 for cell in cells), default=0)
+            if len(groups) < len(cells) or any(len(group.seeds) < wanted for group in groups):
+                found.update(record.run_key for group in groups for record in group.records)
+        return found
 
     @cached_property
     def _firsts(self) -> dict[str, Group]:

@@ -8,14 +8,15 @@ from typing import Any
 from petl_bench.records.predictions import OOD_SCORES, Ood
 from petl_bench.records.schema import BASELINES, MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
-from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field
+from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text
+from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
 from petl_bench.reports.significance import SIGNIFICANCE
 
 
-def score_text(results: ResultsTable, method: str, task: str, statistic: str) -> str:
+def cell_text(results: ResultsTable, method: str, task: str, statistic: str) -> str:
     """Formats the score of one cell, in percent unless it is an error.
 
     Args:
@@ -32,7 +33,7 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
         return ", ".join(cell.unfinished) or MISSING
 
     def show(value: float) -> str:
-        return _score(results, task, value)
+        return score_text(value, in_percent=results.in_percent(task))
 
     is_partial = cell.planned is not None and score.n < cell.planned
     count = f"{score.n}/{cell.planned}" if is_partial else str(score.n)
@@ -41,10 +42,6 @@ def score_text(results: ResultsTable, method: str, task: str, statistic: str) ->
         return f"{text} ({count})" + (f" [{show(score.lowest)}, {show(score.highest)}]" if score.n > 1 else "")
     spread = f" ± {show(score.sd)}" if score.sd is not None else ""
     return f"{text}{spread}" + (f" ({count})" if is_partial else "")
-
-
-def _score(results: ResultsTable, task: str, value: float) -> str:
-    return f"{100 * value:.1f}" if results.in_percent(task) else f"{value:.4f}"
 
 
 def counts(cells: list[Cell]) -> str:
@@ -92,37 +89,69 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     parameters = [field for field in FIELDS.values() if field.table and field.kind == "parameters"]
     costs = cost_columns(results)
     scored: dict[str, ColumnRanking] = {_heading(results, task): ranking.tasks[task] for task in results.tasks}
-    header = ["method", "seeds", *(column.name for column in parameters), *scored]
+    share, *sizes = sorted(parameters, key=lambda field: field != _SHARE)
+    header = ["method", "seeds", *scored]
     if ranking.averages:
         header.append("avg")
         scored["avg"] = ranking.average
     if ranked := len(ranking.ranks) > 1 and ranking.blocks > 1:
         header.append("avg rank")
-    header += [column.name for column in costs]
+    header += [column.name for column in (share, *costs, *sizes)]
+    methods = _shown_methods(results)
     rows = []
-    for method in results.methods:
+    for method in methods:
         cells = [results.cells[method, task] for task in results.tasks]
-        row = [method, counts(cells), *parameter_cells(parameters, cells)]
-        row += [score_text(results, method, task, statistic) for task in results.tasks]
-        row += [f"{100 * ranking.averages[method]:.1f}" if method in ranking.averages else MISSING] * bool(
-            ranking.averages
-        )
+        row = [method, counts(cells)]
+        row += [cell_text(results, method, task, statistic) for task in results.tasks]
+        if ranking.averages:
+            average = ranking.averages.get(method)
+            row.append(MISSING if average is None else score_text(average, in_percent=True))
         row += [f"{ranking.ranks[method]:.2f}" if method in ranking.ranks else MISSING] * ranked
-        rows.append([*row, *(cost_cell(column, cells) for column in costs)])
+        row += parameter_cells([share], cells) + [cost_cell(column, cells) for column in costs]
+        rows.append(row + parameter_cells(sizes, cells))
     baselines = results.baselines()
     for name, by_task in baselines.items():
-        shown = {_heading(results, task): _score(results, task, score) for task, score in by_task.items()}
+        shown = {
+            _heading(results, task): score_text(score, in_percent=results.in_percent(task))
+            for task, score in by_task.items()
+        }
         rows.append([name, *(shown.get(column, MISSING) for column in header[1:])])
     bold = frozenset(
         (number, header.index(name))
         for name, column in scored.items()
-        for number, method in enumerate(results.methods)
+        for number, method in enumerate(methods)
         if method in column.bold
     )
-    notes = [*_protocols(results), *_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
+    notes = [*setting_notes(results), *improving_notes(results), *_protocols(results)]
+    notes += [*_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
+    if waiting := [method for method in results.methods if method not in methods]:
+        notes.append(f"no run yet: {', '.join(waiting)}")
     notes += [f"{name}, a baseline: {BASELINES[name]}" for name in baselines if name in BASELINES]
     title = f"{results.title}: {_TITLES[statistic]}"
-    return ReportTable(title, header, rows, notes, bold, headline=headline(results), baselines=len(baselines))
+    # No memory without its batch.
+    memory = [column.name for column in costs if column.depends_on_batch or column == FIELDS["batch_size"]]
+    first = dict.fromkeys(["method", "avg", *scored])
+    priority = (*((name,) for name in first), tuple(memory), ("seeds",), (share.name,))
+    return ReportTable(
+        title,
+        header,
+        rows,
+        notes,
+        bold,
+        headline=headline(results),
+        priority=priority,
+        baselines=len(baselines),
+    )
+
+
+def _shown_methods(results: ResultsTable) -> list[str]:
+    """The methods of which any run ended or was planned in detail; all of them where that is so of none."""
+    shown = [
+        method
+        for method in results.methods
+        if any((cell := results.cells[method, task]).group or cell.unfinished or cell.costs for task in results.tasks)
+    ]
+    return shown or results.methods
 
 
 # A method is called close to the best if it is no further below than this, in points.
@@ -148,8 +177,8 @@ def headline(results: ResultsTable) -> str | None:
     seeds = sorted({len(group.records) for group in groups})
     trained = "Trained once each" if seeds == [1] else f"On the mean of {_span(seeds)} seeds"
     metric = (results.metric(task) or "").replace("_", " ")
-    text = f"{trained}, {best.label} scores {100 * scores[best.label]:.1f} % {metric} on {task}, the highest of "
-    text += f"{len(scores)} methods, and "
+    text = f"{trained}, {best.label} scores {score_text(scores[best.label], in_percent=True)} % {metric} on {task}, "
+    text += f"the highest of {len(scores)} methods, and "
     if small is best:
         return f"{text}none with fewer trained parameters comes within {_CLOSE:g} points of it."
     share = _SHARE.text(_SHARE.value(small.first))
@@ -178,7 +207,7 @@ def ood_table(results: ResultsTable) -> ReportTable | None:
                 group.label,
                 group.task,
                 str(len(group.records)),
-                score_text(results, group.label, group.task, "mean"),
+                cell_text(results, group.label, group.task, "mean"),
                 *cells,
             ]
         )
@@ -302,7 +331,9 @@ def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
         f"{estimate['sequence_length']} tokens, {counted[0]['precision']}, AdamW, {estimate['device']} kernels"
     )
     cells = [_cost_cells(row, with_budget) for row in counted]
-    return ReportTable(title, header, cells, _cost_notes(rows, estimate))
+    most_asked = ("method", "peak MiB", "x below full", "fits", "largest batch", _SHARE.name)
+    priority = tuple((name,) for name in most_asked)
+    return ReportTable(title, header, cells, _cost_notes(rows, estimate), priority=priority)
 
 
 def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:

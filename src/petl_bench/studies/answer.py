@@ -16,7 +16,7 @@ import numpy as np
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, selection_score
 from petl_bench.reports.differences import find_differences
-from petl_bench.reports.fields import FIELDS
+from petl_bench.reports.fields import FIELDS, score_text
 from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.reports.ranking import Comparison, compare
 from petl_bench.reports.report import write_report
@@ -162,7 +162,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
     run, record = max(found.runs, key=lambda one: _selection(one[1]))
     assert record.protocol
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
-    scale, unit = (100, " %") if percent else (1, "")
+    unit = " %" if percent else ""
     trained = [one for one in choice.study.runs if choice.record(one) is not None]
     command = shlex.join(["petl-bench", "run", *run.overrides])
     picture = choice.folder.path / PICTURE
@@ -190,21 +190,22 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         write(f"recommended: {found.recommended} ({settings})\n  {command}")
         interval = ""
         if found.interval is not None:
-            low, high = (f"{scale * end:.1f}" for end in found.interval)
+            low, high = (score_text(end, in_percent=percent) for end in found.interval)
             interval = f"; one training on as many other rows: {low} to {high} (95 %)"
+        shown = score_text(found.score, in_percent=percent)
         seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
         if found.on_all_rows:
             rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
-            write(f"score: {metric} {scale * found.score:.1f}{unit} on {rows}, {seeds}{interval}")
+            write(f"score: {metric} {shown}{unit} on {rows}, {seeds}{interval}")
         else:
-            write(f"score: {metric} {scale * found.score:.1f}{unit} on the rows that chose it, so probably too high")
+            write(f"score: {metric} {shown}{unit} on the rows that chose it, so probably too high")
             write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
         if record.baselines:
-            scores = (f"{name} {scale * by[metric]:.1f}{unit}" for name, by in record.baselines.items())
+            scores = (f"{name} {score_text(by[metric], in_percent=percent)}{unit}" for name, by in record.baselines.items())
             write(f"baselines on the same rows: {', '.join(scores)}")
         for name, words in found.cheaper.items():
             one = found.comparisons[name]
-            write(f"not told apart from it, and cheaper: {name} ({_points(one, scale)}; {', '.join(words)})")
+            write(f"not told apart from it, and cheaper: {name} ({_points(one, percent=percent)}; {', '.join(words)})")
         if found.comparisons and not found.cheaper:
             write("none of the others that were trained on all rows is cheaper and as good, as far as these rows show")
         if against is not None:
@@ -212,7 +213,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             shown = (
                 "gains" if against.verdict == "worse" else "no gain shown" if against.verdict != "better" else "loses"
             )
-            write(f"against LoRA at its default: {shown}, {_points(gain, scale)}")
+            write(f"against LoRA at its default: {shown}, {_points(gain, percent=percent)}")
         minutes = f"{seconds / 60:.1f} min"
         write(f"the search: {len(trained)} trainings of {len({one.method for one in trained} - {REFERENCE})} methods, "
               f"{minutes}")  # fmt: skip
@@ -225,10 +226,10 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
 
 
-def _points(one: Comparison, scale: int) -> str:
+def _points(one: Comparison, *, percent: bool) -> str:
     assert one.difference is not None
-    text = f"{scale * one.difference.mean:+.1f} points"
+    text = f"{score_text(one.difference.mean, in_percent=percent, sign=True)}{' points' if percent else ''}"
     if one.difference.interval is None:
         return text
-    low, high = (f"{scale * end:+.1f}" for end in one.difference.interval)
+    low, high = (score_text(end, in_percent=percent, sign=True) for end in one.difference.interval)
     return f"{text}, {low} to {high}"

@@ -15,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.config import run_settings
 from petl_bench.errors import RequestError, first_line, unknown_choice
-from petl_bench.process import check_name, user_path
+from petl_bench.process import check_name, user_path, without_home
 from petl_bench.records.reading import parse_yaml, read_text, validate
+from petl_bench.records.run_key import is_location
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
 from petl_bench.settings import check_choices, option_file, option_names, setting
@@ -267,6 +268,13 @@ class StudyRequest:
     def folder(self, name: str) -> Path:
         """Where the study's runs lie."""
         return Path(self.runs_dir or Path("runs") / name).expanduser()
+
+    def departures(self, study: StudyConfig) -> list[str]:
+        """What the command sets in place of the study's own settings, as far as it can change a score."""
+        given = [without_home(one) for one in self.overrides if not is_location(one.lstrip("+~").partition("=")[0])]
+        if self.seeds is not None and self.seeds != study.seeds:
+            given.append(f"seeds={','.join(map(str, self.seeds))}")
+        return given
 
     def narrowed(self, runs: Iterable[PlannedRun], study: StudyConfig) -> list[PlannedRun]:
         """The runs that are asked for now.

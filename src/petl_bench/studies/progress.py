@@ -10,13 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts, PlannedRun
 from petl_bench.reports.cost_columns import device_seconds
-from petl_bench.reports.fields import MIB, MISSING
+from petl_bench.reports.fields import MIB, MISSING, shown_score
 from petl_bench.reports.render import ReportTable, print_table
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
 
@@ -86,27 +86,16 @@ class Progress:
         if record.status != FINISHED or record.protocol is None:
             return f"{where}{rate}: {record.status}: {record.error}"
         metric = record.protocol.metric
-        return f"{where}{rate}: {metric} {record.selected_scores[metric]:.4f}"
+        return f"{where}{rate}: {shown_score(metric, record.selected_scores[metric])}"
 
     def _summary(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> str:
         failed = sum(counts[status] for status in FAILURES)
         left = [run for run in wanted if statuses[run.key] not in (FINISHED, *FAILURES)]
         parts = [f"{counts[FINISHED]} of {len(wanted)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
-        seconds = self._seconds_left(left, max(1, counts[RUNNING]))
-        return ", ".join(parts if seconds is None else [*parts, f"{_duration(seconds)} left"])
-
-    def _seconds_left(self, left: list[PlannedRun], workers: int) -> float | None:
-        """By the mean of like runs: same method and task, else same task, else any; None where nothing is known."""
-        took: dict[tuple[str, ...], list[float]] = {}
-        for run in self._runs:
-            record = self._folder.record(run)
-            if record is not None and (seconds := _seconds(record)) is not None:
-                for kind in ((run.method, run.task), (run.task,), ()):
-                    took.setdefault(kind, []).append(seconds)
-        if not took:
-            return None
-        kinds = (next(kind for kind in ((run.method, run.task), (run.task,), ()) if kind in took) for run in left)
-        return sum(statistics.fmean(took[kind]) for kind in kinds) / workers
+        expected = expected_seconds(left, self._runs, self._folder)
+        if expected is None:
+            return ", ".join(parts)
+        return ", ".join([*parts, f"{_duration(sum(expected) / max(1, counts[RUNNING]))} left"])
 
     def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Group:
         from rich.console import Group
@@ -127,6 +116,32 @@ class Progress:
             table.add_row(Text(method), *cells)
         # Above the table and not in it, because the table may be narrower.
         return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
+
+
+def expected_seconds(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFolder) -> list[float] | None:
+    """What runs will take, by the mean of like ones: same method and task, else same task, else any.
+
+    Args:
+        left: The runs that are to be made.
+        runs: Those that may have been made.
+        folder: Where they lie.
+
+    Returns:
+        Seconds, one for each run of `left`; None where no run has been timed.
+    """
+    took: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        record = folder.record(run)
+        if record is not None and (seconds := _seconds(record)) is not None:
+            for kind in _kinds(run):
+                took.setdefault(kind, []).append(seconds)
+    if not took:
+        return None
+    return [statistics.fmean(took[next(kind for kind in _kinds(run) if kind in took)]) for run in left]
+
+
+def _kinds(run: PlannedRun) -> tuple[tuple[str, ...], ...]:
+    return (run.method, run.task), (run.task,), ()
 
 
 def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -159,14 +174,17 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def print_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints every method on every task: what is finished, what would run, and its estimated costs.
+def print_plan(
+    study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool, wide: bool = False
+) -> None:
+    """Prints every method on every task: what is finished, what would run, its estimated costs and how long it takes.
 
     Args:
         study: The study.
         costs: Estimated costs by method and task.
         write: Prints text.
         as_json: Whether to print a JSON list with an object a run.
+        wide: Whether to show all columns, even if there is no room for them.
     """
     if as_json:
         by_cell = {(cost.method, cost.task): asdict(cost) for cost in costs}
@@ -176,34 +194,52 @@ def print_plan(study: Study, costs: list[PlannedCosts], write: Callable[[str], N
         ]
         write(json.dumps(rows, indent=2))
         return
-    print_table(_plan_table(study, costs))
+    print_table(replace(_plan_table(study, costs), whole=wide))
 
 
 def _plan_table(study: Study, costs: list[PlannedCosts]) -> ReportTable:
     by_cell = {(cost.method, cost.task): cost for cost in costs}
-    statuses: dict[tuple[str, str, float | None], list[str]] = {}
+    found: dict[tuple[str, str, float | None], list[tuple[PlannedRun, str]]] = {}
     for run, status in study.statuses():
-        statuses.setdefault((run.method, run.task, run.learning_rate), []).append(status)
-    with_rates = any(rate is not None for _, _, rate in statuses)
+        found.setdefault((run.method, run.task, run.learning_rate), []).append((run, status))
+    with_rates = any(rate is not None for _, _, rate in found)
+    to_make = [run for mine in found.values() for run, status in mine if status not in (FINISHED, *FAILURES)]
+    expected = expected_seconds(to_make, study.file.runs, study.folder)
+    seconds = {} if expected is None else {run.key: took for run, took in zip(to_make, expected, strict=True)}
     rows = []
-    for (method, task, rate), found in statuses.items():
-        finished = found.count(FINISHED)
-        failed = sum(status in FAILURES for status in found)
+    for (method, task, rate), mine in found.items():
+        left = [run for run, status in mine if status not in (FINISHED, *FAILURES)]
+        failed = sum(status in FAILURES for _, status in mine)
         cost = by_cell.get((method, task)) or PlannedCosts(method, task)
         rows.append(
             [
                 f"{method} on {task}",
                 *([MISSING if rate is None else f"{rate:g}"] if with_rates else []),
-                *(str(count) if count else MISSING for count in (len(found) - finished - failed, finished, failed)),
+                *(str(count) if count else MISSING for count in (len(left), len(mine) - len(left) - failed, failed)),
+                _duration(sum(seconds[run.key] for run in left)) if left and seconds else MISSING,
+                MISSING if cost.peak_bytes is None else f"{cost.peak_bytes / MIB:,.0f}",
+                _count(cost.batch_size),
                 _count(cost.trainable_method),
                 _count(cost.trainable_head),
-                MISSING if cost.peak_bytes is None else f"{cost.peak_bytes / MIB:,.0f}",
             ]
         )
-    header = ["run", *(["rate"] if with_rates else []), "to run", "finished", "failed", "method params", "head params"]
-    notes = sorted({f"{cost.method} on {cost.task}: {cost.note}" for cost in costs if cost.note})
+    header = ["run", *(["rate"] if with_rates else []), "to run", "finished", "failed", "time left"]
+    header += ["estimated MiB", "batch", "method params", "head params"]
+    notes = [_time_note(expected, len(to_make))]
+    notes += sorted({f"{cost.method} on {cost.task}: {cost.note}" for cost in costs if cost.note})
     title = f"{study.file.name}: {len(study.runs)} runs in {study.folder.path}"
-    return ReportTable(title, [*header, "predicted MiB"], rows, notes)
+    return ReportTable(title, header, rows, notes)
+
+
+def _time_note(seconds: list[float] | None, left: int) -> str:
+    if not left:
+        return "time left: none, as no run is left"
+    if seconds is None:
+        return "time left: unknown, as no run here has been timed yet"
+    return (
+        f"time left: {_duration(sum(seconds))} for all, one run after the other, by the mean time of the finished runs "
+        "of the same method and task, else of the same task, else of any"
+    )
 
 
 def _count(number: int | None) -> str:

@@ -82,6 +82,9 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
         RequestError: If it, or what is asked of it, cannot work.
     """
     name, config = open_study(name_or_file)
+    given = request.departures(config)
+    if given:
+        config = replace(config, deviations=[*config.deviations, f"set on the command line: {', '.join(given)}"])
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
     folder = StudyFolder(request.folder(name))
@@ -150,6 +153,7 @@ def plan_costs(study: Study) -> list[PlannedCosts]:
     }
     keys = {name: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for name, cfg in configs.items()}
     distinct = {keys[name]: cfg for name, cfg in configs.items()}
+    _log.info("counting costs: %d methods and tasks, of which %d differ", len(configs), len(distinct))
     counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
     return [_planned_costs(*name, counted[keys[name]]) for name in configs]
 
@@ -167,6 +171,7 @@ def _planned_costs(method: str, task: str, row: PlanRow | Exception) -> PlannedC
         trainable_share_of_backbone_percent=row.params.trainable_share_of_backbone_percent,
         peak_bytes=row.estimate.peak_bytes,
         note=row.note,
+        batch_size=row.estimate.batch_size,
     )
 
 

@@ -23,7 +23,8 @@ from petl_bench.reports.fields import AXES, FIELDS
 from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.machines import Machine, machines_of
 from petl_bench.reports.plots import score_scale
-from petl_bench.reports.plots.kinds import layer_variability, learning_curve, rows_curves
+from petl_bench.reports.plots.kinds import layer_variability, rows_curves
+from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers, still_improving
 from petl_bench.reports.render import ReportTable, check_page
 from petl_bench.reports.significance import Statistic
 
@@ -57,8 +58,6 @@ _ROW_COLUMNS = (
     PageColumn("method", "method", "the method, with the settings in which its variants differ", "text"),
     PageColumn("task", "task", "the task", "text"),
     PageColumn("backbone", "backbone", "the pretrained encoder", "text"),
-    PageColumn("rows", "train rows", "rows trained on"),
-    PageColumn("n", "seeds", "runs that differ in their seed alone"),
     PageColumn(
         "score",
         "score ± sd",
@@ -68,6 +67,8 @@ _ROW_COLUMNS = (
     ),
     PageColumn("median", "median", "median over seeds", "score"),
     PageColumn("low", "95 % interval", "95 % t interval of the mean over three seeds or more", "score", always=False),
+    PageColumn("rows", "train rows", "rows trained on"),
+    PageColumn("n", "seeds", "runs that differ in their seed alone"),
 )
 
 
@@ -90,6 +91,8 @@ def page_data(
     bold: Collection[str] = (),
     classes: Sequence[ReportTable] = (),
     roc: Mapping[str, Mapping[str, Any]] | None = None,
+    pairs: Sequence[tuple[str, str, int]] = (),
+    incomplete: Collection[str] = (),
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -103,6 +106,9 @@ def page_data(
         bold: Keys of the runs whose method is bold in its column of the results table.
         classes: Tables of what the predictions say: calibration, classes, confusions.
         roc: ROC curves as `roc_curves` makes them, by the key of the run.
+        pairs: Keys of a run of each of two methods that were tested, and 1 if the first is better, -1 if it is worse,
+            0 if no difference is shown.
+        incomplete: Keys of the runs of tasks that not all methods have finished.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -114,13 +120,22 @@ def page_data(
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
     machines = machines_of(one for item in named for one in item.group.measured_costs)
+    # Fronts join the rows of one protocol.
+    protocols = protocol_numbers([item.group for item in named])
     rows = [
-        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {})} for index, item in enumerate(named)
+        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {}), "protocol": protocols[index]}
+        for index, item in enumerate(named)
     ]
+    batch = batch_text(item.group for item in named)
+    by_key = {record.run_key: index for index, item in enumerate(named) for record in item.group.records}
+    for row, item in zip(rows, named, strict=True):
+        row["complete"] = not any(record.run_key in incomplete for record in item.group.records)
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
         "descriptions": [study.description for study in studies if study.description],
+        # Between methods, and of those that were still improving; the caller knows them.
+        "differences": [],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
         # Rows and plots show the costs of the first machine, the one with the most records.
@@ -128,7 +143,14 @@ def page_data(
         "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
         "axes": [
-            {"key": key, "name": axis.axis_label, "log": axis.log_axis, "less_is_better": not axis.higher_is_better}
+            {
+                "key": key,
+                "name": axis.axis_label + (f", {batch}" if axis.depends_on_batch else ""),
+                "short": axis.name + (f" ({batch})" if axis.depends_on_batch else ""),
+                "digits": axis.digits,
+                "log": axis.log_axis,
+                "less_is_better": not axis.higher_is_better,
+            }
             for key in AXES
             if _any(rows, key) and (axis := FIELDS[key])
         ],
@@ -138,6 +160,7 @@ def page_data(
             {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
             for curve in rows_curves(named)
         ],
+        "pairs": [[by_key[a], by_key[b], sign] for a, b, sign in pairs if a in by_key and b in by_key],
         "published": [dict(row) for row in published],
         "claims": [dict(row) for row in claims],
         "comparisons": list(map(_plain, comparisons)),
@@ -177,6 +200,7 @@ def _row(index: int, item: NamedGroup, machine: Machine, bold: Collection[str]) 
             if field.page or field.axis
         },
         "history": _history(group),
+        "improving": still_improving(group),
         "variability": _variability(group),
     }
 
@@ -292,6 +316,7 @@ SCRIPTS = (
     "chart.js",
     "plots.js",
     "table.js",
+    "use.js",
     "head.js",
     "filters.js",
     "panels.js",

@@ -29,7 +29,9 @@ const formats = new Map();
 function number(value, digits = 0) {
   if (value === null || value === undefined) return MISSING;
   if (!formats.has(digits)) {
-    formats.set(digits, new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+    // Halves are rounded to even digits, as in the tables of the terminal.
+    const rounding = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
+    formats.set(digits, new Intl.NumberFormat("en", rounding));
   }
   return formats.get(digits).format(value).replace("-", "−");
 }

@@ -49,12 +49,13 @@ function buildCards() {
     card("methods", [number(METHODS.length)], more(`${plural(TASKS.length, "task")}, ${backbones}`)),
   ];
   const panels = panelsOf(DATA.rows.filter((row) => isNumber(row.score))).filter((mine) => !larger(mine));
-  byId("cards").append(...cards, ...panels.slice(0, 4).map(bestCard));
+  // Of a task that not all methods have finished, no best is named.
+  const complete = panels.filter((mine) => mine.every((row) => row.complete));
+  byId("cards").append(...cards, ...complete.slice(0, 4).map(bestCard));
 }
 
 function bestCard(rows) {
-  const sign = rows[0].percent ? 1 : -1;
-  const best = rows.reduce((a, b) => (sign * b.score > sign * a.score ? b : a));
+  const best = bestOf(rows);
   const lines = [el("div", { class: "more" }, el("b", {}, best.method), `, ${number(best.params_trainable)} params`)];
   const close = rows.filter((row) => row.percent && row.score >= best.score - 1);
   const small = close.length ? close.reduce((a, b) => (b.params_trainable < a.params_trainable ? b : a)) : best;

@@ -18,6 +18,7 @@ function buildTheme() {
 
 buildTheme();
 buildHead();
+buildUse();
 buildCards();
 buildFilters();
 buildScores();

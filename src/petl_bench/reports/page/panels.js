@@ -16,7 +16,7 @@ function buildScores() {
   const options = DATA.axes.map((axis) => el("option", { value: axis.key }, axis.name));
   byId("scores").append(
     panelHead("scores", "Score against cost",
-      "Dashed: the front of what no other method beats in both. Bars: one sd over seeds.",
+      "Dashed: the front of the methods that were trained alike. Bars: one sd of three seeds or more.",
       el("label", {}, "Against", el("select", { id: "axis", onchange: choose }, ...options))),
     el("div", { class: "multiples", id: "multiples" }),
     el("p", { class: "sub", id: "more-panels" }),

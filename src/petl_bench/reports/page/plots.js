@@ -1,6 +1,15 @@
 // The five plots: scores against costs, learning curves, scores by training rows, variability by layer, ROC curves.
 
 const MOST_MULTIPLES = 12;
+// Of a panel with more points than this, only the tooltips have names.
+const MOST_NAMES = 16;
+const NAME_DISTANCES = [0, 12, 26, 42];
+const NAME_SIDES = [
+  [1, 0, "start"], [-1, 0, "end"], [0, -1, "middle"], [0, 1, "middle"],
+  [0.8, -0.8, "start"], [-0.8, -0.8, "end"], [0.8, 0.8, "start"], [-0.8, 0.8, "end"],
+];
+// Fewer seeds have no interval.
+const LEAST_VALUES = 3;
 const isNumber = (value) => value !== null && value !== undefined;
 const axisOf = (key) => DATA.axes.find((axis) => axis.key === key);
 const scoreName = (row) => row.metric + (row.percent ? ", %" : "");
@@ -31,7 +40,8 @@ function rowTip(row, extra) {
     m: row.m,
     title: row.method,
     under: `${row.task}, ${row.backbone}, ${plural(row.rows, "training row")}`,
-    lines: [...scoreLines(row), ["trained params", number(row.params_trainable)], ...extra],
+    lines: [...scoreLines(row), ["trained params", number(row.params_trainable)], ...extra,
+      ...(row.improving ? [["still improving", "at the last evaluation"]] : [])],
   });
 }
 
@@ -65,7 +75,8 @@ function redrawScores(rows) {
 }
 
 function drawScores(container, rows, axis) {
-  const ends = rows.flatMap((row) => [row.score - (row.sd || 0), row.score + (row.sd || 0)]);
+  const spread = (row) => (row.n >= LEAST_VALUES ? row.sd || 0 : 0);
+  const ends = rows.flatMap((row) => [row.score - spread(row), row.score + spread(row)]);
   const plot = drawFrame(container, {
     x: scaleOf(rows.map((row) => row[axis.key]), { log: axis.log }),
     y: scaleOf(ends, { least: rows[0].percent ? 1 : 0 }),
@@ -76,10 +87,17 @@ function drawScores(container, rows, axis) {
   });
   const at = (row) => [plot.at.x(row[axis.key]), plot.at.y(row.score)];
   const [dx, dy] = [axis.less_is_better ? 1 : -1, rows[0].percent ? 1 : -1];
-  const front = paretoFront(rows.map((row) => [dx * row[axis.key], dy * row.score])).map((index) => rows[index]);
-  const corners = front.map(at).flatMap(([x, y], i, all) => (i ? [[x, all[i - 1][1]], [x, y]] : [[x, y]]));
-  plot.marks.before(svg("path", { class: "front", d: pathOf(corners) }));
-  for (const row of rows.filter((item) => item.sd)) {
+  // A method that was trained for longer or on other rows is on no front with the others.
+  const fronts = distinct(rows.map((row) => row.protocol)).map((protocol) => {
+    const alike = rows.filter((row) => row.protocol === protocol);
+    return paretoFront(alike.map((row) => [dx * row[axis.key], dy * row.score])).map((index) => alike[index]);
+  });
+  const front = fronts.flat();
+  for (const mine of fronts.filter((some) => some.length > 1)) {
+    const corners = mine.map(at).flatMap(([x, y], i, all) => (i ? [[x, all[i - 1][1]], [x, y]] : [[x, y]]));
+    plot.marks.before(svg("path", { class: "front", d: pathOf(corners) }));
+  }
+  for (const row of rows.filter((item) => item.sd && item.n >= LEAST_VALUES)) {
     const [x] = at(row);
     const ends = [row.score - row.sd, row.score + row.sd].map(plot.at.y);
     const bar = { class: "spread", "data-m": row.m, x1: x, x2: x, y1: ends[0], y2: ends[1] };
@@ -87,30 +105,34 @@ function drawScores(container, rows, axis) {
   }
   for (const row of rows) {
     const [x, y] = at(row);
-    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), brief(row[axis.key])]];
-    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${brief(row[axis.key])}`;
+    const cost = number(row[axis.key], axis.digits);
+    const extra = axis.key === "params_trainable" ? [] : [[axis.name.replace(" (more is better)", ""), cost]];
+    const text = `${row.method}: ${spreadText(row, row.score, row.sd)}, ${axis.name} ${cost}`;
     drawPoint(plot, { m: row.m, x, y, text, tip: rowTip(row, extra) });
   }
-  nameFront(plot, front, rows.map(at), at);
+  if (rows.length <= MOST_NAMES) namePoints(plot, [...front, ...rows.filter((row) => !front.includes(row))], at);
 }
 
-// Labels the points of the front if there is room.
-function nameFront(plot, front, points, at) {
-  const taken = points.map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
+// Writes the name of each point beside it, those of the first rows first; one that finds no room close by is joined to
+// its point by a line, and one that finds none at all is left to the tooltip.
+function namePoints(plot, rows, at) {
+  const taken = rows.map(at).map(([x, y]) => [x - 6, y - 6, x + 6, y + 6]);
   const hits = (a) => taken.some((b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3]);
-  for (const row of front) {
+  const places = NAME_DISTANCES.flatMap((far) => NAME_SIDES.map((side) => [far, ...side]));
+  for (const row of rows) {
     const [x, y] = at(row);
     const width = row.method.length * 6.6;
-    const places = [
-      [x - 8, y - 7, "end"], [x - 11, y + 4, "end"], [x, y - 12, "middle"], [x + 8, y - 9, "start"],
-      [x + 11, y + 4, "start"], [x, y + 20, "middle"], [x + 8, y + 17, "start"], [x - 8, y + 17, "end"],
-    ];
-    for (const [tx, ty, anchor] of places) {
+    for (const [far, dx, dy, anchor] of places) {
+      const [tx, ty] = [x + dx * (10 + far), y + 4 + dy * (13 + far)];
       const from = anchor === "start" ? tx : anchor === "end" ? tx - width : tx - width / 2;
       const box = [from, ty - 10, from + width, ty + 3];
       const inside = from >= plot.at.left && from + width <= plot.at.right + 8 && box[1] > 0 && ty < plot.at.bottom;
       if (!inside || hits(box)) continue;
       taken.push(box);
+      if (far) {
+        const end = { x2: Math.min(Math.max(x, from), from + width), y2: Math.min(Math.max(y, box[1]), box[3]) };
+        plot.marks.prepend(svg("line", { class: "leader", "data-m": row.m, x1: x, y1: y, ...end }));
+      }
       const place = { x: tx, y: ty, "text-anchor": anchor };
       plot.marks.append(svg("text", { class: "name", "data-m": row.m, ...place }, row.method));
       break;
@@ -163,7 +185,7 @@ function historyPoint(row, [step, epoch, mean, sd, n]) {
   const text = spreadText(row, mean, n > 1 ? sd : null);
   const lines = [["updates", number(step)], ["epoch", brief(epoch)], [scoreName(row), text], ["seeds", number(n)]];
   const tip = () => ({ m: row.m, title: row.method, under: `${panelName(row)}, ${row.selection_split}`, lines });
-  return { x: step, mean, sd, text: `${row.label}, ${number(step)} updates: ${text}`, tip };
+  return { x: step, mean, sd: n >= LEAST_VALUES ? sd : 0, text: `${row.label}, ${number(step)} updates: ${text}`, tip };
 }
 
 function redrawRowsCurves(container, curves) {
@@ -173,7 +195,7 @@ function redrawRowsCurves(container, curves) {
     points: shown.map((row) => ({
       x: row.rows,
       mean: row.score,
-      sd: row.sd || 0,
+      sd: row.n >= LEAST_VALUES ? row.sd || 0 : 0,
       text: `${row.label}: ${spreadText(row, row.score, row.sd)}`,
       tip: rowTip(row, []),
     })),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from petl_bench.errors import RequestError
 from petl_bench.reports.groups import Group
 from petl_bench.reports.render import check_picture
-from petl_bench.reports.significance import Statistic
+from petl_bench.reports.significance import LEAST_VALUES, Statistic
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -160,7 +160,7 @@ class Panels:
 
     @staticmethod
     def line(axes: Axes, xs: list[int], scores: list[Statistic], group: Group, **style: Any) -> None:
-        """Draws a line of means, with a band of one sd if there are several seeds.
+        """Draws a line of means, with a band of one sd where there are three seeds or more.
 
         Args:
             axes: The panel.
@@ -171,7 +171,7 @@ class Panels:
         """
         scale = score_scale(group)
         means = [scale * score.mean for score in scores]
-        spread = [scale * (score.sd or 0) for score in scores]
+        spread = [scale * (score.sd or 0) if score.n >= LEAST_VALUES else 0 for score in scores]
         axes.plot(xs, means, label=group.label, markersize=5, linewidth=1.5, **style)
         low = [mean - sd for mean, sd in zip(means, spread, strict=True)]
         high = [mean + sd for mean, sd in zip(means, spread, strict=True)]

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.reports.fields import AXES, FIELDS, Field
-from petl_bench.reports.groups import Group
+from petl_bench.reports.groups import Group, NamedGroup
 from petl_bench.reports.machines import Machine, machines_of
-from petl_bench.reports.plots import draw_legend, name_points, pareto_front, score_name, score_scale, series_style
+from petl_bench.reports.plots import (
+    Panels,
+    draw_legend,
+    name_points,
+    pareto_front,
+    score_name,
+    score_scale,
+    series_style,
+)
+from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers
 from petl_bench.reports.render import check_picture
+from petl_bench.reports.significance import LEAST_VALUES
 from petl_bench.reports.tables import KINDS, cost_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import TYPE_CHECKING
-
-from petl_bench.reports.groups import NamedGroup
-from petl_bench.reports.plots import Panels
-from petl_bench.reports.significance import Statistic
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 # Characters that fit below a panel, and in an inch of the headline.
 _LABEL_WIDTH = 40
 _CHARACTERS_PER_INCH = 12
+
+# More plots side by side could not be read at the width of a page.
+_MOST_COSTS_BESIDE = 2
 
 # Panels with more points than this have a legend instead of a name beside each point.
 _MOST_NAMES = 16
@@ -43,7 +45,7 @@ _MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes"
 
 
 def draw_scores(groups: list[Group], file: Path, headline: str | None = None) -> None:
-    """Draws scores against costs with their Pareto fronts: a row per task and backbone, a column per cost.
+    """Draws scores against costs with their Pareto fronts: for each task and backbone a plot per cost.
 
     Times, device memory and speed are those of one machine, the one with the most records; where there are several, the
     axes name it.
@@ -66,23 +68,30 @@ def draw_scores(groups: list[Group], file: Path, headline: str | None = None) ->
     labels = list(dict.fromkeys(group.label for group in groups))
     machines = machines_of(one for group in groups for one in group.measured_costs)
     costs = _costs(groups, machines[0])
+    columns = min(_MOST_COSTS_BESIDE, len(costs))
+    lines = -(-len(costs) // columns)
     figure, grid = plt.subplots(
-        len(panels),
-        len(costs),
-        figsize=(1.2 + 3.6 * len(costs), 0.8 + 3.1 * len(panels)),
+        len(panels) * lines,
+        columns,
+        figsize=(1.2 + 3.6 * columns, 0.8 + 3.1 * len(panels) * lines),
         squeeze=False,
         sharey="row",
         layout="constrained",
     )
     by_panel = {panel: [one for one in groups if (one.task, one.backbone) == panel] for panel in panels}
     points = []
-    for ((task, backbone), mine), row in zip(by_panel.items(), grid, strict=True):
-        for axes, cost in zip(row, costs, strict=True):
+    for number, ((task, backbone), mine) in enumerate(by_panel.items()):
+        rows = grid[number * lines : (number + 1) * lines]
+        for axes, cost in zip(rows.flat, costs, strict=False):
             where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
-            axes.set_xlabel("\n".join([cost.axis_label, *textwrap.wrap(where, _LABEL_WIDTH)]))
+            name = cost.axis_label + (f", {batch_text(mine)}" if cost.depends_on_batch else "")
+            axes.set_xlabel("\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *textwrap.wrap(where, _LABEL_WIDTH)]))
             points.append((axes, _panel(axes, mine, cost, machines[0], labels)))
-        row[0].set_ylabel(score_name(mine[0]))
-        row[0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
+        for axes in rows.flat[len(costs) :]:
+            axes.set_visible(False)
+        for axes in rows[:, 0]:
+            axes.set_ylabel(score_name(mine[0]))
+        rows[0, 0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     if headline is not None:
         width = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
         figure.suptitle("\n".join(textwrap.wrap(headline, width)), x=0.01, ha="left", fontsize=11)
@@ -117,7 +126,7 @@ def _panel(
         axes.errorbar(
             x,
             scale * score.mean,
-            yerr=scale * score.sd if score.sd else None,
+            yerr=scale * score.sd if score.sd and score.n >= LEAST_VALUES else None,
             linestyle="none",
             markersize=8,
             capsize=3,
@@ -128,7 +137,13 @@ def _panel(
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set_xticks([])
         return points
-    _draw_front(axes, list(points.values()), cost, higher_is_better=groups[0].in_percent)
+    # A method that was trained for longer or on other rows is on no front with the others.
+    by_protocol: dict[int, list[tuple[float, float]]] = {}
+    for group, number in zip(groups, protocol_numbers(groups), strict=True):
+        if group.label in points:
+            by_protocol.setdefault(number, []).append(points[group.label])
+    for alike in by_protocol.values():
+        _draw_front(axes, alike, cost, higher_is_better=groups[0].in_percent)
     if cost.log_axis:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
@@ -181,27 +196,6 @@ def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
 def _peak(row: dict[str, Any]) -> int:
     peak: int = row["memory"]["estimate"]["peak_bytes"]
     return peak
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One evaluation step: the primary metric over the seeds that reached it."""
-
-    step: int
-    epoch: float
-    score: Statistic
-
-
-def learning_curve(group: Group) -> list[CurvePoint]:
-    """Computes mean and spread over the seeds at every step that was evaluated."""
-    by_step: dict[int, list[float | None]] = defaultdict(list)
-    epochs: dict[int, float] = {}
-    for record in group.records:
-        for entry in record.history:
-            by_step[entry.step].append(entry.scores.get(group.metric))
-            epochs[entry.step] = entry.epoch
-    described = ((step, Statistic.of(by_step[step])) for step in sorted(by_step))
-    return [CurvePoint(step, epochs[step], score) for step, score in described if score is not None]
 
 
 def draw_learning_curves(groups: list[Group], file: Path) -> None:

@@ -1,0 +1,150 @@
+"""Whether the methods of a table were trained alike: what differs between them, and who was still improving."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from petl_bench.records.schema import Record
+from petl_bench.reports.groups import Group, run_settings
+from petl_bench.reports.results_table import ResultsTable
+from petl_bench.reports.significance import Statistic
+
+# A method is free to choose these: they are differences to know of, but not of the protocol.
+_CHOSEN_BY_METHOD = (
+    "learning_rate",
+    "head_learning_rate",
+    "accumulation",
+    "gradient_checkpointing",
+    "compile",
+    "last_layer",
+    "device",
+    "processes",
+)
+
+# They change how fast scores are computed, or follow from another setting that is shown.
+_NOT_TOLD = (
+    "eval_batch_size",
+    "rows",
+    "task.num_train_examples",
+    # Places; the hash of the rows tells whether they differ.
+    "backbone.path",
+    "task.train_file",
+    "task.validation_file",
+    "task.test_file",
+)
+
+_WORDS = {"data": "data (hash of the rows)", "max_steps": "most updates"}
+
+
+def settings_of(record: Record) -> dict[str, str]:
+    """How a run was trained and scored, method and layers aside: values as text by the names that notes show."""
+    protocol = record.protocol
+    counts = (
+        {}
+        if protocol is None
+        else {"training rows": f"{protocol.num_train_examples:,}", "scored rows": f"{protocol.num_eval_examples:,}"}
+    )
+    settings = {name: value for name, value in run_settings(record).items() if name not in _NOT_TOLD}
+    words = {name: _WORDS.get(name, name.removeprefix("task.").replace("_", " ")) for name in settings}
+    return counts | {words[name]: "none" if value == "None" else value for name, value in settings.items()}
+
+
+def protocol_of(group: Group) -> tuple[tuple[str, str], ...]:
+    """What a front may join: runs on the same rows that were trained as long and scored alike."""
+    free = {name.replace("_", " ") for name in _CHOSEN_BY_METHOD}
+    return tuple(sorted(item for item in settings_of(group.first).items() if item[0] not in free))
+
+
+def protocol_numbers(groups: list[Group]) -> list[int]:
+    """The number of each group's protocol, in the order in which the protocols come: equal for the same one."""
+    protocols = list(map(protocol_of, groups))
+    known = list(dict.fromkeys(protocols))
+    return [known.index(protocol) for protocol in protocols]
+
+
+def batch_text(groups: Iterable[Group]) -> str:
+    """The number of rows of one update, for which memory and operations are given, e.g. `batch of 16 or 32 rows`."""
+    sizes = sorted({size for group in groups if (size := group.first.batch_size) is not None})
+    return f"batch of {' or '.join(map(str, sizes)) or 'unknown number of'} rows"
+
+
+def setting_notes(results: ResultsTable) -> list[str]:
+    """Names every setting in which the methods of a task differ, with its values and the methods that have each."""
+    by_task = {
+        task: {group.label: settings_of(group.first) for group in results.groups() if group.task == task}
+        for task in results.tasks
+    }
+    by_task = {task: methods for task, methods in by_task.items() if len(methods) > 1}
+    names = dict.fromkeys(name for settings in by_task.values() for one in settings.values() for name in one)
+    notes = []
+    for name in names:
+        values = {
+            task: {method: settings.get(name, "default") for method, settings in methods.items()}
+            for task, methods in by_task.items()
+        }
+        differing = {task: mine for task, mine in values.items() if len(set(mine.values())) > 1}
+        for tasks, mine in _alike(differing):
+            where = "" if len(tasks) == len(values) else f" on {', '.join(tasks)}"
+            notes.append(f"not the same for all methods{where}: {name} {_by_value(mine)}")
+    return notes
+
+
+def _alike(by_task: Mapping[str, Mapping[str, str]]) -> list[tuple[list[str], dict[str, str]]]:
+    """Joins the tasks on which no method has another value than on those before."""
+    joined: list[tuple[list[str], dict[str, str]]] = []
+    for task, mine in by_task.items():
+        for tasks, known in joined:
+            if all(known.get(method, value) == value for method, value in mine.items()):
+                tasks.append(task)
+                known |= mine
+                break
+        else:
+            joined.append(([task], dict(mine)))
+    return joined
+
+
+def _by_value(values: Mapping[str, str]) -> str:
+    methods: dict[str, list[str]] = {}
+    for method, value in values.items():
+        methods.setdefault(value, []).append(method)
+    return "; ".join(f"{value} ({', '.join(mine)})" for value, mine in methods.items())
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation step: the primary metric over the seeds that reached it."""
+
+    step: int
+    epoch: float
+    score: Statistic
+
+
+def learning_curve(group: Group) -> list[CurvePoint]:
+    """Computes mean and spread over the seeds at every step that was evaluated."""
+    by_step: dict[int, list[float | None]] = defaultdict(list)
+    epochs: dict[int, float] = {}
+    for record in group.records:
+        for entry in record.history:
+            by_step[entry.step].append(entry.scores.get(group.metric))
+            epochs[entry.step] = entry.epoch
+    described = ((step, Statistic.of(by_step[step])) for step in sorted(by_step))
+    return [CurvePoint(step, epochs[step], score) for step, score in described if score is not None]
+
+
+def still_improving(group: Group) -> bool:
+    """Whether the last evaluation gave the best mean score on the selection split, better than all before it."""
+    sign = 1 if group.in_percent else -1
+    means = [sign * point.score.mean for point in learning_curve(group)]
+    return len(means) > 1 and means[-1] > max(means[:-1])
+
+
+def improving_notes(results: ResultsTable) -> list[str]:
+    """Names the methods that longer training might have made better, task by task."""
+    found = {
+        task: [group.label for group in results.groups() if group.task == task and still_improving(group)]
+        for task in results.tasks
+    }
+    where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in found.items() if methods)
+    return [f"still improving at the last evaluation, longer training may give more: {where}"] if where else []
