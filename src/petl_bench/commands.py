@@ -274,7 +274,7 @@ def _choose(parsed: argparse.Namespace) -> int:
 
     # Imports and planning are part of the time.
     started = time.monotonic() - process_seconds()
-    from petl_bench.errors import parse_bytes, parse_seconds
+    from petl_bench.errors import parse_bytes, parse_seconds, parse_share
 
     seconds = None if parsed.time is None else parse_seconds("--time", parsed.time)
     if seconds is not None and seconds < _LEAST_SECONDS:
@@ -287,7 +287,7 @@ def _choose(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.choose import choose
     from petl_bench.studies.definition import parse_request
 
-    trainable, percent = _trainable(parsed.trainable)
+    trainable, percent = parse_share("--trainable", parsed.trainable)
     limits = Limits(
         memory_bytes=None if parsed.memory is None else parse_bytes("--memory", parsed.memory),
         seconds=seconds,
@@ -309,27 +309,12 @@ def _choose(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _trainable(text: str | None) -> tuple[int | None, float | None]:
-    """A number of parameters, or a share of the backbone's in percent."""
-    if text is None:
-        return None, None
-    try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise RequestError(
-            f"--trainable={text} must be a number of parameters, or a share of the backbone's such as 1%."
-        )
-    return (None, number) if text.endswith("%") else (int(number), None)
-
-
 def _study(parsed: argparse.Namespace) -> int:
-    from petl_bench.studies.definition import parse_request
+    from petl_bench.studies.definition import parse_request, study_and_overrides
     from petl_bench.studies.progress import print_outcome, print_plan
     from petl_bench.studies.study import keep_costs, plan_costs, prepare, run_study
 
-    name, overrides = _name_and_overrides(parsed.name_and_overrides)
+    name, overrides = study_and_overrides(parsed.name_and_overrides)
     study = prepare(name, parse_request(overrides))
     if parsed.dry_run or parsed.plan:
         costs = plan_costs(study)
@@ -340,18 +325,6 @@ def _study(parsed: argparse.Namespace) -> int:
     unfinished = run_study(study, retry_failed=parsed.retry == "failed")
     print_outcome(study, _print, as_json=parsed.json)
     return RunError.exit_code if unfinished else 0
-
-
-def _name_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
-    """Separates a study's name from the overrides, in whatever order they are given."""
-    names = [one for one in arguments if "=" not in one and not one.startswith("~")]
-    if len(names) != 1:
-        given = f"{len(names)} are given ({', '.join(names)})" if names else "none is given"
-        raise RequestError(
-            f"petl-bench study takes the name of one study and settings as key=value, but {given}: "
-            "`petl-bench list studies` shows the names."
-        )
-    return names[0], [one for one in arguments if one != names[0]]
 
 
 def _sync(parsed: argparse.Namespace) -> int:

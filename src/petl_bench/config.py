@@ -35,10 +35,10 @@ from petl_bench.settings import (
     own_config,
     setting,
 )
-from petl_bench.tasks.config import TaskConfig, check_task, with_effective_draw
+from petl_bench.tasks import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers import TRACKERS, TrackerConfig
-from petl_bench.training.config import TrainConfig, check_train
+from petl_bench.training import TrainConfig, check_train
 
 _SETTING = re.compile(r"(\w+\.[\w.]+|data_root|runs_dir|force)=")
 

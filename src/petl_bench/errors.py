@@ -144,3 +144,20 @@ def parse_bytes(key: str, text: str) -> int:
     if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
         raise RequestError(f"{key}={text} is not a size: give a number with its unit, e.g. 16GiB or 800MiB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_share(key: str, text: str | None) -> tuple[int | None, float | None]:
+    """A number, or a share in percent such as `1%`; neither for None.
+
+    Raises:
+        RequestError: If it is none of them, or not above 0; naming the key.
+    """
+    if text is None:
+        return None, None
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise RequestError(f"{key}={text} must be a number of parameters, or a share of the backbone's such as 1%.")
+    return (None, number) if text.endswith("%") else (int(number), None)

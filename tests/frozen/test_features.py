@@ -17,7 +17,7 @@ from petl_bench.frozen.batch_source import _Cache
 from petl_bench.frozen.features import _copied, _gathered, compute_features
 from petl_bench.frozen.split import FrozenLayers, SplitPoint
 from petl_bench.tasks.encode import EncodedRows
-from petl_bench.training.config import TrainConfig
+from petl_bench.training import TrainConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -266,3 +267,21 @@ def test_a_custom_task_end_to_end(command, tmp_path, capsys):
     capsys.readouterr()
     assert command("predict", str(folder), "--text", "good 3") == 0
     assert capsys.readouterr().out.splitlines()[0] == "label\tp(down)\tp(up)"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("petl-bench stu", ["study "]),
+        ("petl-bench run backbone=mini", ["backbone=minilm "]),
+        ("petl-bench plan train.schedule=c", ["train.schedule=cosine", "train.schedule=constant"]),
+        ("petl-bench study dem", ["demo "]),
+        ("petl-bench run --f", ["--force "]),
+    ],
+)
+def test_the_tab_key_completes(line, words, tmp_path):
+    shell = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_COMP_WORDBREAKS": " "}
+    shell["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "words")
+    shell["_ARGCOMPLETE_IFS"] = "\n"
+    subprocess.run(PETL_BENCH, env=os.environ | shell, check=True, timeout=60)
+    assert (tmp_path / "words").read_text().splitlines() == words

@@ -249,7 +249,7 @@ class TestLabels:
         file.write_text("text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels)), encoding="utf-8")
         program = (
             "import sys\nfrom petl_bench.tasks.load import find_labels\n"
-            "from petl_bench.tasks.config import TaskConfig\n"
+            "from petl_bench.tasks import TaskConfig\n"
             "task = TaskConfig(name='t', source='files', train_file=sys.argv[1], text_columns=['text'])\n"
             "print(ascii(find_labels(task)))"
         )

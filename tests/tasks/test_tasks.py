@@ -13,7 +13,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.run.describe import log_rows, log_tokens
-from petl_bench.tasks.demo import demo_rows
+from petl_bench.tasks.draw import demo_rows
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import load_task
 

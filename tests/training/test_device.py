@@ -9,7 +9,7 @@ from petl_bench.config import resolved
 from petl_bench.errors import RequestError
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
-from petl_bench.training.config import TrainConfig
+from petl_bench.training import TrainConfig
 from petl_bench.training.device import compile_layers, make_accelerator, resolved_precision
 
 

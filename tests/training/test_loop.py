@@ -19,8 +19,8 @@ from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.run.describe import describe_time
 from petl_bench.run.evaluate import Evaluator
 from petl_bench.run.run import run
+from petl_bench.training import TrainConfig
 from petl_bench.training.checkpoint import Progress, WarmUp
-from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import make_accelerator
 from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, reweighted
 

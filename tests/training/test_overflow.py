@@ -16,8 +16,7 @@ from petl_bench.errors import DivergedError, Interrupted
 from petl_bench.methods.peft import RankAllocation
 from petl_bench.records.schema import Record
 from petl_bench.run.run import run
-from petl_bench.training import device
-from petl_bench.training.config import TrainConfig
+from petl_bench.training import TrainConfig, device
 from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, try_update
 
 ADALORA = ["method=peft", "method.type=ADALORA", "+method.args.init_r=4", "+method.args.target_r=2"]

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 from petl_bench.measure.run_costs import CompileClock
-from petl_bench.training.config import TrainConfig
+from petl_bench.training import TrainConfig
 from petl_bench.training.device import fast_dropout, make_accelerator
 
 

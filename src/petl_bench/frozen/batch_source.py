@@ -22,8 +22,8 @@ from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
 from petl_bench.measure import available_memory_bytes
 from petl_bench.process import cache_dir
 from petl_bench.records.schema import CACHE_PLACES, FrozenFeatures
+from petl_bench.training import TrainConfig
 from petl_bench.training.batches import Batch, BatchSource, TokenRows, collate
-from petl_bench.training.config import TrainConfig
 from petl_bench.training.loop import num_training_steps, steps_per_epoch
 
 if TYPE_CHECKING:

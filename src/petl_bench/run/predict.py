@@ -18,7 +18,7 @@ from petl_bench.errors import RequestError
 from petl_bench.process import atomic_write
 from petl_bench.records.predictions import predicted
 from petl_bench.run.lifecycle import open_finished
-from petl_bench.tasks.config import ExtraSplit
+from petl_bench.tasks import ExtraSplit
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import read_subset, rows_of_texts
 from petl_bench.tasks.metrics import entity_places
@@ -27,7 +27,7 @@ from petl_bench.tasks.tables import split_files
 from petl_bench.tasks.tagging import TaggedRows
 
 if TYPE_CHECKING:
-    from petl_bench.tasks.config import TaskConfig
+    from petl_bench.tasks import TaskConfig
     from petl_bench.training.batches import BatchSource
 
 

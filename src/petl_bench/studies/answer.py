@@ -201,8 +201,9 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             write(f"score: {metric} {shown}{unit} on the rows that chose it, so probably too high")
             write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
         if record.baselines:
-            scores = (f"{name} {score_text(by[metric], in_percent=percent)}{unit}" for name, by in record.baselines.items())
-            write(f"baselines on the same rows: {', '.join(scores)}")
+            scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
+            shown = ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
+            write(f"baselines on the same rows: {shown}")
         for name, words in found.cheaper.items():
             one = found.comparisons[name]
             write(f"not told apart from it, and cheaper: {name} ({_points(one, percent=percent)}; {', '.join(words)})")

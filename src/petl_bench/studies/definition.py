@@ -363,3 +363,19 @@ def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
         if value is not None and value < 1:
             raise RequestError(f"executor.{key}={value} must be at least 1.")
     return settings
+
+
+def study_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
+    """Separates a study's name from the overrides, in whatever order they are given.
+
+    Raises:
+        RequestError: If there is no name, or more than one.
+    """
+    names = [one for one in arguments if "=" not in one and not one.startswith("~")]
+    if len(names) != 1:
+        given = f"{len(names)} are given ({', '.join(names)})" if names else "none is given"
+        raise RequestError(
+            f"petl-bench study takes the name of one study and settings as key=value, but {given}: "
+            "`petl-bench list studies` shows the names."
+        )
+    return names[0], [one for one in arguments if one != names[0]]

@@ -12,10 +12,9 @@ import numpy as np
 from petl_bench.errors import RequestError
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
+from petl_bench.tasks import ExtraSplit, TaskConfig, has_validation
 from petl_bench.tasks.columns import find_transform
-from petl_bench.tasks.config import ExtraSplit, TaskConfig, has_validation
-from petl_bench.tasks.demo import demo_rows
-from petl_bench.tasks.draw import draw_rows
+from petl_bench.tasks.draw import demo_rows, draw_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table

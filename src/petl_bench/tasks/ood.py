@@ -24,7 +24,7 @@ import numpy as np
 
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import user_path
-from petl_bench.tasks.config import TaskConfig
+from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.rows import UNLABELLED, Rows
 from petl_bench.tasks.tables import PACKAGE_DATA, read_folder, split_files
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from petl_bench.errors import RequestError
-from petl_bench.tasks.config import TaskConfig
+from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.tables import Table
 
 UNLABELLED = -1

@@ -22,7 +22,7 @@ from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import user_path
 
 if TYPE_CHECKING:
-    from petl_bench.tasks.config import TaskConfig
+    from petl_bench.tasks import TaskConfig
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _JSON_LINES = (".jsonl", ".json")

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from petl_bench.errors import RequestError
-from petl_bench.tasks.config import TaskConfig
+from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
 from petl_bench.tasks.rows import Rows, check_text, group_names
 from petl_bench.tasks.tables import Table

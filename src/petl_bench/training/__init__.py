@@ -1,1 +1,133 @@
-"""The training loop. It sees a model, never a method."""
+"""Settings of the training loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from petl_bench.errors import RequestError, parse_bytes
+from petl_bench.settings import check_choices, setting
+
+
+@dataclass
+class TrainConfig:
+    """How a model is trained."""
+
+    epochs: int = setting(3, "Passes over the training rows.")
+    max_steps: int | None = setting(None, "A number of updates instead of epochs.")
+    batch_size: int = setting(32, "Rows of an update, over all processes.")
+    accumulation: int = setting(1, "Passes that the rows of an update are split into: less memory, the same update.")
+    eval_batch_size: int = setting(64, "Rows of a pass that evaluates, or computes features of frozen layers.")
+    batching: str = setting(
+        "length_grouped",
+        "length_grouped: rows of like length share a batch. shuffled: batches are strictly random.",
+        choices=("length_grouped", "shuffled"),
+    )
+    class_weights: str = setting(
+        "none",
+        "balanced: rows, or words in tagging, weigh in the loss what their class lacks, so that every class has the "
+        "same part in it. none: all weigh the same.",
+        choices=("none", "balanced"),
+    )
+    learning_rate: float = setting(MISSING, "The highest learning rate; unless given, method.default_learning_rate.")
+    head_learning_rate: float | None = setting(
+        None, "That of the head; unless given, method.default_head_learning_rate. null: the same as learning_rate."
+    )
+    weight_decay: float = setting(0.01, "Decoupled weight decay (AdamW); not applied to biases and norms.")
+    warmup_share: float = setting(0.06, "Share of the updates in which the learning rate rises from 0.")
+    schedule: str = setting(
+        "linear", "Course of the learning rate after the warm-up.", choices=("linear", "cosine", "constant")
+    )
+    max_grad_norm: float = setting(1.0, "Gradients of a greater norm are scaled down to it.")
+    precision: str = setting(
+        "auto",
+        "fp16 needs a CUDA device. auto: bf16 on a GPU that has it, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    device: str = setting(
+        "auto", "auto: cuda where torch sees such a device, else cpu.", choices=("auto", "cpu", "cuda")
+    )
+    emulate_bf16: bool = setting(
+        False, "Allow bf16 on a GPU that has no instructions for it, where it is slower than fp32."
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Compute activations again in the backward pass instead of keeping them: less memory, about a third more time.",
+    )
+    compile: bool = setting(
+        False,
+        "Translate the trained layers by torch.compile: takes a minute or so at first; needs a C++ compiler on a CPU.",
+    )
+    last_layer: str = setting(
+        "all",
+        "first_token: where the head reads the first token alone, the last layer is computed for that token but for "
+        "its keys and values. Less time and memory; sums have another order, so the last bits differ. Refused where "
+        "other tokens are read.",
+        choices=("all", "first_token"),
+    )
+    cache: str = setting(
+        "auto",
+        "Where features of the frozen layers below all that is trained are kept once they are computed; off: they are "
+        "computed with every batch. auto: on a CUDA device where they fit cache_memory and half of what is free there; "
+        "else in memory where they fit cache_memory, else on disk where they fit cache_disk, unless moving them to a "
+        "CUDA device takes longer than computing them. Scores are the same, times are not: a finished run with times "
+        "of another mode than the one asked for is made again (auto takes any).",
+        choices=("auto", "device", "memory", "disk", "off"),
+    )
+    cache_memory: str = setting("2GiB", "Most memory that cached features may take.")
+    cache_disk: str = setting("20GiB", "Most space on disk that cached features may take.")
+    seed: int = setting(0, "Seed of the new weights, the order of rows and dropout.")
+    evaluate_every: int | None = setting(None, "Updates between evaluations; null: once an epoch.")
+    early_stopping_patience: int | None = setting(
+        None, "Stop after this many evaluations without a better score; null: never."
+    )
+    selection: str = setting(
+        "best",
+        "best: the reported weights are those of the best evaluation on the selection split. last: the final ones.",
+        choices=("best", "last"),
+    )
+    save_weights: bool = setting(
+        True, "Keep the trained weights in the run's folder, as `petl-bench predict` needs them."
+    )
+    checkpoint_seconds: float | None = setting(
+        60.0,
+        "Seconds between checkpoints, from which the same command continues an interrupted run (on the CPU with the "
+        "same bits); more where writing one takes long. null: no checkpoints.",
+    )
+
+
+def check_train(train: TrainConfig, task_type: str) -> None:
+    """Raises RequestError for a value outside its range, or one that does not fit the type of the task."""
+    check_choices("train", train)
+    if train.class_weights != "none" and task_type not in ("classification", "tagging"):
+        raise RequestError(
+            f"train.class_weights={train.class_weights} is for rows of one class each, and for tagging, not for "
+            f"task.type={task_type}: use train.class_weights=none."
+        )
+    counts = ("epochs", "max_steps", "batch_size", "accumulation", "eval_batch_size", "evaluate_every",
+              "early_stopping_patience")  # fmt: skip
+    for key in counts:
+        value = getattr(train, key)
+        if value is not None and value < 1:
+            raise RequestError(f"train.{key}={value} must be at least 1.")
+    for key in ("learning_rate", "head_learning_rate", "max_grad_norm"):
+        value = getattr(train, key)
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(f"train.{key}={value} must be greater than 0 and finite.")
+    if train.checkpoint_seconds is not None and not 0 <= train.checkpoint_seconds < math.inf:
+        raise RequestError(f"train.checkpoint_seconds={train.checkpoint_seconds} must not be negative.")
+    if not 0 <= train.weight_decay < math.inf:
+        raise RequestError(f"train.weight_decay={train.weight_decay} must not be negative.")
+    if not 0 <= train.seed < 2**32:
+        raise RequestError(f"train.seed={train.seed} must lie in 0..{2**32 - 1}.")
+    if not 0 <= train.warmup_share <= 1:
+        raise RequestError(f"train.warmup_share={train.warmup_share} must lie in 0..1.")
+    for key in ("cache_memory", "cache_disk"):
+        parse_bytes(f"train.{key}", getattr(train, key))
+    if train.accumulation > train.batch_size:
+        raise RequestError(
+            f"train.accumulation={train.accumulation} exceeds train.batch_size={train.batch_size}: "
+            "it says into how many passes the rows of one update are split."
+        )

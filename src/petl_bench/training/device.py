@@ -16,7 +16,7 @@ from torch import nn
 from petl_bench.backbones.anatomy import Anatomy, classifier_of
 from petl_bench.errors import RequestError
 from petl_bench.process import in_process_group, is_main_process
-from petl_bench.training.config import TrainConfig
+from petl_bench.training import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

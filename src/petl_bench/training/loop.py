@@ -19,9 +19,9 @@ from tqdm import tqdm
 from petl_bench.errors import DivergedError
 from petl_bench.measure.run_costs import CompileClock
 from petl_bench.records.schema import HistoryEntry
+from petl_bench.training import TrainConfig
 from petl_bench.training.batches import BatchSource, epoch_batches, loss_terms
 from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trainable_weights
-from petl_bench.training.config import TrainConfig
 from petl_bench.training.device import decided_by_main, fast_dropout
 
 if TYPE_CHECKING:
