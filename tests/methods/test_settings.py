@@ -10,8 +10,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from petl_bench.config import CONFIG_MODULE, load_config
+from petl_bench.config import load_config
 from petl_bench.methods.registry import MethodConfig, all_methods
+from petl_bench.settings import CONFIG_MODULE
 
 METHODS = all_methods()
 COMMON = [field.name for field in dataclasses.fields(MethodConfig)]

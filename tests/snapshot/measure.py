@@ -95,6 +95,8 @@ def run(method: str, backbone: str, runs_dir: str) -> dict[str, Any]:
     for (group, name), default in ADDED_LATER.items():
         if config[group].get(name) == default:
             del config[group][name]
+    # It came later, too, and is not in the key.
+    del config["backbone"]["license"]
     return {
         "run_key": record["run_key"],
         "settings": sorted(leaves(config)),

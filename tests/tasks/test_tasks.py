@@ -273,6 +273,7 @@ class TestOnTheScreen:
         train = write(pd.DataFrame({"text": list("abcdefg"), "label": ["x"] * 6 + ["y"]}), tmp_path / "train.csv")
         dev = write(pd.DataFrame({"text": list("hijk"), "label": ["z", "x", "z", "w"]}), tmp_path / "dev.csv")
         files = [f"task.train_file={train}", f"task.validation_file={dev}"]
+        caplog.set_level(logging.WARNING, logger="petl_bench")
         load_named = lambda *more: log_rows(load("task=custom", *files, "task.labels=[w,x,y,z]", *more))  # noqa: E731
         load_named()
         assert caplog.messages == [
@@ -286,6 +287,7 @@ class TestOnTheScreen:
     def test_few_rows_of_each_class_that_were_asked_for_are_no_surprise(self, table, tmp_path, caplog):
         train, dev = write(table, tmp_path / "train.csv"), write(table.assign(text="other"), tmp_path / "dev.csv")
         files = [f"task.train_file={train}", f"task.validation_file={dev}"]
+        caplog.set_level(logging.WARNING, logger="petl_bench")
         log_rows(load("task=custom", *files, "task.rows_per_class=2"))
         assert caplog.messages == []
 
