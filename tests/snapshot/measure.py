@@ -23,6 +23,8 @@ from petl_bench.records.run_key import ADDED_LATER
 HERE = Path(__file__).parent
 SNAPSHOT = HERE / "snapshot.json"
 RESULTS = HERE.parents[1] / "results"
+# The committed results as the snapshot has them; the reports of all are held to their records by tests/test_results.py.
+STUDIES = ("glue_small", "low_resource")
 
 TINY = ("tiny_bert", "tiny_roberta", "tiny_modernbert")
 METHODS = {
@@ -121,7 +123,7 @@ def plans(backbone: str) -> dict[str, list[float]]:
 def reports() -> dict[str, Any]:
     """The tables of the committed results, without the names of their columns."""
     found: dict[str, Any] = {}
-    for study in sorted(path.name for path in RESULTS.iterdir() if (path / "study.json").is_file()):
+    for study in STUDIES:
         folder = str(RESULTS / study)
         content = json.loads(command("report", folder, "--format", "json"))
         for kind, rows in content.items():
