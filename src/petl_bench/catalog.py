@@ -22,7 +22,7 @@ from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
-from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, written
+from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, option_text, written
 from petl_bench.studies.definition import ExecutorConfig
 
 Row = dict[str, Any]
@@ -146,9 +146,7 @@ def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         found = []
         for name, _ in _options(group):
-            file = option_file(group, name)
-            assert file is not None
-            lines = file.read_text("utf-8").splitlines()
+            lines = option_text(group, name).splitlines()
             header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
             about = [line for line in header if not line.startswith("petl-bench ")]
             command = header[0] if header else f"petl-bench run {group}={name}"
@@ -164,9 +162,7 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _option(group: str, name: str) -> dict[str, Any]:
     """An option with what it takes from others of its group, which its list of defaults names."""
-    file = option_file(group, name)
-    assert file is not None
-    content = OmegaConf.to_container(OmegaConf.create(file.read_text("utf-8")))
+    content = OmegaConf.to_container(OmegaConf.create(option_text(group, name)))
     assert isinstance(content, dict)
     own = {str(key): value for key, value in content.items()}
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and option_file(group, base)]

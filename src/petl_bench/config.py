@@ -96,22 +96,26 @@ def _register(methods: tuple[registry.Method, ...]) -> None:
             store.store(group="method", name=method.name, node=method.config)
 
 
-@cache
 def run_settings() -> list[Setting]:
     """The settings of a run, those of all registered methods included."""
+    return _settings_with(tuple(registry.all_methods().values()))
+
+
+@cache
+def _settings_with(methods: tuple[registry.Method, ...]) -> list[Setting]:
     groups = {name: kind for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)}
     found = [one for name, kind in groups.items() for one in declared(kind, name)] + declared(RunConfig)
     # Names of options and the groups themselves are chosen by group=option, and have no text.
     found = [one for one in found if one.meaning]
-    for method in registry.all_methods().values():
+    for method in methods:
         found += [] if method.settings is None else declared(method.settings, "method", f"method={method.name}")
     return found
 
 
-@cache
-def _list_settings() -> set[str]:
-    """The names of all settings that take a list, whatever the method."""
-    return {one.name for one in run_settings() if one.is_list} - {one.name for one in run_settings() if not one.is_list}
+def _takes_list(key: str) -> bool:
+    """Whether it is a setting that takes a list, whatever the method."""
+    found = [one.is_list for one in run_settings() if one.name == key]
+    return bool(found) and all(found)
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -251,7 +255,7 @@ def as_list(override: str) -> str:
     """The override with a single value in brackets where the setting takes a list."""
     key, equals, value = override.partition("=")
     is_one = equals and value not in ("", "null") and not re.search(r"[\[\],${}]", value)
-    return f"{key}=[{value}]" if is_one and key in _list_settings() else override
+    return f"{key}=[{value}]" if is_one and _takes_list(key) else override
 
 
 def _composed(overrides: list[str], primary: str) -> DictConfig:

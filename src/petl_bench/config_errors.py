@@ -15,13 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.settings import compose_options, option_file, option_names
+from petl_bench.settings import RUN_GROUPS, compose_options, option_names, option_text
 
 CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
-
-_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 
 # Mappings whose keys the user chooses.
 _FREE_MAPPINGS = ("method.args", "backbone.architecture")
@@ -82,8 +80,7 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
 def _unknown_backbone(option: str, names: list[str]) -> RequestError:
     """The error for a backbone that is none of the options, but may be a model's name on the hub."""
     hub_id = re.compile(rf"^hub_id: (\S+/)?{re.escape(option.rpartition('/')[2])}$", re.MULTILINE)
-    texts = {name: file.read_text("utf-8") for name in names if (file := option_file("backbone", name))}
-    if found := [name for name, text in texts.items() if hub_id.search(text)]:
+    if found := [name for name in names if hub_id.search(option_text("backbone", name))]:
         return RequestError(f"backbone={option}: this model of the hub is backbone={found[0]} here.")
     hint = f" A model of the hub is backbone=hub backbone.hub_id={option}." if re.search(r"[-/]", option) else ""
     return RequestError(f"{unknown_choice('backbone', option, names)}{hint}")
@@ -108,7 +105,7 @@ def _no_option(overrides: list[str]) -> RequestError:
     """The error for a group that is given something else than a name."""
     for override in overrides:
         group, _, option = override.partition("=")
-        if group in _GROUPS and option not in option_names(group):
+        if group in RUN_GROUPS and option not in option_names(group):
             return unknown_choice(group, option, option_names(group))
     return RequestError(f"A group takes the name of one of its options, as in method=lora. {_HELP}")
 
@@ -141,7 +138,7 @@ def _cause(error: BaseException) -> str:
 
 def _known_settings(overrides: list[str]) -> list[str]:
     """Keys of the config with the groups that the overrides choose, for suggestions; none if these do not compose."""
-    options = [one for one in overrides if one.partition("=")[0] in _GROUPS and "," not in one]
+    options = [one for one in overrides if one.partition("=")[0] in RUN_GROUPS and "," not in one]
     GlobalHydra.instance().clear()
     try:
         return setting_names(compose_options("config", options))

@@ -18,11 +18,13 @@ from omegaconf import MISSING, DictConfig
 
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import CONFIG_VARIABLE, check_name, user_path
-from petl_bench.records.reading import parse_yaml, read_text
+from petl_bench.records.reading import parse_yaml, read_text, yaml_fault
 
 CONFIG_MODULE = "petl_bench.conf"
 
-GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe", "study", "executor")
+# Groups of options that a run takes, and all.
+RUN_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
+GROUPS = (*RUN_GROUPS, "study", "executor")
 
 _SUFFIX = ".yaml"
 
@@ -46,7 +48,8 @@ def check_choices(group: str, settings: Any) -> None:
     """Raises RequestError for a value that is none of those that its setting allows."""
     for one in dataclasses.fields(settings):
         value, choices = getattr(settings, one.name), one.metadata.get("choices")
-        if choices is not None and value is not None and value not in choices:
+        may_be_null = value is None and "None" in str(one.type)
+        if choices is not None and not may_be_null and value not in choices:
             raise unknown_choice(f"{group}.{one.name}", value, choices)
 
 
@@ -141,8 +144,7 @@ def _check_option(group: str, file: Path) -> None:
     try:
         content = parse_yaml(read_text(file))
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RequestError(f"{file}{line}: {error.problem or error.context}.") from error
+        raise RequestError(f"{file}{yaml_fault(error)}.") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RequestError(f"{file} cannot be read: {error}.") from error
     if not isinstance(content, dict | None):
@@ -170,6 +172,13 @@ def option_file(group: str, name: str) -> Traversable | None:
     """The file of an option, or of what several have in common; None if there is none."""
     found = (folder.joinpath(name + _SUFFIX) for folder in _folders(group))
     return next((file for file in found if file.is_file()), None)
+
+
+def option_text(group: str, name: str) -> str:
+    """The text of an option that is there."""
+    file = option_file(group, name)
+    assert file is not None
+    return file.read_text(encoding="utf-8")
 
 
 def _folders(group: str) -> Iterator[Traversable]:
@@ -200,7 +209,19 @@ def compose_options(primary: str, overrides: list[str], *, with_hydra: bool = Fa
 def search_path() -> list[str]:
     """The override by which Hydra finds the user's options too."""
     own = own_config()
-    if own is None:
-        return []
-    quoted = str(own).replace("\\", "\\\\").replace('"', '\\"')
-    return [f'hydra.searchpath=["file://{quoted}"]']
+    return [] if own is None else [f"hydra.searchpath=[{as_value(f'file://{own}')}]"]
+
+
+def as_setting(key: str, value: object) -> str:
+    """An override, its value in quotation marks where Hydra's grammar wants them."""
+    return f"{key}={as_value(value)}"
+
+
+def as_value(value: object) -> str:
+    """A value of an override, or of a list in it, in quotation marks where Hydra's grammar wants them."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
+    # A backslash stands for itself, except before a quotation mark.
+    quoted = re.sub(r"\\+(?='|$)", lambda found: 2 * found[0], text).replace("'", "\\'")
+    return f"'{quoted}'"

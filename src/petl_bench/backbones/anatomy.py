@@ -246,6 +246,8 @@ def anatomy_of(model_type: str) -> Anatomy:
 
 LAYER_PLANS = ("all", "top", "window", "variability")
 
+STRATEGIES = ("prefix", "window", "window_top_head", "top")
+
 
 @dataclass
 class LayersConfig:
@@ -263,7 +265,7 @@ class LayersConfig:
         "layers=variability: what is adapted around the best layer l*. prefix: layers 1..l*, head at l*. window: the k "
         "layers up to l*, head at l*. window_top_head: the same, head on top. top: as many uppermost layers as prefix "
         "adapts (the baseline).",
-        choices=("prefix", "window", "window_top_head", "top"),
+        choices=STRATEGIES,
     )
     num_examples: int | None = setting(
         None,
@@ -338,6 +340,8 @@ def place(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
 
 def check_variability(layers: LayersConfig) -> None:
     """Raises RequestError for a setting of `layers=variability` out of its range."""
+    if layers.strategy not in STRATEGIES:
+        raise unknown_choice("layers.strategy", layers.strategy, STRATEGIES)
     if (layers.num_bins or 0) < 2:
         raise RequestError(f"layers.num_bins={layers.num_bins} must be at least 2.")
     if layers.k is not None and layers.k < 1:

@@ -133,6 +133,12 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
+def yaml_fault(error: yaml.MarkedYAMLError) -> str:
+    """Where YAML is wrong and why, to follow a file's name: `, line 3: duplicate key r`."""
+    line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    return f"{line}: {error.problem or error.context}"
+
+
 class _NullAllowed:
     """Tells pydantic that `null` may stand where a number is annotated; imports pydantic only when validating."""
 

@@ -18,10 +18,10 @@ from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.process import atomic_write
 from petl_bench.records.store import read_json, write_json
 from petl_bench.records.study_file import read_study
+from petl_bench.settings import as_setting
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, steps_of
 from petl_bench.tasks import TaskConfig
-from petl_bench.tasks.columns import as_setting
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
 

@@ -16,13 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from petl_bench.config import run_settings
 from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.process import check_name, user_path, without_home
-from petl_bench.records.reading import parse_yaml, read_text, validate
+from petl_bench.records.reading import parse_yaml, read_text, validate, yaml_fault
 from petl_bench.records.run_key import is_location
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
-from petl_bench.settings import check_choices, option_file, option_names, setting
+from petl_bench.settings import as_setting, check_choices, option_names, option_text, setting
 from petl_bench.studies.search import SearchConfig, check_search
-from petl_bench.tasks.columns import as_setting
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -124,22 +123,20 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
         _place(study, path.parent)
         return path.stem, study
     names = study_names()
-    file = option_file("study", name_or_file) if name_or_file in names else None
-    if file is None:
+    if name_or_file not in names:
         near = difflib.get_close_matches(name_or_file, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RequestError(
             f"There is no study {name_or_file}.{hint} Name a file (NAME.yaml) or one of: {', '.join(names)}."
         )
-    return name_or_file, _parse(file.read_text(encoding="utf-8"), f"conf/study/{file.name}")
+    return name_or_file, _parse(option_text("study", name_or_file), f"conf/study/{name_or_file}{_SUFFIX}")
 
 
 def _parse(text: str, where: str) -> StudyConfig:
     try:
         study = validate(StudyConfig, _normalized(parse_yaml(text)))
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RequestError(f"{where}{line}: {error.problem or error.context}.") from error
+        raise RequestError(f"{where}{yaml_fault(error)}.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RequestError(f"{where} is no study: {first_line(error)}.") from error
     _check(study, where)
@@ -346,10 +343,9 @@ def _seeds(value: str) -> list[int]:
 def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
     if name not in EXECUTORS:
         raise unknown_choice("executor", name, EXECUTORS)
-    file = option_file("executor", name)
-    assert file is not None
     try:
-        option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), OmegaConf.create(file.read_text("utf-8")))
+        shipped = OmegaConf.create(option_text("executor", name))
+        option = OmegaConf.merge(OmegaConf.structured(ExecutorConfig), shipped)
         settings = OmegaConf.to_object(OmegaConf.merge(option, OmegaConf.from_dotlist(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RequestError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.settings import as_setting, as_value
 from petl_bench.tasks.tables import Table, read_table
 
 # The splits that FewCLUE gives: five draws of rows to train on and to select on, and all of them together.
@@ -161,22 +162,12 @@ def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
     if "task.text_columns" in wanted:
         texts = _text_columns(table, label)
         taken.append(f"text column{'s' * (len(texts) > 1)} {', '.join(map(repr, texts))}")
-        settings.append("task.text_columns=[" + ",".join(as_setting("", name)[1:] for name in texts) + "]")
+        settings.append("task.text_columns=[" + ",".join(map(as_value, texts)) + "]")
     if "task.label_column" in wanted:
         taken.append(f"label column {label!r}")
         settings.append(as_setting("task.label_column", label))
     _log.info("data=%s: %s (%s would say otherwise)", path, ", ".join(taken), ", ".join(wanted))
     return settings
-
-
-def as_setting(key: str, value: object) -> str:
-    """An override, its value in quotation marks where Hydra's grammar wants them."""
-    text = str(value)
-    if re.fullmatch(r"[\w./-]+", text):
-        return f"{key}={text}"
-    # A backslash stands for itself, except before a quotation mark.
-    quoted = re.sub(r"\\+(?='|$)", lambda found: 2 * found[0], text).replace("'", "\\'")
-    return f"{key}='{quoted}'"
 
 
 def _label_column(table: Table) -> str:
