@@ -60,12 +60,17 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
     return parser, {one.prog.rpartition(" ")[2]: one for one in parsers}
 
 
+def _add_overrides(parser: argparse.ArgumentParser, example: str | None = None) -> None:
+    overrides: Any = parser.add_argument("overrides", nargs="*", metavar="key=value", help=example)
+    overrides.completer = _settings
+
+
 def _add_run(commands: _Subparsers) -> argparse.ArgumentParser:
     """For completion alone: Hydra reads what follows `run`."""
     run: argparse.ArgumentParser = commands.add_parser(
         "run", help="train and evaluate one method on one task; -m for every combination"
     )
-    run.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_overrides(run)
     for option in ("--force", "--json", "-m"):
         run.add_argument(option, action="store_true")
     return run
@@ -190,7 +195,7 @@ def _add_plan(commands: _Subparsers) -> argparse.ArgumentParser:
         description="Counts parameters, the memory of one update by kind, and operations of every method, or of those "
         "named with method=; takes the same settings as `petl-bench run`.",
     )
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_large task=mnli method=all")
+    _add_overrides(plan, "e.g. backbone=bert_large task=mnli method=all")
     plan.add_argument("--budget", metavar="SIZE", help="e.g. 16GiB: say what fits, and the largest batch that does")
     plan.add_argument("--json", action="store_true", help="print a JSON list, an object a method")
     plan.add_argument("--wide", action="store_true", help="show all columns, even if there is no room for them")
@@ -207,9 +212,7 @@ def _add_choose(commands: _Subparsers) -> argparse.ArgumentParser:
         "use, how good it is on rows that chose nothing, and what else is as good and cheaper. Settings are those of "
         "`petl-bench run` but for method; runs_dir= names the folder, in which the same command goes on.",
     )
-    choose.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="e.g. data=tickets.csv backbone=minilm train.epochs=5"
-    )
+    _add_overrides(choose, "e.g. data=tickets.csv backbone=minilm train.epochs=5")
     choose.add_argument("--time", metavar="TIME", help="of the whole command, e.g. 90s, 30min, 2h; default: no limit")
     choose.add_argument("--memory", metavar="SIZE", help="of one update by the estimate, e.g. 8GiB")
     choose.add_argument("--latency", metavar="TIME", help="of one row, measured on this machine, e.g. 20ms")
@@ -235,9 +238,10 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
         "(which of them to run now), seeds=, runs_dir=, "
         "executor=local|slurm|ray with executor.workers= and more (`petl-bench list settings executor`).",
     )
-    study.add_argument(
+    words: Any = study.add_argument(
         "name_and_overrides", nargs="+", metavar="NAME key=value", help="e.g. demo methods=lora,full executor.workers=2"
     )
+    words.completer = _studies
     study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
     study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
     study.add_argument("--wide", action="store_true", help="show all columns of --dry-run, whether they fit or not")
@@ -256,7 +260,7 @@ def _add_pretrain(commands: _Subparsers) -> argparse.ArgumentParser:
         "data_root=DIR) or files with one text a line (texts.files=[FILE]). conf/pretrain.yaml has all settings; "
         "train.max_steps is the number of updates. The same command goes on after an interruption.",
     )
-    pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. 'texts.tasks=[banking77]'")
+    _add_overrides(pretrain, "e.g. 'texts.tasks=[banking77]'")
     pretrain.add_argument("--json", action="store_true", help="print the record")
     return pretrain
 
@@ -294,12 +298,11 @@ def _add_fetch(commands: _Subparsers) -> argparse.ArgumentParser:
     fetch: argparse.ArgumentParser = commands.add_parser(
         "fetch", help="download a task and a backbone, for machines without a network"
     )
-    fetch.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. backbone=bert_base task=mrpc")
+    _add_overrides(fetch, "e.g. backbone=bert_base task=mrpc")
     return fetch
 
 
-# Groups that a run takes, and those of a study besides.
-_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
+# What a study takes besides the groups of a run.
 _OF_STUDIES = ("methods", "tasks", "seeds", "executor")
 
 
@@ -307,11 +310,7 @@ def complete() -> None:
     """Answers the shell that has called for the words that may come next, and ends the process."""
     import argcomplete
 
-    parser, commands = build_parsers()
-    for command in commands.values():
-        for action in command._actions:
-            if completer := {"overrides": _settings, "name_and_overrides": _studies}.get(action.dest):
-                action.completer = completer  # type: ignore[attr-defined]
+    parser, _ = build_parsers()
     argcomplete.autocomplete(parser, always_complete_options=False, validator=lambda *_: True)
 
 
@@ -326,7 +325,7 @@ def _settings(prefix: str, **_others: object) -> Iterable[str]:
     """What may stand where an override is being written: a group, its options, a setting, its values."""
     key, equals, _ = prefix.partition("=")
     try:
-        values = _values(key) if equals else [f"{group}=" for group in _GROUPS] + _names()
+        values = _values(key) if equals else _names()
     except RequestError:
         # Of a folder of options that is wrong; the command itself will say so.
         return []
@@ -336,14 +335,15 @@ def _settings(prefix: str, **_others: object) -> Iterable[str]:
 
 def _names() -> list[str]:
     from petl_bench.config import run_settings
+    from petl_bench.settings import RUN_GROUPS
 
-    return [f"{one.name}=" for one in run_settings()]
+    return [f"{name}=" for name in (*RUN_GROUPS, *(one.name for one in run_settings()))]
 
 
 def _values(key: str) -> list[str]:
-    if key in (*_GROUPS, "executor"):
-        from petl_bench.settings import option_names
+    from petl_bench.settings import GROUPS, option_names
 
+    if key in GROUPS:
         return option_names(key)
     from petl_bench.config import run_settings
 
