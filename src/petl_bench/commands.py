@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +75,10 @@ def run(arguments: list[str]) -> int:
     this_process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
-        try:
-            with explained(overrides):
-                _one_run(from_hydra(cfg), as_json=as_json)
-        except (RequestError, RunError) as error:
-            # Hydra would add text of its own; other processes (launchers) have no way but to raise.
-            if debugging() or os.getpid() != this_process:
-                raise
-            failures.append(error)
-            print_error(error)
+        # Hydra would add text of its own; other processes (launchers) have no way but to raise.
+        told = _told(failures) if os.getpid() == this_process else nullcontext()
+        with told, explained(overrides):
+            _one_run(from_hydra(cfg), as_json=as_json)
 
     sys.argv = ["petl-bench run", *map(as_list, overrides), *search_path()]
     with explained(overrides):
@@ -96,14 +92,21 @@ def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
 
     failures: list[RequestError | RunError] = []
     for overrides in combinations:
-        try:
+        with _told(failures):
             _one_run(load_config(overrides), as_json=as_json)
-        except (RequestError, RunError) as error:
-            if debugging():
-                raise
-            failures.append(error)
-            print_error(error)
     return _exit_code(failures)
+
+
+@contextmanager
+def _told(failures: list[RequestError | RunError]) -> Iterator[None]:
+    """Within it, an error of one of several runs is printed and kept, so that the others are made."""
+    try:
+        yield
+    except (RequestError, RunError) as error:
+        if debugging():
+            raise
+        failures.append(error)
+        print_error(error)
 
 
 def _exit_code(failures: list[RequestError | RunError]) -> int:

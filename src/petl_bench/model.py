@@ -141,14 +141,14 @@ _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 _ON_FIRST_LAYERS = "{task_type} on the first {num_layers} layers: load it with petl_bench.model.load_adapter"
 
 
-def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: str) -> int:
+def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: Callable[[str], str]) -> int:
     """Writes `adapter/` in PEFT's format, or `model/` in transformers' format if the method is no PEFT tuner.
 
     Args:
         folder: The run's folder.
         model: The trained model, unwrapped.
         backbone: What it was made of.
-        card: The model card, which is kept as `README.md` beside the weights.
+        card: Gives the model card for an `adapter` or a whole `model`, which is kept as `README.md` beside the weights.
 
     Returns:
         Size of the weight files in bytes.
@@ -156,11 +156,11 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        return save_adapter(folder, model, backbone.plan, card=card)
+        return save_adapter(folder, model, backbone.plan, card=card("adapter"))
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
         backbone.load_tokenizer().save_pretrained(str(target))
-        (target / CARD_FILE).write_text(card, encoding="utf-8")
+        (target / CARD_FILE).write_text(card("model"), encoding="utf-8")
     return _weights_bytes(folder.path / MODEL_FOLDER)
 
 

@@ -101,7 +101,7 @@ def test_a_method_learns_is_saved_and_predicts_on_every_type_of_task(method, arc
     trained = predict_logits(model.eval(), source, 3, accelerator)
     assert not np.allclose(trained, before)
     folder = RunFolder(tmp_path)
-    save_trained(folder, model, backbone, "")
+    save_trained(folder, model, backbone, card=str)
     # Random weights are those of the backbone that was trained only under the same seed.
     torch.manual_seed(cfg.train.seed)
     loaded = load_trained(folder, backbone, LABELS[task_type])

@@ -35,7 +35,7 @@ def kept(method: str, architecture: str, folder: Path, *layers: str) -> tuple[Pa
     torch.manual_seed(1)
     model = adapt(base, cfg.method, AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000))
     train(model)
-    save_trained(RunFolder(folder), model, backbone, "")
+    save_trained(RunFolder(folder), model, backbone, card=str)
     return folder / ADAPTER_FOLDER, logits(model)
 
 

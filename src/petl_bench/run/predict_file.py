@@ -62,8 +62,8 @@ class FilePredictions:
         Raises:
             RequestError: If the file's ending is none of these, or a text column is called like a column of answers.
         """
-        answers = [_content(one) for one in self.predictions]
-        if check_out(out) != ".jsonl":
+        suffix, answers = check_out(out), [_content(one) for one in self.predictions]
+        if suffix != ".jsonl":
             answers = [_flat(one) for one in answers]
         asked = [("id", self.ids), *self.texts.items(), *([] if self.gold is None else [("gold", self.gold)])]
         names = [*(name for name, _ in asked), *answers[0]]
@@ -71,7 +71,7 @@ class FilePredictions:
             raise RequestError(f"--out has a column {twice[0]!r} of its own: rename the column of the texts.")
         lines = [{name: values[row] for name, values in asked} | answer for row, answer in enumerate(answers)]
         with atomic_write(user_path(out, "--out")) as partial:
-            _WRITERS[check_out(out)](lines, partial)
+            _WRITERS[suffix](lines, partial)
 
 
 def check_out(out: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
@@ -94,7 +95,6 @@ def run(cfg: RunConfig) -> Record:
 def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
     """Makes a run from its rows to its scores, and fills in its record."""
     from accelerate.utils import set_seed
-    from peft import PeftModel
 
     from petl_bench.frozen.batch_source import open_batch_sources
     from petl_bench.measure.run_costs import PeakMemory
@@ -167,7 +167,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     if lifecycle.is_main:
         trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
-            card = model_card(record, "adapter" if isinstance(trained, PeftModel) else "model")
+            card = partial(model_card, record)
             record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone, card)
             if task.ood is not None:
                 found.detector.save(lifecycle.folder.path)
