@@ -1,6 +1,7 @@
 # make demo       compare the methods on the embedded default: needs a Python package index, and none of the tools below
 # make test       all tests except the slow ones
 # make test-fast  the quick unit tests, for daily work
+# make test-docs  every command and snippet of the README and the docs, with tiny models
 # make bench      petl_bench against transformers' Trainer; GLUE rows in PETL_BENCH_DATA; under ten minutes on two cores
 # make lint       formatting, style, types, import contracts, syntax of the page's JavaScript
 # Each of them first makes the virtual environment if it is missing or out of date; a finished `make install` serves the
@@ -17,7 +18,7 @@ BENCH ?= bench
 # One thread for each process: two processes with two threads each would mostly wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help install demo test test-fast test-slow bench lint format clean
+.PHONY: help install demo test test-fast test-docs test-slow bench lint format clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -44,6 +45,9 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m "not slow and not integration"
+
+test-docs: $(INSTALLED)
+	$(PYTEST) -m "" tests/test_documented_commands.py
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -30,7 +30,7 @@ def write_split(root: Path, subset: str, split: str, rows: list[dict]) -> None:
     pd.DataFrame(rows).to_parquet(root / subset / f"{split}-00000-of-00001.parquet")
 
 
-def save_backbone(folder: Path, texts: list[str]) -> Path:
+def save_backbone(folder: Path, texts: list[str], positions: int = 128) -> Path:
     """Saves a BERT of random weights whose vocabulary is one token a character, as that of BERT-base-Chinese nearly is.
 
     Latin letters and digits are pieces too, so that words of them are several tokens.
@@ -46,7 +46,7 @@ def save_backbone(folder: Path, texts: list[str]) -> Path:
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
     shape = BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
     )  # fmt: skip
     torch.manual_seed(0)
     BertForSequenceClassification(shape).save_pretrained(folder)

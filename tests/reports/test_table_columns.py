@@ -8,7 +8,15 @@ from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.fields import score_text, shown_score
-from petl_bench.reports.render import ReportTable, choose_columns, fitted, for_a_page, print_table, to_markdown
+from petl_bench.reports.render import (
+    ReportTable,
+    choose_columns,
+    fitted,
+    for_a_page,
+    print_table,
+    to_markdown,
+    with_columns,
+)
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.tables import scores_table
 from reports.generated import analyses, record, records, results_tables, study
@@ -84,7 +92,7 @@ def test_a_page_has_ten_columns_and_memory_never_without_its_batch():
 
 
 def test_columns_are_chosen_by_name_or_how_it_begins():
-    table = choose_columns(wide_table(), ["BATCH", "task1", "estimated"])
+    (table,) = choose_columns([wide_table()], ["BATCH", "task1", "estimated"])
     assert table.header == ["method", "task1 acc", "estimated MiB", "batch"]
     assert [note for note in table.notes if note.startswith(("batch: ", "step GFLOP: "))] == [
         "batch: rows of one update, for which memory and operations are given"
@@ -98,13 +106,19 @@ def test_columns_are_chosen_by_name_or_how_it_begins():
 )
 def test_an_unknown_name_lists_the_known_ones(name, message):
     with pytest.raises(RequestError, match=f"--columns: {message}.* it has method, seeds, task0 acc"):
-        choose_columns(wide_table(), [name])
+        choose_columns([wide_table()], [name])
 
 
 def test_the_first_words_of_a_name_suffice():
     made = [record(method, task, 0, 0.8) for method in ("a", "b") for task in ("sst2", "sst2_100")]
     (table,) = results_tables(made)
-    assert choose_columns(table, ["sst2"]).header == ["method", "sst2 acc"]
+    assert choose_columns([table], ["sst2"])[0].header == ["method", "sst2 acc"]
+
+
+def test_a_table_without_a_chosen_column_has_the_others():
+    narrow = with_columns(wide_table(), {"method", "seeds", "task0 acc"})
+    tables = choose_columns([wide_table(), narrow], ["task0", "batch"])
+    assert [table.header for table in tables] == [["method", "task0 acc", "batch"], ["method", "task0 acc"]]
 
 
 def test_the_command_chooses(tmp_path, capsys, monkeypatch):

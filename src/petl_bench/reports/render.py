@@ -62,21 +62,31 @@ def with_columns(table: ReportTable, names: Collection[str]) -> ReportTable:
     )
 
 
-def choose_columns(table: ReportTable, asked: Sequence[str]) -> ReportTable:
-    """The table with the first column and those that are asked for, by their names or how these begin.
+def choose_columns(tables: Sequence[ReportTable], asked: Sequence[str]) -> list[ReportTable]:
+    """Each table with its first column and those that are asked for, by their names or how these begin.
+
+    A table without one of them, as that of another task may be, has the others.
 
     Raises:
-        RequestError: If a name is no column's, or the beginning of several.
+        RequestError: If a name is no column of any table, or the beginning of several of one.
     """
-    names = {table.header[0]}
-    for word in asked:
-        # A name, or its first words, or how it begins.
-        found = next(filter(None, (_beginning(table.header, word + end) for end in ("  ", " ", ""))), [])
-        if len(found) != 1:
-            what = "is no column" if not found else f"may be {' or '.join(found)}"
-            raise RequestError(f"--columns: {word} {what} of the table: it has {', '.join(table.header)}.")
-        names.update(found)
-    return replace(with_columns(table, names), whole=True)
+    found = {word: [_columns(table, word) for table in tables] for word in asked}
+    for word, of_tables in found.items():
+        for names in of_tables:
+            if len(names) > 1 or not any(of_tables):
+                what = f"may be {' or '.join(names)}" if names else "is no column"
+                known = dict.fromkeys(name for table in tables for name in table.header)
+                raise RequestError(f"--columns: {word} {what} of the table: it has {', '.join(known)}.")
+    chosen = []
+    for number, table in enumerate(tables):
+        names = {table.header[0]}.union(*(of_tables[number] for of_tables in found.values()))
+        chosen.append(replace(with_columns(table, names), whole=True))
+    return chosen
+
+
+def _columns(table: ReportTable, word: str) -> list[str]:
+    """The columns of this name, or which have it as their first words, or which begin so."""
+    return next(filter(None, (_beginning(table.header, word + end) for end in ("  ", " ", ""))), [])
 
 
 def _beginning(names: Sequence[str], word: str) -> list[str]:

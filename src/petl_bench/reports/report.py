@@ -195,7 +195,7 @@ def write_report(
         tables = [table for table in of_searches if table is not None] + study_tables(report_input.studies)
         scores = [scores_table(analysis, statistic) for analysis in analyses]
         if columns:
-            scores = [choose_columns(table, columns) for table in scores]
+            scores = choose_columns(scores, columns)
         _show([*scores, *_further_tables(analyses), *tables], form, write, wide=wide)
     if plot or page:
         write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
