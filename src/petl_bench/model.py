@@ -156,7 +156,7 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        return save_adapter(folder, model, backbone.plan, card=card("adapter"))
+        return save_adapter(folder, model, backbone.plan, card("adapter"))
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
         backbone.load_tokenizer().save_pretrained(str(target))
@@ -165,7 +165,7 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
 
 
 def save_adapter(
-    folder: RunFolder, model: PeftModel, plan: LayerPlan, *, card: str | None = None, half: bool = False
+    folder: RunFolder, model: PeftModel, plan: LayerPlan, card: str, *, classifies: bool = True, half: bool = False
 ) -> int:
     """Writes `adapter/` in PEFT's format.
 
@@ -173,9 +173,9 @@ def save_adapter(
         folder: The run's folder.
         model: The adapted model.
         plan: The layers of its encoder.
-        card: The model card of a classifier. With it goes the config of the whole model, which names the labels; it is
-            not called `config.json`, as transformers would then look for a whole model beside it. None: the template
-            that PEFT writes, for an adapter of a bare encoder.
+        card: The model card.
+        classifies: Whether the model has a head. Then the config of the whole model goes with the adapter, as it names
+            the labels; it is not called `config.json`, as transformers would look for a whole model beside it.
         half: Store the weights in half precision.
 
     Returns:
@@ -186,9 +186,9 @@ def save_adapter(
         # The default, "auto", asks the hub whether the vocabulary was enlarged.
         model.save_pretrained(str(target), save_embedding_layers=False, state_dict=weights)
         _finish_config(target / ADAPTER_CONFIG, plan)
-        if card is not None:
+        (target / CARD_FILE).write_text(card, encoding="utf-8")
+        if classifies:
             model.config.to_json_file(target / MODEL_CONFIG)
-            (target / CARD_FILE).write_text(card, encoding="utf-8")
     return _weights_bytes(folder.path / ADAPTER_FOLDER)
 
 

@@ -99,6 +99,9 @@ def test_the_backbone_is_not_trained_and_every_part_of_the_method_is(phase, text
     assert sum(tensor.numel() for tensor in trained.values()) == record.trainable
     assert all(any(part in name for part in ("coda_adapter", "coda_router", "LayerNorm")) for name in trained)
     assert not [name for name in trained if torch.equal(trained[name], untrained[name])]
+    card = (folder / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card and "- Texts: 96 without labels, of texts.txt\n" in card
+    assert f"kept apart: {record.history[-1].scores['distance']:.4f}\n" in card
     assert record.stored_files.keys() >= {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"}
 
 

@@ -79,8 +79,8 @@ def choose_columns(tables: Sequence[ReportTable], asked: Sequence[str]) -> list[
                 raise RequestError(f"--columns: {word} {what} of the table: it has {', '.join(known)}.")
     chosen = []
     for number, table in enumerate(tables):
-        names = {table.header[0]}.union(*(of_tables[number] for of_tables in found.values()))
-        chosen.append(replace(with_columns(table, names), whole=True))
+        kept = {table.header[0]}.union(*(of_tables[number] for of_tables in found.values()))
+        chosen.append(replace(with_columns(table, kept), whole=True))
     return chosen
 
 

@@ -59,7 +59,7 @@ def model_card(record: Record, form: str) -> str:
     config: RunConfig = config_from_dict(record.config)
     task, protocol = config.task, record.protocol
     assert protocol
-    name = f"{task.name}-{config.method.name}-{Path(_base_name(config)).name}"
+    name = f"{task.name}-{config.method.name}-{Path(base_name(config)).name}"
     pipeline = "token-classification" if task.type == "tagging" else "text-classification"
     data = ModelCardData(
         base_model=None if config.backbone.path else config.backbone.hub_id,
@@ -77,7 +77,8 @@ def model_card(record: Record, form: str) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
-def _base_name(config: RunConfig) -> str:
+def base_name(config: RunConfig) -> str:
+    """The pretrained model as readers know it."""
     settings = config.backbone
     return Path(settings.path).name if settings.path else settings.hub_id or settings.name
 
@@ -92,7 +93,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
     revision = f", revision {config.backbone.revision}" if config.backbone.revision and not config.backbone.path else ""
     licence = "unknown" if config.backbone.path else config.backbone.license or "unknown"
     about = {
-        "Base model": "random weights" if config.backbone.weights == "random" else f"{_base_name(config)}{revision}",
+        "Base model": "random weights" if config.backbone.weights == "random" else f"{base_name(config)}{revision}",
         "Licence of the base model": None if config.backbone.weights == "random" else licence,
         "Task": f"{task.name} ({task.type})",
         "Labels": f"{len(labels)} ({listed})" if labels else None,
@@ -119,7 +120,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
         "Precision": train.precision,
         "Versions": ", ".join(f"{name} {record.versions[name]}" for name in _VERSIONS if record.versions.get(name)),
     }
-    return [_listing(about), "## Scores", *_scored(record), "## Training", _listing(training)]
+    return [listing(about), "## Scores", *_scored(record), "## Training", listing(training)]
 
 
 def _scored(record: Record) -> list[str]:
@@ -141,7 +142,8 @@ def _scored(record: Record) -> list[str]:
 _VERSIONS = ("petl-bench", "torch", "transformers", "peft")
 
 
-def _listing(items: dict[str, Any]) -> str:
+def listing(items: dict[str, Any]) -> str:
+    """A Markdown list of what is not None."""
     return "\n".join(f"- {name}: {value}" for name, value in items.items() if value is not None)
 
 
@@ -189,7 +191,7 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             "from petl_bench.model import load_adapter" if is_ours else "from peft import PeftModel",
             f"from transformers import AutoConfig, {kind}, AutoTokenizer",
             "",
-            f'base = "{_base_name(config)}"' + ("  # the folder of the base model" if config.backbone.path else ""),
+            f'base = "{base_name(config)}"' + ("  # the folder of the base model" if config.backbone.path else ""),
             'folder = "."  # of this file',
             f'config = AutoConfig.from_pretrained(f"{{folder}}/{MODEL_CONFIG}")',
             "# A head that the base may have gives way to that of the adapter.",
@@ -338,7 +340,7 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
     except Exception as error:  # of torch's exporter and of onnxruntime, which have many
         _log.debug("the export to ONNX failed", exc_info=error)
         raise RequestError(
-            f"method={run.config.method.name} on {_base_name(run.config)} cannot be exported to ONNX: "
+            f"method={run.config.method.name} on {base_name(run.config)} cannot be exported to ONNX: "
             f"{first_line(error)}"
         ) from error
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]

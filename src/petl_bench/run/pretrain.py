@@ -24,6 +24,7 @@ from petl_bench.records.reading import check_hash, finite, validate
 from petl_bench.records.run_key import backbone_name, run_key
 from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
+from petl_bench.run.export import base_name, listing
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
 from petl_bench.settings import setting
@@ -274,8 +275,29 @@ def _make(
     record.updates, record.resumed_at_updates = progress.num_steps, progress.resumed_at
     record.train_seconds, record.eval_seconds = progress.train_seconds, progress.eval_seconds
     if lifecycle.is_main:
-        save_adapter(lifecycle.folder, student, backbone.plan, half=cfg.half)
+        card = _card(cfg, record)
+        save_adapter(lifecycle.folder, student, backbone.plan, card, classifies=False, half=cfg.half)
         record.stored_files = lifecycle.folder.stored_files([ADAPTER_FOLDER])
+
+
+def _card(cfg: PretrainConfig, record: Pretraining) -> str:
+    """The model card of the adapter, without any of the texts."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    name = f"pretrained-{cfg.method.name}-{Path(base_name(cfg)).name}"
+    base = None if cfg.backbone.path else cfg.backbone.hub_id
+    data = ModelCardData(base_model=base, library_name="peft", tags=["petl_bench", cfg.method.name], model_name=name)
+    sources = [*cfg.texts.tasks, *(Path(file).name for file in cfg.texts.files)]
+    about = {
+        "Base model": base_name(cfg),
+        "Texts": f"{record.num_texts:,} without labels, of {', '.join(sources)}",
+        "Updates": f"{record.updates:,} of {cfg.train.batch_size} texts",
+        "Learning rate": f"{cfg.train.learning_rate:g}",
+        "Distance from the dense encoder on texts kept apart": f"{record.history[-1].scores[_METRIC]:.4f}",
+        "Seed": cfg.train.seed,
+    }
+    use = "A start for runs of petl_bench: `method.init=FOLDER`. It has no head and gives no answers by itself."
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{listing(about)}\n\n{use}\n"))
 
 
 def _student(cfg: PretrainConfig, backbone: Backbone) -> PeftModel:
