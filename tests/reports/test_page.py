@@ -224,7 +224,7 @@ def page(tmp_path_factory):
     data = page_data(
         named_groups(records), records, published=[published], claims=[claim], pairs=pairs, incomplete=incomplete
     )
-    data["differences"] = ["not the same for all methods: epochs 3 (full); 10 (lora)"]
+    data["notes"] = ["not the same for all methods: epochs 3 (full); 10 (lora)"]
     write_page(data, file)
     return file.as_uri()
 

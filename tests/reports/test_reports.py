@@ -23,6 +23,7 @@ from petl_bench.reports.render import print_table, to_latex, to_markdown
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.significance import Statistic
+from petl_bench.reports.tables import baseline_notes
 from reports.generated import analyses, record, results_tables
 from reports.made_records import made_record
 
@@ -169,6 +170,16 @@ def test_baselines_are_rows_below_the_methods():
     assert any(note.startswith("tfidf, a baseline: TF-IDF of words") for note in table.notes)
     (found,) = json.loads(to_json(analyses(backbone_results(group_records(records))), {}))["baselines"].values()
     assert found == {"majority": {"smoke": 0.5}, "tfidf": {"smoke": 0.7125}}
+    found = analyses(backbone_results(group_records(records)))
+    lines = {line["task"]: line for line in csv.DictReader(io.StringIO(to_csv(found)))}
+    assert lines["smoke"]["baseline_majority"] == "0.5" and lines["smoke"]["baseline_tfidf"] == "0.7125"
+    assert lines["mrpc"]["baseline_tfidf"] == ""
+    (results,) = backbone_results(group_records(records))
+    majority, tfidf = baseline_notes(results)
+    assert majority.startswith("majority, a baseline (the most frequent class") and majority.endswith(
+        ": 50.0 (smoke acc)"
+    )
+    assert tfidf.endswith(": 71.2 (smoke acc)")
 
 
 def test_baselines_are_set_apart_by_a_rule_and_by_an_empty_line(capsys):

@@ -18,7 +18,7 @@ from petl_bench.reports.significance import Statistic, average_ranks
 
 
 def to_csv(analyses: list[Analysis]) -> str:
-    """Writes one line per method and task: statistics of the primary metric, costs, means of the other metrics.
+    """Writes one line per method and task: its statistics, costs, means of the other metrics, the task's baselines.
 
     Each further machine that measured costs has a line of its own, without scores.
     """
@@ -40,6 +40,7 @@ _SETTINGS = ("epochs", "most updates", "batch size", "learning rate", "head lear
 
 def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
     rows = []
+    baselines = analysis.results.baselines()
     for row in _cell_rows(analysis):
         scores = row.pop("scores")
         primary = scores.pop(row["metric"], _described(None))
@@ -57,7 +58,8 @@ def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
         measured, *further = flat.pop("costs") or [{}]
         costs = {name: flat.pop(name) for field in _cost_fields() if (name := f"{field.key}_mean") in flat}
         others = {f"{name}_mean": score["mean"] for name, score in scores.items()}
-        rows.append(flat | costs | measured | others)
+        of_task = {f"baseline_{name}": scored.get(row["task"]) for name, scored in baselines.items()}
+        rows.append(flat | costs | measured | others | of_task)
         rows += [{name: flat[name] for name in _CELL} | measured for measured in further]
     return rows
 

@@ -42,7 +42,7 @@ from petl_bench.reports.render import (
 )
 from petl_bench.reports.results_table import ResultsTable, backbone_results, reported_records, study_results
 from petl_bench.reports.rows_report import all_task_rows
-from petl_bench.reports.tables import headline, ood_table, scores_table
+from petl_bench.reports.tables import baseline_notes, headline, ood_table, scores_table
 
 _log = logging.getLogger(__name__)
 
@@ -295,10 +295,10 @@ def write_files(
             {key for results in report_input.all_results for key in results.incomplete_runs()},
         )
         data["descriptions"] = headlines + data["descriptions"]
-        data["differences"] = [
+        data["notes"] = [
             note
             for results in report_input.all_results
-            for note in (*setting_notes(results), *improving_notes(results))
+            for note in (*setting_notes(results), *improving_notes(results), *baseline_notes(results))
         ]
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))

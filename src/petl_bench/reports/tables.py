@@ -144,6 +144,18 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     )
 
 
+def baseline_notes(results: ResultsTable) -> list[str]:
+    """For each baseline what it is and its scores, where no table shows them."""
+    notes = []
+    for name, by_task in results.baselines().items():
+        scores = [
+            f"{score_text(score, in_percent=results.in_percent(task))} ({_heading(results, task)})"
+            for task, score in by_task.items()
+        ]
+        notes.append(f"{name}, a baseline ({BASELINES.get(name, 'unknown here')}): {', '.join(scores)}")
+    return notes
+
+
 def _shown_methods(results: ResultsTable) -> list[str]:
     """The methods of which any run ended or was planned in detail; all of them where that is so of none."""
     shown = [

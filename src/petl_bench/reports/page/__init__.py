@@ -134,8 +134,8 @@ def page_data(
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
         "descriptions": [study.description for study in studies if study.description],
-        # Between methods, and of those that were still improving; the caller knows them.
-        "differences": [],
+        # What differs between methods, which were still improving, and baselines: the caller knows them.
+        "notes": [],
         "deviations": [deviation for study in studies for deviation in study.deviations],
         "origin": _origin(named, records),
         # Rows and plots show the costs of the first machine, the one with the most records.

@@ -83,8 +83,8 @@ function buildTable() {
       el("p", { class: "empty", id: "no-rows", hidden: true }, "No row matches these filters."),
       el("button", { type: "button", class: "button more-rows", id: "more-rows", onclick: showAll, hidden: true }),
     ),
-    el("ul", { class: "list", hidden: !DATA.differences.length },
-      ...DATA.differences.map((text) => el("li", {}, text))),
+    el("ul", { class: "list", hidden: !DATA.notes.length },
+      ...DATA.notes.map((text) => el("li", {}, text))),
   );
 }
 
