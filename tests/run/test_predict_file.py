@@ -57,7 +57,7 @@ def test_a_file_with_labels_is_scored_by_the_runs_metrics(predict, labelled, tmp
     # Without --out the answers stay what is printed, and the scores are told beside them.
     code, printed, messages = predict(finished(), labelled)
     assert (code, len(printed.splitlines())) == (0, 21)
-    assert f"20 rows; 20 of them have a label:  accuracy {told['scores']['accuracy']:.4f}" in messages
+    assert f"20 rows; 20 of them have a label: accuracy {100 * told['scores']['accuracy']:.1f} %" in messages
 
 
 def test_the_formats_hold_the_same(predict, labelled, tmp_path):

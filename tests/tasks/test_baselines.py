@@ -149,8 +149,8 @@ def test_a_run_keeps_the_scores_and_says_them(tiny, caplog):
     record = run(cfg)
     assert record.baselines == score_baselines(load_task(cfg.task, None))
     assert set(record.baselines) == set(BASELINES)
-    scores = [record.baselines[name]["accuracy"] for name in ("majority", "tfidf")]
-    assert f"baselines on validation, accuracy: majority {scores[0]:.4f}, tfidf {scores[1]:.4f}" in caplog.messages
+    shown = [f"{100 * record.baselines[name]['accuracy']:.1f}" for name in ("majority", "tfidf")]
+    assert f"baselines on validation: majority accuracy {shown[0]} %, tfidf accuracy {shown[1]} %" in caplog.messages
     # What is measured is no part of the run's identity.
     without = run(tiny("method=head", "force=true"))
     assert (without.run_key, without.baselines) == (record.run_key, {})

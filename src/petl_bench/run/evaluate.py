@@ -16,6 +16,7 @@ from tqdm import tqdm
 from petl_bench.errors import DivergedError
 from petl_bench.records.predictions import Predictions, names_by_row
 from petl_bench.records.schema import HistoryEntry, Protocol, Scores
+from petl_bench.reports.fields import shown_score
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import OUTSIDE, compute_metrics, entity_tags
 from petl_bench.trackers import Tracker, history_point
@@ -296,5 +297,5 @@ class ProgressReport(Callback):
     def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
         """Logs the evaluation and sends it to the tracker."""
         self._tracker.log(entry.step, history_point(entry, self._protocol))
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in entry.scores.items())
+        scores = ", ".join(shown_score(name, value) for name, value in entry.scores.items())
         _log.info("epoch %.2f: train loss %.4f, %s", entry.epoch, entry.train_loss, scores)

@@ -14,6 +14,7 @@ import numpy as np
 from petl_bench.errors import RequestError, first_line
 from petl_bench.process import atomic_write, user_path
 from petl_bench.records.predictions import names_by_row
+from petl_bench.reports.fields import shown_score
 from petl_bench.run.predict import Prediction, Predictor, as_lines
 from petl_bench.tasks.load import columns_of_texts, find_labels, read_file, rows_of_table
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
@@ -53,8 +54,8 @@ class FilePredictions:
         return {"rows": len(self.ids), "scored_rows": self.num_scored, "scores": self.scores}
 
     def __str__(self) -> str:
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
-        return f"{len(self.ids):,} rows" + (f"; {self.num_scored:,} of them have a label:  {scores}" if scores else "")
+        scores = ", ".join(shown_score(name, value) for name, value in self.scores.items())
+        return f"{len(self.ids):,} rows" + (f"; {self.num_scored:,} of them have a label: {scores}" if scores else "")
 
     def write(self, out: str) -> None:
         """Writes one line a row to a .csv, .jsonl or .parquet file.

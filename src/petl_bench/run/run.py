@@ -18,6 +18,7 @@ from petl_bench.process import in_process_group
 from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.records.schema import Inference, Memory, Params, Record
 from petl_bench.records.store import RunFolder
+from petl_bench.reports.fields import shown_score
 from petl_bench.run.describe import (
     describe_data,
     describe_device_memory,
@@ -355,8 +356,8 @@ def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
     from petl_bench.tasks.baselines import score_baselines
 
     found, metric = score_baselines(task), task.settings.metric
-    scores = ", ".join(f"{name} {scores[metric]:.4f}" for name, scores in found.items())
-    _log.info("baselines on %s, %s: %s", task.report_split, metric, scores)
+    shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
+    _log.info("baselines on %s: %s", task.report_split, shown)
     return found
 
 
