@@ -172,8 +172,8 @@ def test_a_terminated_study_goes_on_with_two_workers(folder, undisturbed):
     code, _, stderr = finish(process)
     assert code == 143, stderr
     assert "the same command goes on" in stderr
-    code, _, stderr = finish(start(folder, "runs_dir=two", "executor.workers=2"))
-    assert code == 0, stderr
+    code, stdout, stderr = finish(start(folder, "runs_dir=two", "executor.workers=2"))
+    assert code == 0, stdout + stderr
     assert len(list(private.glob("worker-*.log"))) == 2
     assert weights(folder / "two") == undisturbed
 
