@@ -1,11 +1,11 @@
-"""Logits and scores of a model on a task's rows, and where each evaluation is reported while a run trains."""
+"""A model's logits and scores on a task's rows, what a run reports while it trains, and what is measured at its end."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from scipy.special import expit
 from torch import nn
 from tqdm import tqdm
 
-from petl_bench.errors import DivergedError
+from petl_bench.config import RunConfig
+from petl_bench.errors import DivergedError, first_line
+from petl_bench.methods.peft import merged
 from petl_bench.records.predictions import Predictions, names_by_row
-from petl_bench.records.schema import HistoryEntry, Protocol, Scores
+from petl_bench.records.schema import HistoryEntry, Inference, Protocol, Record, Scores
 from petl_bench.reports.fields import shown_score
+from petl_bench.run.describe import describe_inference
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import OUTSIDE, compute_metrics, entity_tags
 from petl_bench.trackers import Tracker, history_point
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
     from petl_bench.measure.run_costs import PeakMemory
 
 _log = logging.getLogger(__name__)
+
+# Repeats of the inference measurement take at most this share of the training's time.
+_INFERENCE_SHARE = 0.03
+
+T = TypeVar("T")
 
 # Among which the threshold of a multi-label task is chosen: 0.05, 0.1, ..., 0.95.
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
@@ -299,3 +307,71 @@ class ProgressReport(Callback):
         self._tracker.log(entry.step, history_point(entry, self._protocol))
         scores = ", ".join(shown_score(name, value) for name, value in entry.scores.items())
         _log.info("epoch %.2f: train loss %.4f, %s", entry.epoch, entry.train_loss, scores)
+
+
+def measure_finished(cfg: RunConfig, trained: nn.Module, task: Task, record: Record, accelerator: Accelerator) -> None:
+    """Measures inference and scores the baselines, if that is asked for.
+
+    Args:
+        cfg: The whole config.
+        trained: The trained model, unwrapped; of no use afterwards.
+        task: The rows.
+        record: Gets what was measured.
+        accelerator: Knows the run's precision.
+    """
+    assert record.time
+    if cfg.measure.inference:
+        seconds = _INFERENCE_SHARE * record.time.train_seconds
+        record.inference = try_measuring(
+            "inference could not be timed",
+            "measure.inference",
+            lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
+        )
+    if cfg.measure.baselines:
+        scored = try_measuring("the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task))
+        record.baselines = scored or {}
+
+
+def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: Accelerator) -> Inference:
+    """Times the trained model, its adapter merged if the method can; the model is of no use afterwards.
+
+    Args:
+        model: The trained model, unwrapped.
+        length: Tokens of each row.
+        seconds: What the repeats may take.
+        accelerator: Knows the run's precision.
+    """
+    from petl_bench.measure.run_costs import time_forward
+
+    plain, is_merged = merged(model)
+    times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)
+    return describe_inference(times, length, is_merged=is_merged)
+
+
+def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
+    """Scores the baselines on the rows to report on, and logs the scores."""
+    from petl_bench.tasks.baselines import score_baselines
+
+    found, metric = score_baselines(task), task.settings.metric
+    shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
+    _log.info("baselines on %s: %s", task.report_split, shown)
+    return found
+
+
+def try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:
+    """Measures something that is no part of the training: an error leaves it out of the record, and fails no run.
+
+    Args:
+        failure: What the log says on an error.
+        setting: The setting that switches this measurement off.
+        measure: Measures it. Methods from elsewhere may not support what it does with the model.
+
+    Returns:
+        What `measure` returned; None on an error.
+    """
+    try:
+        return measure()
+    except Exception as error:
+        _log.warning("%s: %s (%s=false leaves it out)", failure, first_line(error), setting)
+        _log.debug(failure, exc_info=error)
+        return None

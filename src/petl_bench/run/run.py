@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.config import RunConfig, resolved
-from petl_bench.errors import RunError, first_line
+from petl_bench.errors import RunError
 from petl_bench.measure import git, hardware, versions
-from petl_bench.methods.peft import RankAllocation, merged
+from petl_bench.methods.peft import RankAllocation
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.process import in_process_group
 from petl_bench.records.run_key import KEY_VERSION
-from petl_bench.records.schema import Inference, Memory, Params, Record
+from petl_bench.records.schema import Memory, Params, Record
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.fields import shown_score
 from petl_bench.run.describe import (
     describe_data,
     describe_device_memory,
-    describe_inference,
     describe_layers,
     describe_protocol,
     describe_tagging,
@@ -30,7 +27,7 @@ from petl_bench.run.describe import (
     log_rows,
     log_tokens,
 )
-from petl_bench.run.evaluate import Evaluator, ProgressReport
+from petl_bench.run.evaluate import Evaluator, ProgressReport, measure_finished, try_measuring
 from petl_bench.run.export import model_card
 from petl_bench.run.lifecycle import RunLifecycle, identify
 from petl_bench.run.ood import detect
@@ -48,11 +45,6 @@ if TYPE_CHECKING:
     from petl_bench.frozen.batch_source import BatchSources
     from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.checkpoint import Checkpoints, Progress
-
-# Repeats of the inference measurement take at most this share of the training's time.
-_INFERENCE_SHARE = 0.03
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -95,12 +87,9 @@ def run(cfg: RunConfig) -> Record:
 
 def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
     """Makes a run from its rows to its scores, and fills in its record."""
-    from accelerate.utils import set_seed
-
     from petl_bench.frozen.batch_source import open_batch_sources
     from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.device import compile_layers
-    from petl_bench.training.loop import num_training_steps
 
     record = lifecycle.record
     accelerator = make_accelerator(cfg.train)
@@ -109,30 +98,12 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     record.versions, record.git = versions(), git()
     record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
 
-    # The task's rows, the backbone, and the model that the method makes of it.
     with peaks.phase("load"):
-        task = load_task(cfg.task, cfg.data_root)
-        log_rows(task)
-        # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
-        record.config["task"]["labels"] = task.all_labels
-        # Layers are chosen on the backbone that will be trained, random weights included.
-        set_seed(cfg.train.seed)
-        layers, chosen = choose_layers(
-            cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device)
-        )
-        backbone = open_backbone(cfg.backbone, layers, task_type=cfg.task.type)
-        record.layers = chosen or describe_layers(backbone)
-        encoded = encode_task(task, backbone)
-        num_steps = num_training_steps(len(encoded["train"]), cfg.train)
-        model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
-        record.base_files = backbone.file_hashes()
-        if identify(cfg).key != identity.key:
-            raise RunError("The local files of the rows or the backbone changed while they were read: run it again.")
-        _log_params(record.params)
-        model = accelerator.prepare_model(model)
-    plain_model = accelerator.unwrap_model(model)
-    record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, plain_model)
-    record.tagging = describe_tagging(task, encoded)
+        parts = _load(cfg, identity, record, accelerator)
+    task, backbone = parts.task, parts.backbone
+    model = accelerator.unwrap_model(parts.model)
+    record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model)
+    record.tagging = describe_tagging(task, parts.encoded)
 
     # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
     record.memory = Memory()
@@ -143,18 +114,19 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
 
     # Features of the frozen layers are computed once; training and evaluation start from them.
     with peaks.phase("features"):
-        sources = open_batch_sources(plain_model, backbone.anatomy, encoded, cfg.train, accelerator)
+        sources = open_batch_sources(model, backbone.anatomy, parts.encoded, cfg.train, accelerator)
         record.frozen = sources.frozen
     if cfg.train.compile:
-        compile_layers(plain_model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
+        compile_layers(model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
 
-    evaluator = Evaluator(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-    progress = _train(cfg, model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
+    evaluator = Evaluator(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+    progress = _train(cfg, parts.model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
         record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
+        detector = None
         if task.ood is not None:
-            found = detect(plain_model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-            record.ood = found.described
+            found = detect(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
+            record.ood, detector = found.described, found.detector
             predictions = found.added_to(predictions, task.ood)
     record.threshold = evaluator.threshold
     if record.tagging is not None:
@@ -166,27 +138,63 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
-        trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        trained = accelerator.unwrap_model(parts.model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
+            assert record.params
             card = partial(model_card, record)
             record.params.stored_bytes = save_trained(lifecycle.folder, trained, backbone, card)
-            if task.ood is not None:
-                found.detector.save(lifecycle.folder.path)
-        if cfg.measure.inference:
-            seconds = _INFERENCE_SHARE * record.time.train_seconds
-            record.inference = _try_measuring(
-                "inference could not be timed",
-                "measure.inference",
-                lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
-            )
-        if cfg.measure.baselines:
-            record.baselines = (
-                _try_measuring("the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task))
-                or {}
-            )
+            if detector is not None:
+                detector.save(lifecycle.folder.path)
+        measure_finished(cfg, trained, task, record, accelerator)
         # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
         lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         record.stored_files = lifecycle.folder.stored_files()
+
+
+@dataclass
+class _Parts:
+    """What a run is made of: its rows, as token ids too, and the adapted model, prepared for its device."""
+
+    task: Task
+    backbone: Backbone
+    encoded: dict[str, EncodedRows]
+    model: nn.Module
+
+
+def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Accelerator) -> _Parts:
+    """Loads the task's rows and the backbone, and makes of it the model that the method trains.
+
+    Args:
+        cfg: The whole config.
+        identity: The run's key, which must still fit the files once all of them are read.
+        record: Gets the labels, the layers, the parameters and the hashes of the backbone's files.
+        accelerator: Prepares the model for its device.
+
+    Raises:
+        RequestError: If the rows, the backbone and the method do not fit together.
+        RunError: If the local files changed meanwhile.
+    """
+    from accelerate.utils import set_seed
+
+    from petl_bench.training.loop import num_training_steps
+
+    task = load_task(cfg.task, cfg.data_root)
+    log_rows(task)
+    # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
+    record.config["task"]["labels"] = task.all_labels
+    # Layers are chosen on the backbone that will be trained, random weights included.
+    set_seed(cfg.train.seed)
+    layers, chosen = choose_layers(cfg.layers, cfg.backbone, task, cfg.train.eval_batch_size, str(accelerator.device))
+    backbone = open_backbone(cfg.backbone, layers, task_type=cfg.task.type)
+    record.layers = chosen or describe_layers(backbone)
+    encoded = encode_task(task, backbone)
+    num_steps = num_training_steps(len(encoded["train"]), cfg.train)
+    model, record.params = build_adapted(cfg, backbone, task.labels, num_steps)
+    record.base_files = backbone.file_hashes()
+    if identify(cfg).key != identity.key:
+        raise RunError("The local files of the rows or the backbone changed while they were read: run it again.")
+    _log_params(record.params)
+    return _Parts(task, backbone, encoded, accelerator.prepare_model(model))
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
@@ -234,7 +242,7 @@ def _estimate(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, reco
     from petl_bench.estimate.costs import estimate_costs_once
 
     assert record.memory
-    costs = _try_measuring(
+    costs = try_measuring(
         "the memory estimate could not be counted",
         "measure.ledger",
         lambda: estimate_costs_once(cfg, backbone, labels),
@@ -333,48 +341,3 @@ def open_checkpoints(cfg: RunConfig, lifecycle: RunLifecycle[Any], accelerator: 
     if cfg.force and lifecycle.is_main:
         checkpoints.remove()
     return checkpoints
-
-
-def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: Accelerator) -> Inference:
-    """Times the trained model, its adapter merged if the method can; the model is of no use afterwards.
-
-    Args:
-        model: The trained model, unwrapped.
-        length: Tokens of each row.
-        seconds: What the repeats may take.
-        accelerator: Knows the run's precision.
-    """
-    from petl_bench.measure.run_costs import time_forward
-
-    plain, is_merged = merged(model)
-    times = time_forward(plain, sequence_length=length, seconds=seconds, autocast=accelerator.autocast)
-    return describe_inference(times, length, is_merged=is_merged)
-
-
-def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
-    """Scores the baselines on the rows to report on, and logs the scores."""
-    from petl_bench.tasks.baselines import score_baselines
-
-    found, metric = score_baselines(task), task.settings.metric
-    shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
-    _log.info("baselines on %s: %s", task.report_split, shown)
-    return found
-
-
-def _try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:
-    """Measures something that is no part of the training: an error leaves it out of the record, and fails no run.
-
-    Args:
-        failure: What the log says on an error.
-        setting: The setting that switches this measurement off.
-        measure: Measures it. Methods from elsewhere may not support what it does with the model.
-
-    Returns:
-        What `measure` returned; None on an error.
-    """
-    try:
-        return measure()
-    except Exception as error:
-        _log.warning("%s: %s (%s=false leaves it out)", failure, first_line(error), setting)
-        _log.debug(failure, exc_info=error)
-        return None
