@@ -154,15 +154,15 @@ def _summary(record: Record) -> str:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    if parsed.rows:
-        from petl_bench.reports.report import write_rows_report
+    from petl_bench.reports.report import write_paper_report, write_report, write_rows_report
 
+    alone = "--rows" if parsed.rows else "--layout paper" if parsed.layout else None
+    if alone is not None:
         if parsed.plot or parsed.html or parsed.compare or parsed.columns:
-            raise RequestError("--rows has tables of its own: leave out --plot, --html, --compare and --columns.")
-        write_rows_report(parsed.folders, parsed.format, _print, wide=parsed.wide)
+            raise RequestError(f"{alone} has tables of its own: leave out --plot, --html, --compare and --columns.")
+        write_alone = write_rows_report if parsed.rows else write_paper_report
+        write_alone(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
-    from petl_bench.reports.report import write_report
-
     return write_report(
         parsed.folders,
         parsed.format,

@@ -102,6 +102,11 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         action="store_true",
         help="other tables: calibration, scores of each class and confusion matrices, from the runs' predictions",
     )
+    report.add_argument(
+        "--layout",
+        choices=("paper",),
+        help="of studies with published rows: a paper's rows and tasks in its own order, each cell ours (published)",
+    )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.add_argument(
         "--columns", metavar="NAMES", help="of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"

@@ -24,7 +24,7 @@ from petl_bench.reports.differences import find_differences
 from petl_bench.reports.export import to_csv, to_json
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import page_data, write_page
-from petl_bench.reports.papers import study_json, study_tables
+from petl_bench.reports.papers import paper_tables, study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import draw_tuning
 from petl_bench.reports.protocol import improving_notes, setting_notes
@@ -227,6 +227,29 @@ def write_rows_report(folders: list[str], form: str, write: Callable[[str], None
         write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
     else:
         _show([table for rows in found for table in rows.tables()], form, write, wide=wide)
+
+
+def write_paper_report(folders: list[str], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
+    """Shows the published tables of studies in their own layout, with our scores in their cells.
+
+    Args:
+        folders: Searched for studies.
+        form: `table` (for a terminal), `md` or `latex`; the latter two have all columns.
+        write: Takes the report's text.
+        wide: Whether a terminal's tables have all columns, even if there is no room for them.
+
+    Raises:
+        RequestError: If no study names published rows, or for `csv` and `json`.
+    """
+    if form in ("csv", "json"):
+        raise RequestError("--layout paper is for readers: use --format table, md or latex; json has published rows.")
+    report_input = read_report_input(folders)
+    tables = [table for study, records in report_input.studies for table in paper_tables(study, records)]
+    if not tables:
+        raise RequestError(
+            f"No study below {', '.join(folders)} names published rows: `published` in its file holds a paper's table."
+        )
+    _show(tables, form, write, wide=wide or form != "table")
 
 
 def _further_tables(analyses: list[Analysis]) -> list[ReportTable]:
