@@ -184,7 +184,7 @@ class PreemptibleWork:
 
 
 def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits: bool = True) -> Any:
-    """submitit's executor with the study's parameters.
+    """Submitit's executor with the study's parameters.
 
     Args:
         settings: The parameters.
@@ -213,7 +213,7 @@ def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits
 
 
 def _without_a_cluster(executor_class: Any) -> Any:
-    """submitit's executor of Slurm, which looks for no cluster: it writes scripts and submits nothing."""
+    """Submitit's executor of Slurm, which looks for no cluster: it writes scripts and submits nothing."""
     return type("SlurmScripts", (executor_class,), {"affinity": classmethod(lambda _: 1)})
 
 
