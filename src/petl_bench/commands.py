@@ -157,8 +157,11 @@ def _report(parsed: argparse.Namespace) -> int:
 
     alone = "--rows" if parsed.rows else "--layout paper" if parsed.layout else None
     if alone is not None:
-        if parsed.plot or parsed.html or parsed.compare or parsed.columns:
-            raise RequestError(f"{alone} has tables of its own: leave out --plot, --html, --compare and --columns.")
+        if parsed.plot or parsed.html or parsed.compare or parsed.columns or parsed.method_comparison:
+            raise RequestError(
+                f"{alone} has tables of its own: leave out --plot, --html, --compare and --columns, as well as "
+                "--method-comparison."
+            )
         write = write_rows_report if parsed.rows else write_paper_report
         write(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
@@ -173,6 +176,7 @@ def _report(parsed: argparse.Namespace) -> int:
         page=parsed.html,
         columns=[name.strip() for name in parsed.columns.split(",") if name.strip()] if parsed.columns else [],
         wide=parsed.wide,
+        exported=parsed.method_comparison,
     )
 
 

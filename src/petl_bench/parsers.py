@@ -110,6 +110,9 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
     )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.add_argument(
+        "--method-comparison", metavar="DIR", help="also write each run as peft's method_comparison suite keeps it"
+    )
+    report.add_argument(
         "--columns", metavar="NAMES", help="of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"
     )
     report.add_argument("--wide", action="store_true", help="show all columns, even if there is no room for them")
