@@ -83,7 +83,7 @@ def test_a_report_shows_the_suite_beside_ours_and_pools_nothing(suite, tmp_path,
     alone = json.loads(capsys.readouterr().out)
     assert main(["report", str(tmp_path / "runs"), str(suite), "--json"]) == 0
     both = json.loads(capsys.readouterr().out)
-    assert [one["run_info"]["experiment_name"] for one in both.pop("method_comparison")][0] == "lora/rank32"
+    assert both.pop("method_comparison")[0]["run_info"]["experiment_name"] == "lora/rank32"
     assert both == alone
     assert main(["report", str(suite), "--format", "md"]) == 0
     assert "**method_comparison: some/model-3B**" in capsys.readouterr().out
