@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 
 from petl_bench.backbones.anatomy import PROJECTION_ROLES
 from petl_bench.backbones.load import open_backbone
@@ -19,7 +20,8 @@ from petl_bench.errors import RequestError
 from petl_bench.methods.base import adapt
 from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import AdaptContext
-from petl_bench.model import build_adapted, load_adapter
+from petl_bench.model import build_adapted, load_adapter, load_trained, save_adapter
+from petl_bench.records.store import RunFolder
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("peft_types", ROOT / "scripts" / "peft_types.py")
@@ -138,3 +140,21 @@ def test_virtual_tokens_count_for_the_longest_row():
 
 def test_a_stored_config_with_a_number_of_modules_is_no_expression():
     check_config({"num_transformer_submodules": 1, "modules_to_save": None}, ["encoder"], "the adapter")
+
+
+def test_a_prompt_that_a_run_has_kept_is_loaded_with_its_head(tmp_path):
+    cfg = load_config(["backbone=tiny_bert", "method=peft", "method.type=PROMPT_TUNING", "task=smoke"])
+    backbone = open_backbone(cfg.backbone, cfg.layers)
+    model, _ = build_adapted(cfg, backbone, ["a", "b"], 1)
+    peft_types.train(model)
+    save_adapter(RunFolder(tmp_path), model, backbone.plan)
+    # The pretrained weights are random ones here, from the seed of the run.
+    set_seed(cfg.train.seed)
+    loaded = load_trained(RunFolder(tmp_path), backbone, ["a", "b"])
+    assert {name for name, one in loaded.named_parameters() if one.requires_grad} == {
+        name for name, one in model.named_parameters() if one.requires_grad
+    }
+    ids = torch.arange(10, 50).reshape(4, 10)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(**batch).logits, model.eval()(**batch).logits)

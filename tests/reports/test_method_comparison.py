@@ -68,9 +68,9 @@ def test_results_of_the_suite_are_a_table_of_their_own(suite):
     assert accuracy.title == pictures.title == "method_comparison: some/model-3B"
     assert accuracy.header[:4] == ["experiment", "type", "test accuracy", "trained params"]
     assert accuracy.rows == [
-        ["lora/rank32", "LORA", "0.4821", "9,175,040", "3", "1,796", "5.0", "5,000", "0.15.2"],
-        ["full-finetuning/older", "full fine-tuning", "0.2500", "9,175,040", "6", "1,796", "5.0", "5,000", "0.15.2"],
-        ["lora/broken", "LORA", "failed", "-", "3", "1,796", "5.0", "5,000", "0.15.2"],
+        ["lora/rank32", "LORA", "0.4821", "9,175,040", "3", "1,796.4", "5.0", "5,000", "0.15.2"],
+        ["full-finetuning/older", "full fine-tuning", "0.2500", "9,175,040", "6", "1,796.4", "5.0", "5,000", "0.15.2"],
+        ["lora/broken", "LORA", "failed", "-", "3", "1,796.4", "5.0", "5,000", "0.15.2"],
     ]
     assert (pictures.header[2], pictures.rows[0][2]) == ("test dino_similarity", "0.6971")
     assert "in no average, test or plot" in accuracy.notes[0]

@@ -370,7 +370,7 @@ def method_comparison_tables(found: dict[Path, dict[str, Any]]) -> list[ReportTa
                 _figure(score, 4) if status == "success" else str(status or MISSING),
                 _figure(train.get("num_trainable_params")),
                 _figure(train.get("accelerator_memory_max", train.get("cuda_memory_max")), unit=MIB),
-                _figure(train.get("train_time")),
+                _figure(train.get("train_time"), 1),
                 _figure(train.get("file_size"), 1, unit=MIB),
                 _figure(last.get("step")),
                 str(_part(meta, "package_info").get("peft-version") or MISSING),
