@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,15 +153,18 @@ def _summary(record: Record) -> str:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    if parsed.rows:
-        from petl_bench.reports.report import write_rows_report
+    from petl_bench.reports.report import write_paper_report, write_report, write_rows_report
 
-        if parsed.plot or parsed.html or parsed.compare or parsed.columns:
-            raise RequestError("--rows has tables of its own: leave out --plot, --html, --compare and --columns.")
-        write_rows_report(parsed.folders, parsed.format, _print, wide=parsed.wide)
+    alone = "--rows" if parsed.rows else "--layout paper" if parsed.layout else None
+    if alone is not None:
+        if parsed.plot or parsed.html or parsed.compare or parsed.columns or parsed.method_comparison:
+            raise RequestError(
+                f"{alone} has tables of its own: leave out --plot, --html, --compare and --columns, as well as "
+                "--method-comparison."
+            )
+        write = write_rows_report if parsed.rows else write_paper_report
+        write(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
-    from petl_bench.reports.report import write_report
-
     return write_report(
         parsed.folders,
         parsed.format,
@@ -174,6 +176,7 @@ def _report(parsed: argparse.Namespace) -> int:
         page=parsed.html,
         columns=[name.strip() for name in parsed.columns.split(",") if name.strip()] if parsed.columns else [],
         wide=parsed.wide,
+        exported=parsed.method_comparison,
     )
 
 
@@ -199,14 +202,14 @@ def _list(parsed: argparse.Namespace) -> int:
 
 
 def _predict(parsed: argparse.Namespace) -> int:
-    from petl_bench.run.predict import Predictor, predict_stdin, predict_texts, submit
+    from petl_bench.run.predict import Predictor, predict_stdin, predict_texts, standard_input, submit
     from petl_bench.run.predict_file import check_out, predict_file
 
     if parsed.out and not parsed.file:
         raise RequestError("--out is for the predictions of --file: give both.")
     if parsed.out:
         check_out(parsed.out)
-    stream = None if parsed.submit or parsed.file or parsed.text else _standard_input()
+    stream = None if parsed.submit or parsed.file or parsed.text else standard_input()
     predictor = Predictor(parsed.run_dir, parsed.base, any_base=parsed.any_base, ood=parsed.ood)
     if parsed.submit:
         for file in submit(predictor, parsed.submit, parsed.data_root):
@@ -238,15 +241,6 @@ def _export(parsed: argparse.Namespace) -> int:
     done = export(run, parsed.to, parsed.out, parsed.file, parsed.data_root)
     _print(json.dumps(dataclasses.asdict(done)) if parsed.json else done)
     return 0
-
-
-def _standard_input() -> Iterable[str]:
-    """Standard input as lines of UTF-8; bytes that are none become surrogates, so that their line can be named."""
-    if sys.stdin is None:
-        raise RequestError("Standard input is closed: give the texts there, or with --text or --file.")
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
-    return sys.stdin
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -330,6 +324,13 @@ def _study(parsed: argparse.Namespace) -> int:
     return RunError.exit_code if unfinished else 0
 
 
+def _wandb_sweeps(parsed: argparse.Namespace) -> int:
+    from petl_bench.studies.study import write_sweeps
+
+    write_sweeps(parsed.name_and_overrides, parsed.runs, parsed.out, _print)
+    return 0
+
+
 def _sync(parsed: argparse.Namespace) -> int:
     from petl_bench.trackers.sync import sync
 
@@ -389,6 +390,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "choose": _choose,
     "study": _study,
+    "sweep": _wandb_sweeps,
     "pretrain": _pretrain,
     "sync": _sync,
     "dashboard": _dashboard,

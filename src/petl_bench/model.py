@@ -90,7 +90,8 @@ def build_adapted(
         The adapted model, and its numbers of parameters.
 
     Raises:
-        RequestError: If the method does not fit, leaves nothing to train, or reads what `train.last_layer` leaves out.
+        RequestError: If the method or its tokens do not fit, or it leaves nothing to train, or it reads what
+            `train.last_layer` leaves out.
     """
     import torch
     from accelerate.utils import set_seed
@@ -104,6 +105,7 @@ def build_adapted(
     num_backbone = count_backbone(model, backbone.anatomy.in_head)
     with torch.device("meta") if device == "meta" else nullcontext():
         model = adapt(model, cfg.method, context)
+    _check_virtual_tokens(model, cfg, backbone)
     if cfg.method.start is not None and device != "meta":
         start_from(model, cfg.method, backbone)
     if cfg.backbone.dtype == "bf16" and store_frozen_in_bf16(model) == 0:
@@ -119,6 +121,18 @@ def build_adapted(
         # Only reentrant checkpointing needs gradients of the embeddings' output, which the line above switched on.
         model.disable_input_require_grads()  # type: ignore[operator]
     return model, params
+
+
+def _check_virtual_tokens(model: nn.Module, cfg: RunConfig, backbone: Backbone) -> None:
+    """Raises RequestError if the model does not take the longest rows with the tokens that its adapter adds to each."""
+    for adapter in getattr(model, "peft_config", {}).values():
+        added = adapter.num_virtual_tokens if adapter.is_prompt_learning else 0
+        if added and cfg.task.max_length + added > backbone.max_length:
+            raise RequestError(
+                f"task.max_length={cfg.task.max_length} and the {added} tokens that method={cfg.method.name} adds do "
+                f"not fit backbone={backbone.settings.name}, which takes at most {backbone.max_length} tokens: set "
+                f"task.max_length={backbone.max_length - added} or less."
+            )
 
 
 def store_frozen_in_bf16(model: nn.Module) -> int:
@@ -336,4 +350,10 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
             )
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
     config = kind.from_peft_type(**kind.check_kwargs(**content))
-    return PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=is_trainable)
+    # PEFT trains no loaded prompt further; that it was trained is still to be seen.
+    is_prompt = config.is_prompt_learning
+    adapted = PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=is_trainable and not is_prompt)
+    if is_trainable and is_prompt:
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad = name.startswith("prompt_encoder.") or ".modules_to_save." in name
+    return adapted

@@ -51,6 +51,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_plan,
         _add_choose,
         _add_study,
+        _add_sweep,
         _add_pretrain,
         _add_sync,
         _add_dashboard,
@@ -102,7 +103,15 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
         action="store_true",
         help="other tables: calibration, scores of each class and confusion matrices, from the runs' predictions",
     )
+    report.add_argument(
+        "--layout",
+        choices=("paper",),
+        help="of studies with published rows: a paper's rows and tasks in its own order, each cell ours (published)",
+    )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
+    report.add_argument(
+        "--method-comparison", metavar="DIR", help="also write each run as peft's method_comparison suite keeps it"
+    )
     report.add_argument(
         "--columns", metavar="NAMES", help="of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"
     )
@@ -248,6 +257,24 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
     study.add_argument("--retry", choices=("failed",), help="make failed runs again")
     study.add_argument("--json", action="store_true", help="print a JSON list, an object a run")
     return study
+
+
+def _add_sweep(commands: _Subparsers) -> argparse.ArgumentParser:
+    sweep: argparse.ArgumentParser = commands.add_parser(
+        "sweep",
+        usage="%(prog)s [options] STUDY|task=NAMES method=NAMES [key=value ...]",
+        help="files of Weights & Biases sweeps: the settings of each method on each task, from their declared ranges",
+        description="Writes a file for `wandb sweep` for each method and task, of a study or as named with task= and "
+        "method=. A sweep searches the sizes and the rate of a method in the ranges of `petl-bench study`'s search, by "
+        "the primary metric on the selection rows.",
+    )
+    words: Any = sweep.add_argument(
+        "name_and_overrides", nargs="+", metavar="STUDY key=value", help="e.g. task=mrpc method=lora,full data_root=DIR"
+    )
+    words.completer = _studies
+    sweep.add_argument("--out", metavar="DIR", help="folder of the files; default: one file is printed")
+    sweep.add_argument("--runs", type=int, metavar="N", help="of each sweep; default: the study's trials, or 12")
+    return sweep
 
 
 def _add_pretrain(commands: _Subparsers) -> argparse.ArgumentParser:

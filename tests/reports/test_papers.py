@@ -7,12 +7,13 @@ import json
 import pytest
 
 from petl_bench.config import load_config
+from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import Claim, PlannedCosts, PlannedRun, PublishedRow
 from petl_bench.reports.claims import claims_table
-from petl_bench.reports.papers import published_rows, published_table
+from petl_bench.reports.papers import paper_tables, published_rows, published_table
 from petl_bench.reports.render import to_latex, to_markdown
-from petl_bench.reports.report import write_report
+from petl_bench.reports.report import write_paper_report, write_report
 from reports.toy_study import MEASURED, PAPER, key, record, study
 
 
@@ -87,6 +88,30 @@ def test_the_tables_show_deviations_and_sources():
     assert claims_table(study(), MEASURED) is None
 
 
+def test_a_papers_own_layout_has_our_scores_in_its_cells():
+    rows = [
+        PublishedRow("B of the paper", "table 2", {"u": [71.25], "t": [80.5]}, method="b", why="their test rows"),
+        PublishedRow("A, F1", "table 2", {"t": [74.0]}, method="a", metrics={"t": "f1"}, comparable=True),
+        PublishedRow("theirs alone", "table 2", {"u": [60]}, why="another method", average=61),
+        PAPER,
+    ]
+    second, first = paper_tables(study(published=rows), MEASURED)
+    assert (second.title, first.title) == ("toy: table 2", "toy: a paper, table 1")
+    # In the order in which the paper names its tasks, not the study.
+    assert second.header == ["method", "u acc", "t acc", "t f1", "average"]
+    # Ours: u 70, 70, 70; t 80, 80, 80; f1 of a is ten points less than 82, 83, 84.
+    assert second.rows == [
+        ["B of the paper", "70.0 ± 0.0 (71.25)*", "80.0 ± 0.0 (80.5)*", "-", "-"],
+        ["A, F1", "-", "-", "73.0 ± 1.0 (74.0)", "-"],
+        ["theirs alone", "- (60.0)*", "-", "-", "(61.0)"],
+    ]
+    assert first.rows == [["A of the paper", "83.0 ± 1.0 (84.5 ± 0.3)", "70.0 ± 1.0 (75.0)", "(80.0)"]]
+    assert "* not comparable with ours, for the reason given below" in second.notes
+    assert any("their test rows" in note for note in second.notes)
+    assert not any(note.startswith("*") or "their test rows" in note for note in first.notes)
+    assert paper_tables(study(), MEASURED) == []
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A study's folder with one finished run."""
@@ -117,3 +142,22 @@ def test_the_report_of_a_study_as_json(folder):
     assert content["claims"][0]["verdict"] == "reproduced"
     assert content["claims"][0]["study"] == "toy"
     assert content["deviations"] == {"toy": ["toys are small"]}
+
+
+@pytest.mark.parametrize("form", ["md", "latex", "table"])
+def test_the_papers_layout_in_every_form(folder, capsys, form):
+    written: list[str] = []
+    write_paper_report([str(folder)], form, written.append)
+    text = "".join(written) + capsys.readouterr().out
+    cell = r"82.0 (84.5 $\pm$ 0.3)" if form == "latex" else "82.0 (84.5 ± 0.3)"
+    for word in ("toy: a paper, table 1", "A of the paper", cell, "toys are small"):
+        assert word in text
+
+
+def test_the_papers_layout_needs_a_published_row(tmp_path):
+    RunFolder(tmp_path / "run").write(record(key("a", "t", 0), 0.82))
+    study(seeds=(0,)).write(tmp_path)
+    with pytest.raises(RequestError, match="names published rows"):
+        write_paper_report([str(tmp_path)], "md", print)
+    with pytest.raises(RequestError, match="--format table, md or latex"):
+        write_paper_report([str(tmp_path)], "json", print)

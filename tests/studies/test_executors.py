@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from forked import Command
+from petl_bench.cli import main
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.store import find_records
 from petl_bench.records.study_file import PlannedRun
@@ -71,6 +73,33 @@ def test_without_a_cluster_the_way_out_is_named(tmp_path):
         start_workers(ExecutorConfig(name="slurm"), folder, "plan.json", [])
     with pytest.raises(RequestError, match="nothere"):
         start_workers(ExecutorConfig(name="slurm", cluster="local", submitit={"nothere": 1}), folder, "plan.json", [])
+
+
+def test_a_dry_run_shows_what_sbatch_would_be_given_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    words = ["study", "mine.yaml", "--dry-run", "executor=slurm", "executor.submitit.slurm_partition=gpu"]
+    assert main([*words, "executor.workers=5", "executor.submitit.timeout_min=90"]) == 0
+    lines = capsys.readouterr().out.partition("#!/bin/bash")[2].splitlines()
+    # Two runs are left, so there are two jobs.
+    expected = ["array=0-1%2", "partition=gpu", "time=90", "cpus-per-task=4"]
+    assert [f"#SBATCH --{one}" for one in expected if f"#SBATCH --{one}" not in lines] == []
+    folder = tmp_path.resolve() / "runs" / "mine" / ".study" / "submitit"
+    assert any(line.startswith("srun ") and f"submitit.core._submit {folder}" in line for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert main([*words, "executor.submitit.nothere=1"]) == 2
+    assert "nothere" in capsys.readouterr().err
+
+
+def test_without_submitit_a_dry_run_says_what_makes_the_script(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    assert main(["study", "mine.yaml", "--dry-run", "executor=slurm"]) == 0
+    printed = capsys.readouterr()
+    assert "sbatch" not in printed.out
+    assert "submitit, which makes the script for sbatch, is not installed" in printed.err
 
 
 class Recorder:

@@ -1,18 +1,25 @@
-"""CSV and JSON, for other programs. Nothing is rounded."""
+"""CSV and JSON, for other programs, nothing rounded; and the format of PEFT's method comparison, both ways."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from petl_bench.records.reading import finite
+from petl_bench.records.schema import Record
+from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_FOLDER, read_json
 from petl_bench.reports.comparison_table import sentence
-from petl_bench.reports.fields import FIELDS, Field
+from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import MeasuredCosts
 from petl_bench.reports.protocol import settings_of, still_improving
 from petl_bench.reports.ranking import Analysis, Comparison
+from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
 
@@ -229,3 +236,163 @@ def comparison_row(one: Comparison) -> dict[str, Any]:
         "verdict": one.verdict,
         "sentence": sentence(one),
     }
+
+
+# Of the results of PEFT's own method comparison (https://github.com/huggingface/peft, method_comparison): a JSON a run.
+_SUITE_PARTS = ("run_info", "train_info", "meta_info")
+
+_SUITE_STATUS = {"finished": "success", "interrupted": "canceled"}
+
+
+def to_method_comparison(record: Record, folder: Path) -> dict[str, Any]:
+    """One run in the format of PEFT's method comparison; what it has no number for, or we did not measure, is None.
+
+    Args:
+        record: The run's.
+        folder: The run's, whose name names the experiment.
+    """
+    config, train = record.config, record.config.get("train") or {}
+    protocol, params, memory, versions = record.protocol, record.params, record.memory, record.versions
+    method = (config.get("method") or {}).get("name")
+    metrics = [
+        {"step": one.step, "train loss": one.train_loss, "train samples": one.step * (record.batch_size or 0)}
+        | {f"valid {name}": score for name, score in one.scores.items()}
+        for one in record.history
+    ]
+    if record.selected_scores:
+        last = {key: metrics[-1][key] for key in ("step", "train loss", "train samples")} if metrics else {}
+        metrics.append(last | {f"test {name}": score for name, score in record.selected_scores.items()})
+    return {
+        "run_info": {
+            "created_at": None,
+            "total_time": None,
+            "experiment_name": f"{method}/{folder.name}",
+            "peft_branch": None,
+            "train_config": {
+                "model_id": _model_name(config),
+                "dtype": protocol
+                and {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(protocol.precision),
+                "max_seq_length": protocol and protocol.max_length,
+                "batch_size": train.get("batch_size"),
+                "batch_size_eval": train.get("eval_batch_size"),
+                "max_steps": record.history[-1].step if record.history else None,
+                "compile": train.get("compile"),
+                "use_gc": train.get("gradient_checkpointing"),
+                "seed": train.get("seed"),
+                "grad_norm_clip": train.get("max_grad_norm"),
+                "optimizer_type": "AdamW",
+                "optimizer_kwargs": {"lr": train.get("learning_rate"), "weight_decay": train.get("weight_decay")},
+                "lr_scheduler": train.get("schedule"),
+                "attn_implementation": protocol and protocol.attention_implementation,
+            },
+            "peft_config": _peft_config(folder, config),
+            "error_msg": record.error or "",
+        },
+        "train_info": {
+            "accelerator_memory_max": memory and memory.device and memory.device.train_peak_reserved_bytes,
+            "accelerator_memory_reserved_avg": None,
+            "accelerator_memory_reserved_99th": None,
+            "train_time": record.time and record.time.train_seconds,
+            "file_size": params and params.stored_bytes,
+            "num_trainable_params": params and params.trainable,
+            "num_total_params": params and params.total,
+            "status": _SUITE_STATUS.get(record.status, "failed"),
+            "metrics": metrics,
+        },
+        "meta_info": {
+            "model_info": {"sha": (config.get("backbone") or {}).get("revision"), "created_at": None},
+            "dataset_info": {protocol.task: {"sha": record.data and record.data.revision}} if protocol else {},
+            "package_info": {
+                f"{name}-version": versions.get(name) for name in ("transformers", "peft", "datasets", "torch")
+            },
+            "system_info": {
+                "system": record.hardware.get("platform"),
+                "processor": record.hardware.get("processor"),
+                "accelerator": record.hardware.get("device"),
+            },
+            "petl_bench_info": {
+                "version": versions.get("petl-bench"),
+                "run_key": record.run_key,
+                "ended_at": record.ended_at,
+                "report_split": protocol and protocol.report_split,
+            },
+        },
+    }
+
+
+def _model_name(config: dict[str, Any]) -> str | None:
+    backbone = config.get("backbone") or {}
+    return backbone.get("hub_id") or backbone.get("name")
+
+
+def _peft_config(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The adapter's config as PEFT stored it; else the method's settings; None for full fine-tuning, as there."""
+    method = config.get("method") or {}
+    if method.get("name") == "full":
+        return None
+    with suppress(OSError, ValueError):
+        stored = read_json(folder / ADAPTER_FOLDER / ADAPTER_CONFIG)
+        if isinstance(stored, dict):
+            return stored
+    return {"peft_type": str(method.get("type") or method.get("name")).upper()} | {
+        key: value for key, value in method.items() if key not in ("name", "type")
+    }
+
+
+def find_method_comparison(folders: Iterable[str]) -> dict[Path, dict[str, Any]]:
+    """Results of PEFT's method comparison that lie right in these folders, by their files; others are passed over."""
+    found = {}
+    for file in sorted(file for folder in folders for file in Path(folder).glob("*.json")):
+        try:
+            content = read_json(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in _SUITE_PARTS):
+            found[file] = finite(content)
+    return found
+
+
+def method_comparison_tables(found: dict[Path, dict[str, Any]]) -> list[ReportTable]:
+    """One table for each model and metric of results of PEFT's method comparison; nothing is averaged.
+
+    Args:
+        found: From `find_method_comparison`.
+    """
+    rows: dict[tuple[str, str], list[list[str]]] = {}
+    for file, content in found.items():
+        run, train, meta = (content[part] for part in _SUITE_PARTS)
+        metrics, settings = train.get("metrics"), _part(run, "train_config")
+        last = metrics[-1] if isinstance(metrics, list) and metrics and isinstance(metrics[-1], dict) else {}
+        metric, score = next(((key, last[key]) for key in last if key.startswith("test ")), ("test score", None))
+        status, adapter = train.get("status"), run.get("peft_config")
+        rows.setdefault((str(settings.get("model_id") or "unknown model"), metric), []).append(
+            [
+                str(run.get("experiment_name") or file.stem),
+                "full fine-tuning" if adapter is None else str(_part(run, "peft_config").get("peft_type") or MISSING),
+                _figure(score, 4) if status == "success" else str(status or MISSING),
+                _figure(train.get("num_trainable_params")),
+                _figure(train.get("accelerator_memory_max", train.get("cuda_memory_max")), unit=MIB),
+                _figure(train.get("train_time"), 1),
+                _figure(train.get("file_size"), 1, unit=MIB),
+                _figure(last.get("step")),
+                str(_part(meta, "package_info").get("peft-version") or MISSING),
+            ]
+        )
+    notes = [
+        "results of other programs in the format of PEFT's method comparison, a line a file, as the files give them: "
+        "another task and protocol than ours, so they are in no average, test or plot"
+    ]
+    costs = ["trained params", "memory MiB", "train s", "file MiB", "updates", "PEFT"]
+    return [
+        ReportTable(f"method_comparison: {model}", ["experiment", "type", metric, *costs], lines, notes)
+        for (model, metric), lines in rows.items()
+    ]
+
+
+def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
+    part = content.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _figure(value: Any, digits: int = 0, unit: float = 1) -> str:
+    return f"{value / unit:,.{digits}f}" if type(value) in (int, float) else MISSING

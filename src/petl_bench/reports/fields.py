@@ -42,6 +42,14 @@ def shown_score(metric: str, value: float) -> str:
     return f"{metric} {score_text(value, in_percent=not error)}{'' if error else ' %'}"
 
 
+_SHORT = {"accuracy": "acc", "matthews_correlation": "mcc"}
+
+
+def short_metric(metric: str | None) -> str:
+    """The name of a metric in the heading of a column; None: the task's primary one, which no record has told yet."""
+    return "primary" if metric is None else _SHORT.get(metric, metric)
+
+
 Kind = Literal["parameters", "time", "memory", "operations", "score"]
 
 

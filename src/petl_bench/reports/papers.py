@@ -8,7 +8,7 @@ from typing import Any
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PublishedRow, StudyFile
 from petl_bench.reports.claims import claim_rows, claims_table
-from petl_bench.reports.fields import MISSING
+from petl_bench.reports.fields import MISSING, short_metric
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import StudyRecords, in_points, score_of
 from petl_bench.reports.significance import Statistic
@@ -149,6 +149,50 @@ def _origin(row: PublishedRow) -> str:
         parts.append(f"average in the paper {float(row.average)}")
     reason = "comparable" if row.comparable else "not comparable"
     return f"{row.row}: {', '.join(part for part in parts if part)}; {reason}" + (f": {row.why}" if row.why else "")
+
+
+def paper_tables(study: StudyFile, records: Iterable[Record]) -> list[ReportTable]:
+    """Makes a table in the layout of each source: its rows, its tasks in its order, each cell ours next to its own."""
+    rows = published_rows(study, records)
+    sources = dict.fromkeys(row["source"] for row in rows)
+    return [_paper_table(study, source, [row for row in rows if row["source"] == source]) for source in sources]
+
+
+def _paper_table(study: StudyFile, source: str, rows: list[dict[str, Any]]) -> ReportTable:
+    # A source may print two metrics of a task.
+    columns = dict.fromkeys((row["task"], row["metric"]) for row in rows)
+    names = dict.fromkeys(row["row"] for row in rows)
+    with_average = any(row["average"] is not None for row in rows)
+    shown = []
+    for name in names:
+        cells = {(row["task"], row["metric"]): row for row in rows if row["row"] == name}
+        average = next(iter(cells.values()))["average"]
+        averages = [MISSING if average is None else f"({float(average)})"] if with_average else []
+        shown.append([name, *(_paper_cell(cells.get(column)) for column in columns), *averages])
+    header = ["method", *(f"{task} {short_metric(metric)}" for task, metric in columns)]
+    header += ["average"] if with_average else []
+    seeds = sorted({row["n"] for row in rows if row["n"]})
+    notes = [
+        "a cell: ours (published), in percent; ours: "
+        + (f"mean ± sd over {_span(seeds)} seeds" if seeds else "no run has finished"),
+        *(["* not comparable with ours, for the reason given below"] if not all(r["comparable"] for r in rows) else []),
+        *(["average: the source's own; ours is not averaged"] if with_average else []),
+        *dict.fromkeys(_origin(row) for row in study.published if row.source == source),
+        *(f"deviation: {deviation}" for deviation in study.deviations),
+    ]
+    return ReportTable(f"{study.name}: {source}", header, shown, notes)
+
+
+def _paper_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return MISSING
+    mean = row["ours_mean"]
+    ours = MISSING if mean is None else _spread(round(mean, 1), row["ours_sd"], digits=1)
+    return f"{ours} ({_spread(row['value'], row['sd'])}){'' if row['comparable'] else '*'}"
+
+
+def _span(numbers: list[int]) -> str:
+    return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def study_tables(studies: list[tuple[StudyFile, list[Record]]]) -> list[ReportTable]:

@@ -15,16 +15,22 @@ from numpy.typing import NDArray
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RunFolder, files_below, locate_records
+from petl_bench.records.store import RunFolder, files_below, locate_records, write_json
 from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.classification import roc_curves
 from petl_bench.reports.comparison_table import comparison_table
 from petl_bench.reports.cost_columns import costs_by_machine, search_costs, search_table
 from petl_bench.reports.differences import find_differences
-from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.export import (
+    find_method_comparison,
+    method_comparison_tables,
+    to_csv,
+    to_json,
+    to_method_comparison,
+)
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import page_data, write_page
-from petl_bench.reports.papers import study_json, study_tables
+from petl_bench.reports.papers import paper_tables, study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import draw_tuning
 from petl_bench.reports.protocol import improving_notes, setting_notes
@@ -92,8 +98,12 @@ class ReportInput:
         return {id(record): file.parent for file, record in self.found.items()}
 
 
-def read_report_input(folders: list[str]) -> ReportInput:
+def read_report_input(folders: list[str], *, may_be_empty: bool = False) -> ReportInput:
     """Reads every study and every record at or below these folders, and logs what is left out.
+
+    Args:
+        folders: Searched for records.
+        may_be_empty: Whether there is something else to show.
 
     Raises:
         RequestError: If there is neither a finished run nor a study.
@@ -113,7 +123,7 @@ def read_report_input(folders: list[str]) -> ReportInput:
     studies = [(study, _own(study, found)) for study, found in read]
     searches = [(study, found) for study, found in read if study.search is not None]
     groups = group_records(others)
-    if not groups and not studies:
+    if not groups and not studies and not may_be_empty:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
     all_results = [study_results(study, own) for study, own in studies] + backbone_results(groups)
     report_input = ReportInput(all_results, studies, others, located, searches)
@@ -153,6 +163,7 @@ def write_report(
     page: str | None = None,
     columns: Sequence[str] = (),
     wide: bool = False,
+    exported: str | None = None,
 ) -> int:
     """Reports on every finished run below `folders`; runs of a study go by its names and order.
 
@@ -167,6 +178,7 @@ def write_report(
         page: HTML page to write.
         columns: Of the tables of scores; none: the most asked for.
         wide: Whether tables have all columns, even if there is no room for them.
+        exported: Folder for the runs in the format of PEFT's method comparison.
 
     Returns:
         The exit code: 0.
@@ -182,24 +194,41 @@ def write_report(
         check_picture(Path(plot))
     if page:
         check_page(Path(page))
-    report_input = read_report_input(folders)
+    foreign = find_method_comparison(folders)
+    report_input = read_report_input(folders, may_be_empty=bool(foreign) and form != "csv")
     differences = [find_differences(results, report_input.read_predictions) for results in report_input.all_results]
     analyses = analyse(differences, statistic, reference)
     if form == "csv":
         write(to_csv(analyses))
     elif form == "json":
         costs = [one for study, records in report_input.searches for one in search_costs(study, records)]
-        write(to_json(analyses, study_json(report_input.studies) | ({"searches": costs} if costs else {})))
+        further = ({"searches": costs} if costs else {}) | (
+            {"method_comparison": [*foreign.values()]} if foreign else {}
+        )
+        write(to_json(analyses, study_json(report_input.studies) | further))
     else:
         of_searches = (search_table(study, records) for study, records in report_input.searches)
         tables = [table for table in of_searches if table is not None] + study_tables(report_input.studies)
         scores = [scores_table(analysis, statistic) for analysis in analyses]
         if columns:
             scores = choose_columns(scores, columns)
+        tables += method_comparison_tables(foreign)
         _show([*scores, *_further_tables(analyses), *tables], form, write, wide=wide)
     if plot or page:
         write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
+    if exported is not None:
+        _export_runs(report_input, Path(exported).expanduser())
     return 0
+
+
+def _export_runs(report_input: ReportInput, target: Path) -> None:
+    """Writes each reported run in the format of PEFT's method comparison, with a name as its files have."""
+    reported = {id(record) for record in report_input.records}
+    runs = [(file.parent, record) for file, record in report_input.found.items() if id(record) in reported]
+    for folder, record in runs:
+        content = to_method_comparison(record, folder)
+        write_json(target / f"{content['run_info']['experiment_name'].replace('/', '--')}.json", content)
+    _log.info("%d runs in the format of PEFT's method comparison: %s", len(runs), target.resolve())
 
 
 def write_rows_report(folders: list[str], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
@@ -227,6 +256,29 @@ def write_rows_report(folders: list[str], form: str, write: Callable[[str], None
         write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
     else:
         _show([table for rows in found for table in rows.tables()], form, write, wide=wide)
+
+
+def write_paper_report(folders: list[str], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
+    """Shows the published tables of studies in their own layout, with our scores in their cells.
+
+    Args:
+        folders: Searched for studies.
+        form: `table` (for a terminal), `md` or `latex`; the latter two have all columns.
+        write: Takes the report's text.
+        wide: Whether a terminal's tables have all columns, even if there is no room for them.
+
+    Raises:
+        RequestError: If no study names published rows, or for `csv` and `json`.
+    """
+    if form in ("csv", "json"):
+        raise RequestError("--layout paper is for readers: use --format table, md or latex; json has published rows.")
+    report_input = read_report_input(folders)
+    tables = [table for study, records in report_input.studies for table in paper_tables(study, records)]
+    if not tables:
+        raise RequestError(
+            f"No study below {', '.join(folders)} names published rows: `published` in its file holds a paper's table."
+        )
+    _show(tables, form, write, wide=wide or form != "table")
 
 
 def _further_tables(analyses: list[Analysis]) -> list[ReportTable]:

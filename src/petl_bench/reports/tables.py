@@ -8,7 +8,7 @@ from typing import Any
 from petl_bench.records.predictions import OOD_SCORES, Ood
 from petl_bench.records.schema import BASELINES, MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
-from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text
+from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text, short_metric
 from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
@@ -241,8 +241,7 @@ def _ood_kind(ood: Ood) -> str:
 
 def _heading(results: ResultsTable, task: str) -> str:
     metric = results.metric(task)
-    short = {"accuracy": "acc", "matthews_correlation": "mcc"}
-    return task if metric is None else f"{task} {short.get(metric, metric)}"
+    return task if metric is None else f"{task} {short_metric(metric)}"
 
 
 def _protocols(results: ResultsTable) -> list[str]:

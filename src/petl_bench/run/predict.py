@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -180,6 +182,15 @@ def _entities(rows: TaggedRows, tags: np.ndarray) -> list[Prediction]:
 def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> Iterator[str]:
     """Predicts one example, given one text for each text column."""
     yield from _lines(predictor, {"--text": texts}, as_json=as_json)
+
+
+def standard_input() -> Iterable[str]:
+    """Standard input as lines of UTF-8; bytes that are none become surrogates, so that their line can be named."""
+    if sys.stdin is None:
+        raise RequestError("Standard input is closed: give the texts there, or with --text or --file.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    return sys.stdin
 
 
 def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool) -> Iterator[str]:

@@ -183,26 +183,66 @@ class PreemptibleWork:
         return DelayedSubmission(self)
 
 
+def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits: bool = True) -> Any:
+    """Submitit's executor with the study's parameters.
+
+    Args:
+        settings: The parameters.
+        folder: The study's; jobs start elsewhere, so its path is resolved.
+        submits: Whether jobs are submitted; if not, no cluster is needed.
+
+    Raises:
+        RequestError: If submitit or the cluster is missing, or a parameter does not fit.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise RequestError("executor=slurm needs submitit: pip install 'petl-bench[slurm]'.") from error
+    place = folder.path.resolve() / ".study" / "submitit"
+    try:
+        executor = submitit.AutoExecutor(folder=place, cluster=settings.cluster if submits else "debug")
+        if not submits:
+            executor.cluster, executor._executor = "slurm", _without_a_cluster(submitit.SlurmExecutor)(place)
+        executor.update_parameters(**settings.submitit)
+    except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
+        raise RequestError(
+            f"executor=slurm cannot be used (executor.cluster={settings.cluster}, executor.submitit="
+            f"{settings.submitit}): {error}"
+        ) from error
+    return executor
+
+
+def _without_a_cluster(executor_class: Any) -> Any:
+    """Submitit's executor of Slurm, which looks for no cluster: it writes scripts and submits nothing."""
+    return type("SlurmScripts", (executor_class,), {"affinity": classmethod(lambda _: 1)})
+
+
+def sbatch_script(settings: ExecutorConfig, folder: StudyFolder, num_runs: int) -> str:
+    """The script that submitit would give to sbatch, made without a cluster; nothing is written.
+
+    Args:
+        settings: Of the executor.
+        folder: The study's.
+        num_runs: How many runs are left.
+
+    Raises:
+        RequestError: If submitit is missing, or a parameter does not fit.
+    """
+    slurm = _submitit_executor(settings, folder, submits=False)._executor
+    jobs = min(settings.workers or 1, num_runs)
+    if jobs > 1:
+        # As submitit does for a job array.
+        slurm.parameters["map_count"] = jobs
+    return str(slurm._make_submission_file_text(slurm._submitit_command_str, ""))
+
+
 class SlurmWorkers:
     """Jobs; they outlive this process, and the same command meets them again through the study's folder."""
 
     def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise RequestError("executor=slurm needs submitit: pip install 'petl-bench[slurm]'.") from error
-        # Jobs start elsewhere.
-        path = folder.path.resolve()
-        try:
-            executor = submitit.AutoExecutor(folder=path / ".study" / "submitit", cluster=settings.cluster)
-            executor.update_parameters(**settings.submitit)
-        except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
-            raise RequestError(
-                f"executor=slurm cannot be used (executor.cluster={settings.cluster}, executor.submitit="
-                f"{settings.submitit}): {error}"
-            ) from error
+        executor = _submitit_executor(settings, folder)
         count = min(settings.workers or 1, len(runs))
-        job = PreemptibleWork(str(path), plan, [run.key for run in runs])
+        job = PreemptibleWork(str(folder.path.resolve()), plan, [run.key for run in runs])
         with executor.batch():
             self._jobs = [executor.submit(job) for _ in range(count)]
         _log.info("jobs: %s", ", ".join(job.job_id for job in self._jobs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from petl_bench.records.study_file import PlannedCosts, PlannedRun
 from petl_bench.reports.cost_columns import device_seconds
 from petl_bench.reports.fields import MIB, MISSING, shown_score
 from petl_bench.reports.render import ReportTable, print_table
+from petl_bench.studies.executors import sbatch_script
 from petl_bench.studies.folder import FAILURES, FINISHED, INTERRUPTED, RUNNING, WAITING, StudyFolder
 
 if TYPE_CHECKING:
@@ -195,6 +197,19 @@ def print_plan(
         write(json.dumps(rows, indent=2))
         return
     print_table(replace(_plan_table(study, costs), whole=wide))
+    _print_script(study, write)
+
+
+def _print_script(study: Study, write: Callable[[str], None]) -> None:
+    """Prints what Slurm would be given for the runs that are left, where the study's jobs go there."""
+    executor = study.request.executor
+    left = sum(status not in (FINISHED, *FAILURES) for _, status in study.statuses())
+    if executor.name != "slurm" or executor.cluster != "slurm" or not left:
+        return
+    if importlib.util.find_spec("submitit") is None:
+        _log.warning("submitit, which makes the script for sbatch, is not installed: pip install 'petl-bench[slurm]'.")
+        return
+    write(sbatch_script(executor, study.folder, left))
 
 
 def _plan_table(study: Study, costs: list[PlannedCosts]) -> ReportTable:

@@ -1,26 +1,33 @@
-"""A study, top to bottom: expand it, skip what is finished, make the rest."""
+"""A study, top to bottom: expand it, skip what is finished, make the rest; or leave its settings to sweeps of W&B."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from petl_bench.config import resolved
+import yaml
+
+from petl_bench.config import resolved, run_settings
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
 from petl_bench.estimate.plan import PlanRow, estimate_all
-from petl_bench.process import raise_interrupted
+from petl_bench.process import atomic_write, check_name, raise_interrupted, user_path
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
-from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study
+from petl_bench.settings import as_setting, own_config
+from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study, parse_request, study_and_overrides
 from petl_bench.studies.executors import start_workers
-from petl_bench.studies.expand import Basis, compose, expand, grid, grow, still_true
+from petl_bench.studies.expand import Basis, StudyCell, compose, expand, grid, grow, still_true
 from petl_bench.studies.folder import FINISHED, StudyFolder, choose_settings
 from petl_bench.studies.progress import Progress
+from petl_bench.studies.search import RATE, default_space, space_of
 from petl_bench.tasks.load import trained_labels
+from petl_bench.trackers import SELECTION_SCORE
 
 # Seconds between two looks at the workers.
 _PAUSE = 0.2
@@ -223,6 +230,134 @@ def _make(study: Study, left: list[PlannedRun]) -> None:
 
 def _left(study: Study) -> list[PlannedRun]:
     return [run for run in study.runs if run.is_asked_for and not study.folder.ended(run)]
+
+
+# Runs of a sweep that draws settings, unless it is said otherwise: W&B itself would never end.
+_SWEEP_RUNS = 12
+
+# Filled in by W&B: the drawn settings, as key=value.
+_DRAWN = "${args_no_hyphens}"
+
+
+def write_sweeps(arguments: list[str], runs: int | None, out: str | None, write: Callable[[str], None]) -> None:
+    """Writes the files of sweeps, or prints the only one.
+
+    Args:
+        arguments: See `sweeps`.
+        runs: See `sweeps`.
+        out: Folder of the files; None: a single one is printed.
+        write: Takes its text, or the commands that begin the sweeps.
+
+    Raises:
+        RequestError: See `sweeps`; or if there are several, and no folder for them.
+    """
+    if runs is not None and runs < 1:
+        raise RequestError(f"--runs={runs} must be at least 1.")
+    texts = {name: yaml.safe_dump(one, sort_keys=False, width=1000) for name, one in sweeps(arguments, runs).items()}
+    if out is None and len(texts) > 1:
+        raise RequestError(f"These are {len(texts)} sweeps, a file for each method and task: add --out DIR.")
+    for name, text in texts.items():
+        if out is None:
+            write(text.rstrip())
+            continue
+        file = user_path(out, "--out") / f"{name}.yaml"
+        with atomic_write(file) as partial:
+            partial.write_text(text, encoding="utf-8")
+        write(f"wandb sweep {file}")
+
+
+def sweeps(arguments: list[str], runs: int | None) -> dict[str, dict[str, Any]]:
+    """The sweeps of Weights & Biases that search the settings of each method on each task.
+
+    Args:
+        arguments: A study's name and settings, or task=NAMES and method=NAMES with settings.
+        runs: Of each sweep; None: as many as the study's search has trials.
+
+    Returns:
+        The content of the files, by a name for each.
+
+    Raises:
+        RequestError: If the arguments name neither, or settings do not compose.
+    """
+    if any("=" not in one and not one.startswith("~") for one in arguments):
+        name, overrides = study_and_overrides(arguments)
+        name, config = open_study(name)
+    else:
+        given = {key: one.partition("=")[2].split(",") for key in ("method", "task") for one in arguments
+                 if one.startswith(f"{key}=")}  # fmt: skip
+        if len(given) < 2:
+            raise RequestError("petl-bench sweep takes the name of a study, or task=NAMES and method=NAMES.")
+        overrides = [one for one in arguments if not one.startswith(("method=", "task="))]
+        name, config = (
+            "",
+            StudyConfig(methods={one: [] for one in given["method"]}, tasks={one: [] for one in given["task"]}),
+        )
+    request = parse_request(overrides)
+    folder = request.folder(name) if name else Path(request.runs_dir or "runs").expanduser()
+    found = {}
+    for cell in grid(config, request.overrides):
+        if cell.method in (request.methods or config.methods) and cell.task in (request.tasks or config.tasks):
+            title = "-".join(filter(None, (name, cell.task, cell.method)))
+            check_name("The name of a sweep", title)
+            found[title] = {"name": title} | _sweep(cell, config, folder.absolute(), runs)
+    return found
+
+
+def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) -> dict[str, Any]:
+    cfg, search = compose(cell, folder), study.search
+    given = {one.lstrip("+~").partition("=")[0]: one for one in cell.overrides}
+    if cfg.task.protocol not in ("held_out", "test"):
+        _log.warning(
+            "%s: the rows by which the sweep chooses are those that are reported: task.protocol=held_out keeps them "
+            "apart",
+            cell.task,
+        )
+    if cell.method in study.learning_rates:
+        space: Mapping[str, Any] = {RATE: study.learning_rates[cell.method]}
+    elif search is not None:
+        space = space_of(search, cell.method, cell.task, cfg, given)
+    else:
+        space = {key: values for key, values in default_space(cfg).items() if key == RATE or key not in given}
+    is_grid = all(isinstance(values, list) for values in space.values())
+    places = {one.name for one in run_settings() if one.is_path} | {"data_root"}
+    fixed = [_absolute(one, key) if key in places else one for key, one in given.items() if key not in space]
+    own = own_config()
+    return {
+        "method": "grid" if is_grid else "bayes" if search is not None and search.sampler == "tpe" else "random",
+        **({} if is_grid else {"run_cap": runs or (search.trials if search is not None else _SWEEP_RUNS)}),
+        # The primary metric on the selection split.
+        "metric": {"name": SELECTION_SCORE, "goal": "maximize"},
+        # W&B waits for every run of a sweep, so one that is there already is made again.
+        "command": [
+            *("petl-bench", "run", *([] if own is None else ["--config-dir", str(own)]), "--force", "tracker=wandb"),
+            *(one for one in fixed if not one.startswith(("runs_dir=", "tracker="))),
+            f"runs_dir={folder}",
+            _DRAWN,
+        ],
+        "parameters": {key: _drawn(values) for key, values in space.items()},
+    }
+
+
+def _absolute(override: str, key: str) -> str:
+    """A setting that names a file or a folder, from whatever folder the command is given."""
+    value = override.partition("=")[2].strip("'\"")
+    is_name = value in ("", "null") or any(one.name == key and value in one.choices for one in run_settings())
+    return override if is_name else as_setting(key, str(user_path(value, key).absolute()))
+
+
+def _drawn(values: Any) -> dict[str, Any]:
+    """A range as W&B writes it."""
+    if isinstance(values, list):
+        return {"values": values}
+    low, high = values["low"], values["high"]
+    is_whole = type(low) is int and type(high) is int
+    if values.get("log"):
+        spread = (
+            {"distribution": "q_log_uniform_values", "q": 1} if is_whole else {"distribution": "log_uniform_values"}
+        )
+    else:
+        spread = {"distribution": "int_uniform" if is_whole else "uniform"}
+    return spread | {"min": low, "max": high}
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
+import math
 import re
 import reprlib
 import subprocess
@@ -21,10 +23,29 @@ if TYPE_CHECKING:
 
     from petl_bench.records.schema import HistoryEntry
 
-# The defaults of (IA)3 rescale keys, values and the second feed-forward projection; most other types adapt what LoRA
-# adapts.
-_IA3_ROLES = ("key", "value", "feed_forward_out")
+# Most types adapt what LoRA adapts; these adapt what their papers do.
+_ROLES = {"IA3": ("key", "value", "feed_forward_out"), "BEFT": ("value",)}
 _DEFAULT_ROLES = ("query", "value")
+
+# Sizes that must divide the width of the model: PEFT's own default where it does.
+_DIVISORS = {"C3A": "block_size", "ROAD": "group_size", "VBLORA": "vector_length"}
+
+# Types whose tokens are keys and values of every layer, which the encoder has to take.
+_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+
+# Types that no run can train: what PEFT wants for them, and what to use instead.
+_REFUSED = {
+    "ADAPTION_PROMPT": "PEFT has it for the attention of LLaMA, Mistral and GPT-2 alone: use method=prefix",
+    "CPT": "PEFT has it for models that generate text alone: use PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING": "it wants a number of its task with each row, and a run has one task: use PROMPT_TUNING",
+    "POLY": "it wants a number of its task with each row, and a run has one task: use LORA",
+    "SHADOW": "PEFT has it for the layers of decoders, whose classifiers have another form: use method=lst",
+    "TRAINABLE_TOKENS": "PEFT trains no head with it: use LORA with +method.args.trainable_token_indices=[IDS]",
+    "XLORA": "it mixes adapters that are trained already, and PEFT trains no head with it: use LORA",
+}
+
+# LoRA starts with these from rows that PEFT is given apart from the training, and as always without them.
+_STARTS_FROM_ROWS = ("corda", "eva", "lora_ga")
 
 
 @dataclass
@@ -97,7 +118,8 @@ def check_config(settings: Mapping[str, Any], modules: Iterable[str], where: str
 
 def _texts(value: Any) -> list[str]:
     """The expressions that a setting holds: itself, the items of a list, the keys of a mapping."""
-    return [item for item in ([value] if isinstance(value, str) else value or []) if isinstance(item, str)]
+    items = [value] if isinstance(value, str) else value if isinstance(value, Iterable) else []
+    return [item for item in items if isinstance(item, str)]
 
 
 def _shown(texts: Iterable[str]) -> str:
@@ -115,26 +137,59 @@ def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
     from petl_bench.methods.base import with_adapter
 
     known = {str(peft_type.value): cls for peft_type, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if config.type.upper() not in known:
+    peft_type = config.type.upper()
+    if peft_type not in known:
         raise unknown_choice("method.type", config.type, known)
-    config_class = known[config.type.upper()]
+    _check_type(model, peft_type, config.args, context)
+    config_class = known[peft_type]
     names = {known_field.name for known_field in fields(config_class)}
     for name in config.args:
         if name not in names:
             raise unknown_choice("method.args", name, names)
     check_config(config.args, (name for name, _ in model.named_modules()), "method.args")
+    defaults = _default_arguments(model, config_class, peft_type, context)
     try:
-        peft_config = config_class(**(_default_arguments(names, config.type, context) | config.args))
+        peft_config = config_class(**(defaults | config.args))
     except (TypeError, ValueError) as error:
         raise RequestError(f"method.args do not fit {config_class.__name__}: {error}") from error
     return with_adapter(model, peft_config, context.anatomy)
 
 
-def _default_arguments(names: set[str], peft_type: str, context: AdaptContext) -> dict[str, Any]:
+def _check_type(model: nn.Module, peft_type: str, args: Mapping[str, Any], context: AdaptContext) -> None:
+    """Refuses what PEFT would adapt, and what then would fail in training or train something else.
+
+    Args:
+        model: The plain classifier.
+        peft_type: Name of the type.
+        args: Arguments that the user gives.
+        context: Of this run.
+
+    Raises:
+        RequestError: If the type needs something that no run has, or that this architecture does not have.
+    """
+    if peft_type in _REFUSED:
+        raise RequestError(f"method.type={peft_type} cannot be trained here: {_REFUSED[peft_type]}.")
+    start = args.get("init_lora_weights")
+    if start in _STARTS_FROM_ROWS:
+        raise RequestError(
+            f"method.args.init_lora_weights={start} wants rows before the training, which a run does not give: "
+            "leave it out, or use pissa, olora or gaussian."
+        )
+    if peft_type in _KEYS_AND_VALUES:
+        encoder = model.get_submodule(context.anatomy.encoder)
+        if "past_key_values" not in inspect.signature(encoder.forward).parameters:
+            raise RequestError(
+                f"method.type={peft_type} needs an encoder that takes keys and values of earlier tokens, which "
+                f"{context.anatomy.model_type} does not: use method=prefix."
+            )
+
+
+def _default_arguments(model: nn.Module, config_class: Any, peft_type: str, context: AdaptContext) -> dict[str, Any]:
     """Arguments that follow from the architecture, the adapted layers and the length of the training.
 
     Args:
-        names: Fields of the type's config class.
+        model: The plain classifier.
+        config_class: The type's config class.
         peft_type: Name of the type.
         context: Of this run.
 
@@ -142,19 +197,38 @@ def _default_arguments(names: set[str], peft_type: str, context: AdaptContext) -
         RequestError: If the type cannot be limited to the adapted layers.
     """
     defaults: dict[str, Any] = {}
-    pattern = context.anatomy.layer_pattern
-    if "feedforward_modules" in names:
-        defaults["target_modules"] = pattern(context.plan.adapted, _IA3_ROLES)
-        defaults["feedforward_modules"] = pattern(context.plan.adapted, ("feed_forward_out",))
-    elif "target_modules" in names:
-        defaults["target_modules"] = pattern(context.plan.adapted, _DEFAULT_ROLES)
+    known, anatomy, shape = {one.name: one.default for one in fields(config_class)}, context.anatomy, model.config
+    if "target_modules" in known:
+        defaults["target_modules"] = _targets(model, peft_type, context)
     elif not context.plan.everything:
         raise RequestError(f"method.type={peft_type} adapts no single layers: use layers=all.")
-    if peft_type.upper() == "ADALORA":
+    if "feedforward_modules" in known:
+        defaults["feedforward_modules"] = anatomy.layer_pattern(context.plan.adapted, ("feed_forward_out",))
+    if peft_type == "ADALORA":
         defaults["total_step"] = context.num_training_steps
-    if "num_virtual_tokens" in names:
-        defaults["num_virtual_tokens"] = 20
+    if peft_type in _DIVISORS:
+        size = _DIVISORS[peft_type]
+        defaults[size] = math.gcd(shape.hidden_size, known[size])  # type: ignore[union-attr, arg-type]
+    if "num_virtual_tokens" in known:
+        # PEFT would look for these under names that not every architecture has.
+        embedded = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        defaults |= {
+            "num_virtual_tokens": 20,
+            "token_dim": shape.hidden_size if peft_type in _KEYS_AND_VALUES else embedded,  # type: ignore[union-attr]
+            "num_layers": anatomy.num_layers(shape),
+            "num_attention_heads": shape.num_attention_heads,  # type: ignore[union-attr]
+        }
     return defaults
+
+
+def _targets(model: nn.Module, peft_type: str, context: AdaptContext) -> str:
+    """A regular expression for the modules that a type adapts where the user names none."""
+    from petl_bench.methods.base import norm_modules
+
+    if peft_type == "LN_TUNING":
+        norms = norm_modules(model, context.anatomy, context.layers_to_transform)
+        return rf"(?:{re.escape(context.anatomy.encoder)}\.)?({'|'.join(map(re.escape, norms))})"
+    return context.anatomy.layer_pattern(context.plan.adapted, _ROLES.get(peft_type, _DEFAULT_ROLES))
 
 
 register(
