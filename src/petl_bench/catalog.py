@@ -34,9 +34,11 @@ _HELP_INDENT = 34
 TINY_BACKBONES = {
     "bert": "tiny_bert",
     "roberta": "tiny_roberta",
+    "xlm-roberta": "tiny_xlm_roberta",
     "electra": "tiny_electra",
     "distilbert": "tiny_distilbert",
     "deberta-v2": "tiny_deberta_v2",
+    "mpnet": "tiny_mpnet",
     "modernbert": "tiny_modernbert",
 }
 

@@ -24,7 +24,10 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.run_key import backbone_name
 
-TINY = ["tiny_bert", "tiny_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2", "tiny_modernbert"]
+TINY = [
+    *("tiny_bert", "tiny_roberta", "tiny_xlm_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2"),
+    *("tiny_mpnet", "tiny_modernbert"),
+]
 
 
 def open_tiny(name: str, *overrides: str):
@@ -70,7 +73,7 @@ def test_the_byte_tokenizer_fits_its_model(name):
     assert torch.isfinite(backbone.build_model(2).eval()(**encoded).logits).all()
 
 
-@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_bert"])
+@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_xlm_roberta", "tiny_mpnet", "tiny_bert"])
 def test_the_longest_sequence_runs_and_a_longer_one_does_not(name):
     backbone = open_tiny(name)
     model = backbone.build_model(2).eval()

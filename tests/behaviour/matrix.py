@@ -73,7 +73,7 @@ METHODS = {
         None,
         merges=True,
         not_on=("modernbert",),
-        blocked=lambda name: "key" in name or "k_lin" in name,
+        blocked=lambda name: "key" in name or "k_lin" in name or ".attn.k." in name,
     ),
     "houlsby": Row(["method=houlsby"], {"attention_end": ADAPTER, "feed_forward_end": ADAPTER}, trains_norms=True),
     "pfeiffer": Row(["method=houlsby", "method.variant=pfeiffer"], {"last_norm": ADAPTER}, not_on=("modernbert",)),
@@ -91,7 +91,7 @@ METHODS = {
     "coda_k2all": Row(
         ["method=coda", "method.attention=k2all"],
         {"": (*inside("coda_adapter", "down", "up"), "coda_router.default")},
-        not_on=("deberta-v2", "modernbert"),
+        not_on=("deberta-v2", "mpnet", "modernbert"),
     ),
     "coda_iterative": Row(["method=coda", "method.solver=iterative"], None),
     "coda_random": Row(["method=coda", "method.router=random"], {"": inside("coda_adapter", "down", "up")}),
@@ -102,12 +102,14 @@ METHODS = {
 # Where one method's rows differ in a setting alone, three unlike architectures stand for all.
 VARIANTS = ("head_pooler", "loha", "prefix_mlp", "coda_plain", "coda_iterative", "coda_random", "flat_scalar")
 UNLIKE = ("bert", "deberta-v2", "modernbert")
+# XLM-R's layers are RoBERTa's, so one method for each place where methods act shows that its row fits.
+ON_XLM_R = ("lora", "houlsby", "prefix", "coda", "flat")
 OWN = [name for name, row in METHODS.items() if row.own]
 MATRIX = [
     (name, arch)
     for name, row in METHODS.items()
     for arch in (UNLIKE if name in VARIANTS else ARCHITECTURES)
-    if arch not in row.not_on
+    if arch not in row.not_on and (arch != "xlm-roberta" or name in ON_XLM_R)
 ]
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 

@@ -44,6 +44,8 @@ class Anatomy:
         activation_key: Name of the feed-forward network's activation in the config.
         gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
         norm_first: Whether the norms come before attention and the feed-forward network, not after the sums.
+        relative_positions: Whether attention adds a term for the distance of two tokens to their score.
+        positions_after_padding: Whether positions are numbered from `pad_token_id + 1`, not from 0.
         is_tagger: Whether the head classifies every token, not the sequence.
     """
 
@@ -70,6 +72,8 @@ class Anatomy:
     activation_key: str = "hidden_act"
     gated: bool = False
     norm_first: bool = False
+    relative_positions: bool = False
+    positions_after_padding: bool = False
     is_tagger: bool = False
 
     def as_tagger(self) -> Anatomy:
@@ -95,8 +99,7 @@ class Anatomy:
     def max_length(self, config: Any) -> int:
         """Most tokens that the model takes in one sequence."""
         positions = int(config.max_position_embeddings)
-        # RoBERTa numbers its positions from pad_token_id + 1.
-        return positions - config.pad_token_id - 1 if self.model_type == "roberta" else positions
+        return positions - config.pad_token_id - 1 if self.positions_after_padding else positions
 
     def layer_pattern(self, layers: Iterable[int], roles: Iterable[str]) -> str:
         """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other.
@@ -170,7 +173,8 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
 
 _ROWS = (
     _bert_like("bert", "bert", above_layers=("bert.pooler",), pooler="bert.pooler"),
-    _bert_like("roberta", "roberta"),
+    _bert_like("roberta", "roberta", positions_after_padding=True),
+    _bert_like("xlm-roberta", "roberta", positions_after_padding=True),
     _bert_like("electra", "electra", embeddings=("electra.embeddings", "electra.embeddings_project")),
     Anatomy(
         model_type="distilbert",
@@ -203,6 +207,22 @@ _ROWS = (
         key="attention.self.key_proj",
         value="attention.self.value_proj",
         head=("pooler", "classifier"),
+        relative_positions=True,
+    ),
+    _bert_like(
+        "mpnet",
+        "mpnet",
+        # All layers share the biases of the distances.
+        embeddings=("mpnet.embeddings", "mpnet.encoder.relative_attention_bias"),
+        self_attention="attention.attn",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+        attention_end="attention.dropout",
+        norms=("attention.LayerNorm", "output.LayerNorm"),
+        relative_positions=True,
+        positions_after_padding=True,
     ),
     Anatomy(
         model_type="modernbert",
