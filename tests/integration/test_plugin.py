@@ -80,6 +80,6 @@ def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(petl_bench, tmp_
     assert listing == 0
     assert {"lora", "full"} <= {row["method"] for row in json.loads(listed)}
     assert running == 2
-    assert "'norms' (my_norms:NORMS) cannot be imported" in errors
+    assert "'norms' (my_norms:NORMS) cannot be used" in errors
     assert "nothing_of_this_name" in errors
     assert "Traceback" not in errors

@@ -162,7 +162,9 @@ def test_the_router_learns_through_its_weights_alone():
     assert router_gradient("method.straight_through=true") > 0
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"]
+)
 @pytest.mark.parametrize("attention", ["k2k", "k2all"])
 def test_no_parameter_is_without_a_gradient(architecture, attention):
     """Where the head reads the first token alone, no router could learn in the last layer."""

@@ -12,7 +12,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from petl_bench.backbones.anatomy import ANATOMIES
+from petl_bench.backbones.anatomy import all_anatomies
 from petl_bench.methods.prefix.model import biased_attention
 from petl_bench.methods.registry import _add_peft_type
 
@@ -49,7 +49,7 @@ def test_attention_functions_can_be_registered_and_looked_up():
     )
 
 
-@pytest.mark.parametrize("model_type", [name for name in ANATOMIES if name not in ("deberta-v2", "mpnet")])
+@pytest.mark.parametrize("model_type", [name for name in all_anatomies() if name not in ("deberta-v2", "mpnet")])
 def test_every_architecture_has_its_eager_attention_next_to_its_attention_class(model_type):
     model_type = model_type.replace("-", "_")
     module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")

@@ -1,4 +1,6 @@
-"""Where the parts of each architecture are, and which of its layers are adapted. A new architecture is a new row here.
+"""Where the parts of each architecture are, and which of its layers are adapted. A new architecture is a new row.
+
+Rows are those of this table, and those of other packages (entry-point group `petl_bench.architectures`).
 
 Names are those of transformers 5's `AutoModelForSequenceClassification` classes, and `Anatomy.as_tagger` gives those of
 `AutoModelForTokenClassification`. Paths within a layer are relative to the layer; all others start at the model.
@@ -9,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.records.schema import Layers
+from petl_bench.process import load_plugins
 from petl_bench.settings import setting
 
 if TYPE_CHECKING:
@@ -63,8 +66,8 @@ class Anatomy:
     feed_forward_out: str
     feed_forward_end: str
     norms: tuple[str, ...]
-    above_layers: tuple[str, ...]
     head: tuple[str, ...]
+    above_layers: tuple[str, ...] = ()
     pretrained_head: tuple[str, ...] = ()
     pooler: str | None = None
     num_layers_key: str = "num_hidden_layers"
@@ -165,7 +168,6 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
         "feed_forward_out": "output.dense",
         "feed_forward_end": "output.dropout",
         "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
-        "above_layers": (),
         "head": ("classifier",),
     }
     return Anatomy(model_type=model_type, encoder=encoder, **(row | parts))
@@ -192,7 +194,6 @@ _ROWS = (
         feed_forward_out="ffn.lin2",
         feed_forward_end="ffn.dropout",
         norms=("sa_layer_norm", "output_layer_norm"),
-        above_layers=(),
         head=("pre_classifier", "classifier"),
         num_layers_key="n_layers",
         feed_forward_size_key="hidden_dim",
@@ -250,7 +251,21 @@ _ROWS = (
     ),
 )
 
-ANATOMIES = {row.model_type: row for row in _ROWS}
+
+@cache
+def all_anatomies() -> dict[str, Anatomy]:
+    """Returns every row by its `model_type`."""
+    rows = {row.model_type: row for row in _ROWS}
+
+    def add(row: Any) -> None:
+        if not isinstance(row, Anatomy):
+            raise TypeError(f"it is no Anatomy but {type(row).__name__}")
+        if row.model_type in rows:
+            raise ValueError(f"there is a row for {row.model_type} already")
+        rows[row.model_type] = row
+
+    load_plugins("petl_bench.architectures", "architecture", add)
+    return rows
 
 
 def anatomy_of(model_type: str) -> Anatomy:
@@ -259,9 +274,10 @@ def anatomy_of(model_type: str) -> Anatomy:
     Raises:
         RequestError: If the table has none.
     """
-    if model_type not in ANATOMIES:
-        raise unknown_choice("backbone.model_type", model_type, ANATOMIES)
-    return ANATOMIES[model_type]
+    rows = all_anatomies()
+    if model_type not in rows:
+        raise unknown_choice("backbone.model_type", model_type, rows)
+    return rows[model_type]
 
 
 LAYER_PLANS = ("all", "top", "window", "variability")
@@ -368,26 +384,3 @@ def check_variability(layers: LayersConfig) -> None:
         raise RequestError(f"layers.k={layers.k} must be at least 1.")
     if layers.num_examples is not None and layers.num_examples < 2:
         raise RequestError(f"layers.num_examples={layers.num_examples} must be at least 2.")
-
-
-def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
-    """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
-
-    A plan that does not depend on rows is returned as it is.
-
-    Raises:
-        RequestError: for a setting out of its range.
-    """
-    if layers.name != "variability":
-        return [layers]
-    check_variability(layers)
-    widest = min(layers.k or num_layers, num_layers)
-    choices = {1, widest, num_layers} if layers.strategy == "window_top_head" else {1, num_layers}
-    return [place(layers, best, num_layers) for best in sorted(choices)]
-
-
-def resolved_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
-    """The plan of a finished run, without looking at rows again."""
-    if record is None or layers.name != "variability":
-        return layers
-    return LayersConfig(name="window", bottom=record.bottom, top=record.top, head=record.head)

@@ -114,9 +114,7 @@ class CodaLayer(TunerLayer):
         if config.attention == "k2all":
             output = self.attend_to_all(selected, x, narrowed)
         else:
-            output = self.base_layer(
-                selected, narrowed, **gather_arguments(arguments, routing.indices, self.num_heads)
-            )
+            output = self.base_layer(selected, narrowed, **gather_arguments(arguments, routing.indices, self.num_heads))
         states, further = _split(output)
         return _join(_add_at(light, routing, states - selected), further, output)
 
