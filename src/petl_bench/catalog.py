@@ -1,11 +1,11 @@
-"""What `petl-bench list` and `run --help` show: the options of each group, all settings, capabilities."""
+"""What `petl-bench list`, `check` and `run --help` show: options, settings, what a method can do, and what it must."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -19,7 +19,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import installed_folder
 from petl_bench.config import load_config, run_settings
 from petl_bench.config_errors import explained
-from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
 from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, option_text, written
@@ -311,6 +311,63 @@ def _capability_row(method: str, found: list[Capability]) -> Row:
         "tagging": "yes" if len(tagging) == len(adapting) else ", ".join(tagging) or "no",
         "why not": "; ".join(dict.fromkeys(reasons)),
     }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: `ok`, `failed`, `not checked`, or `refused` where the method does not fit an architecture."""
+
+    check: str
+    architecture: str
+    status: str
+    reason: str | None = None
+
+
+def check_method(overrides: list[str]) -> list[Outcome]:
+    """Makes all checks of a method, on the backbone that the overrides name, or on a tiny one of every architecture.
+
+    Raises:
+        RequestError: If the overrides do not compose.
+    """
+    from petl_bench.testing import CHECKS, Subject
+
+    cfg = load_config(["task=smoke", "layers=all", *overrides])
+    named = any(one.startswith("backbone=") for one in overrides)
+    backbones = (
+        [cfg.backbone] if named else [load_config([f"backbone={one}"]).backbone for one in TINY_BACKBONES.values()]
+    )
+    outcomes = []
+    for settings in backbones:
+        subject = Subject(replace(cfg, backbone=settings), open_backbone(settings, cfg.layers))
+        architecture = subject.backbone.anatomy.model_type
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcomes += [Outcome(check.__name__, architecture, *_tried(check, subject)) for check in CHECKS]
+    return outcomes
+
+
+def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str | None]:
+    """The outcome of a check, and the reason where it is not `ok`."""
+    try:
+        reason = check(subject)
+    except RequestError as error:
+        return "refused", str(error).rstrip(".")
+    except AssertionError as error:
+        return "failed", first_line(error)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {first_line(error)}"
+    return ("ok", None) if reason is None else ("not checked", reason)
+
+
+def check_lines(outcomes: list[Outcome]) -> list[str]:
+    """A line for each check and each outcome of it, with the architectures and the reason."""
+    found: dict[tuple[str, str, str | None], list[str]] = {}
+    for one in outcomes:
+        found.setdefault((one.check, one.status, one.reason), []).append(one.architecture)
+    return [
+        f"{status:12}{check} ({', '.join(names)}){'' if reason is None else f': {reason}'}"
+        for (check, status, reason), names in found.items()
+    ]
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {

@@ -330,6 +330,14 @@ def _study(parsed: argparse.Namespace) -> int:
     return RunError.exit_code if unfinished else 0
 
 
+def _check(parsed: argparse.Namespace) -> int:
+    from petl_bench.catalog import check_lines, check_method
+
+    outcomes = check_method([f"method={parsed.method}", *parsed.overrides])
+    _print(json.dumps(list(map(dataclasses.asdict, outcomes))) if parsed.json else "\n".join(check_lines(outcomes)))
+    return RunError.exit_code if any(one.status == "failed" for one in outcomes) else 0
+
+
 def _sync(parsed: argparse.Namespace) -> int:
     from petl_bench.trackers.sync import sync
 
@@ -352,10 +360,9 @@ def _fetch(parsed: argparse.Namespace) -> int:
     from petl_bench.tasks.load import load_task
 
     cfg = load_config(parsed.overrides)
-    if cfg.backbone.weights == "random":
-        _print(f"backbone {cfg.backbone.name}: random weights, nothing to fetch")
-    else:
-        _print(f"backbone {cfg.backbone.name}: {find_source(cfg.backbone).folder}")
+    is_random = cfg.backbone.weights == "random"
+    source = "random weights, nothing to fetch" if is_random else find_source(cfg.backbone).folder
+    _print(f"backbone {cfg.backbone.name}: {source}")
     rows = load_task(cfg.task, cfg.data_root).rows_per_split()
     _print(f"task {cfg.task.name}: " + ", ".join(f"{count:,} {split} rows" for split, count in rows.items()))
     return 0
@@ -370,13 +377,9 @@ def _pretrain(parsed: argparse.Namespace) -> int:
 
     record, folder = pretrain(load_pretrain_config(parsed.overrides))
     if is_main_process():
-        first, last = record.history[0], record.history[-1]
-        _print(
-            json.dumps(record.to_dict())
-            if parsed.json
-            else f"distance from the dense encoder {first.scores['distance']:.4f} -> {last.scores['distance']:.4f} in "
-            f"{record.updates} updates\n  {folder}"
-        )
+        first, last = (record.history[index].scores["distance"] for index in (0, -1))
+        line = f"distance from the dense encoder {first:.4f} -> {last:.4f} in {record.updates} updates\n  {folder}"
+        _print(json.dumps(record.to_dict()) if parsed.json else line)
     return 0
 
 
@@ -389,6 +392,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "choose": _choose,
     "study": _study,
+    "check": _check,
     "pretrain": _pretrain,
     "sync": _sync,
     "dashboard": _dashboard,
