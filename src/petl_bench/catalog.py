@@ -315,7 +315,7 @@ def _capability_row(method: str, found: list[Capability]) -> Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: `ok`, `failed`, `not checked`, or `refused` where the method does not fit an architecture."""
+    """What a check found: `ok`, `failed`, `does not apply`, or `refused` where the method refuses the architecture."""
 
     check: str
     architecture: str
@@ -356,18 +356,23 @@ def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str |
         return "failed", first_line(error)
     except Exception as error:
         return "failed", f"{type(error).__name__}: {first_line(error)}"
-    return ("ok", None) if reason is None else ("not checked", reason)
+    return ("ok", None) if reason is None else ("does not apply", reason)
 
 
 def check_lines(outcomes: list[Outcome]) -> list[str]:
-    """A line for each check and each outcome of it, with the architectures and the reason."""
-    found: dict[tuple[str, str, str | None], list[str]] = {}
-    for one in outcomes:
-        found.setdefault((one.check, one.status, one.reason), []).append(one.architecture)
-    return [
-        f"{status:12}{check} ({', '.join(names)}){'' if reason is None else f': {reason}'}"
-        for (check, status, reason), names in found.items()
-    ]
+    """A line for each check and each outcome of it, with the reason and the architectures; and one for all."""
+    architectures = list(dict.fromkeys(one.architecture for one in outcomes))
+    checks = list(dict.fromkeys(one.check for one in outcomes))
+    lines = []
+    for check in checks:
+        found: dict[tuple[str, str | None], list[str]] = {}
+        for one in (one for one in outcomes if one.check == check):
+            found.setdefault((one.status, one.reason), []).append(one.architecture)
+        for (status, reason), names in found.items():
+            where = "" if len(names) == len(architectures) else f" on {', '.join(names)}"
+            lines.append(f"{status:16}{check}{where}" + ("" if reason is None else f": {reason}"))
+    failed = len({one.check for one in outcomes if one.status == "failed"})
+    return [*lines, f"{len(checks)} checks on {', '.join(architectures)}: {failed or 'none'} failed"]
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {
