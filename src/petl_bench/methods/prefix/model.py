@@ -157,7 +157,7 @@ def biased_attention(
 
 
 # Attention that does not go through transformers' interface, by the name of its class.
-OWN_ATTENTION = {"DisentangledSelfAttention": disentangled_attention, "MPNetSelfAttention": biased_attention}
+OWN_ATTENTION: Any = {"DisentangledSelfAttention": disentangled_attention, "MPNetSelfAttention": biased_attention}
 
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, prefixed_attention)
 
@@ -218,7 +218,7 @@ class PrefixLayer(TunerLayer):
         self.prefix_dropout: dict[str, float] = {}
         # Of each adapter: this layer's place among those it adapts, and the first of them, which holds the network.
         self.prefix_place: dict[str, tuple[int, PrefixLayer]] = {}
-        self.own_attention: Callable[..., Any] | None = OWN_ATTENTION.get(type(base_layer).__name__)
+        self.own_attention = OWN_ATTENTION.get(type(base_layer).__name__)
         self._redirect(cast("Any", base_layer))
 
     def _redirect(self, attention: Any) -> None:
