@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, unknown_choice
@@ -251,21 +250,26 @@ _ROWS = (
     ),
 )
 
+_ANATOMIES = {row.model_type: row for row in _ROWS}
+_plugins_are_loaded = False
 
-@cache
+
 def all_anatomies() -> dict[str, Anatomy]:
     """Returns every row by its `model_type`."""
-    rows = {row.model_type: row for row in _ROWS}
+    global _plugins_are_loaded
+    if not _plugins_are_loaded:
+        # What is imported here may ask for the rows in its turn.
+        _plugins_are_loaded = True
+        load_plugins("petl_bench.architectures", "architecture", _add_plugin)
+    return _ANATOMIES
 
-    def add(row: Any) -> None:
-        if not isinstance(row, Anatomy):
-            raise TypeError(f"it is no Anatomy but {type(row).__name__}")
-        if row.model_type in rows:
-            raise ValueError(f"there is a row for {row.model_type} already")
-        rows[row.model_type] = row
 
-    load_plugins("petl_bench.architectures", "architecture", add)
-    return rows
+def _add_plugin(row: Any) -> None:
+    if not isinstance(row, Anatomy):
+        raise TypeError(f"it is no Anatomy but {type(row).__name__}")
+    if row.model_type in _ANATOMIES:
+        raise ValueError(f"there is a row for {row.model_type} already")
+    _ANATOMIES[row.model_type] = row
 
 
 def anatomy_of(model_type: str) -> Anatomy:
