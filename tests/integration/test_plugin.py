@@ -79,10 +79,9 @@ def site(tmp_path):
     return Site(tmp_path)
 
 
-def scales(**others):
-    """The files of the template's package, some of them with another text."""
-    files = {f"my_scales/{file.name}": file.read_text() for file in (TEMPLATE / "my_scales").glob("*.py")}
-    return files | others
+def scales():
+    """The files of the template's package, and their texts."""
+    return {f"my_scales/{file.name}": file.read_text() for file in (TEMPLATE / "my_scales").glob("*.py")}
 
 
 def test_the_guide_quotes_the_template():
@@ -125,55 +124,64 @@ def test_a_plugin_method_is_listed_run_and_reported(site):
     assert "| scales init_std=0.5 |" in report
 
 
-METHOD = scales()["my_scales/__init__.py"]
-BROKEN = {
-    "an import that fails": (METHOD + "import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
-    "no method": (METHOD + "SCALES = 3\n", "it is no Method but int"),
-    "the end of the process": (METHOD + "raise SystemExit('it ends')\n", "it ends"),
-    "a name that is taken": (METHOD.replace('name="scales"', 'name="lora"'), "There are two methods named 'lora'"),
-    "no name": (METHOD.replace('name="scales"', 'name="sc/ales"'), "sc/ales"),
-    "options without a default": (METHOD.replace("field(default=0.02, ", "field("), "non-default argument"),
-}
+INIT, MODEL = "my_scales/__init__.py", "my_scales/model.py"
+# A file of the template, what is changed in it, and what must be said of that.
+WRONG_METHODS = [
+    (
+        INIT,
+        "from dataclasses",
+        "import nothing_of_this_name\nfrom dataclasses",
+        "No module named 'nothing_of_this_name'",
+    ),
+    (INIT, "SCALES = Method(", "SCALES = dict(", "it is no Method but dict"),
+    (INIT, "SCALES = ", "raise SystemExit('it ends')\nSCALES = ", "it ends"),
+    (INIT, 'name="scales"', 'name="lora"', "There are two methods named 'lora'"),
+    (INIT, 'name="scales"', 'name="sc/ales"', "sc/ales"),
+    (INIT, "field(default=0.02, ", "field(", "non-default argument"),
+]
+WRONG_TUNERS = [
+    (MODEL, "import torch\n", "import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
+    (MODEL, "class ScalesModel", "class Others", "ScalesModel"),
+]
+ROW, PROJECT = block(BACKBONES_GUIDE, "python"), block(BACKBONES_GUIDE, "toml")
+WRONG_ROWS = [
+    ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+    ("CAMEMBERT = {}", "it is no Anatomy but dict"),
+    (ROW.replace('model_type="camembert"', 'model_type="bert"'), "there is a row for bert already"),
+]
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_plugin_that_is_wrong_is_named_and_left_out(site, kind):
-    text, sentence = BROKEN[kind]
-    site.install((TEMPLATE / "pyproject.toml").read_text(), scales(**{"my_scales/__init__.py": text}))
-    ((listing, listed), (running, _)), errors = site.call(["list", "methods", "--json"], ["run", "method=scales"])
-    assert listing == 0
-    methods = {row["method"] for row in json.loads(listed)}
-    assert {"lora", "full"} <= methods and "scales" not in methods
-    assert running == 2
-    assert "The plugin method 'scales' (my_scales:SCALES) cannot be used: " in errors
-    assert sentence in errors
+def install_as(name, site, files):
+    """Installs files of the template under another name."""
+    project = (TEMPLATE / "pyproject.toml").read_text().replace("scales", name)
+    site.install(project, {file.replace("scales", name): text.replace("scales", name) for file, text in files.items()})
+
+
+def test_what_is_wrong_with_a_plugin_is_said_and_it_is_left_out(site):
+    """Many at once: each is told, and what is right works."""
+    said = []
+    for number, (file, old, new, sentence) in enumerate(WRONG_METHODS + WRONG_TUNERS):
+        files, name = scales(), f"scales{number}"
+        assert old in files[file]
+        install_as(name, site, files | {file: files[file].replace(old, new, 1)})
+        where = f"The tuner of the plugin method '{name}'" if file == MODEL else f"'{name}' (my_{name}:SCALES)"
+        said.append((where, sentence.replace("scales", name)))
+    install_as("loha", site, scales())
+    said.append(("The tuner of the plugin method 'loha'", "PEFT has a type LOHA already: give the method another name"))
+    for number, (row, sentence) in enumerate(WRONG_ROWS):
+        site.install(PROJECT.replace("camembert", f"row{number}"), {f"my_row{number}.py": row})
+        said.append((f"The plugin architecture 'row{number}' (my_row{number}:CAMEMBERT)", sentence))
+
+    run = ["run", *SHORT]
+    names = ("lora", "scales0", "scales6", "loha")
+    answers, errors = site.call(["list", "methods", "--json"], *([*run, f"method={name}"] for name in names))
+    assert [code for code, _ in answers] == [0, 0, 2, 2, 2], errors
+    listed = {row["method"] for row in json.loads(answers[0][1])}
+    assert {"lora", "full"} <= listed and not {f"scales{number}" for number in range(len(WRONG_METHODS))} & listed
+    lines = errors.splitlines()
+    for where, sentence in said:
+        assert any(where in line and sentence in line and "it is left out" in line for line in lines), (where, sentence)
     assert "Traceback" not in errors
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "sentence"),
-    [
-        ("import torch\n", "import torch\nimport nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
-        ("class ScalesModel", "class Scales", "ScalesModel"),
-    ],
-)
-def test_a_plugin_whose_tuner_is_wrong_lets_other_methods_run(site, old, new, sentence):
-    model = scales()["my_scales/model.py"].replace(old, new, 1)
-    site.install((TEMPLATE / "pyproject.toml").read_text(), scales(**{"my_scales/model.py": model}))
-    ((other, _), (own, _)), errors = site.call(["run", *SHORT, "method=lora"], ["run", *SHORT, "method=scales"])
-    assert (other, own) == (0, 2), errors
-    assert "The tuner of the plugin method 'scales' cannot be used: " in errors
-    assert sentence in errors
-    assert "Traceback" not in errors
-
-
-def test_a_type_of_peft_is_no_name_for_a_tuner(site):
-    project = (TEMPLATE / "pyproject.toml").read_text()
-    files = {file: re.sub(r'"scales("|_")', r'"loha\1', text) for file, text in scales().items()}
-    site.install(project, files)
-    ((other, _), (own, _)), errors = site.call(["run", *SHORT, "method=lora"], ["run", *SHORT, "method=loha"])
-    assert (other, own) == (0, 2), errors
-    assert "PEFT has a type LOHA already: give the method another name" in errors
 
 
 def test_a_method_in_this_repository_needs_two_files(tmp_path):
@@ -194,9 +202,6 @@ def test_a_method_in_this_repository_needs_two_files(tmp_path):
     assert json.loads(wider)["params"]["trainable_method"] == (4 * 2 + 1) * 2 * 32
 
 
-ROW, PROJECT = block(BACKBONES_GUIDE, "python"), block(BACKBONES_GUIDE, "toml")
-
-
 def test_an_architecture_of_another_package_is_run(site, tmp_path):
     site.install(PROJECT, {"my_camembert.py": ROW})
     (tmp_path / "my_conf" / "backbone").mkdir(parents=True)
@@ -209,20 +214,3 @@ def test_an_architecture_of_another_package_is_run(site, tmp_path):
     assert (running, checking) == (0, 0), errors + checks
     assert json.loads(record)["config"]["backbone"]["model_type"] == "camembert"
     assert checks.endswith("13 checks on camembert: none failed\n")
-
-
-@pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
-        ("CAMEMBERT = {}", "it is no Anatomy but dict"),
-        (ROW.replace('model_type="camembert"', 'model_type="bert"'), "there is a row for bert already"),
-    ],
-)
-def test_an_architecture_that_is_wrong_is_named_and_left_out(site, row, sentence):
-    site.install(PROJECT, {"my_camembert.py": row})
-    run = ["run", *SHORT, "method=lora"]
-    ((good, _), (bad, _)), errors = site.call(run, [*run, "backbone.model_type=camembert"])
-    assert (good, bad) == (0, 2), errors
-    assert f"The plugin architecture 'camembert' (my_camembert:CAMEMBERT) cannot be used: {sentence}" in errors
-    assert "Traceback" not in errors
