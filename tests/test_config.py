@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import setuptools
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -148,9 +149,11 @@ def test_several_values_are_left_to_sweeps():
 
 def test_every_package_folder_is_installed():
     root = Path(__file__).parents[1]
-    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {file.parent.relative_to(root / "src") for file in (root / "src").rglob("__init__.py")}
-    assert listed == {".".join(folder.parts) for folder in folders} | {"petl_bench.conf"}
+    found = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert found == {"where": ["src"], "namespaces": False}
+    folders = {file.parent.relative_to(root / "src") for file in (root / "src").rglob("*.py")}
+    packages = {".".join(folder.parts) for folder in folders} | {"petl_bench.conf"}
+    assert set(setuptools.find_packages(str(root / "src"))) == packages
 
 
 @pytest.mark.parametrize(

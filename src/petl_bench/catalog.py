@@ -1,11 +1,11 @@
-"""What `petl-bench list` and `run --help` show: the options of each group, all settings, capabilities."""
+"""What `petl-bench list`, `check` and `run --help` show: options, settings, what a method can do, and what it must."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -19,7 +19,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import installed_folder
 from petl_bench.config import load_config, run_settings
 from petl_bench.config_errors import explained
-from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
 from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, option_text, written
@@ -34,9 +34,11 @@ _HELP_INDENT = 34
 TINY_BACKBONES = {
     "bert": "tiny_bert",
     "roberta": "tiny_roberta",
+    "xlm-roberta": "tiny_xlm_roberta",
     "electra": "tiny_electra",
     "distilbert": "tiny_distilbert",
     "deberta-v2": "tiny_deberta_v2",
+    "mpnet": "tiny_mpnet",
     "modernbert": "tiny_modernbert",
 }
 
@@ -309,6 +311,68 @@ def _capability_row(method: str, found: list[Capability]) -> Row:
         "tagging": "yes" if len(tagging) == len(adapting) else ", ".join(tagging) or "no",
         "why not": "; ".join(dict.fromkeys(reasons)),
     }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: `ok`, `failed`, `does not apply`, or `refused` where the method refuses the architecture."""
+
+    check: str
+    architecture: str
+    status: str
+    reason: str | None = None
+
+
+def check_method(overrides: list[str]) -> list[Outcome]:
+    """Makes all checks of a method, on the backbone that the overrides name, or on a tiny one of every architecture.
+
+    Raises:
+        RequestError: If the overrides do not compose.
+    """
+    from petl_bench.testing import CHECKS, Subject
+
+    cfg = load_config(["task=smoke", "layers=all", *overrides])
+    named = any(one.startswith("backbone=") for one in overrides)
+    backbones = (
+        [cfg.backbone] if named else [load_config([f"backbone={one}"]).backbone for one in TINY_BACKBONES.values()]
+    )
+    outcomes = []
+    for settings in backbones:
+        subject = Subject(replace(cfg, backbone=settings), open_backbone(settings, cfg.layers))
+        architecture = subject.backbone.anatomy.model_type
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outcomes += [Outcome(check.__name__, architecture, *_tried(check, subject)) for check in CHECKS]
+    return outcomes
+
+
+def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str | None]:
+    """The outcome of a check, and the reason where it is not `ok`."""
+    try:
+        reason = check(subject)
+    except RequestError as error:
+        return "refused", str(error).rstrip(".")
+    except AssertionError as error:
+        return "failed", first_line(error)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {first_line(error)}"
+    return ("ok", None) if reason is None else ("does not apply", reason)
+
+
+def check_lines(outcomes: list[Outcome]) -> list[str]:
+    """A line for each check and each outcome of it, with the reason and the architectures; and one for all."""
+    architectures = list(dict.fromkeys(one.architecture for one in outcomes))
+    checks = list(dict.fromkeys(one.check for one in outcomes))
+    lines = []
+    for check in checks:
+        found: dict[tuple[str, str | None], list[str]] = {}
+        for one in (one for one in outcomes if one.check == check):
+            found.setdefault((one.status, one.reason), []).append(one.architecture)
+        for (status, reason), names in found.items():
+            where = "" if len(names) == len(architectures) else f" on {', '.join(names)}"
+            lines.append(f"{status:16}{check}{where}" + ("" if reason is None else f": {reason}"))
+    failed = len({one.check for one in outcomes if one.status == "failed"})
+    return [*lines, f"{len(checks)} checks on {', '.join(architectures)}: {failed or 'none'} failed"]
 
 
 _KINDS: dict[str, Callable[[], list[Row]]] = {

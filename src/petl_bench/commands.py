@@ -158,10 +158,8 @@ def _report(parsed: argparse.Namespace) -> int:
     alone = "--rows" if parsed.rows else "--layout paper" if parsed.layout else None
     if alone is not None:
         if parsed.plot or parsed.html or parsed.compare or parsed.columns or parsed.method_comparison:
-            raise RequestError(
-                f"{alone} has tables of its own: leave out --plot, --html, --compare and --columns, as well as "
-                "--method-comparison."
-            )
+            others = "--plot, --html, --compare, --columns and --method-comparison"
+            raise RequestError(f"{alone} has tables of its own: leave out {others}.")
         write = write_rows_report if parsed.rows else write_paper_report
         write(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
@@ -331,6 +329,14 @@ def _wandb_sweeps(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _check(parsed: argparse.Namespace) -> int:
+    from petl_bench.catalog import check_lines, check_method
+
+    outcomes = check_method([f"method={parsed.method}", *parsed.overrides])
+    _print(json.dumps(list(map(dataclasses.asdict, outcomes))) if parsed.json else "\n".join(check_lines(outcomes)))
+    return RunError.exit_code if any(one.status == "failed" for one in outcomes) else 0
+
+
 def _sync(parsed: argparse.Namespace) -> int:
     from petl_bench.trackers.sync import sync
 
@@ -353,10 +359,8 @@ def _fetch(parsed: argparse.Namespace) -> int:
     from petl_bench.tasks.load import load_task
 
     cfg = load_config(parsed.overrides)
-    if cfg.backbone.weights == "random":
-        _print(f"backbone {cfg.backbone.name}: random weights, nothing to fetch")
-    else:
-        _print(f"backbone {cfg.backbone.name}: {find_source(cfg.backbone).folder}")
+    nothing = "random weights, nothing to fetch" if cfg.backbone.weights == "random" else None
+    _print(f"backbone {cfg.backbone.name}: {nothing or find_source(cfg.backbone).folder}")
     rows = load_task(cfg.task, cfg.data_root).rows_per_split()
     _print(f"task {cfg.task.name}: " + ", ".join(f"{count:,} {split} rows" for split, count in rows.items()))
     return 0
@@ -371,13 +375,9 @@ def _pretrain(parsed: argparse.Namespace) -> int:
 
     record, folder = pretrain(load_pretrain_config(parsed.overrides))
     if is_main_process():
-        first, last = record.history[0], record.history[-1]
-        _print(
-            json.dumps(record.to_dict())
-            if parsed.json
-            else f"distance from the dense encoder {first.scores['distance']:.4f} -> {last.scores['distance']:.4f} in "
-            f"{record.updates} updates\n  {folder}"
-        )
+        first, last = (record.history[index].scores["distance"] for index in (0, -1))
+        line = f"distance from the dense encoder {first:.4f} -> {last:.4f} in {record.updates} updates\n  {folder}"
+        _print(json.dumps(record.to_dict()) if parsed.json else line)
     return 0
 
 
@@ -391,6 +391,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "choose": _choose,
     "study": _study,
     "sweep": _wandb_sweeps,
+    "check": _check,
     "pretrain": _pretrain,
     "sync": _sync,
     "dashboard": _dashboard,

@@ -116,8 +116,11 @@ def build_adapted(
     if cfg.train.last_layer == "first_token":
         narrow_last_layer(model, backbone.anatomy)
     if cfg.train.gradient_checkpointing:
-        # Reentrant checkpointing would not reach adapters above frozen embeddings.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        try:
+            # Reentrant checkpointing would not reach adapters above frozen embeddings.
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        except ValueError as error:
+            raise RequestError(f"train.gradient_checkpointing=true does not work here: {error}") from error
         # Only reentrant checkpointing needs gradients of the embeddings' output, which the line above switched on.
         model.disable_input_require_grads()  # type: ignore[operator]
     return model, params

@@ -52,6 +52,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_choose,
         _add_study,
         _add_sweep,
+        _add_check,
         _add_pretrain,
         _add_sync,
         _add_dashboard,
@@ -275,6 +276,20 @@ def _add_sweep(commands: _Subparsers) -> argparse.ArgumentParser:
     sweep.add_argument("--out", metavar="DIR", help="folder of the files; default: one file is printed")
     sweep.add_argument("--runs", type=int, metavar="N", help="of each sweep; default: the study's trials, or 12")
     return sweep
+
+
+def _add_check(commands: _Subparsers) -> argparse.ArgumentParser:
+    check: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        usage="%(prog)s [options] METHOD [key=value ...]",
+        help="whether a method does what every method must, for authors of methods",
+        description="Tries a method on a tiny random model of every architecture, or on backbone=NAME, and prints each "
+        "check with its outcome and the reason; exits with 1 if one failed.",
+    )
+    check.add_argument("method", metavar="METHOD", help="one of `petl-bench list methods`")
+    _add_overrides(check, "e.g. method.r=4 backbone=tiny_bert")
+    check.add_argument("--json", action="store_true", help="print a JSON list, an object a check and architecture")
+    return check
 
 
 def _add_pretrain(commands: _Subparsers) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""This process: its rank, whether a GPU may be there, how it writes and hashes files, where its messages go."""
+"""This process: its rank, whether a GPU may be there, how it writes files, where its messages go, plugins it loads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from petl_bench.errors import Interrupted, RequestError, system_error
+from petl_bench.errors import Interrupted, RequestError, first_line, system_error
 
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -23,6 +25,8 @@ DEBUG_VARIABLE = "PETL_BENCH_DEBUG"
 
 # The user's folder of options, as `--config-dir` gives it; workers of a study inherit it.
 CONFIG_VARIABLE = "PETL_BENCH_CONF"
+
+_log = logging.getLogger(__name__)
 
 
 def in_process_group() -> bool:
@@ -168,6 +172,27 @@ def check_name(key: str, name: str) -> None:
     """Raises RequestError, naming the key, if this is no name of a file or folder inside of another one."""
     if fault := name_fault(name):
         raise RequestError(f"{key}{fault}.")
+
+
+def load_plugins(group: str, kind: str, add: Callable[[Any], object]) -> dict[str, str]:
+    """Loads what other packages offer; what fails is told and left out, so that all else goes on.
+
+    Args:
+        group: The group of entry points.
+        kind: What each is, in a word.
+        add: Takes what was loaded, or raises an error that says what is wrong with it.
+
+    Returns:
+        What is wrong with each that is left out, by the name of its entry point.
+    """
+    broken = {}
+    for entry in entry_points(group=group):
+        try:
+            add(entry.load())
+        except (Exception, SystemExit) as error:
+            broken[entry.name] = f"The plugin {kind} {entry.name!r} ({entry.value}) cannot be used: {first_line(error)}"
+            _log.warning("%s; it is left out: mend or uninstall it", broken[entry.name])
+    return broken
 
 
 def debugging() -> bool:

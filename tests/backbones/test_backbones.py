@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from petl_bench.backbones.anatomy import (
-    ANATOMIES,
     PROJECTION_ROLES,
     LayerPlan,
     LayersConfig,
+    all_anatomies,
     anatomy_of,
     resolve_layers,
 )
@@ -24,7 +24,10 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.run_key import backbone_name
 
-TINY = ["tiny_bert", "tiny_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2", "tiny_modernbert"]
+TINY = [
+    *("tiny_bert", "tiny_roberta", "tiny_xlm_roberta", "tiny_electra", "tiny_distilbert", "tiny_deberta_v2"),
+    *("tiny_mpnet", "tiny_modernbert"),
+]
 
 
 def open_tiny(name: str, *overrides: str):
@@ -38,7 +41,7 @@ def some_ids(length: int = 9) -> dict[str, torch.Tensor]:
 
 
 def test_every_architecture_has_a_tiny_backbone():
-    assert {open_tiny(name).anatomy.model_type for name in TINY} == set(ANATOMIES)
+    assert {open_tiny(name).anatomy.model_type for name in TINY} == set(all_anatomies())
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -70,7 +73,7 @@ def test_the_byte_tokenizer_fits_its_model(name):
     assert torch.isfinite(backbone.build_model(2).eval()(**encoded).logits).all()
 
 
-@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_bert"])
+@pytest.mark.parametrize("name", ["tiny_roberta", "tiny_xlm_roberta", "tiny_mpnet", "tiny_bert"])
 def test_the_longest_sequence_runs_and_a_longer_one_does_not(name):
     backbone = open_tiny(name)
     model = backbone.build_model(2).eval()
@@ -300,7 +303,7 @@ def test_the_anatomy_names_what_the_config_says(name):
 
 
 def test_every_architecture_is_probed():
-    assert TINY_BACKBONES.keys() == ANATOMIES.keys()
+    assert TINY_BACKBONES.keys() == all_anatomies().keys()
     assert sorted(TINY_BACKBONES.values()) == sorted(TINY)
 
 

@@ -15,8 +15,9 @@ from composed import composed
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.catalog import TINY_BACKBONES
-from petl_bench.methods.base import adapt
-from petl_bench.methods.registry import AdaptContext
+from petl_bench.testing import LABELS, Subject, batch, logits, repetitive_batch, train, trainable
+
+__all__ = ["LABELS", "batch", "logits", "repetitive_batch", "train", "trainable"]
 
 ARCHITECTURES = list(TINY_BACKBONES)
 # What one layer gains, as (role in the anatomy table, names inside that part).
@@ -73,7 +74,7 @@ METHODS = {
         None,
         merges=True,
         not_on=("modernbert",),
-        blocked=lambda name: "key" in name or "k_lin" in name,
+        blocked=lambda name: "key" in name or "k_lin" in name or ".attn.k." in name,
     ),
     "houlsby": Row(["method=houlsby"], {"attention_end": ADAPTER, "feed_forward_end": ADAPTER}, trains_norms=True),
     "pfeiffer": Row(["method=houlsby", "method.variant=pfeiffer"], {"last_norm": ADAPTER}, not_on=("modernbert",)),
@@ -91,7 +92,7 @@ METHODS = {
     "coda_k2all": Row(
         ["method=coda", "method.attention=k2all"],
         {"": (*inside("coda_adapter", "down", "up"), "coda_router.default")},
-        not_on=("deberta-v2", "modernbert"),
+        not_on=("deberta-v2", "mpnet", "modernbert"),
     ),
     "coda_iterative": Row(["method=coda", "method.solver=iterative"], None),
     "coda_random": Row(["method=coda", "method.router=random"], {"": inside("coda_adapter", "down", "up")}),
@@ -102,12 +103,14 @@ METHODS = {
 # Where one method's rows differ in a setting alone, three unlike architectures stand for all.
 VARIANTS = ("head_pooler", "loha", "prefix_mlp", "coda_plain", "coda_iterative", "coda_random", "flat_scalar")
 UNLIKE = ("bert", "deberta-v2", "modernbert")
+# XLM-R's layers are RoBERTa's, so one method for each place where methods act shows that its row fits.
+ON_XLM_R = ("lora", "houlsby", "prefix", "coda", "flat")
 OWN = [name for name, row in METHODS.items() if row.own]
 MATRIX = [
     (name, arch)
     for name, row in METHODS.items()
     for arch in (UNLIKE if name in VARIANTS else ARCHITECTURES)
-    if arch not in row.not_on
+    if arch not in row.not_on and (arch != "xlm-roberta" or name in ON_XLM_R)
 ]
 OWN_MATRIX = [(name, arch) for name, arch in MATRIX if METHODS[name].own]
 
@@ -143,27 +146,25 @@ def opened(architecture: str, *overrides: str):
 # Building, adapting and copying take longer than most tests. The models that are shared must be left as they are.
 @functools.cache
 def shared_plain(architecture: str, *overrides: str) -> torch.nn.Module:
-    _, backbone = opened(architecture, *overrides)
-    torch.manual_seed(0)
-    return backbone.build_model(2).eval()
+    return Subject(*opened(architecture, *overrides)).plain
 
 
 @functools.cache
+def subject(method: str, architecture: str, *overrides: str) -> Subject:
+    """What the checks of `petl_bench.testing` take."""
+    # A model without the method is the same for all of them, but for settings of the backbone and the layers.
+    of_backbone = [one for one in overrides if one.lstrip("+").startswith(("backbone", "layers"))]
+    plain = shared_plain(architecture, *of_backbone)
+    return Subject(*opened(architecture, *METHODS[method].overrides, *overrides), plain)
+
+
 def shared_adapted(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
-    cfg, backbone = opened(architecture, *METHODS[method].overrides, *overrides)
-    torch.manual_seed(0)
-    plain = backbone.build_model(2)
-    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=1000)
-    torch.manual_seed(1)
-    return adapt(plain, cfg.method, context).eval()
+    return subject(method, architecture, *overrides).fresh
 
 
-@functools.cache
 def shared_trained(method: str, architecture: str, *overrides: str) -> torch.nn.Module:
     """An adapted model after three updates."""
-    model, _ = adapted(method, architecture, *overrides)
-    train(model)
-    return model
+    return subject(method, architecture, *overrides).learned
 
 
 # A copy is independent, as a test says.
@@ -172,48 +173,13 @@ def plain_model(architecture: str, *overrides: str) -> torch.nn.Module:
 
 
 def adapted(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
-    model = copy.deepcopy(shared_adapted(method, architecture, *overrides))
-    return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
+    one = subject(method, architecture, *overrides)
+    return one.adapted(), one.backbone
 
 
 def trained(method: str, architecture: str, *overrides: str) -> tuple[torch.nn.Module, Backbone]:
-    model = copy.deepcopy(shared_trained(method, architecture, *overrides))
-    return model, opened(architecture, *METHODS[method].overrides, *overrides)[1]
-
-
-def batch(padded: bool = True) -> dict[str, torch.Tensor]:
-    """Four rows of at most ten tokens."""
-    ids = torch.arange(10, 50).reshape(4, 10)
-    mask = torch.ones_like(ids)
-    if padded:
-        for row, length in enumerate((10, 7, 4, 1)):
-            mask[row, length:] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-def repetitive_batch() -> dict[str, torch.Tensor]:
-    """Four rows of at most 23 tokens, most of which are equal to others of their row."""
-    ids = 10 + torch.arange(4 * 23).reshape(4, 23) % torch.tensor([[2], [3], [5], [1]])
-    mask = (torch.arange(23) < torch.tensor([[23], [17], [11], [6]])).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
-
-
-LABELS = torch.tensor([0, 1, 0, 1])
-
-
-def train(model: torch.nn.Module, steps: int = 3, learning_rate: float = 1e-2) -> None:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    model.train()
-    for _ in range(steps):
-        model(**batch(), labels=LABELS).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
-def logits(model: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**(inputs or batch())).logits
+    one = subject(method, architecture, *overrides)
+    return one.trained(), one.backbone
 
 
 def expected_names(method: str, anatomy: Anatomy, model: torch.nn.Module, plain: torch.nn.Module) -> set[str] | None:

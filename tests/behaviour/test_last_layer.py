@@ -23,8 +23,14 @@ REFUSED = {
     "flat": "around the encoder",
     "lst": "around the encoder",
 }
-REFUSED_ON = {"deberta-v2": "as many queries as keys", "modernbert": "do not follow the sums"}
-MATRIX = [(name, arch) for name, row in METHODS.items() for arch in ARCHITECTURES if arch not in row.not_on]
+REFUSED_ON = {
+    "deberta-v2": "as many queries as keys",
+    "mpnet": "as many queries as keys",
+    "modernbert": "do not follow the sums",
+}
+# XLM-R's layers are RoBERTa's.
+OTHERS = [arch for arch in ARCHITECTURES if arch != "xlm-roberta"]
+MATRIX = [(name, arch) for name, row in METHODS.items() for arch in OTHERS if arch not in row.not_on]
 POSSIBLE = [(name, arch) for name, arch in MATRIX if name.split("_")[0] not in REFUSED and arch not in REFUSED_ON]
 
 

@@ -188,3 +188,12 @@ def test_chinese_backbones_have_the_papers_numbers():
         assert fl_tuning.trainable_method == 12 * (2 * 160 * 768 + 160 + 768) == 2_960_256
         assert prefix.trainable_method == 2 * 160 * 768 * 12 == 2_949_120
         assert fl_tuning.trainable_head == prefix.trainable_head == 15 * 769
+
+
+def test_xlm_r_and_mpnet_have_the_numbers_of_their_checkpoints():
+    """Those of the hub, 278,043,648 and 109,486,464, are with a pooler of 768 x 769, which no classifier has."""
+    for name, number in (("xlm_r_base", 278_043_648), ("mpnet_base", 109_486_464)):
+        counts = count(name, 2, "method=lora", "method.r=8")
+        assert counts.backbone == number - 768 * 769
+        assert counts.trainable_method == LORA_R8["roberta_base"]
+        assert counts.trainable_head == HEAD["roberta_base"][2]

@@ -1,10 +1,11 @@
-"""A method of someone else's package joins by its entry point, without a change here (docs/add-a-method.md)."""
+"""Methods and architectures of other packages join by their entry points, as the guides say, without a change here."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,27 +13,14 @@ from pathlib import Path
 
 import pytest
 
-# The module and the entry point of the documented example.
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text()
-OWN_PACKAGE = DOCUMENT[DOCUMENT.index("## In a package of your own") :]
-MODULE = re.search(r"```python\n(.*?)```", OWN_PACKAGE, flags=re.DOTALL)[1]
-PROJECT = tomllib.loads(re.search(r"```toml\n(.*?)```", OWN_PACKAGE, flags=re.DOTALL)[1])
+from petl_bench import testing
 
+ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "templates" / "petl-bench-method"
+METHODS_GUIDE = (ROOT / "docs" / "add-a-method.md").read_text()
+BACKBONES_GUIDE = (ROOT / "docs" / "add-a-backbone.md").read_text()
 
-@pytest.fixture
-def petl_bench(tmp_path):
-    """Runs commands, all in one process, where the plugin is installed; gives exit codes with stdout, and stderr."""
-    site = tmp_path / "site"
-    metadata = site / "my_norms-0.1.dist-info"
-    metadata.mkdir(parents=True)
-    (module,) = PROJECT["tool"]["setuptools"]["py-modules"]
-    ((group, entries),) = PROJECT["project"]["entry-points"].items()
-    (site / f"{module}.py").write_text(MODULE)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PROJECT['project']['name']}\nVersion: 0.1\n")
-    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-
-    script = """
+COMMANDS = """
 import contextlib, io, json, sys
 from petl_bench.cli import main
 printed = []
@@ -42,44 +30,187 @@ for command in json.loads(sys.argv[1]):
     printed.append([code, out.getvalue()])
 print(json.dumps(printed))
 """
+SHORT = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "measure.ledger=false",
+         "measure.inference=false"]  # fmt: skip
 
-    def call(*commands: list[str]) -> tuple[list[list], str]:
-        done = subprocess.run(
-            [sys.executable, "-c", script, json.dumps(commands)],
-            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+
+def block(text, kind, number=0):
+    """A block of code of a page, without the indentation that it has in a list."""
+    found = re.findall(rf"^( *)```{kind}\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    indent, code = found[number]
+    return re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
+
+
+class Site:
+    """A folder of installed packages, and commands that see them."""
+
+    def __init__(self, folder):
+        self.folder, self.cwd = folder / "site", folder
+        self.folder.mkdir()
+
+    def install(self, project, files):
+        """Puts files where pip would, with the entry points of a pyproject.toml, which takes pip seconds."""
+        content = tomllib.loads(project)
+        name = content["project"]["name"].replace("-", "_")
+        metadata = self.folder / f"{name}-0.1.dist-info"
+        metadata.mkdir(exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+        ((group, entries),) = content["project"]["entry-points"].items()
+        lines = [f"[{group}]", *(f"{entry} = {target}" for entry, target in entries.items())]
+        (metadata / "entry_points.txt").write_text("\n".join(lines))
+        for file, text in files.items():
+            (self.folder / file).parent.mkdir(exist_ok=True)
+            (self.folder / file).write_text(text)
+
+    def call(self, *commands):
+        """Runs commands, all in one process; gives exit codes with stdout, and stderr."""
+        done = self.python("-c", COMMANDS, json.dumps(commands))
         return json.loads(done.stdout), done.stderr
 
-    return call
+    def python(self, *arguments):
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=self.cwd, env=environment, capture_output=True, text=True, check=True
+        )
 
 
-def test_a_plugin_method_is_listed_run_and_reported(petl_bench):
-    run = ["run", "--json", "task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1",
-           "method=norms", "measure.ledger=false", "measure.inference=false"]  # fmt: skip
-    commands = [
-        ["list", "methods", "--json"],
-        run,
-        [*run, "method.embeddings=true"],
-        ["report", "runs", "--format", "md"],
-    ]
-    answers, errors = petl_bench(*commands)
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+def scales():
+    """The files of the template's package, and their texts."""
+    return {f"my_scales/{file.name}": file.read_text() for file in (TEMPLATE / "my_scales").glob("*.py")}
+
+
+def test_the_guide_quotes_the_template():
+    own_package = METHODS_GUIDE[METHODS_GUIDE.index("## In a package of your own") :]
+    assert block(own_package, "toml") == (TEMPLATE / "pyproject.toml").read_text()
+    assert block(own_package, "python", 0) == (TEMPLATE / "my_scales" / "__init__.py").read_text()
+    assert block(own_package, "python", 1) == (TEMPLATE / "my_scales" / "model.py").read_text()
+
+
+def test_the_guide_lists_the_checks():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \|$", METHODS_GUIDE[METHODS_GUIDE.index("## Check it") :], flags=re.MULTILINE
+    )
+    assert rows == [(check.__name__, check.__doc__) for check in testing.CHECKS]
+
+
+def test_the_template_is_installed_and_passes_its_own_tests(site, tmp_path):
+    pytest.importorskip("pip")
+    shutil.copytree(TEMPLATE, tmp_path / "package", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    alone = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+    site.python("-m", "pip", "install", "-q", *alone, "--target", str(site.folder), str(tmp_path / "package"))
+    done = site.python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "package"))
+    assert re.search(r"^4 passed", done.stdout, flags=re.MULTILINE)
+
+
+def test_a_plugin_method_is_listed_run_and_reported(site):
+    site.install((TEMPLATE / "pyproject.toml").read_text(), scales())
+    run = ["run", "--json", *SHORT, "method=scales"]
+    commands = [["list", "methods", "--json"], run, [*run, "method.init_std=0.5"], ["report", "runs", "--format", "md"]]
+    answers, errors = site.call(*commands)
     assert [code for code, _ in answers] == [0, 0, 0, 0], errors
     listed, record, wider = (json.loads(printed) for _, printed in answers[:3])
-    assert {"method": "norms", "origin": "reconstruction", "what is trained": "the norms alone"} in listed
-    assert record["config"]["train"]["learning_rate"] == 1e-3
-    assert record["params"]["trainable_method"] == 4 * 2 * 2 * 32
-    assert wider["params"]["trainable_method"] == (4 * 2 + 1) * 2 * 32
+    summary = "a factor for each unit that attention and feed-forward network add"
+    assert {"method": "scales", "origin": "reconstruction", "what is trained": summary} in listed
+    assert record["config"]["train"]["learning_rate"] == 1e-2
+    # Four layers with two factors of 32 units each.
+    assert record["params"]["trainable_method"] == wider["params"]["trainable_method"] == 4 * 2 * 32
     report = answers[3][1]
-    assert "| norms embeddings=False |" in report
-    assert "| norms embeddings=True |" in report
+    assert "| scales init_std=0.02 |" in report
+    assert "| scales init_std=0.5 |" in report
 
 
-def test_a_plugin_that_cannot_be_imported_is_named_and_left_out(petl_bench, tmp_path):
-    (tmp_path / "site" / "my_norms.py").write_text("import nothing_of_this_name")
-    ((listing, listed), (running, _)), errors = petl_bench(["list", "methods", "--json"], ["run", "method=norms"])
-    assert listing == 0
-    assert {"lora", "full"} <= {row["method"] for row in json.loads(listed)}
-    assert running == 2
-    assert "'norms' (my_norms:NORMS) cannot be imported" in errors
-    assert "nothing_of_this_name" in errors
+INIT, MODEL = "my_scales/__init__.py", "my_scales/model.py"
+# A file of the template, what is changed in it, and what must be said of that.
+WRONG_METHODS = [
+    (
+        INIT,
+        "from dataclasses",
+        "import nothing_of_this_name\nfrom dataclasses",
+        "No module named 'nothing_of_this_name'",
+    ),
+    (INIT, "SCALES = Method(", "SCALES = dict(", "it is no Method but dict"),
+    (INIT, "SCALES = ", "raise SystemExit('it ends')\nSCALES = ", "it ends"),
+    (INIT, 'name="scales"', 'name="lora"', "There are two methods named 'lora'"),
+    (INIT, 'name="scales"', 'name="sc/ales"', "sc/ales"),
+    (INIT, "field(default=0.02, ", "field(", "non-default argument"),
+]
+WRONG_TUNERS = [
+    (MODEL, "import torch\n", "import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
+    (MODEL, "class ScalesModel", "class Others", "ScalesModel"),
+]
+ROW, PROJECT = block(BACKBONES_GUIDE, "python"), block(BACKBONES_GUIDE, "toml")
+WRONG_ROWS = [
+    ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+    ("CAMEMBERT = {}", "it is no Anatomy but dict"),
+    (ROW.replace('model_type="camembert"', 'model_type="bert"'), "there is a row for bert already"),
+]
+
+
+def install_as(name, site, files):
+    """Installs files of the template under another name."""
+    project = (TEMPLATE / "pyproject.toml").read_text().replace("scales", name)
+    site.install(project, {file.replace("scales", name): text.replace("scales", name) for file, text in files.items()})
+
+
+def test_what_is_wrong_with_a_plugin_is_said_and_it_is_left_out(site):
+    """Many at once: each is told, and what is right works."""
+    said = []
+    for number, (file, old, new, sentence) in enumerate(WRONG_METHODS + WRONG_TUNERS):
+        files, name = scales(), f"scales{number}"
+        assert old in files[file]
+        install_as(name, site, files | {file: files[file].replace(old, new, 1)})
+        where = f"The tuner of the plugin method '{name}'" if file == MODEL else f"'{name}' (my_{name}:SCALES)"
+        said.append((where, sentence.replace("scales", name)))
+    install_as("loha", site, scales())
+    said.append(("The tuner of the plugin method 'loha'", "PEFT has a type LOHA already: give the method another name"))
+    for number, (row, sentence) in enumerate(WRONG_ROWS):
+        site.install(PROJECT.replace("camembert", f"row{number}"), {f"my_row{number}.py": row})
+        said.append((f"The plugin architecture 'row{number}' (my_row{number}:CAMEMBERT)", sentence))
+
+    run = ["run", *SHORT]
+    names = ("lora", "scales0", "scales6", "loha")
+    answers, errors = site.call(["list", "methods", "--json"], *([*run, f"method={name}"] for name in names))
+    assert [code for code, _ in answers] == [0, 0, 2, 2, 2], errors
+    listed = {row["method"] for row in json.loads(answers[0][1])}
+    assert {"lora", "full"} <= listed and not {f"scales{number}" for number in range(len(WRONG_METHODS))} & listed
+    lines = errors.splitlines()
+    for where, sentence in said:
+        assert any(where in line and sentence in line and "it is left out" in line for line in lines), (where, sentence)
     assert "Traceback" not in errors
+
+
+def test_a_method_in_this_repository_needs_two_files(tmp_path):
+    """Those of the guide, put into a copy."""
+    shutil.copytree(ROOT / "src", tmp_path / "site", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "conf"))
+    package = tmp_path / "site" / "petl_bench"
+    shutil.copytree(ROOT / "conf", package / "conf")
+    (package / "methods" / "norms").mkdir()
+    (package / "methods" / "norms" / "__init__.py").write_text(block(METHODS_GUIDE, "python"))
+    (package / "conf" / "method" / "norms.yaml").write_text(block(METHODS_GUIDE, "yaml"))
+    site = Site.__new__(Site)
+    site.folder, site.cwd = tmp_path / "site", tmp_path
+    run = ["run", "--json", *SHORT, "method=norms"]
+    ((first, record), (second, wider)), errors = site.call(run, [*run, "method.embeddings=true"])
+    assert (first, second) == (0, 0), errors
+    assert json.loads(record)["config"]["train"]["learning_rate"] == 1e-3
+    assert json.loads(record)["params"]["trainable_method"] == 4 * 2 * 2 * 32
+    assert json.loads(wider)["params"]["trainable_method"] == (4 * 2 + 1) * 2 * 32
+
+
+def test_an_architecture_of_another_package_is_run(site, tmp_path):
+    site.install(PROJECT, {"my_camembert.py": ROW})
+    (tmp_path / "my_conf" / "backbone").mkdir(parents=True)
+    (tmp_path / "my_conf" / "backbone" / "tiny_camembert.yaml").write_text(block(BACKBONES_GUIDE, "yaml"))
+    run = ["run", "--json", *SHORT, "backbone=tiny_camembert", "method=houlsby", "--config-dir", "my_conf"]
+    check = ["check", "prefix", "backbone=tiny_camembert", "--config-dir", "my_conf"]
+    ((running, record), (checking, checks)), errors = site.call(
+        [one for one in run if one != "backbone=tiny_bert"], check
+    )
+    assert (running, checking) == (0, 0), errors + checks
+    assert json.loads(record)["config"]["backbone"]["model_type"] == "camembert"
+    assert checks.endswith("13 checks on camembert: none failed\n")

@@ -121,6 +121,27 @@ def test_routed_tokens_see_only_each_other_or_all():
         assert (difference > 1e-6) == expected
 
 
+def test_routed_tokens_keep_their_distances():
+    """They come out of the layer as if all other tokens were hidden from them where they stand."""
+    model, backbone = adapted("coda", "mpnet", "method.router=random")
+    layer, encoder = layers_of(model)[1], model.get_submodule(f"base_model.model.{backbone.anatomy.encoder}.encoder")
+    x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(encoder.relative_attention_bias.weight)
+    real = torch.arange(12) < torch.tensor([[12], [9]])
+    hidden = torch.finfo(torch.float32).min
+    mask = torch.zeros(2, 1, 1, 12).masked_fill(~real[:, None, None], hidden)
+    with torch.no_grad():
+        bias = encoder.compute_position_bias(x)
+        routing = route(layer.scores("default", x), real, layer.settings["default"], learned=False)
+        routed = torch.zeros(2, 12, dtype=torch.bool)
+        for row in range(2):
+            routed[row, routing.indices[row][routing.valid[row]]] = True
+        alone = layer.base_layer(x, torch.zeros(2, 1, 1, 12).masked_fill(~routed[:, None, None], hidden), bias)[0]
+        # The adapter starts at zero, and every weight is 1.
+        expected = torch.where(routed[..., None], alone, x)
+        torch.testing.assert_close(layer(x, mask, bias)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_k2all_of_everything_is_the_frozen_layer():
     for architecture in ("bert", "distilbert"):
         model, _ = adapted("coda_k2all", architecture)
@@ -141,11 +162,13 @@ def test_the_router_learns_through_its_weights_alone():
     assert router_gradient("method.straight_through=true") > 0
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture", ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "modernbert"]
+)
 @pytest.mark.parametrize("attention", ["k2k", "k2all"])
 def test_no_parameter_is_without_a_gradient(architecture, attention):
     """Where the head reads the first token alone, no router could learn in the last layer."""
-    if attention == "k2all" and architecture in ("deberta-v2", "modernbert"):
+    if attention == "k2all" and architecture in ("deberta-v2", "mpnet", "modernbert"):
         pytest.skip("refused")
     # At a high temperature every weight depends on every score.
     model, _ = adapted("coda", architecture, f"method.attention={attention}", "method.epsilon=1")

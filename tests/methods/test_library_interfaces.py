@@ -12,7 +12,8 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from petl_bench.backbones.anatomy import ANATOMIES
+from petl_bench.backbones.anatomy import all_anatomies
+from petl_bench.methods.prefix.model import biased_attention
 from petl_bench.methods.registry import _add_peft_type
 
 
@@ -48,8 +49,9 @@ def test_attention_functions_can_be_registered_and_looked_up():
     )
 
 
-@pytest.mark.parametrize("model_type", [name for name in ANATOMIES if name != "deberta-v2"])
+@pytest.mark.parametrize("model_type", [name for name in all_anatomies() if name not in ("deberta-v2", "mpnet")])
 def test_every_architecture_has_its_eager_attention_next_to_its_attention_class(model_type):
+    model_type = model_type.replace("-", "_")
     module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     assert callable(getattr(module, "eager_attention_forward", None)), (
         f"{model_type} has moved its eager attention: see attention_kernel in backbones/attention.py"
@@ -68,6 +70,21 @@ def test_debertas_attention_is_the_one_that_prefixes_reimplement():
         assert hasattr(DisentangledSelfAttention, name), (
             f"DeBERTa's attention has no {name}: see methods/prefix/model.py"
         )
+
+
+def test_mpnets_attention_is_the_one_that_prefixes_reimplement():
+    from transformers import MPNetConfig
+    from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+
+    config = MPNetConfig(hidden_size=8, num_attention_heads=2)
+    torch.manual_seed(0)
+    attention = MPNetSelfAttention(config).eval()
+    attention.prefix_source = lambda: (torch.zeros(2, 0, 4),) * 2
+    states, bias = torch.randn(3, 5, 8), torch.randn(3, 2, 5, 5)
+    mask = torch.zeros(3, 1, 1, 5).masked_fill(torch.arange(5) > 3, torch.finfo(torch.float32).min)
+    given = (states, mask, bias, True)
+    for found, expected in zip(biased_attention(attention, *given), attention(*given), strict=True):
+        torch.testing.assert_close(found, expected, msg="MPNet's attention has changed: see methods/prefix/model.py")
 
 
 def test_peft_takes_an_adapter_without_targets():

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from petl_bench.backbones.anatomy import LayersConfig, extreme_plans, place, resolve_layers
+from petl_bench.backbones.anatomy import LayersConfig, place, resolve_layers
+from petl_bench.estimate.plan import extreme_plans
 from petl_bench.run.variability import bins_of, choose_layers, pooled_states, variability
 
 SQUARE = np.array([[0, 0], [2, 0], [1, 1], [1, -1]], dtype=float)

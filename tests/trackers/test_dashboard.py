@@ -18,7 +18,7 @@ from petl_bench.config import load_config
 from petl_bench.records.study_file import StudyFile
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
-from petl_bench.trackers.dashboard import SECTIONS, Place, spec_of
+from petl_bench.trackers.dashboard import SECTIONS, Place, build_report, build_workspace, spec_of
 from trackers.wandb_files import read_offline
 
 SWEEP = Path(__file__).parents[2] / "scripts" / "wandb_sweep.yaml"
@@ -43,8 +43,6 @@ def spec(monkeypatch):
     """Workspace and report as W&B would keep them; that nothing is sent is part of the test."""
     pytest.importorskip("wandb_workspaces", reason="the extra `dashboard` is not installed")
     import wandb
-
-    from petl_bench.trackers.wandb_dashboard import build_report, build_workspace
 
     def asked(*_, **__):
         raise AssertionError("W&B was asked")

@@ -1,4 +1,6 @@
-"""Where the parts of each architecture are, and which of its layers are adapted. A new architecture is a new row here.
+"""Where the parts of each architecture are, and which of its layers are adapted. A new architecture is a new row.
+
+Rows are those of this table, and those of other packages (entry-point group `petl_bench.architectures`).
 
 Names are those of transformers 5's `AutoModelForSequenceClassification` classes, and `Anatomy.as_tagger` gives those of
 `AutoModelForTokenClassification`. Paths within a layer are relative to the layer; all others start at the model.
@@ -12,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.records.schema import Layers
+from petl_bench.process import load_plugins
 from petl_bench.settings import setting
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Anatomy:
         activation_key: Name of the feed-forward network's activation in the config.
         gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
         norm_first: Whether the norms come before attention and the feed-forward network, not after the sums.
+        relative_positions: Whether attention adds a term for the distance of two tokens to their score.
+        positions_after_padding: Whether positions are numbered from `pad_token_id + 1`, not from 0.
         is_tagger: Whether the head classifies every token, not the sequence.
     """
 
@@ -61,8 +65,8 @@ class Anatomy:
     feed_forward_out: str
     feed_forward_end: str
     norms: tuple[str, ...]
-    above_layers: tuple[str, ...]
     head: tuple[str, ...]
+    above_layers: tuple[str, ...] = ()
     pretrained_head: tuple[str, ...] = ()
     pooler: str | None = None
     num_layers_key: str = "num_hidden_layers"
@@ -70,6 +74,8 @@ class Anatomy:
     activation_key: str = "hidden_act"
     gated: bool = False
     norm_first: bool = False
+    relative_positions: bool = False
+    positions_after_padding: bool = False
     is_tagger: bool = False
 
     def as_tagger(self) -> Anatomy:
@@ -95,8 +101,7 @@ class Anatomy:
     def max_length(self, config: Any) -> int:
         """Most tokens that the model takes in one sequence."""
         positions = int(config.max_position_embeddings)
-        # RoBERTa numbers its positions from pad_token_id + 1.
-        return positions - config.pad_token_id - 1 if self.model_type == "roberta" else positions
+        return positions - config.pad_token_id - 1 if self.positions_after_padding else positions
 
     def layer_pattern(self, layers: Iterable[int], roles: Iterable[str]) -> str:
         """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other.
@@ -162,7 +167,6 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
         "feed_forward_out": "output.dense",
         "feed_forward_end": "output.dropout",
         "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
-        "above_layers": (),
         "head": ("classifier",),
     }
     return Anatomy(model_type=model_type, encoder=encoder, **(row | parts))
@@ -170,7 +174,8 @@ def _bert_like(model_type: str, encoder: str, **parts: Any) -> Anatomy:
 
 _ROWS = (
     _bert_like("bert", "bert", above_layers=("bert.pooler",), pooler="bert.pooler"),
-    _bert_like("roberta", "roberta"),
+    _bert_like("roberta", "roberta", positions_after_padding=True),
+    _bert_like("xlm-roberta", "roberta", positions_after_padding=True),
     _bert_like("electra", "electra", embeddings=("electra.embeddings", "electra.embeddings_project")),
     Anatomy(
         model_type="distilbert",
@@ -188,7 +193,6 @@ _ROWS = (
         feed_forward_out="ffn.lin2",
         feed_forward_end="ffn.dropout",
         norms=("sa_layer_norm", "output_layer_norm"),
-        above_layers=(),
         head=("pre_classifier", "classifier"),
         num_layers_key="n_layers",
         feed_forward_size_key="hidden_dim",
@@ -203,6 +207,22 @@ _ROWS = (
         key="attention.self.key_proj",
         value="attention.self.value_proj",
         head=("pooler", "classifier"),
+        relative_positions=True,
+    ),
+    _bert_like(
+        "mpnet",
+        "mpnet",
+        # All layers share the biases of the distances.
+        embeddings=("mpnet.embeddings", "mpnet.encoder.relative_attention_bias"),
+        self_attention="attention.attn",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+        attention_end="attention.dropout",
+        norms=("attention.LayerNorm", "output.LayerNorm"),
+        relative_positions=True,
+        positions_after_padding=True,
     ),
     Anatomy(
         model_type="modernbert",
@@ -230,7 +250,26 @@ _ROWS = (
     ),
 )
 
-ANATOMIES = {row.model_type: row for row in _ROWS}
+_ANATOMIES = {row.model_type: row for row in _ROWS}
+_plugins_are_loaded = False
+
+
+def all_anatomies() -> dict[str, Anatomy]:
+    """Returns every row by its `model_type`."""
+    global _plugins_are_loaded
+    if not _plugins_are_loaded:
+        # What is imported here may ask for the rows in its turn.
+        _plugins_are_loaded = True
+        load_plugins("petl_bench.architectures", "architecture", _add_plugin)
+    return _ANATOMIES
+
+
+def _add_plugin(row: Any) -> None:
+    if not isinstance(row, Anatomy):
+        raise TypeError(f"it is no Anatomy but {type(row).__name__}")
+    if row.model_type in _ANATOMIES:
+        raise ValueError(f"there is a row for {row.model_type} already")
+    _ANATOMIES[row.model_type] = row
 
 
 def anatomy_of(model_type: str) -> Anatomy:
@@ -239,9 +278,10 @@ def anatomy_of(model_type: str) -> Anatomy:
     Raises:
         RequestError: If the table has none.
     """
-    if model_type not in ANATOMIES:
-        raise unknown_choice("backbone.model_type", model_type, ANATOMIES)
-    return ANATOMIES[model_type]
+    rows = all_anatomies()
+    if model_type not in rows:
+        raise unknown_choice("backbone.model_type", model_type, rows)
+    return rows[model_type]
 
 
 LAYER_PLANS = ("all", "top", "window", "variability")
@@ -348,26 +388,3 @@ def check_variability(layers: LayersConfig) -> None:
         raise RequestError(f"layers.k={layers.k} must be at least 1.")
     if layers.num_examples is not None and layers.num_examples < 2:
         raise RequestError(f"layers.num_examples={layers.num_examples} must be at least 2.")
-
-
-def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
-    """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
-
-    A plan that does not depend on rows is returned as it is.
-
-    Raises:
-        RequestError: for a setting out of its range.
-    """
-    if layers.name != "variability":
-        return [layers]
-    check_variability(layers)
-    widest = min(layers.k or num_layers, num_layers)
-    choices = {1, widest, num_layers} if layers.strategy == "window_top_head" else {1, num_layers}
-    return [place(layers, best, num_layers) for best in sorted(choices)]
-
-
-def resolved_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
-    """The plan of a finished run, without looking at rows again."""
-    if record is None or layers.name != "variability":
-        return layers
-    return LayersConfig(name="window", bottom=record.bottom, top=record.top, head=record.head)

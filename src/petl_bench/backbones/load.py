@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from petl_bench.backbones.anatomy import Anatomy, LayerPlan, LayersConfig, anatomy_of, is_within, resolve_layers
+from petl_bench.backbones.anatomy import (
+    Anatomy,
+    LayerPlan,
+    LayersConfig,
+    all_anatomies,
+    anatomy_of,
+    is_within,
+    resolve_layers,
+)
 from petl_bench.backbones.source import (
     BackboneConfig,
     Source,
@@ -235,6 +243,8 @@ def open_backbone(
         RequestError: If the settings do not fit the backbone.
         RunError: If its files cannot be had or read.
     """
+    # Packages that bring an architecture register it in transformers as they are imported.
+    all_anatomies()
     source = find_source(settings) if weights and settings.weights == "pretrained" else None
     config = _read_config(source.folder) if source else _config_without_weights(settings)
     anatomy = anatomy_of(config.model_type)

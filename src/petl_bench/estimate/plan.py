@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from petl_bench.backbones.anatomy import LayersConfig, extreme_plans
+from petl_bench.backbones.anatomy import LayersConfig, check_variability, place
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError, RunError, first_line
@@ -222,3 +222,19 @@ def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
         return row
     largest = largest_batch(cfg, backbone, labels, costs, budget)
     return replace(row, fits=costs.estimate.peak_bytes <= budget, largest_batch_size=largest)
+
+
+def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
+    """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
+
+    A plan that does not depend on rows is returned as it is.
+
+    Raises:
+        RequestError: for a setting out of its range.
+    """
+    if layers.name != "variability":
+        return [layers]
+    check_variability(layers)
+    widest = min(layers.k or num_layers, num_layers)
+    choices = {1, widest, num_layers} if layers.strategy == "window_top_head" else {1, num_layers}
+    return [place(layers, best, num_layers) for best in sorted(choices)]

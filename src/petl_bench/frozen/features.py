@@ -190,7 +190,7 @@ def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str 
     if anatomy.norm_first:
         return f"the norms of {anatomy.model_type} do not follow the sums"
     layer = anatomy.get_layers(classifier)[-1]
-    if hasattr(layer.get_submodule(anatomy.self_attention), "disentangled_attention_bias"):
+    if anatomy.relative_positions:
         return f"{anatomy.model_type}'s relative positions want as many queries as keys"
     for config in getattr(model, "peft_config", {}).values():
         if config.is_prompt_learning:

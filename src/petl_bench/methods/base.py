@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from petl_bench.backbones.anatomy import ANATOMIES, Anatomy
+from petl_bench.backbones.anatomy import Anatomy, all_anatomies
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, MethodConfig, get_method, register_tuners
 
@@ -131,12 +130,13 @@ class AnatomyTuner(BaseTuner):
             ValueError: If the table has no row for its architecture.
         """
         model_type = getattr(getattr(self.model, "config", None), "model_type", None)
-        if model_type not in ANATOMIES:
+        rows = all_anatomies()
+        if model_type not in rows:
             raise ValueError(
                 f"{type(self).__name__} does not know the architecture {model_type!r}; "
-                f"it knows {', '.join(sorted(ANATOMIES))}"
+                f"it knows {', '.join(sorted(rows))}"
             )
-        return ANATOMIES[model_type]
+        return rows[model_type]
 
     @property
     def device(self) -> torch.device:
@@ -313,10 +313,10 @@ def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.M
     """
     method = get_method(config.name)
     if method.adapt is not None:
-        adapted: nn.Module = pkgutil.resolve_name(method.adapt)(model, config, context)
+        adapted: nn.Module = method.resolve(method.adapt)(model, config, context)
         return adapted
     assert method.peft_config is not None
-    return _adapt_with_peft_config(pkgutil.resolve_name(method.peft_config), model, config, context)
+    return _adapt_with_peft_config(method.resolve(method.peft_config), model, config, context)
 
 
 def peft_options(config: MethodConfig, config_class: type[PeftConfig]) -> dict[str, Any]:

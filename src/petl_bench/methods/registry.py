@@ -12,16 +12,15 @@ import logging
 import pkgutil
 import sys
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache, cached_property
-from importlib.metadata import entry_points
+from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from petl_bench.backbones.anatomy import Anatomy, LayerPlan
-from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.process import check_name
+from petl_bench.backbones.anatomy import Anatomy, LayerPlan, is_within
+from petl_bench.errors import RequestError, first_line, unknown_choice
+from petl_bench.process import check_name, load_plugins
 from petl_bench.settings import setting
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
@@ -132,10 +131,25 @@ class Method:
             bases=(self.settings, MethodConfig) if self.settings else (MethodConfig,),
         )
 
+    def resolve(self, name: str) -> Any:
+        """Imports what "module:name" stands for.
+
+        Raises:
+            RequestError: If it cannot be imported.
+        """
+        try:
+            return pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise RequestError(f"method={self.name}: {name} cannot be imported: {first_line(error)}.") from error
+
 
 _METHODS: dict[str, Method] = {}
-# Why a method of another package could not be imported, by its name.
+# Names of the methods of other packages, and why one of these is left out, by its name.
+_PLUGINS: set[str] = set()
 _BROKEN: dict[str, str] = {}
+# The tuners that PEFT knows from here, by the name of their method.
+_REGISTERED: dict[str, str] = {}
+_stage = "new"
 
 _log = logging.getLogger(__name__)
 
@@ -155,22 +169,30 @@ def register(method: Method) -> Method:
     return method
 
 
-@cache
 def _load_all() -> None:
-    """Imports every folder of this package, then the methods of other packages; each registers itself."""
+    """Imports every folder of this package, each of which registers itself, then the methods of other packages."""
+    global _stage
+    # What is imported here may ask for the methods in its turn.
+    if _stage != "new":
+        return
+    _stage = "loading"
     package = importlib.import_module("petl_bench.methods")
     for module in pkgutil.iter_modules(package.__path__):
         if module.ispkg:
             importlib.import_module(f"petl_bench.methods.{module.name}")
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            loaded = entry.load()
-        except Exception as error:
-            _BROKEN[entry.name] = f"The plugin method {entry.name!r} ({entry.value}) cannot be imported: {error}"
-            _log.warning("%s; it is left out: mend or uninstall it", _BROKEN[entry.name])
-            continue
-        if isinstance(loaded, Method):
-            register(loaded)
+    _BROKEN.update(load_plugins(ENTRY_POINT_GROUP, "method", _add_plugin))
+    _stage = "loaded"
+    if "peft" in sys.modules:
+        register_tuners()
+
+
+def _add_plugin(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise TypeError(f"it is no Method but {type(method).__name__}")
+    # Made here, so that options of which no config can be made are told as those of a plugin.
+    _ = method.config
+    register(method)
+    _PLUGINS.add(method.name)
 
 
 def all_methods() -> dict[str, Method]:
@@ -206,28 +228,47 @@ def register_tuners() -> None:
     A method whose own module is being imported at the moment is left out. It is registered when the first of its
     configs is created.
     """
-    for method in all_methods().values():
+    methods = all_methods().values()
+    if _stage != "loaded":
+        return
+    for method in methods:
         if method.tuner is None or method.peft_config is None:
             continue
-        if not _is_being_imported(method.tuner.partition(":")[0].rpartition(".")[0] + "."):
+        module = method.tuner.partition(":")[0]
+        if _is_being_imported(module.rpartition(".")[0] or module):
+            continue
+        try:
             register_tuner(method.name, method.peft_config, method.tuner)
+        except Exception as error:
+            if method.name not in _PLUGINS:
+                raise
+            del _METHODS[method.name]
+            _BROKEN[method.name] = f"The tuner of the plugin method {method.name!r} cannot be used: {first_line(error)}"
+            _log.warning("%s; it is left out: mend or uninstall it", _BROKEN[method.name])
 
 
 def register_tuner(name: str, config: str, model: str) -> None:
-    """Registers a tuner in PEFT under the type `name.upper()`; a second call with the same name changes nothing.
+    """Registers a tuner in PEFT under the type `name.upper()`; a second call with the same tuner changes nothing.
 
     Args:
         name: Name in lower case; `name_` is the prefix of the tuner's parameters.
         config: "module:Class" of the `peft.PeftConfig`.
         model: "module:Class" of the `peft.tuners.tuners_utils.BaseTuner`.
+
+    Raises:
+        ValueError: If PEFT has another tuner of this type.
     """
     from peft import PeftType
     from peft.utils import register_peft_method
 
-    if name.upper() not in PeftType.__members__:
-        classes = pkgutil.resolve_name(config), pkgutil.resolve_name(model)
-        _add_peft_type(name.upper())
-        register_peft_method(name=name, config_cls=classes[0], model_cls=classes[1])
+    if _REGISTERED.get(name) == model:
+        return
+    if name.upper() in PeftType.__members__:
+        raise ValueError(f"PEFT has a type {name.upper()} already: give the method another name")
+    classes = pkgutil.resolve_name(config), pkgutil.resolve_name(model)
+    _add_peft_type(name.upper())
+    register_peft_method(name=name, config_cls=classes[0], model_cls=classes[1])
+    _REGISTERED[name] = model
 
 
 def _add_peft_type(name: str) -> None:
@@ -246,10 +287,10 @@ def _add_peft_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-def _is_being_imported(prefix: str) -> bool:
-    """Whether the import of a module whose name starts with `prefix` has begun and is not complete."""
+def _is_being_imported(package: str) -> bool:
+    """Whether the import of this package or module, or of one inside it, has begun and is not complete."""
     return any(
         getattr(module.__spec__, "_initializing", False)
         for name, module in list(sys.modules.items())
-        if name.startswith(prefix) and hasattr(module, "__spec__")
+        if is_within(name, [package]) and hasattr(module, "__spec__")
     )

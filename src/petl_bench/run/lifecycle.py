@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
-from petl_bench.backbones.anatomy import resolved_layers
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import model_files
 from petl_bench.config import RunConfig, config_from_dict, resolved
@@ -43,6 +42,7 @@ from petl_bench.records.store import (
     RunFolder,
     find_adapter,
 )
+from petl_bench.run.variability import resolved_layers
 from petl_bench.tasks.load import find_labels
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.tables import parquet_files, split_files

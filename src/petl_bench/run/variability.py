@@ -278,3 +278,10 @@ def _report(measured: list[float], null_line: list[float], chosen: LayersConfig,
     for number, (value, null) in enumerate(zip(measured, null_line, strict=True)):
         _log.info("  layer %2d  %.4g (%.4g)%s", number + 1, value, null, "  <- lowest" if number == best else "")
     _log.info("layers %s..%s are adapted, the head reads layer %s", chosen.bottom, chosen.top, chosen.head)
+
+
+def resolved_layers(layers: LayersConfig, record: Layers | None) -> LayersConfig:
+    """The plan of a finished run, without looking at rows again."""
+    if record is None or layers.name != "variability":
+        return layers
+    return LayersConfig(name="window", bottom=record.bottom, top=record.top, head=record.head)

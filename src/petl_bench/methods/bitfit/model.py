@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_t
 from torch import nn
 from torch.func import functional_call
 
-from petl_bench.backbones.anatomy import ANATOMIES
+from petl_bench.backbones.anatomy import all_anatomies
 from petl_bench.errors import RequestError
 from petl_bench.methods.base import AnatomyTuner, TunerConfig, train_head, with_adapter
 from petl_bench.methods.registry import AdaptContext, MethodConfig
@@ -152,7 +152,7 @@ class BitFitModel(BaseTuner):
         self, peft_config: BitFitConfig, model_config: dict[str, Any]
     ) -> BitFitConfig:
         # It needs no anatomy otherwise, and takes architectures that the table does not know.
-        if (anatomy := ANATOMIES.get(model_config.get("model_type", ""))) is not None:
+        if (anatomy := all_anatomies().get(model_config.get("model_type", ""))) is not None:
             train_head(peft_config, self.model, anatomy)
         return peft_config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -62,6 +63,8 @@ class CodaLayer(TunerLayer):
         self.first_norm = anatomy.norms[0] if anatomy.norm_first else None
         self.attend_to_all = AttendToAll(base_layer, anatomy, config)
         attention = base_layer.get_submodule(anatomy.self_attention)
+        # MPNet's encoder passes some of its layers' arguments by their place.
+        self.argument_names = list(inspect.signature(base_layer.forward).parameters)[2:]
         # DeBERTa's masks hold ones and zeros of any type; all others are boolean or added to the scores.
         self.multiplies_mask = hasattr(attention, "disentangled_attention_bias")
 
@@ -101,6 +104,7 @@ class CodaLayer(TunerLayer):
             states, further = _split(output)
             return _join(light + (states - x), further, output)
         mask, args, kwargs = _take_mask(args, kwargs)
+        arguments = dict(zip(self.argument_names, args, strict=False)) | kwargs
         if mask is not None and self.multiplies_mask:
             mask = mask.bool()
         learned = self.router(config) == "learned"
@@ -110,9 +114,7 @@ class CodaLayer(TunerLayer):
         if config.attention == "k2all":
             output = self.attend_to_all(selected, x, narrowed)
         else:
-            output = self.base_layer(
-                selected, narrowed, *args, **gather_arguments(kwargs, routing.indices, self.num_heads)
-            )
+            output = self.base_layer(selected, narrowed, **gather_arguments(arguments, routing.indices, self.num_heads))
         states, further = _split(output)
         return _join(_add_at(light, routing, states - selected), further, output)
 
@@ -215,13 +217,12 @@ class CodaModel(AnatomyTuner):
     def default_targets(self, peft_config: CodaConfig, anatomy: Anatomy, layers: list[int]) -> str:
         """See `AnatomyTuner.default_targets`."""
         if peft_config.attention == "k2all" and peft_config.routes:
-            attention = anatomy.get_layers(self.model)[0].get_submodule(anatomy.self_attention)
             if anatomy.norm_first or anatomy.query == anatomy.key:
                 raise ValueError(
                     f"attention=k2all needs separate projections for queries and keys, which {anatomy.model_type} "
                     "fuses: use attention=k2k"
                 )
-            if hasattr(attention, "disentangled_attention_bias"):
+            if anatomy.relative_positions:
                 raise ValueError(
                     f"attention=k2all needs as many queries as keys in {anatomy.model_type}'s relative positions: "
                     "use attention=k2k"

@@ -150,12 +150,16 @@ def _hidden(dtype: torch.dtype) -> float:
 
 
 def gather_arguments(arguments: dict[str, Any], indices: torch.Tensor, num_heads: int) -> dict[str, Any]:
-    """A layer's further arguments for its routed tokens: rotary angles, relative distances."""
+    """A layer's further arguments for its routed tokens: rotary angles, distances, the terms that they add."""
     gathered = dict(arguments)
     if (angles := arguments.get("position_embeddings")) is not None:
         gathered["position_embeddings"] = tuple(
             gather_tokens(part.expand(len(indices), -1, -1), indices) for part in angles
         )
+    if (bias := arguments.get("position_bias")) is not None:
+        rows = bias.gather(2, indices[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[3]))
+        columns = indices[:, None, None, :].expand(-1, bias.shape[1], indices.shape[1], -1)
+        gathered["position_bias"] = rows.gather(3, columns)
     if (distances := arguments.get("relative_pos")) is not None:
         square = distances.expand(len(indices), -1, -1)
         rows = square.gather(1, indices[:, :, None].expand(-1, -1, square.shape[2]))

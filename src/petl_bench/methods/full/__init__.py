@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter of the adapted layers is trained."""
+"""Full fine-tuning: every parameter of the adapted layers is trained. Layer selection is the same on chosen layers."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ register(
         name="full",
         summary="every parameter is trained",
         origin="transformers",
+        adapt="petl_bench.methods.full:adapt",
+    )
+)
+
+register(
+    Method(
+        name="layer_selection",
+        summary="full fine-tuning of the layers that layers=variability chooses",
+        origin="paper, authors' code",
+        # The layer plan makes the choice, and can do so for every method. What remains is full fine-tuning.
         adapt="petl_bench.methods.full:adapt",
     )
 )

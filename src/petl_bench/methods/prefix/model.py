@@ -6,6 +6,7 @@ Prefixes have no position: they carry no rotary angle and no relative distance, 
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,14 +47,14 @@ def prefixed_attention(
     source: Any = module.prefix_source
     prefix = source()
     if prefix is not None:
-        heads, length, width = prefix[0].shape
-        rows = (query.shape[0], heads, length, width)
-        key, value = (
-            torch.cat([part.to(tensor.dtype).expand(rows), tensor], dim=2)
-            for part, tensor in zip(prefix, (key, value), strict=True)
-        )
-        attention_mask = _widened(attention_mask, length)
+        key, value = _with_prefix(key, prefix[0]), _with_prefix(value, prefix[1])
+        attention_mask = _widened(attention_mask, prefix[0].shape[1])
     return _kernel(module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _with_prefix(tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    """Keys or values of tokens, shape (batch, heads, tokens, head width), behind a prefix without the first axis."""
+    return torch.cat([prefix.to(tokens.dtype).expand(len(tokens), -1, -1, -1), tokens], dim=2)
 
 
 def _widened(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
@@ -123,6 +124,41 @@ def disentangled_attention(
     return context, probabilities if output_attentions else None
 
 
+def biased_attention(
+    module: Any,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    output_attentions: bool = False,
+    **_: Any,
+) -> tuple[torch.Tensor, ...]:
+    """MPNet's attention with a prefix: `MPNetSelfAttention.forward` of transformers 5, which has no interface.
+
+    Args:
+        module: See `disentangled_attention`, as `hidden_states` and `output_attentions`.
+        hidden_states: See `module`.
+        attention_mask: Added to the scores, shape (batch, 1, 1 or tokens, tokens).
+        position_bias: Added to the scores for the distance of two tokens, shape (batch, heads, tokens, tokens).
+        output_attentions: See `module`.
+
+    Returns:
+        The output of shape (batch, tokens, d), and the probabilities if asked for.
+    """
+    keys, values = module.prefix_source()
+    heads, length, width = keys.shape
+    split = (project(hidden_states).unflatten(-1, (heads, width)) for project in (module.q, module.k, module.v))
+    query, key, value = (part.transpose(1, 2) for part in split)
+    scores = query @ _with_prefix(key, keys).transpose(-1, -2) / math.sqrt(width)
+    for term in (position_bias, attention_mask):
+        scores = scores if term is None else scores + nn.functional.pad(term, (length, 0))
+    probabilities = module.dropout(scores.softmax(dim=-1))
+    context = module.o((probabilities @ _with_prefix(value, values)).transpose(1, 2).flatten(2))
+    return (context, probabilities) if output_attentions else (context,)
+
+
+# Attention that does not go through transformers' interface, by the name of its class.
+OWN_ATTENTION: Any = {"DisentangledSelfAttention": disentangled_attention, "MPNetSelfAttention": biased_attention}
+
 ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, prefixed_attention)
 
 
@@ -182,13 +218,13 @@ class PrefixLayer(TunerLayer):
         self.prefix_dropout: dict[str, float] = {}
         # Of each adapter: this layer's place among those it adapts, and the first of them, which holds the network.
         self.prefix_place: dict[str, tuple[int, PrefixLayer]] = {}
-        self.disentangled = hasattr(base_layer, "disentangled_attention_bias")
+        self.own_attention = OWN_ATTENTION.get(type(base_layer).__name__)
         self._redirect(cast("Any", base_layer))
 
     def _redirect(self, attention: Any) -> None:
         """Lets the attention module, and it alone, look up our attention function."""
         attention.prefix_source = self.prefix
-        if not self.disentangled:
+        if self.own_attention is None:
             attention.plain_config = attention.config
             attention.config = copy.copy(attention.config)
             attention.config._attn_implementation_internal = IMPLEMENTATION
@@ -197,7 +233,7 @@ class PrefixLayer(TunerLayer):
         """Undoes what `__init__` did to the attention module."""
         attention = cast("Any", self.base_layer)
         del attention.prefix_source
-        if not self.disentangled:
+        if self.own_attention is None:
             attention.config = attention.plain_config
             del attention.plain_config
 
@@ -264,8 +300,8 @@ class PrefixLayer(TunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the wrapped attention returns."""
-        if self.disentangled and self.active_prefixes():
-            return disentangled_attention(self.base_layer, *args, **kwargs)
+        if self.own_attention is not None and self.active_prefixes():
+            return self.own_attention(self.base_layer, *args, **kwargs)
         return self.base_layer(*args, **kwargs)
 
 
@@ -305,6 +341,9 @@ class PrefixModel(AnatomyTuner):
 
     def default_targets(self, peft_config: PrefixConfig, anatomy: Anatomy, layers: list[int]) -> str:
         """See `AnatomyTuner.default_targets`."""
+        attention = anatomy.get_layers(self.model)[0].get_submodule(anatomy.self_attention)
+        if type(attention).__name__ not in OWN_ATTENTION and not hasattr(attention, "config"):
+            raise ValueError(f"{type(attention).__name__} does not go through transformers' attention interface")
         return anatomy.layer_pattern(layers, ("self_attention",))
 
     def create_layer(self, peft_config: PrefixConfig, target: nn.Module, key: str) -> PrefixLayer:
