@@ -270,6 +270,8 @@ def probe(request: list[str], architecture: str) -> Capability:
             return adapt(backbone.build_model(2), cfg.method, context)
         except RequestError as error:
             return str(error)
+        except Exception as error:  # of a method of another package
+            return f"{type(error).__name__}: {first_line(error)}"
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from petl_bench.catalog import Outcome, check_lines, check_method
+from petl_bench.catalog import Outcome, check_lines, check_method, probe
 from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.methods import registry
@@ -161,6 +161,16 @@ def test_a_method_that_refuses_an_architecture_is_not_broken(found):
     assert {(one.status, one.reason) for one in outcomes} == {
         ("refused", "method=does_not_fit does not fit bert: it says why")
     }
+
+
+def test_capabilities_say_how_a_plugin_fails(monkeypatch):
+    monkeypatch.setattr(Method, "resolve", lambda *_: fails)
+    capability = probe(["method=lora"], "bert")
+    assert capability.adapts == capability.tags == "KeyError: 'no_such_part'"
+
+
+def fails(model, config, context):
+    raise KeyError("no_such_part")
 
 
 def test_each_check_has_a_line_with_the_reason():
