@@ -100,7 +100,7 @@ def test_what_has_no_rows_is_refused(folder, tmp_path, capsys):
     assert cli.main(["report", str(folder), "--rows", "--format", "csv"]) == 2
     assert "use --format json" in capsys.readouterr().err
     assert cli.main(["report", str(folder), "--rows", "--html", "page.html"]) == 2
-    assert "leave out --plot, --html, --compare and --columns" in capsys.readouterr().err
+    assert "leave out --plot, --html, --compare, --columns and --method-comparison" in capsys.readouterr().err
     for file in folder.glob("*/predictions.parquet"):
         file.unlink()
     assert cli.main(["report", str(folder), "--rows"]) == 2
