@@ -102,7 +102,8 @@ def _parts(name: str, anatomy: Anatomy) -> list[str]:
     outer = name.split(".")
     paths = [".".join(outer[:end]) for end in range(1, len(outer))]
     roles = [role for role in PROJECTION_ROLES for path in paths if anatomy.is_role(path, role)]
-    return [role.replace("_", " ") for role in roles] or ["norms" if "norm" in name.lower() else outer[-1]]
+    # What belongs to no module is shared by all that the type changes.
+    return [role.replace("_", " ") for role in roles] or ["norms" if "norm" in name.lower() else "shared vectors"]
 
 
 def probe(peft_type: str, architecture: str) -> Trained | str:
