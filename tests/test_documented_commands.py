@@ -126,8 +126,9 @@ def _write_files() -> None:
     rows["ticket"] = [f"T-{number}" for number in range(len(rows))]
     rows["question"] = rows["answer"] = rows["text"]
     rows["verdict"] = rows["label"]
-    for name in ("mine", "new", "queries", "train", "dev"):
+    for name in ("mine", "new", "train", "dev"):
         rows.to_csv(f"{name}.csv", index=False)
+    rows[["text"]].to_csv("queries.csv", index=False)
     for name in ("train.csv", "dev.csv"):
         sentences = ["Bob\tB-person", "flies\tO", "to\tO", "New\tB-location", "York\tI-location", ""]
         Path(name).with_suffix(".conll").write_text("\n".join(sentences * 8))
@@ -207,7 +208,8 @@ class Reader:
         if arguments[0] in ("run", "choose", "pretrain"):
             arguments += self.small(arguments)
             if arguments[0] == "choose":
-                arguments += ["--methods", "lora,head"]
+                # Of so small a backbone one percent is less than any method trains.
+                arguments += ["--methods", "lora,head", "--trainable", "50%"]
         elif arguments[0] == "plan":
             arguments.append("backbone.architecture.num_hidden_layers=2")
         elif arguments[0] == "study" and "--plan" not in arguments:

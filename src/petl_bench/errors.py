@@ -6,7 +6,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RequestError(Exception):
@@ -48,6 +48,16 @@ def unknown_choice(key: str, value: object, allowed: Iterable[str]) -> RequestEr
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return RequestError(f"{key}={value} is not known.{hint} Allowed: {', '.join(names)}.")
+
+
+# Names that a message lists.
+_NAMES_LISTED = 20
+
+
+def listed(names: Sequence[object]) -> str:
+    """The names as a list; of many the first, and how many there are."""
+    shown = ", ".join(map(repr, names[:_NAMES_LISTED]))
+    return f"[{shown}]" if len(names) <= _NAMES_LISTED else f"[{shown}, ...] ({len(names)} in all)"
 
 
 def first_line(error: BaseException) -> str:

@@ -188,7 +188,11 @@ def test_words_that_pandas_takes_for_missing_stay_words(tmp_path):
     [
         (["task.text_columns=[txt]"], "'txt' is not a column"),
         (["task.label_column=lable"], "lable is not a column"),
-        (["task.labels=[no,yes]"], "'maybe' is none of task.labels"),
+        (["task.labels=[no,yes]"], r"'maybe' is none of task.labels=\['no', 'yes'\]\.$"),
+        (
+            [f"task.labels=[{','.join(f'class{number}' for number in range(150))}]"],
+            r"is none of task.labels=\['class0', .*, 'class19', \.\.\.\] \(150 in all\)\.$",
+        ),
         (["task.type=regression", "task.metrics=[pearson]", "task.metric=pearson"], "is not numeric"),
         (["task.metrics=[f1]", "task.metric=f1"], "use macro_f1"),
         (["task.metrics=[acuracy]", "task.metric=acuracy"], "Did you mean 'accuracy'"),

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, listed
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.tables import Table
 
@@ -230,7 +230,7 @@ def _label_values(table: Table, column: str, labels: list[str] | None, *, number
     for row, value in enumerate(values):
         name = label_name(value, table.place(row), column)
         if name not in index:
-            raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={labels}.")
+            raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={listed(labels)}.")
         found.append(index[name])
     return np.array(found, dtype="int64")
 
@@ -248,7 +248,7 @@ def _label_sets(table: Table, task: TaskConfig, labels: list[str], *, numbered: 
     for row, given in enumerate(found):
         for name in given:
             if name not in names:
-                raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={labels}.")
+                raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={listed(labels)}.")
             values[row, names[name]] = 1
     return values
 
