@@ -256,8 +256,8 @@ def _tag_index(tag: str | int, indices: dict[str, int], table: Table, row: int, 
         raise RequestError(f"{_word_place(table, row, word)}: the tag {tag} is none of 0..{len(indices) - 1}.")
     if tag not in indices:
         raise RequestError(
-            f"{_word_place(table, row, word)}: the tag {tag!r} is none of task.labels={listed(list(indices))}, which are "
-            "those of the training rows unless you give them."
+            f"{_word_place(table, row, word)}: the tag {tag!r} is none of task.labels={listed(list(indices))}, which "
+            "are those of the training rows unless you give them."
         )
     return indices[tag]
 
