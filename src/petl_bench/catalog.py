@@ -11,6 +11,7 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf, open_dict
 from rich.markup import escape
 from rich.table import Table
@@ -147,7 +148,7 @@ def list_studies() -> list[Row]:
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         found = []
-        for name, _ in _options(group):
+        for name in option_names(group):
             lines = option_text(group, name).splitlines()
             header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
             about = [line for line in header if not line.startswith("petl-bench ")]
@@ -164,7 +165,8 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _option(group: str, name: str) -> dict[str, Any]:
     """An option with what it takes from others of its group, which its list of defaults names."""
-    content = OmegaConf.to_container(OmegaConf.create(option_text(group, name)))
+    # Not composed, and read by the fast loader where PyYAML has it.
+    content = yaml.load(option_text(group, name), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     assert isinstance(content, dict)
     own = {str(key): value for key, value in content.items()}
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and option_file(group, base)]
