@@ -212,8 +212,10 @@ class Reader:
                 arguments += ["--methods", "lora,head", "--trainable", "50%"]
         elif arguments[0] == "plan":
             arguments.append("backbone.architecture.num_hidden_layers=2")
-        elif arguments[0] == "study" and "--plan" not in arguments:
-            arguments.append("--dry-run")
+        elif arguments[0] == "study":
+            arguments += [] if "--plan" in arguments else ["--dry-run"]
+            # To count the costs of one method is enough.
+            arguments += [] if any(word.startswith("methods=") for word in arguments) else ["methods=full"]
         try:
             code = cli.main(arguments)
         except SystemExit as stopped:
