@@ -193,9 +193,11 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         The runs that are not finished: failed ones, and ones that nobody could make.
 
     Raises:
+        RequestError: If the folder of the rows is not there; nothing is written.
         RunError: If workers cannot work at all.
         Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
     """
+    _check_data(study)
     study.update(ask=True)
     keep(study)
     for run in study.runs:
@@ -211,6 +213,15 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         if (found := _read(study.folder)) is not None and found.digest == study.file.digest:
             keep(study)
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
+
+
+def _check_data(study: Study) -> None:
+    """Refuses a folder of rows that is not there once, where every run that is left would fail by it."""
+    overrides = (one for run, status in study.statuses() if status != FINISHED for one in run.overrides)
+    for setting in dict.fromkeys(one for one in overrides if one.startswith("data_root=")):
+        root = setting.partition("=")[2].strip("'\"")
+        if root != "null" and not user_path(root, "data_root").is_dir():
+            raise RequestError(f"{setting}: there is no such folder.")
 
 
 def _make(study: Study, left: list[PlannedRun]) -> None:
