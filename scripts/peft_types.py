@@ -22,6 +22,7 @@ from petl_bench.errors import RequestError
 from petl_bench.methods.base import adapt
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, to_markdown
+from petl_bench.testing import train
 
 # Two layers, 64 wide: PEFT's default ranks fit.
 SHAPES = dict.fromkeys(TINY_BACKBONES, ("hidden_size", "num_hidden_layers")) | {"distilbert": ("dim", "n_layers")}
@@ -69,31 +70,16 @@ def adapted(peft_type: str, backbone: Backbone) -> torch.nn.Module:
     return adapt(plain, cfg.method, AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100))
 
 
-def train(model: torch.nn.Module) -> None:
-    """One update on four rows."""
-    model.train()
-    ids = torch.arange(10, 50).reshape(4, 10)
-    labels = torch.tensor([0, 1, 0, 1])
-    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
-    optimizer.step()
-
-
 def trained(model: torch.nn.Module, anatomy: Anatomy) -> Trained:
     """What an adapted model trains besides its head."""
+    # Some types share their parameters between modules: each is named there, and counted once.
     own = {
-        name.removeprefix("base_model.model."): parameter.numel()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not anatomy.in_head(name)
-    }
-    # Some types share their parameters between modules.
-    names = (
-        name.removeprefix("base_model.model.")
+        name.removeprefix("base_model.model."): parameter
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad and not anatomy.in_head(name)
-    )
-    parts = dict.fromkeys(part for name in names for part in _parts(name, anatomy))
-    return Trained(tuple(parts), sum(own.values()))
+    }
+    parts = dict.fromkeys(part for name in own for part in _parts(name, anatomy))
+    return Trained(tuple(parts), sum(parameter.numel() for parameter in set(own.values())))
 
 
 def _parts(name: str, anatomy: Anatomy) -> list[str]:
@@ -111,7 +97,7 @@ def probe(peft_type: str, architecture: str) -> Trained | str:
     backbone = open_small(architecture)
     try:
         model = adapted(peft_type, backbone)
-        train(model)
+        train(model, steps=1)
     except RequestError as error:
         return str(error)
     except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:

@@ -97,6 +97,12 @@ def user_path(path: str | Path, key: str) -> Path:
         raise RequestError(f"{key}={path}: the home folder is unknown: set HOME, or give another path.") from error
 
 
+def check_folder(folder: Path, key: str) -> None:
+    """Raises RequestError if the folder that a setting names is not there."""
+    if not folder.is_dir():
+        raise RequestError(f"{key}={folder}: there is no such folder.")
+
+
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `file` once its content is on the disk.

@@ -22,6 +22,7 @@ from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import AdaptContext
 from petl_bench.model import build_adapted, load_adapter, load_trained, save_adapter
 from petl_bench.records.store import RunFolder
+from petl_bench.testing import train
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("peft_types", ROOT / "scripts" / "peft_types.py")
@@ -60,7 +61,7 @@ def test_a_type_trains_what_is_documented_and_loads_as_it_was(number, peft_type,
                 peft_types.adapted(peft_type, backbone)
             return
         model = peft_types.adapted(peft_type, backbone)
-        peft_types.train(model)
+        train(model, steps=1)
         found = peft_types.trained(model, backbone.anatomy)
         assert peft_types.cell(found) == expected
         # ModernBERT's fused projection plays the roles of query, key and value at once.
@@ -146,7 +147,7 @@ def test_a_prompt_that_a_run_has_kept_is_loaded_with_its_head(tmp_path):
     cfg = load_config(["backbone=tiny_bert", "method=peft", "method.type=PROMPT_TUNING", "task=smoke"])
     backbone = open_backbone(cfg.backbone, cfg.layers)
     model, _ = build_adapted(cfg, backbone, ["a", "b"], 1)
-    peft_types.train(model)
+    train(model, steps=1)
     save_adapter(RunFolder(tmp_path), model, backbone.plan, "# A card")
     # The pretrained weights are random ones here, from the seed of the run.
     set_seed(cfg.train.seed)

@@ -17,7 +17,7 @@ from petl_bench.config import resolved, run_settings
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.estimate.costs import cost_key
 from petl_bench.estimate.plan import PlanRow, estimate_all
-from petl_bench.process import atomic_write, check_name, raise_interrupted, user_path
+from petl_bench.process import atomic_write, check_folder, check_name, raise_interrupted, user_path
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
 from petl_bench.settings import as_setting, own_config
 from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study, parse_request, study_and_overrides
@@ -220,8 +220,8 @@ def _check_data(study: Study) -> None:
     overrides = (one for run, status in study.statuses() if status != FINISHED for one in run.overrides)
     for setting in dict.fromkeys(one for one in overrides if one.startswith("data_root=")):
         root = setting.partition("=")[2].strip("'\"")
-        if root != "null" and not user_path(root, "data_root").is_dir():
-            raise RequestError(f"{setting}: there is no such folder.")
+        if root != "null":
+            check_folder(user_path(root, "data_root"), "data_root")
 
 
 def _make(study: Study, left: list[PlannedRun]) -> None:

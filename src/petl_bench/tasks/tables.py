@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, RunError, first_line
-from petl_bench.process import user_path
+from petl_bench.process import check_folder, user_path
 
 if TYPE_CHECKING:
     from petl_bench.tasks import TaskConfig
@@ -374,8 +374,7 @@ def read_folder(root: Path, subset: str | None, split: str, columns: Collection[
     Raises:
         RequestError: If the folder does not hold the split, or a file in it is broken.
     """
-    if not root.is_dir():
-        raise RequestError(f"data_root={root}: there is no such folder.")
+    check_folder(root, "data_root")
     if not (files := split_files(root, subset, split)):
         there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         raise RequestError(

@@ -258,30 +258,18 @@ def build_panels(section: SectionPlan) -> list[Any]:
 def _panel(plan: PanelPlan, layout: wr.Layout) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
+    by_method: dict[str, Any] = {
+        "groupby": wr.Metric(METHOD), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"
+    }  # fmt: skip
     if plan.kind == "bars":
-        return wr.BarPlot(
-            title=plan.title,
-            metrics=list(plan.results),
-            groupby=wr.Metric(METHOD),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            layout=layout,
-        )
+        return wr.BarPlot(title=plan.title, metrics=list(plan.results), layout=layout, **by_method)
     if plan.kind == "scatter":
         x, y = plan.results
         return wr.ScatterPlot(
             title=plan.title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y), log_x=plan.log, layout=layout
         )
     if plan.kind == "curves":
-        return wr.LinePlot(
-            title=plan.title,
-            x=STEP,
-            y=list(plan.results),
-            groupby=wr.Metric(METHOD),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            layout=layout,
-        )
+        return wr.LinePlot(title=plan.title, x=STEP, y=list(plan.results), layout=layout, **by_method)
     if plan.kind == "parallel":
         shown: list[Any] = [*map(wr.Config, plan.settings), *map(wr.SummaryMetric, plan.results)]
         return wr.ParallelCoordinatesPlot(
