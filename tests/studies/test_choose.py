@@ -27,7 +27,8 @@ from petl_bench.studies import answer as answer_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
-from petl_bench.studies.choice import Limits, prepare_rows
+from petl_bench.studies.choice import ChoiceState, Durations, Limits, Step
+from petl_bench.studies.choice_rows import prepare_rows
 from petl_bench.tasks.columns import column_settings
 
 WORDS = {"refund": ["money back", "return the cash"], "card": ["card lost", "new card"], "login": ["cannot log in"]}
@@ -49,7 +50,7 @@ def write_tickets(file, rows=120, classes=tuple(WORDS), seed=0):
 @pytest.fixture
 def choose(tmp_path, monkeypatch, capsys):
     """Runs `petl-bench choose` in this process: gives the exit code, standard output and error."""
-    monkeypatch.setattr(choose_module, "_SETTINGS_WITHOUT_TIME", 2)
+    monkeypatch.setattr(choose_module, "_WITHOUT_TIME", (2, 3, 3))
     # This process began with the first test.
     monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 0.0)
     monkeypatch.setattr(choice_module, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
@@ -86,7 +87,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     code, out, _ = choose(*SMALL, *METHODS, "--json")
     assert code == 0
     found = json.loads(out)
-    study, records = records_of(tmp_path / "runs" / "choose-custom")
+    study, records = records_of(tmp_path / "runs" / "choose-tickets")
     trials = [run for run in study.runs if run.is_trial]
     # Two settings of each method, for as many updates each.
     assert sorted(run.method for run in trials) == ["head", "head", "lora", "lora"]
@@ -105,10 +106,10 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     assert found["interval_of_other_rows"][0] <= found["score"] <= found["interval_of_other_rows"][1]
     assert found["trainings"] == len(records)
     assert Path(found["run"], "adapter").is_dir()
-    assert (tmp_path / "runs" / "choose-custom" / "choice.png").is_file()
+    assert (tmp_path / "runs" / "choose-tickets" / "choice.png").is_file()
 
     # The rows: in three parts without a common one, and a trial has not read those that are reported.
-    folder = tmp_path / "runs" / "choose-custom" / "rows"
+    folder = tmp_path / "runs" / "choose-tickets" / "rows"
     parts = {
         name: {row["text"] for row in lines_of(folder / f"{name}.jsonl")} for name in ("train", "selection", "report")
     }
@@ -139,10 +140,13 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     assert any(line.startswith("the search: ") for line in lines)
     assert out.index("trained: ") < out.index("mean ± sd over seeds")
     assert len(out[: out.index("trained: ")].splitlines()) <= 10
-    # Another request is another choice.
+    # Another request is another choice, and in what it differs is said.
+    code, _, err = choose(*SMALL, *METHODS, "task.max_length=64", "--trainable", "50%", "runs_dir=runs/choose-tickets")
+    assert code == 2
+    assert "its settings (now task.max_length=64); the limit trainable_percent (None, now 50.0)" in err
     code, _, err = choose(*SMALL, "--methods", "lora,bitfit")
     assert code == 2
-    assert "holds a choice with other settings" in err
+    assert "holds a choice that differs in its methods (it had head, now bitfit)" in err
 
 
 def test_interrupted_after_any_number_of_trainings_it_ends_with_the_same_answer(choose, monkeypatch):
@@ -239,6 +243,80 @@ def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
     assert code == 1
     assert "no training could be ended" in err
     assert len(made) <= 1
+
+
+WHOLE = {"lora": 90.0, "head": 9.0, "full": 120.0}
+
+
+class TestTime:
+    """On a clock that stands still but for trainings, of which each takes as long as its method and its length say."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        now, made = [0.0], []
+        real = worker.make
+
+        def seconds(method, share):
+            return share * WHOLE["lora" if method == choice_module.REFERENCE else method]
+
+        def make(run, folder):
+            now[0] += seconds(run.method, run.share)
+            made.append((run.method, run.share, run.seed, run.key))
+            real(run, folder)
+
+        def predict(self, candidates, share, seeds=1, *, reports=False):
+            known = {run.method for run, _ in self._made}
+            names = [method if method in known else "lora" for method, _ in candidates]
+            return seeds * sum(seconds(name, share) for name in names) if known else 0.0
+
+        monkeypatch.setattr(worker, "make", make)
+        monkeypatch.setattr(Durations, "predict", predict)
+        monkeypatch.setattr(choose_module.time, "monotonic", lambda: now[0])
+        return now, made
+
+    @pytest.mark.parametrize(
+        ("limit", "share", "seeds", "words"),
+        [
+            ("40s", 1 / 9, 1, "after 11 % of this command's training"),
+            ("115s", 1 / 3, 1, "after 33 % of this command's training"),
+            ("400s", 1.0, 1, "rows that chose nothing, one seed"),
+            ("700s", 1.0, 3, "rows that chose nothing, mean of 3 seeds"),
+        ],
+    )
+    def test_the_time_is_used_and_kept(self, choose, clock, limit, share, seeds, words):
+        now, made = clock
+        code, out, err = choose("data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64",
+                                "--methods", ",".join(WHOLE), "--time", limit)  # fmt: skip
+        assert code == 0, err
+        assert words in out
+        finals = [one for one in made if one[2] != 1000]
+        assert finals
+        assert {one[1] for one in finals} == {share}
+        assert {one[2] for one in finals} == set(range(seeds))
+        # LoRA was first, and what was not tried is told.
+        assert made[0][0] == "lora"
+        missing = [name for name in WHOLE if name not in {one[0] for one in made}]
+        assert ("not trained, as the time did not suffice: " in out) == bool(missing)
+        assert now[0] <= parse_seconds("--time", limit)
+        assert Path(out.split("trained: ")[1].splitlines()[0], "adapter").is_dir()
+
+    def test_with_more_time_the_same_command_goes_on(self, choose, clock):
+        _, made = clock
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64"]
+        words += ["--methods", ",".join(WHOLE)]
+        assert choose(*words, "--time", "115s")[0] == 0
+        first, made[:] = list(made), []
+        assert choose(*words, "--time", "400s")[0] == 0
+        # What was trained before counts.
+        assert not set(first) & set(made)
+        assert {one[1] for one in made if one[2] != 1000} == {1.0}
+
+    def test_a_longer_limit_decides_anew_and_a_shorter_one_does_not(self):
+        step = Step(0, [], [0])
+        for limits, kept in [((10.0, 20.0), False), ((10.0, None), False), ((20.0, 10.0), True), ((None, 10.0), True)]:
+            state = ChoiceState([], settings=2, steps=[step], limit=limits[0])
+            state.allow(limits[1])
+            assert (state.steps == [step], state.settings) == ((True, 2) if kept else (False, None))
 
 
 class TestRows:

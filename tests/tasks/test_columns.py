@@ -53,7 +53,24 @@ def test_columns_that_are_given_are_not_looked_for(tmp_path):
     header, row = "text,kind,part", "some words {n},{two},{two}"
     (tmp_path / "mine.csv").write_text(f"{header}\n" + "".join(row.format(n=n, two=n % 2) + "\n" for n in range(9)))
     found = column_settings(str(tmp_path / "mine.csv"), given)
-    assert [one.partition("=")[0] for one in found] == ["task", "task.train_file", "task.text_columns"]
+    assert [one.partition("=")[0] for one in found] == ["task", "task.name", "task.train_file", "task.text_columns"]
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "name"),
+    [
+        ("tickets.csv", {}, "tickets"),
+        ("my rows (new).csv", {}, "my-rows-new"),
+        ("tickets.csv", {"task.name": "mine"}, None),
+        # Their rows are others than those of the tasks of the package.
+        ("cola.csv", {}, "custom"),
+        ("....csv", {}, "custom"),
+    ],
+)
+def test_the_task_has_the_name_of_its_file(tmp_path, file, given, name):
+    (tmp_path / file).write_text("text,label\n" + "".join(f"some words {n},{n % 2}\n" for n in range(9)))
+    named = [one for one in column_settings(str(tmp_path / file), given) if one.startswith("task.name=")]
+    assert load_config(["task=custom", "task.train_file=x.csv", *named]).task.name == (name or "custom")
 
 
 @pytest.mark.parametrize("path", ["a b.csv", "it's", "c:\\x\\", "back\\'q", "plain/x.csv", "a=b,c[d]", "\\\\'"])

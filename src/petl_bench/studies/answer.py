@@ -41,7 +41,7 @@ class Answer:
     Attributes:
         recommended: The method's name.
         runs: Its finished runs with their records, all rows and several seeds where time allowed.
-        on_all_rows: Whether it did.
+        on_all_rows: Whether they were trained on all rows, if only for a share of a whole training.
         score: The mean score on the reported rows, in the unit of the metric.
         interval: What one more training would score on as many other rows, 95 %; None where that is not known.
         comparisons: Of all other finalists with it.
@@ -164,7 +164,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
     unit = " %" if percent else ""
     trained = [one for one in choice.study.runs if choice.record(one) is not None]
-    command = shlex.join(["petl-bench", "run", *run.overrides])
+    command = shlex.join(choice.command(run))
     picture = choice.folder.path / PICTURE
     against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
     if as_json:
@@ -175,12 +175,14 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         }  # fmt: skip
         content = {
             "method": "lora" if found.recommended == REFERENCE else found.recommended,
-            "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "metric": metric,
+            "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "share_of_training": run.share,
+            "metric": metric,
             "score": found.score, "interval_of_other_rows": found.interval,
             "seeds": [one.seed for one, _ in found.runs],
             "report_rows": record.protocol.num_eval_examples, "baselines": record.baselines,
             "compared_with_it": differences,
-            "left_out": choice.state.left_out, "trainings": len(trained), "seconds": seconds,
+            "left_out": choice.state.left_out, "not_trained": choice.not_trained,
+            "trainings": len(trained), "seconds": seconds,
             "folder": str(choice.folder.path), "run": str(choice.folder.path / run.folder),
         }  # fmt: skip
         write(json.dumps(content, indent=2))
@@ -199,7 +201,10 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             write(f"score: {metric} {shown}{unit} on {rows}, {seeds}{interval}")
         else:
             write(f"score: {metric} {shown}{unit} on the rows that chose it, so probably too high")
-            write(f"  after {100 * run.share:.0f} % of a whole training, as the time did not suffice for one")
+        if run.share < 1:
+            write(
+                f"  after {100 * run.share:.0f} % of this command's training, as the time did not suffice for all of it"
+            )
         if record.baselines:
             scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
             shown = ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
@@ -222,7 +227,12 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
             write(
                 "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in choice.state.left_out.items())
             )
-        write(f"trained: {choice.folder.path / run.folder}\n")
+        if choice.not_trained:
+            write(f"not trained, as the time did not suffice: {', '.join(choice.not_trained)}")
+        if found.on_all_rows:
+            write(f"trained: {choice.folder.path / run.folder}\n")
+        else:
+            write("no weights were kept: the command trains them; so does this one, given again with more --time\n")
     if found.on_all_rows:
         write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
 

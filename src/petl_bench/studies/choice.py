@@ -1,44 +1,28 @@
-"""What a choice of a method works with: the limits that it keeps to, the rows of its steps, and what was decided."""
+"""What a choice of a method works with: the limits it keeps to, what was decided, and how long trainings take."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
-
-import numpy as np
 
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError
 from petl_bench.estimate.plan import PlanRow, estimate_all
-from petl_bench.process import atomic_write
-from petl_bench.records.store import read_json, write_json
-from petl_bench.records.study_file import read_study
-from petl_bench.settings import as_setting
+from petl_bench.records.schema import Record
+from petl_bench.records.store import RECORD_FILE, read_json, write_json
+from petl_bench.records.study_file import PlannedRun, read_study
+from petl_bench.studies.choice_rows import ChoiceRows
 from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.search import RATE, SearchConfig, steps_of
-from petl_bench.tasks import TaskConfig
-from petl_bench.tasks.load import load_task
-from petl_bench.tasks.rows import Rows
+from petl_bench.studies.search import RATE
 
 # LoRA as it would be run without a choice, in tables.
 REFERENCE = "lora at its default"
 
 # A method, or REFERENCE, with the settings that are tried.
 Candidate = tuple[str, dict[str, Any]]
-
-# Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
-_EVERY, _FEWEST_ROWS = 5, 60
-# The first steps see a ninth and a third of the rows; of fewer rows than these, they make fewer epochs instead.
-_SUBSETS = (1 / 9, 1 / 3)
-_FEWEST_IN_SUBSET = 200
-# Unless the command says how long to train: at least so many updates, in at most so many epochs.
-_UPDATES, _MOST_EPOCHS = 400, 20
-_FEW_ROWS, _SMALL_BATCH = 2000, 16
 
 
 @dataclass(frozen=True)
@@ -122,12 +106,14 @@ class Step:
         subset: Number of the subset of the rows that its runs see; None: all rows, with the seeds that are reported.
         candidates: What it trains.
         seeds: Those that train.
+        share: How much of a whole training on all rows each is, where time does not suffice for more.
         begun: When it was decided, in seconds since the choice began.
     """
 
     subset: int | None
     candidates: list[Candidate]
     seeds: list[int]
+    share: float = 1.0
     begun: float = 0.0
 
 
@@ -141,6 +127,7 @@ class ChoiceState:
         decided: Whether `left_out` is known.
         settings: How many settings of each method are tried; None: not decided yet.
         finalists: How many methods are trained on all rows.
+        limit: The seconds that these decisions were made for; None: any.
         seconds: What the choice took so far, over all commands.
     """
 
@@ -150,7 +137,14 @@ class ChoiceState:
     settings: int | None = None
     finalists: int = 0
     steps: list[Step] = field(default_factory=list)
+    limit: float | None = None
     seconds: float = 0.0
+
+    def allow(self, seconds: float | None) -> None:
+        """Takes a limit of time; with more than before, all is decided anew, and what was trained is not lost."""
+        if self.limit is not None and (seconds is None or seconds > self.limit):
+            self.steps, self.settings = [], None
+        self.limit = seconds
 
     def keep(self, folder: StudyFolder) -> None:
         """Writes it."""
@@ -166,7 +160,7 @@ def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
     Raises:
         RequestError: If the folder holds something else.
     """
-    elsewhere = "give another folder with runs_dir=DIR, or delete it"
+    elsewhere = "give another folder with runs_dir=DIR, or delete this one"
     file = folder.private / _STATE_FILE
     if not file.is_file():
         if read_study(folder.path) is not None:
@@ -178,216 +172,104 @@ def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
         state = ChoiceState(**content | {"steps": steps})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RequestError(f"{file} cannot be read ({error}): {elsewhere}.") from error
-    if state.request != json.loads(json.dumps(request)):
-        raise RequestError(f"{folder.path} holds a choice with other settings, rows, methods or limits: {elsewhere}.")
+    if differences := _differences(state.request, json.loads(json.dumps(request))):
+        raise RequestError(f"{folder.path} holds a choice that differs in {'; '.join(differences)}: {elsewhere}.")
     return state
 
 
-@dataclass(frozen=True)
-class Subset:
-    """What the runs of a step see.
-
-    Attributes:
-        share: Of the whole training.
-        by_rows: Whether they see fewer rows, or else train for fewer epochs.
-        overrides: The settings that make it so.
-        words: The same for messages.
-    """
-
-    share: float
-    by_rows: bool
-    overrides: list[str]
-    words: str
+def _differences(before: list[Any], now: list[Any]) -> list[str]:
+    """In what two requests differ, in words."""
+    found = []
+    for what, old, new in zip(("settings", "methods"), before[:2], now[:2], strict=True):
+        parts = [("it had", [one for one in old if one not in new]), ("now", [one for one in new if one not in old])]
+        if told := [f"{which} {' '.join(ones)}" for which, ones in parts if ones]:
+            found.append(f"its {what} ({', '.join(told)})")
+    limits = [name for name in before[2] | now[2] if before[2].get(name) != now[2].get(name)]
+    found += [f"the limit {name} ({before[2].get(name)}, now {now[2].get(name)})" for name in limits]
+    if not found and before[3] != now[3]:
+        found.append("its rows")
+    return found
 
 
-@dataclass(frozen=True)
-class ChoiceRows:
-    """The rows of a choice: those that train, those that choose, and those that are reported.
-
-    Attributes:
-        overrides: The settings of all runs that keep them apart.
-        subsets: Of the first steps, the smallest first.
-        counts: Numbers of rows by split.
-        fingerprint: Of all rows.
-    """
-
-    overrides: list[str]
-    subsets: list[Subset]
-    counts: dict[str, int]
-    fingerprint: str
-
-
-def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRows:
-    """Keeps the rows that choose apart from those that are reported, and makes subsets of those that train.
-
-    One file of a user is split into three, by class; what comes with rows of its own for the report has some of its
-    training rows held out, where they are not yet. The runs of the first steps do not even read the reported rows.
+class Durations:
+    """Predicts from trainings that were made, of each method its longest.
 
     Args:
-        cfg: A run.
-        overrides: Its settings, which win.
-        folder: The study's; rows of the first steps, and the parts of a user's file, are written below it.
-
-    Raises:
-        RequestError: If the rows are too few, or of a task whose rows cannot be split here.
+        folder: The study's.
+        rows: What its runs see.
+        made: The runs that finished, with their records.
     """
-    given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    task, added = cfg.task, list[str]()
-    if task.source == "files" and task.validation_file is None:
-        loaded = load_task(_all_rows(task), cfg.data_root)
-        rows = _joined(loaded.train, loaded.report)
-        parts = {name: rows.take(indices) for name, indices in _split(rows, loaded.labels, task).items()}
-        files = {name: folder / "rows" / f"{name}.jsonl" for name in parts}
-        keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
-        added = [as_setting(f"task.{key}", files[name]) for name, key in keys.items()] + ["task.protocol=test"]
-        _write(parts["report"], loaded.labels, task, files["report"])
-    else:
-        if task.protocol == "standard":
-            added = ["task.protocol=held_out"]
-            task = replace(task, protocol="held_out")
-        loaded = load_task(task, cfg.data_root)
-        parts = {"train": loaded.train, "selection": loaded.selection, "report": loaded.report}
-    count, batch = len(parts["train"]), cfg.train.batch_size
-    if count < _FEW_ROWS and batch > _SMALL_BATCH and not given & {"train.batch_size", "train", "recipe"}:
-        batch = _SMALL_BATCH
-        added.append(f"train.batch_size={batch}")
-    if not given & {"train.epochs", "train.max_steps", "recipe"} and cfg.train.max_steps is None:
-        epochs = min(max(cfg.train.epochs, math.ceil(_UPDATES * batch / count)), _MOST_EPOCHS)
-        added.append(f"train.epochs={epochs}")
-    whole = load_config([*overrides, *added, "method=lora"])
-    is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
-    subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])
-    digest = hashlib.sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()
-    return ChoiceRows(added, subsets, {name: len(part) for name, part in parts.items()}, digest)
+
+    def __init__(self, folder: StudyFolder, rows: ChoiceRows, made: Sequence[tuple[PlannedRun, Record]]) -> None:
+        self._rows, self._made = rows, made
+        rests = sorted(rest for run, record in made if (rest := _rest_seconds(folder, run, record)) is not None)
+        # The first runs of a process also import what the others find there.
+        self._rest = rests[len(rests) // 4] if rests else 0.0
+
+    def predict(self, candidates: Sequence[Candidate], share: float, seeds: int = 1, *, reports: bool = False) -> float:
+        """Predicts the seconds of trainings that are made one after the other.
+
+        Args:
+            candidates: What is trained; a method that was not trained yet takes as long as LoRA, or else as the
+                slowest.
+            share: How much of a whole training each of them is.
+            seeds: Of each.
+            reports: Whether the reported rows are scored, too.
+
+        Returns:
+            Seconds; 0 where nothing was trained yet.
+        """
+        features, total = 0.0, 0.0
+        for method, _ in candidates:
+            known = self._longest("lora" if method == REFERENCE else method)
+            if known is None:
+                alike = [self.predict([(one, {})], share, reports=reports) for one in self._alike()]
+                total += seeds * max(alike, default=0.0)
+                continue
+            before, record = known
+            assert record.time
+            ratio = share / before
+            of_scoring = 1.0 if self._rows.subsets[0].by_rows else ratio
+            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
+            if reports:
+                one_scoring = record.time.eval_seconds / max(1, len(record.history))
+                seconds += one_scoring * self._rows.counts["report"] / self._rows.counts["selection"]
+            total += seeds * seconds
+            # Computed once, for all runs that share them.
+            features = max(features, (record.time.features_seconds or 0.0) * ratio)
+        return total + features
+
+    def _longest(self, method: str) -> tuple[float, Record] | None:
+        """The longest training of a method, with its share of a whole one."""
+        mine = [(float(run.share), record) for run, record in self._made if run.method == method]
+        return max(mine, key=lambda one: one[0], default=None)
+
+    def _alike(self) -> list[str]:
+        methods = {run.method for run, _ in self._made} - {REFERENCE}
+        return ["lora"] if "lora" in methods else sorted(methods)
 
 
-def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
-    """Writes the rows that train and choose in the first steps: fewer rows where there are many, else fewer epochs."""
-    task, train = cfg.task, parts["train"]
-    names = {"selection": parts["selection"], "train": train}
-    by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
-    if by_rows:
-        order = np.random.default_rng(task.data_seed).permutation(len(train))
-        names |= {
-            f"train-{round(1 / share)}th": train.take(_of_each(train, labels, order, share)) for share in _SUBSETS
-        }
-    for name, rows in names.items():
-        _write(rows, labels, task, folder / f"{name}.jsonl")
-    settings = [
-        *("task.source=files", as_setting("task.validation_file", folder / "selection.jsonl"), "task.test_file=null"),
-        *("task.protocol=standard", "task.num_train_examples=null", "task.rows_per_class=null"),
-    ]
-    if not by_rows:
-        return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")])
-    return [
-        Subset(
-            len(names[name]) / len(train),
-            True,
-            [*settings, as_setting("task.train_file", folder / f"{name}.jsonl")],
-            f"{len(names[name]):,} rows",
-        )
-        for name in map(_name, _SUBSETS)
-    ]
-
-
-def _name(share: float) -> str:
-    return f"train-{round(1 / share)}th"
-
-
-def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: float) -> np.ndarray:
-    """A share of the rows of each class, at least one; of a larger share, the smaller is a part."""
-    classes = _classes(rows, labels)
-    kept = [
-        order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
-        for index in range(max(len(labels or ()), 1))
-    ]
-    return np.sort(np.concatenate(kept))
-
-
-def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
-    """The class of each row; of regression, the same for all."""
-    assert rows.labels is not None
-    return np.zeros(len(rows), dtype=int) if labels is None else rows.labels
-
-
-def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
-    """The first steps as fewer epochs, or updates, on all rows."""
+def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float | None:
+    """Seconds of a run that are neither training nor scoring nor the features of frozen layers."""
+    log = folder.run_folder(run).log
     try:
-        lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)[:-1]
-    except RequestError:
-        # One epoch cannot be made shorter.
-        return [Subset(1.0, False, settings, "all rows")]
-    return [
-        Subset(share, False, [*settings, one], one.removeprefix("train.").replace("=", " ")) for share, one in lengths
-    ]
+        first = log.read_text(encoding="utf-8")[:23]
+        begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+        ended = (folder.path / run.folder / RECORD_FILE).stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if record.time is None or record.resumed_at_updates:
+        return None
+    reused = record.frozen is not None and record.frozen.reused
+    features = 0.0 if reused else record.time.features_seconds or 0.0
+    return max(0.0, ended - begun - record.time.train_seconds - record.time.eval_seconds - features)
 
 
-def _all_rows(task: TaskConfig) -> TaskConfig:
-    """The task with all rows of its file but one, which stands where the rows to report on would."""
-    if task.type not in ("classification", "regression"):
-        raise RequestError(
-            f"task.type={task.type}: one file of it is not split here: give task.validation_file=FILE with the rows to "
-            "report on."
-        )
-    return replace(task, num_held_out_examples=1, held_out_draw="random", protocol="standard")
-
-
-def _joined(first: Rows, second: Rows) -> Rows:
-    assert first.labels is not None
-    assert second.labels is not None
-    texts = tuple([*a, *b] for a, b in zip(first.texts, second.texts, strict=True))
-    groups = None
-    if first.groups is not None and second.groups is not None:
-        groups = np.concatenate([first.groups, second.groups])
-    return Rows(texts, np.concatenate([first.labels, second.labels]), groups=groups)
-
-
-def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, np.ndarray]:
-    """Draws the rows of each part, of each class its share; a class with few rows is in the training rows first.
-
-    Equal texts, or the rows of a group, stay in one part, so that no reported row was trained on.
-    """
-    if len(rows) < _FEWEST_ROWS:
-        raise RequestError(
-            f"{len(rows)} rows are too few to choose by: at least {_FEWEST_ROWS} are needed, some to train on, some to "
-            "choose by and some to report on."
-        )
-    order, classes = np.random.default_rng(task.data_seed).permutation(len(rows)), _classes(rows, labels)
-    together = list(zip(*rows.texts, strict=True)) if rows.groups is None else rows.groups.tolist()
-    first: dict[Any, str] = {}
-    parts: dict[str, list[int]] = {"train": [], "selection": [], "report": []}
-    # One of so many rows of a class.
-    every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
-    for index in range(max(len(labels or ()), 1)):
-        for number, row in enumerate(order[classes[order] == index]):
-            part = (
-                "report"
-                if number % every["report"] == 3
-                else "selection"
-                if number % every["selection"] == 2
-                else "train"
-            )
-            parts[first.setdefault(together[row], part)].append(int(row))
-    for part in ("selection", "report"):
-        if len(parts[part]) < _FEWEST_ROWS // 10:
-            raise RequestError(
-                f"{len(rows)} rows of {len(labels or ())} classes are too few to choose by: most classes need three "
-                "rows or more."
-            )
-    return {name: np.sort(np.array(indices)) for name, indices in parts.items()}
-
-
-def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -> None:
-    """Writes rows as JSON lines; a file that holds them already is left as it is."""
-    assert rows.labels is not None
-    lines = []
-    for number, texts in enumerate(zip(*rows.texts, strict=True)):
-        label = float(rows.labels[number]) if labels is None else labels[int(rows.labels[number])]
-        row = dict(zip(task.text_columns, texts, strict=True)) | {task.label_column: label}
-        if task.group_column is not None and rows.groups is not None:
-            row[task.group_column] = rows.groups[number]
-        lines.append(json.dumps(row, ensure_ascii=False))
-    text = "\n".join(lines) + "\n"
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        with atomic_write(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+def _training_seconds(record: Record, ratio: float) -> float:
+    """Seconds of a training with so many times the updates; the first ones of each take longer."""
+    assert record.time
+    steps, first = record.history[-1].step, record.time.warm_up_updates
+    if steps <= first:
+        return record.time.train_seconds * ratio
+    each = (record.time.train_seconds - record.time.warm_up_seconds) / (steps - first)
+    return record.time.warm_up_seconds + each * max(0.0, ratio * steps - first)

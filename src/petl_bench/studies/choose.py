@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 from petl_bench.config import load_config
@@ -21,20 +21,19 @@ from petl_bench.errors import RequestError, RunError, unknown_choice
 from petl_bench.methods.registry import all_methods
 from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RECORD_FILE
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
 from petl_bench.studies.choice import (
     REFERENCE,
     Candidate,
-    ChoiceRows,
     ChoiceState,
+    Durations,
     Limits,
     Step,
-    prepare_rows,
     read_state,
     settings_of,
     size_name,
 )
+from petl_bench.studies.choice_rows import ChoiceRows, prepare_rows
 from petl_bench.studies.definition import StudyRequest
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import StudyCell, compose, last_of_each_key, planned_runs
@@ -47,17 +46,24 @@ TRIAL_SEED = 1000
 
 # It is a layer plan, which every method can have.
 _NOT_CHOSEN = ("layer_selection",)
-# How many settings of each method are tried where time is given, by preference; and where none is.
-_SETTINGS = (8, 6, 5, 4, 3, 2, 1)
-_SETTINGS_WITHOUT_TIME = 4
-_FINALISTS = 3
+# Trained at their defaults first, as far as time allows: what the others are compared with, the cheapest, the dearest.
+_FIRST = ("lora", "head", "full")
+# How many settings of each method are tried, and how many of the best are trained on all rows with how many seeds: what
+# is preferred where time is given, and what is done where none is.
+_PLANS = (
+    *((8, 3, 3), (6, 3, 3), (5, 3, 3), (4, 3, 3), (4, 2, 3), (3, 2, 3), (3, 1, 3), (2, 1, 3)),
+    *((3, 2, 1), (2, 2, 1), (2, 1, 1), (1, 1, 1)),
+)
+_WITHOUT_TIME = (4, 3, 3)
 # A step keeps one of so many candidates.
 _REDUCTION = 3
 # Time that is kept for the answer, and for what takes longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
-# Of the time left, the methods' first runs may take this share.
+# Of the time left, the methods' first trainings may take this share, or all that the last ones do not need.
 _FIRST_SHARE = 0.4
 _LOOK_SECONDS = 0.2
+# An interrupted command loses no more of a training than this.
+_CHECKPOINT_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +84,17 @@ class Choice:
         record = self.folder.record(run)
         return record if record is not None and record.status == "finished" else None
 
+    def command(self, run: PlannedRun) -> list[str]:
+        """The words of the command that trains the settings of a run on all rows, for as long as a run is trained."""
+        seed = SEEDS[0] if run.is_trial else run.seed
+        settings = [*settings_of((run.method, run.tried), self.overrides), f"train.seed={seed}"]
+        return ["petl-bench", "run", *last_of_each_key(settings)]
+
     @property
-    def task(self) -> str:
-        """The name of the task."""
-        return self.study.tasks[0]
+    def not_trained(self) -> list[str]:
+        """The methods that keep to the limits and were not trained, as time did not suffice or an error ended them."""
+        trained = {run.method for run in self.study.runs if self.record(run) is not None}
+        return [name for name, _ in self.state.steps[0].candidates if name not in trained]
 
 
 def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None, started: float) -> Choice:
@@ -111,8 +124,9 @@ def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None,
             raise unknown_choice("--methods", name, all_methods())
     folder = StudyFolder(Path(request.runs_dir or f"runs/choose-{cfg.task.name}").expanduser())
     rows = prepare_rows(cfg, overrides, folder.path)
-    asked = [overrides, names, asdict(replace(limits, seconds=None)), rows.fingerprint]
+    asked = [sorted(overrides), sorted(names), asdict(replace(limits, seconds=None)), rows.fingerprint]
     state = read_state(folder, asked)
+    state.allow(limits.seconds)
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in rows.counts.items()))
     maker = _Maker(request, limits, rows, state, folder, [*overrides, *rows.overrides], cfg.task.name, started)
     maker.halve(names)
@@ -142,7 +156,7 @@ class _Maker:
     def halve(self, methods: list[str]) -> None:
         """Makes all steps; what was decided before stays decided."""
         candidates = self._fitting(methods)
-        self._step(0, lambda: Step(0, candidates, [TRIAL_SEED]), _FIRST_SHARE)
+        self._step(0, lambda: Step(0, candidates, [TRIAL_SEED]))
         if not self._ranked([0]):
             raise RunError(self._why_nothing())
         if self._state.settings is None:
@@ -185,8 +199,7 @@ class _Maker:
         if not found:
             reasons = "; ".join(f"{name}: {why}" for name, why in self._state.left_out.items())
             raise RequestError(f"No method keeps to the limits ({reasons}): raise them, or lower train.batch_size.")
-        # The reference first, as all others are compared with it.
-        return sorted(found, key=lambda one: one[0] != "lora")
+        return sorted(found, key=lambda one: _FIRST.index(one[0]) if one[0] in _FIRST else len(_FIRST))
 
     def _draws(self) -> list[Candidate]:
         """Further settings of each method that was trained at its default, in turn."""
@@ -202,80 +215,112 @@ class _Maker:
 
     def _in_time(self, subset: int, candidates: list[Candidate]) -> Step:
         """The step with these candidates; without any, if it would leave no time for the best of them on all rows."""
-        seconds = self._cost(candidates, subset) + self._cost(candidates[:1], None, len(SEEDS))
+        predict = self._durations().predict
+        seconds = predict(candidates, self._rows.subsets[subset].share) + 2 * predict(candidates[:1], 1.0, reports=True)
         return Step(subset, candidates if seconds < self._left() else [], [TRIAL_SEED])
 
     def _finals(self, steps: list[int]) -> Step:
-        """The best settings of the best methods, and LoRA at its default: as many as time allows."""
+        """The best settings of the best methods, and LoRA at its default: as many, and for as long, as time allows."""
         best: dict[str, Candidate] = {}
         for one, _ in self._ranked(steps):
             best.setdefault(one[0], one)
         default = next((one for one in self._state.steps[0].candidates if one[0] == "lora"), None)
-        for number in range(min(self._state.finalists, len(best)), 0, -1):
+        reference = [] if default is None else [(REFERENCE, default[1])]
+        numbers = range(min(self._state.finalists, len(best)), 0, -1)
+        lengths = [(1.0, SEEDS), *((share, SEEDS[:1]) for share in self._lengths())]
+        durations = self._durations()
+        # Without the comparison rather than without a score on rows that chose nothing.
+        for others, (share, seeds), number in product((reference, []), lengths, numbers):
             chosen = list(best.values())[:number]
-            if default is not None and default not in chosen:
-                chosen.append((REFERENCE, default[1]))
-            for seeds in (SEEDS, SEEDS[:1]) if number == 1 else (SEEDS,):
-                if self._cost(chosen, None, len(seeds)) < self._left():
-                    return Step(None, chosen, seeds)
+            chosen += [one for one in others if ("lora", one[1]) not in chosen]
+            if durations.predict(chosen, share, len(seeds), reports=True) < self._left():
+                return Step(None, chosen, seeds, share)
         _log.warning("the time that is left does not suffice for a training on all rows")
         return Step(None, [], [])
+
+    def _lengths(self) -> list[float]:
+        """Shares of a whole training on all rows that the last ones may have, the whole first."""
+        return [1.0, *(one.share for one in reversed(self._rows.shorter))]
 
     def _affordable(self) -> tuple[int, int]:
         """How many settings of each method can be tried, and how many methods trained on all rows, in time."""
         if self._limits.seconds is None:
-            return _SETTINGS_WITHOUT_TIME, _FINALISTS
-        tried = [one for one, _ in self._ranked([0])]
-        subsets: list[int | None] = [*range(len(self._rows.subsets)), None]
-        means = [self._cost(tried, subset) / len(tried) for subset in subsets]
-        for finalists in range(_FINALISTS, 0, -1):
-            for settings in _SETTINGS:
-                count = settings * len(tried)
-                runs = [count - len(tried), *(math.ceil(count / _REDUCTION**k) for k in range(1, len(subsets) - 1))]
-                runs.append(len(SEEDS) * (finalists + 1))
-                seconds = sum(number * mean for number, mean in zip(runs, means, strict=True))
-                if seconds < self._left():
-                    _log.info(
-                        "%d settings of each method, the best %d on all rows: about %.0f s",
-                        settings,
-                        finalists,
-                        seconds,
-                    )
-                    return settings, finalists
+            return _WITHOUT_TIME[:2]
+        tried, durations = [one for one, _ in self._ranked([0])], self._durations()
+        shares = [subset.share for subset in self._rows.subsets]
+        means = [durations.predict(tried, share) / len(tried) for share in shares]
+        last = durations.predict(tried, 1.0, reports=True) / len(tried)
+        for settings, finalists, seeds in _PLANS:
+            count = settings * len(tried)
+            runs = [count - len(tried), *(math.ceil(count / _REDUCTION**k) for k in range(1, len(shares)))]
+            seconds = sum(number * mean for number, mean in zip(runs, means, strict=True))
+            seconds += seeds * (finalists + 1) * last
+            if seconds < self._left():
+                words = "%d settings of each method, the best %d on all rows with %d seeds: about %.0f s"
+                _log.info(words, settings, finalists, seeds, seconds)
+                return settings, finalists
         return 1, 1
 
     # Runs, and what is known of them.
 
-    def _step(self, number: int, decide: Callable[[], Step], share: float = 1.0) -> None:
-        """Makes a step, as it was decided before or is decided now, in this share of the time that was left then."""
+    def _step(self, number: int, decide: Callable[[], Step]) -> None:
+        """Makes a step as it was decided before, or is decided now, as far as time allows."""
         if number == len(self._state.steps):
             self._state.steps.append(replace(decide(), begun=self._elapsed()))
         self._keep()
         step, runs = self._state.steps[number], self._runs(number)
         left = [run for run in runs if not self._folder.ended(run)]
-        end = step.begun + share * max(0.0, self._end() - step.begun)
-        seconds = None if end == math.inf else end - self._elapsed()
         self.study().write(self._folder.path)
-        if not left or (seconds is not None and seconds <= 0):
+        if not left:
             return
         what = "all rows" if step.subset is None else self._rows.subsets[step.subset].words
         _log.info("step %d: %d trainings, %s", number + 1, len(left), what)
         plan = self._folder.write_plan(replace(self.study(), runs=runs, search=None))
-        if not self._request.has_executor:
-            with ends_after(seconds):
-                work(self._folder.path, plan, [run.key for run in left])
-        else:
-            workers = start_workers(self._request.executor, self._folder, plan, left)
-            try:
-                while workers.alive():
-                    if self._elapsed() > end:
-                        workers.stop(signal.SIGINT)
-                        break
-                    time.sleep(_LOOK_SECONDS)
-            except BaseException:
-                workers.stop(signal.SIGINT)
-                raise
+        # The first training of all tells what the others take.
+        for group in (left[:1], left[1:]) if number == 0 else (left,):
+            if self._request.has_executor:
+                self._make_by_workers(number, plan, group)
+            else:
+                self._make_here(number, plan, group)
         self._keep()
+
+    def _make_here(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
+        """Makes runs in this process, but for those that would not end in time."""
+        for run in runs:
+            step = self._state.steps[number]
+            of_rows = step.share if step.subset is None else self._rows.subsets[step.subset].share
+            needed = self._durations().predict([(run.method, run.tried)], of_rows, reports=step.subset is None)
+            now = self._elapsed()
+            if now + needed > self._step_end(number) or now >= self._end():
+                _log.info("not trained, as the time does not suffice: %s, seed %d", run.method, run.seed)
+                continue
+            with ends_after(None if self._end() == math.inf else self._end() - now):
+                work(self._folder.path, plan, [run.key])
+
+    def _make_by_workers(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
+        """Makes runs by the executor's workers, which are stopped at the end of the step's time."""
+        end = self._step_end(number)
+        if not runs or self._elapsed() >= end:
+            return
+        workers = start_workers(self._request.executor, self._folder, plan, runs)
+        try:
+            while workers.alive():
+                if self._elapsed() > end:
+                    workers.stop(signal.SIGINT)
+                    break
+                time.sleep(_LOOK_SECONDS)
+        except BaseException:
+            workers.stop(signal.SIGINT)
+            raise
+
+    def _step_end(self, number: int) -> float:
+        """When a step is to end: the first one in time for two trainings on all rows, as long as can be."""
+        if number > 0 or self._end() == math.inf:
+            return self._end()
+        begun, default = self._state.steps[0].begun, self._state.steps[0].candidates[:1]
+        left, predict = self._end() - begun, self._durations().predict
+        kept = [predict(default, share, 2, reports=True) for share in self._lengths()]
+        return begun + left - next((one for one in kept if one < (1 - _FIRST_SHARE) * left), (1 - _FIRST_SHARE) * left)
 
     def _runs(self, number: int) -> list[PlannedRun]:
         """The runs of a step, candidate by candidate."""
@@ -283,14 +328,18 @@ class _Maker:
             return self._planned[number]
         step = self._state.steps[number]
         added, share = list[str](), 1.0
-        if step.subset is not None:
+        if step.subset is None and step.share < 1:
+            shorter = next(one for one in self._rows.shorter if one.share == step.share)
+            added, share = list(shorter.overrides), step.share
+        elif step.subset is not None:
             subset = self._rows.subsets[step.subset]
             times = "true" if self._limits.latency_ms is not None else "false"
             measure = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
             added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
         planned = []
         for one in step.candidates:
-            settings = last_of_each_key([*settings_of(one, self._overrides), *added])
+            given = [f"train.checkpoint_seconds={_CHECKPOINT_SECONDS}", *self._overrides]
+            settings = last_of_each_key([*settings_of(one, given), *added])
             cell = StudyCell(one[0], self._task, settings, one[1])
             is_trial = step.subset is not None
             found = planned_runs(cell, compose(cell, self._folder.path), [] if is_trial else step.seeds, step.seeds)
@@ -313,47 +362,10 @@ class _Maker:
                     found.append(((run.method, run.tried), score))
         return sorted(found, key=lambda one: -one[1])
 
-    def _cost(self, candidates: Sequence[Candidate], subset: int | None, seeds: int = 1) -> float:
-        """Predicts the seconds of trainings from the longest ones of the same methods on this machine."""
-        known = [one for number in range(len(self._state.steps)) for one in self._finished(number)]
-        rests = [rest for run, record in known if (rest := self._rest(run, record)) is not None]
-        # The first runs of a process also import what the others find there.
-        rest = sorted(rests)[len(rests) // 4] if rests else 0.0
-        share = 1.0 if subset is None else self._rows.subsets[subset].share
-        features, total = 0.0, 0.0
-        for method, _ in candidates:
-            name = "lora" if method == REFERENCE else method
-            mine = [(run.share, record) for run, record in known if run.method == name]
-            if not mine:
-                continue
-            before, record = max(mine, key=lambda one: one[0])
-            assert record.time
-            ratio = share / before
-            of_scoring = 1.0 if self._rows.subsets[0].by_rows else ratio
-            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + rest
-            if subset is None:
-                # The first steps do not score the reported rows.
-                one_scoring = record.time.eval_seconds / max(1, len(record.history))
-                seconds += one_scoring * self._rows.counts["report"] / self._rows.counts["selection"]
-            total += seeds * seconds
-            # Computed once, for all runs that share them.
-            features = max(features, (record.time.features_seconds or 0.0) * ratio)
-        return total + features
-
-    def _rest(self, run: PlannedRun, record: Record) -> float | None:
-        """Seconds of a run that are neither training nor scoring nor the features of frozen layers."""
-        log = self._folder.run_folder(run).log
-        try:
-            first = log.read_text(encoding="utf-8")[:23]
-            begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
-            ended = (self._folder.path / run.folder / RECORD_FILE).stat().st_mtime
-        except (OSError, ValueError):
-            return None
-        if record.time is None or record.resumed_at_updates:
-            return None
-        reused = record.frozen is not None and record.frozen.reused
-        features = 0.0 if reused else record.time.features_seconds or 0.0
-        return max(0.0, ended - begun - record.time.train_seconds - record.time.eval_seconds - features)
+    def _durations(self) -> Durations:
+        """What further trainings will take, by all that were made."""
+        made = [one for number in range(len(self._state.steps)) for one in self._finished(number)]
+        return Durations(self._folder, self._rows, made)
 
     # Time.
 
@@ -385,13 +397,3 @@ class _Maker:
             f"In --time {self._limits.seconds:g}s no training could be ended, as {self._elapsed():.0f} s went by until "
             "here: give several minutes; the same command with more time goes on."
         )
-
-
-def _training_seconds(record: Record, ratio: float) -> float:
-    """Seconds of a training with so many times the updates; the first ones of each take longer."""
-    assert record.time
-    steps, first = record.history[-1].step, record.time.warm_up_updates
-    if steps <= first:
-        return record.time.train_seconds * ratio
-    each = (record.time.train_seconds - record.time.warm_up_seconds) / (steps - first)
-    return record.time.warm_up_seconds + each * max(0.0, ratio * steps - first)

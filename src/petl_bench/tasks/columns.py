@@ -11,10 +11,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.settings import as_setting, as_value
+from petl_bench.process import name_fault
+from petl_bench.settings import as_setting, as_value, option_names
 from petl_bench.tasks.tables import Table, read_table
 
 # The splits that FewCLUE gives: five draws of rows to train on and to select on, and all of them together.
@@ -132,8 +134,6 @@ def find_transform(name: str | None) -> Transform | None:
     return TRANSFORMS[name]
 
 
-_log = logging.getLogger(__name__)
-
 # Names of columns that hold labels, or texts in this order.
 _LABEL_NAMES = {"label", "labels", "class", "category", "target", "intent", "queue", "topic", "sentiment"}
 _TEXT_NAMES = (("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
@@ -152,6 +152,8 @@ def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
         RequestError: If the file cannot be read, or which column is which is not clear.
     """
     settings = ["task=custom", as_setting("task.train_file", path)]
+    if "task.name" not in given and (name := _task_name(path)):
+        settings.insert(1, as_setting("task.name", name))
     wanted = [key for key in ("task.text_columns", "task.label_column") if key not in given]
     if not wanted:
         return settings
@@ -168,6 +170,13 @@ def column_settings(path: str, given: Mapping[str, str]) -> list[str]:
         settings.append(as_setting("task.label_column", label))
     _log.info("data=%s: %s (%s would say otherwise)", path, ", ".join(taken), ", ".join(wanted))
     return settings
+
+
+def _task_name(path: str) -> str:
+    """A name for the task of a file, so that tables and folders tell several files apart; empty: none fits."""
+    name = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.")
+    # Tables would take the rows for those of the task of this name.
+    return "" if name_fault(name) or name in option_names("task") else name
 
 
 def _label_column(table: Table) -> str:

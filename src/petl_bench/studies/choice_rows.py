@@ -1,0 +1,243 @@
+"""The rows of a choice: those that train, those that choose, those that are reported, and shorter trainings on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petl_bench.config import RunConfig, load_config
+from petl_bench.errors import RequestError
+from petl_bench.process import atomic_write
+from petl_bench.settings import as_setting
+from petl_bench.studies.search import SearchConfig, steps_of
+from petl_bench.tasks import TaskConfig
+from petl_bench.tasks.load import load_task
+from petl_bench.tasks.rows import Rows
+
+# Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
+_EVERY, _FEWEST_ROWS = 5, 60
+# The first steps see a ninth and a third of the rows; of fewer rows than these, they make fewer epochs instead.
+_SUBSETS = (1 / 9, 1 / 3)
+_FEWEST_IN_SUBSET = 200
+# Unless the command says how long to train: at least so many updates, in at most so many epochs.
+_UPDATES, _MOST_EPOCHS = 400, 20
+_FEW_ROWS, _SMALL_BATCH = 2000, 16
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What the runs of a step see.
+
+    Attributes:
+        share: Of the whole training.
+        by_rows: Whether they see fewer rows, or else train for fewer epochs.
+        overrides: The settings that make it so.
+        words: The same for messages.
+    """
+
+    share: float
+    by_rows: bool
+    overrides: list[str]
+    words: str
+
+
+@dataclass(frozen=True)
+class ChoiceRows:
+    """The rows of a choice: those that train, those that choose, and those that are reported.
+
+    Attributes:
+        overrides: The settings of all runs that keep them apart.
+        subsets: Of the first steps, the smallest first.
+        shorter: Shorter trainings on all rows, the shortest first, for a time that does not suffice for a whole one.
+        counts: Numbers of rows by split.
+        fingerprint: Of all rows.
+    """
+
+    overrides: list[str]
+    subsets: list[Subset]
+    shorter: list[Subset]
+    counts: dict[str, int]
+    fingerprint: str
+
+
+def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRows:
+    """Keeps the rows that choose apart from those that are reported, and makes subsets of those that train.
+
+    One file of a user is split into three, by class; what comes with rows of its own for the report has some of its
+    training rows held out, where they are not yet. The runs of the first steps do not even read the reported rows.
+
+    Args:
+        cfg: A run.
+        overrides: Its settings, which win.
+        folder: The study's; rows of the first steps, and the parts of a user's file, are written below it.
+
+    Raises:
+        RequestError: If the rows are too few, or of a task whose rows cannot be split here.
+    """
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    task, added = cfg.task, list[str]()
+    if task.source == "files" and task.validation_file is None:
+        loaded = load_task(_all_rows(task), cfg.data_root)
+        rows = _joined(loaded.train, loaded.report)
+        parts = {name: rows.take(indices) for name, indices in _split(rows, loaded.labels, task).items()}
+        files = {name: folder / "rows" / f"{name}.jsonl" for name in parts}
+        keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
+        added = [as_setting(f"task.{key}", files[name]) for name, key in keys.items()] + ["task.protocol=test"]
+        _write(parts["report"], loaded.labels, task, files["report"])
+    else:
+        if task.protocol == "standard":
+            added = ["task.protocol=held_out"]
+            task = replace(task, protocol="held_out")
+        loaded = load_task(task, cfg.data_root)
+        parts = {"train": loaded.train, "selection": loaded.selection, "report": loaded.report}
+    count, batch = len(parts["train"]), cfg.train.batch_size
+    if count < _FEW_ROWS and batch > _SMALL_BATCH and not given & {"train.batch_size", "train", "recipe"}:
+        batch = _SMALL_BATCH
+        added.append(f"train.batch_size={batch}")
+    if not given & {"train.epochs", "train.max_steps", "recipe"} and cfg.train.max_steps is None:
+        epochs = min(max(cfg.train.epochs, math.ceil(_UPDATES * batch / count)), _MOST_EPOCHS)
+        added.append(f"train.epochs={epochs}")
+    whole = load_config([*overrides, *added, "method=lora"])
+    is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
+    subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])
+    digest = hashlib.sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()
+    shorter = [one for one in _shortened(whole, []) if one.share < 1]
+    return ChoiceRows(added, subsets, shorter, {name: len(part) for name, part in parts.items()}, digest)
+
+
+def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
+    """Writes the rows that train and choose in the first steps: fewer rows where there are many, else fewer epochs."""
+    task, train = cfg.task, parts["train"]
+    names = {"selection": parts["selection"], "train": train}
+    by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
+    if by_rows:
+        order = np.random.default_rng(task.data_seed).permutation(len(train))
+        names |= {
+            f"train-{round(1 / share)}th": train.take(_of_each(train, labels, order, share)) for share in _SUBSETS
+        }
+    for name, rows in names.items():
+        _write(rows, labels, task, folder / f"{name}.jsonl")
+    settings = [
+        *("task.source=files", as_setting("task.validation_file", folder / "selection.jsonl"), "task.test_file=null"),
+        *("task.protocol=standard", "task.num_train_examples=null", "task.rows_per_class=null"),
+    ]
+    if not by_rows:
+        return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")])
+    return [
+        Subset(
+            len(names[name]) / len(train),
+            True,
+            [*settings, as_setting("task.train_file", folder / f"{name}.jsonl")],
+            f"{len(names[name]):,} rows",
+        )
+        for name in map(_name, _SUBSETS)
+    ]
+
+
+def _name(share: float) -> str:
+    return f"train-{round(1 / share)}th"
+
+
+def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: float) -> np.ndarray:
+    """A share of the rows of each class, at least one; of a larger share, the smaller is a part."""
+    classes = _classes(rows, labels)
+    kept = [
+        order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
+        for index in range(max(len(labels or ()), 1))
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
+    """The class of each row; of regression, the same for all."""
+    assert rows.labels is not None
+    return np.zeros(len(rows), dtype=int) if labels is None else rows.labels
+
+
+def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
+    """The first steps as fewer epochs, or updates, on all rows."""
+    try:
+        lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)[:-1]
+    except RequestError:
+        # One epoch cannot be made shorter.
+        return [Subset(1.0, False, settings, "all rows")]
+    return [
+        Subset(share, False, [*settings, one], one.removeprefix("train.").replace("=", " ")) for share, one in lengths
+    ]
+
+
+def _all_rows(task: TaskConfig) -> TaskConfig:
+    """The task with all rows of its file but one, which stands where the rows to report on would."""
+    if task.type not in ("classification", "regression"):
+        raise RequestError(
+            f"task.type={task.type}: one file of it is not split here: give task.validation_file=FILE with the rows to "
+            "report on."
+        )
+    return replace(task, num_held_out_examples=1, held_out_draw="random", protocol="standard")
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    assert first.labels is not None
+    assert second.labels is not None
+    texts = tuple([*a, *b] for a, b in zip(first.texts, second.texts, strict=True))
+    groups = None
+    if first.groups is not None and second.groups is not None:
+        groups = np.concatenate([first.groups, second.groups])
+    return Rows(texts, np.concatenate([first.labels, second.labels]), groups=groups)
+
+
+def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, np.ndarray]:
+    """Draws the rows of each part, of each class its share; a class with few rows is in the training rows first.
+
+    Equal texts, or the rows of a group, stay in one part, so that no reported row was trained on.
+    """
+    if len(rows) < _FEWEST_ROWS:
+        raise RequestError(
+            f"{len(rows)} rows are too few to choose by: at least {_FEWEST_ROWS} are needed, some to train on, some to "
+            "choose by and some to report on."
+        )
+    order, classes = np.random.default_rng(task.data_seed).permutation(len(rows)), _classes(rows, labels)
+    together = list(zip(*rows.texts, strict=True)) if rows.groups is None else rows.groups.tolist()
+    first: dict[Any, str] = {}
+    parts: dict[str, list[int]] = {"train": [], "selection": [], "report": []}
+    # One of so many rows of a class.
+    every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
+    for index in range(max(len(labels or ()), 1)):
+        for number, row in enumerate(order[classes[order] == index]):
+            part = (
+                "report"
+                if number % every["report"] == 3
+                else "selection"
+                if number % every["selection"] == 2
+                else "train"
+            )
+            parts[first.setdefault(together[row], part)].append(int(row))
+    for part in ("selection", "report"):
+        if len(parts[part]) < _FEWEST_ROWS // 10:
+            raise RequestError(
+                f"{len(rows)} rows of {len(labels or ())} classes are too few to choose by: most classes need three "
+                "rows or more."
+            )
+    return {name: np.sort(np.array(indices)) for name, indices in parts.items()}
+
+
+def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -> None:
+    """Writes rows as JSON lines; a file that holds them already is left as it is."""
+    assert rows.labels is not None
+    lines = []
+    for number, texts in enumerate(zip(*rows.texts, strict=True)):
+        label = float(rows.labels[number]) if labels is None else labels[int(rows.labels[number])]
+        row = dict(zip(task.text_columns, texts, strict=True)) | {task.label_column: label}
+        if task.group_column is not None and rows.groups is not None:
+            row[task.group_column] = rows.groups[number]
+        lines.append(json.dumps(row, ensure_ascii=False))
+    text = "\n".join(lines) + "\n"
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        with atomic_write(file) as partial:
+            partial.write_text(text, encoding="utf-8")
