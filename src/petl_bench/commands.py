@@ -47,7 +47,11 @@ def run(arguments: list[str]) -> int:
     """
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
-    overrides = _with_data(overrides)
+    if any(one.startswith("data=") for one in overrides):
+        from petl_bench.tasks.columns import with_data
+
+        setup_logging()
+        overrides = with_data(overrides, lengthen=True)
     settings = [one for one in overrides if one not in ("-m", "--multirun")]
     # Hydra itself would compose everything twice.
     if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in settings):
@@ -111,20 +115,6 @@ def _told(failures: list[RequestError | RunError]) -> Iterator[None]:
 def _exit_code(failures: list[RequestError | RunError]) -> int:
     """That of several runs: one that failed says more than a request that was wrong."""
     return min((error.exit_code for error in failures), default=0)
-
-
-def _with_data(overrides: list[str]) -> list[str]:
-    """The overrides with `data=FILE` as the settings of a task of one's own."""
-    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
-    if not files:
-        return overrides
-    from petl_bench.tasks.columns import column_settings
-
-    others = [one for one in overrides if not one.startswith("data=")]
-    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
-        raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
-    setup_logging()
-    return [*column_settings(files[0], dict(one.partition("=")[::2] for one in others)), *others]
 
 
 def _one_run(config: RunConfig, *, as_json: bool) -> None:
@@ -281,6 +271,7 @@ def _choose(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.choice import Limits
     from petl_bench.studies.choose import choose
     from petl_bench.studies.definition import parse_request
+    from petl_bench.tasks.columns import with_data
 
     trainable, percent = parse_share("--trainable", parsed.trainable)
     limits = Limits(
@@ -291,7 +282,8 @@ def _choose(parsed: argparse.Namespace) -> int:
         trainable_percent=percent,
     )
     # A study has several tasks, a choice has one.
-    overrides = _with_data(parsed.overrides)
+    setup_logging()
+    overrides = with_data(parsed.overrides, lengthen=False)
     of_task = [one for one in overrides if one.startswith(("task=", "method="))]
     executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
     request = parse_request([*executor, *(one for one in overrides if one not in of_task)])

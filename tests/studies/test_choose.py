@@ -29,7 +29,7 @@ from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
 from petl_bench.studies.choice import ChoiceState, Durations, Limits, Step
 from petl_bench.studies.choice_rows import prepare_rows
-from petl_bench.tasks.columns import column_settings
+from petl_bench.tasks.columns import data_settings
 
 WORDS = {"refund": ["money back", "return the cash"], "card": ["card lost", "new card"], "login": ["cannot log in"]}
 SMALL = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=2", "train.batch_size=32"]
@@ -321,7 +321,7 @@ class TestTime:
 
 class TestRows:
     def prepare(self, tmp_path, *words):
-        overrides = [*column_settings(str(tmp_path / "tickets.csv"), {}), "backbone=tiny_bert", *words]
+        overrides = [*data_settings(str(tmp_path / "tickets.csv"), {})[0], "backbone=tiny_bert", *words]
         return prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
 
     def test_many_rows_are_cut_into_nested_parts_with_every_class(self, tmp_path):

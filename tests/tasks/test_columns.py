@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from petl_bench.cli import main
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.settings import as_setting
-from petl_bench.tasks.columns import column_settings
+from petl_bench.tasks.columns import data_settings, with_data
 
 
 def settings(tmp_path, header, row, rows=40, name="mine.csv", **given):
     file = tmp_path / name
     file.write_text(header + "\n" + "".join(row.format(n=n, two=n % 2, half=n / 2 + 0.25) + "\n" for n in range(rows)))
-    task = load_config(column_settings(str(file), given)).task
+    task = load_config(data_settings(str(file), given)[0]).task
     return task.text_columns, task.label_column
 
 
@@ -52,7 +54,7 @@ def test_columns_that_are_given_are_not_looked_for(tmp_path):
     given = {"task.label_column": "kind"}
     header, row = "text,kind,part", "some words {n},{two},{two}"
     (tmp_path / "mine.csv").write_text(f"{header}\n" + "".join(row.format(n=n, two=n % 2) + "\n" for n in range(9)))
-    found = column_settings(str(tmp_path / "mine.csv"), given)
+    found, _ = data_settings(str(tmp_path / "mine.csv"), given)
     assert [one.partition("=")[0] for one in found] == ["task", "task.name", "task.train_file", "task.text_columns"]
 
 
@@ -69,7 +71,7 @@ def test_columns_that_are_given_are_not_looked_for(tmp_path):
 )
 def test_the_task_has_the_name_of_its_file(tmp_path, file, given, name):
     (tmp_path / file).write_text("text,label\n" + "".join(f"some words {n},{n % 2}\n" for n in range(9)))
-    named = [one for one in column_settings(str(tmp_path / file), given) if one.startswith("task.name=")]
+    named = [one for one in data_settings(str(tmp_path / file), given)[0] if one.startswith("task.name=")]
     assert load_config(["task=custom", "task.train_file=x.csv", *named]).task.name == (name or "custom")
 
 
@@ -89,6 +91,16 @@ def test_run_takes_a_file_and_says_what_it_took(tmp_path, monkeypatch, capsys):
     assert "text column 'text', label column 'label'" in err
     assert "task.metric=macro_f1 weighs all classes alike" in err
     assert "would keep 95 % of train" in err
+    # One update is too few, and that is said.
+    assert re.search(r"the method scores no better than (majority|tfidf)", err)
+    # 80 rows train; settings that are given stay.
+    lengths = ["train.batch_size=16", "train.epochs=20"]
+    assert with_data(["data=mine.csv"], lengthen=True)[-2:] == lengths
+    assert "train.batch_size=16, train.epochs=20, as rows are few" in capsys.readouterr().err
+    assert with_data(["data=mine.csv", "train.epochs=2"], lengthen=True)[-2:] == [lengths[0], "train.epochs=2"]
+    for given in ("train.max_steps=9", "train=mine"):
+        assert not set(lengths) & set(with_data(["data=mine.csv", given], lengthen=True))
+    assert not set(lengths) & set(with_data(["data=mine.csv"], lengthen=False))
     assert main(["run", "data=mine.csv", "task=mrpc"]) == 2
     assert "give one file, and no other task" in capsys.readouterr().err
 

@@ -328,7 +328,9 @@ def measure_finished(cfg: RunConfig, trained: nn.Module, task: Task, record: Rec
             lambda: _time_inference(trained, cfg.task.max_length, seconds, accelerator),
         )
     if cfg.measure.baselines:
-        scored = try_measuring("the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task))
+        scored = try_measuring(
+            "the baselines could not be scored", "measure.baselines", lambda: _score_baselines(task, record)
+        )
         record.baselines = scored or {}
 
 
@@ -348,13 +350,19 @@ def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: 
     return describe_inference(times, length, is_merged=is_merged)
 
 
-def _score_baselines(task: Task) -> dict[str, dict[str, float]]:
-    """Scores the baselines on the rows to report on, and logs the scores."""
+def _score_baselines(task: Task, record: Record) -> dict[str, dict[str, float]]:
+    """Scores the baselines on the rows to report on, and logs the scores and those that the run does not exceed."""
     from petl_bench.tasks.baselines import score_baselines
 
     found, metric = score_baselines(task), task.settings.metric
     shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
     _log.info("baselines on %s: %s", task.report_split, shown)
+    sign = 1 if task.higher_is_better else -1
+    mine = record.selected_scores.get(metric)
+    alike = [name for name, scores in found.items() if mine is not None and sign * scores[metric] >= sign * mine]
+    if alike:
+        words = "the method scores no better than %s: more epochs, another rate or another method may do"
+        _log.warning(words, " and ".join(alike))
     return found
 
 

@@ -19,15 +19,13 @@ from petl_bench.studies.search import SearchConfig, steps_of
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
+from petl_bench.training import length_for
 
 # Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
 _EVERY, _FEWEST_ROWS = 5, 60
 # The first steps see a ninth and a third of the rows; of fewer rows than these, they make fewer epochs instead.
 _SUBSETS = (1 / 9, 1 / 3)
 _FEWEST_IN_SUBSET = 200
-# Unless the command says how long to train: at least so many updates, in at most so many epochs.
-_UPDATES, _MOST_EPOCHS = 400, 20
-_FEW_ROWS, _SMALL_BATCH = 2000, 16
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,7 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
             task = replace(task, protocol="held_out")
         loaded = load_task(task, cfg.data_root)
         parts = {"train": loaded.train, "selection": loaded.selection, "report": loaded.report}
-    count, batch = len(parts["train"]), cfg.train.batch_size
-    if count < _FEW_ROWS and batch > _SMALL_BATCH and not given & {"train.batch_size", "train", "recipe"}:
-        batch = _SMALL_BATCH
-        added.append(f"train.batch_size={batch}")
-    if not given & {"train.epochs", "train.max_steps", "recipe"} and cfg.train.max_steps is None:
-        epochs = min(max(cfg.train.epochs, math.ceil(_UPDATES * batch / count)), _MOST_EPOCHS)
-        added.append(f"train.epochs={epochs}")
+    added += length_for(len(parts["train"]), cfg.train, given)
     whole = load_config([*overrides, *added, "method=lora"])
     is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
     subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])

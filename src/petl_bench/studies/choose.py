@@ -62,8 +62,6 @@ _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
 # Of the time left, the methods' first trainings may take this share, or all that the last ones do not need.
 _FIRST_SHARE = 0.4
 _LOOK_SECONDS = 0.2
-# An interrupted command loses no more of a training than this.
-_CHECKPOINT_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +176,9 @@ class _Maker:
         seeds = sorted({run.seed for run in finals}) or [TRIAL_SEED]
         plan = SearchPlan(max(self._state.settings or 1, 1), "qmc", "halving", TRIAL_SEED)
         description = "The runs of petl-bench choose"
-        return StudyFile("choose", description, list(names), [self._task], seeds, list(runs.values()), search=plan)
+        return StudyFile(
+            f"choose-{self._task}", description, list(names), [self._task], seeds, list(runs.values()), search=plan
+        )
 
     # What each step trains.
 
@@ -338,8 +338,7 @@ class _Maker:
             added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
         planned = []
         for one in step.candidates:
-            given = [f"train.checkpoint_seconds={_CHECKPOINT_SECONDS}", *self._overrides]
-            settings = last_of_each_key([*settings_of(one, given), *added])
+            settings = last_of_each_key([*settings_of(one, self._overrides), *added])
             cell = StudyCell(one[0], self._task, settings, one[1])
             is_trial = step.subset is not None
             found = planned_runs(cell, compose(cell, self._folder.path), [] if is_trial else step.seeds, step.seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -131,3 +132,31 @@ def check_train(train: TrainConfig, task_type: str) -> None:
             f"train.accumulation={train.accumulation} exceeds train.batch_size={train.batch_size}: "
             "it says into how many passes the rows of one update are split."
         )
+
+
+# Few rows make few updates in the epochs that suffice for many: at least so many, in at most so many epochs.
+_UPDATES, _MOST_EPOCHS = 400, 20
+_FEW_ROWS, _SMALL_BATCH = 2000, 16
+
+
+def length_for(num_rows: int, train: TrainConfig, given: Collection[str]) -> list[str]:
+    """Settings with which so many training rows make enough updates to learn from.
+
+    Args:
+        num_rows: The training rows.
+        train: The settings as they are.
+        given: The keys that were given, which stay; so does all where a recipe was given.
+
+    Returns:
+        Overrides of `train.batch_size` and `train.epochs`, where they would differ.
+    """
+    found, batch = [], train.batch_size
+    if {"recipe", "train"} & set(given):
+        return []
+    if num_rows < _FEW_ROWS and batch > _SMALL_BATCH and "train.batch_size" not in given:
+        batch = _SMALL_BATCH
+        found.append(f"train.batch_size={batch}")
+    if "train.epochs" not in given and train.max_steps is None:
+        epochs = min(max(train.epochs, math.ceil(_UPDATES * batch / num_rows)), _MOST_EPOCHS)
+        found.append(f"train.epochs={epochs}")
+    return found
