@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from petl_bench.catalog import run_help
 from petl_bench.cli import main
-from petl_bench.config import RunConfig, as_list, load_config, run_settings
+from petl_bench.config import RunConfig, as_list, load_config, run_help, run_settings
 from petl_bench.errors import RequestError
 from petl_bench.process import CONFIG_VARIABLE
 from petl_bench.run.pretrain import PretrainConfig, TextsConfig

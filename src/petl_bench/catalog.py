@@ -1,4 +1,4 @@
-"""What `petl-bench list`, `check` and `run --help` show: options, settings, what a method can do, and what it must."""
+"""What `petl-bench list` and `check` show: options, settings, what a method can do, and what it must."""
 
 from __future__ import annotations
 
@@ -7,29 +7,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from shutil import get_terminal_size
-from textwrap import wrap
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf, open_dict
 from rich.markup import escape
 from rich.table import Table
 
-from petl_bench.backbones.load import open_backbone
 from petl_bench.backbones.source import installed_folder
-from petl_bench.config import load_config, run_settings
-from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
-from petl_bench.settings import Setting, compose_options, declared, option_file, option_names, option_text, written
-from petl_bench.studies.definition import ExecutorConfig
+from petl_bench.settings import declared, option_file, option_names, option_text, written
 
 Row = dict[str, Any]
-
-# Where meanings begin in `run --help`.
-_HELP_INDENT = 34
 
 # A random backbone of each architecture, by the name of its option.
 TINY_BACKBONES = {
@@ -175,6 +165,9 @@ def _option(group: str, name: str) -> dict[str, Any]:
 
 def list_settings() -> list[Row]:
     """Every setting with what it may be, its default and its meaning."""
+    from petl_bench.config import run_settings
+    from petl_bench.studies.definition import ExecutorConfig
+
     settings = [*run_settings(), *(one for one in declared(ExecutorConfig, "executor") if one.meaning)]
     return [
         {
@@ -197,34 +190,6 @@ def _of_group(kind: str, rows: list[Row], group: str) -> list[Row]:
     if not found:
         raise unknown_choice("petl-bench list settings: group or method", group, names)
     return found
-
-
-def run_help(overrides: list[str]) -> str:
-    """The text of `run --help`: every setting of the chosen options with its value and its meaning.
-
-    Raises:
-        RequestError: If the overrides do not compose.
-    """
-    overrides = [one for one in overrides if not one.startswith("-")]
-    with explained(overrides):
-        settings = compose_options("config", overrides, with_hydra=True)
-    with open_dict(settings):
-        template = str(settings.pop("hydra").help.template)
-    values = OmegaConf.to_container(settings, resolve=True)
-    here = ("", f"method={settings.method.name}")
-    lines = [line for one in run_settings() if one.option in here for line in _help_lines(one, values)]
-    return template.replace("$CONFIG", "\n".join(lines)).rstrip()
-
-
-def _help_lines(one: Setting, values: Any) -> list[str]:
-    """A setting with its value and, beside or below it, its meaning."""
-    for part in one.name.split("."):
-        values = values[part]
-    head, width = f"{one.name}={written(values)}", min(get_terminal_size().columns, 120)
-    text = wrap(f"{one.meaning} ({one.allowed})", width - _HELP_INDENT)
-    beside = len(head) < _HELP_INDENT - 1
-    first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
-    return [first, *(" " * _HELP_INDENT + line for line in text)]
 
 
 @dataclass(frozen=True)
@@ -257,9 +222,11 @@ def probe(request: list[str], architecture: str) -> Capability:
         request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
         architecture: A `model_type` of the anatomy table.
     """
+    # Apart, so that neither is composed anew for each pair.
+    from petl_bench.backbones.load import open_backbone
+    from petl_bench.config import load_config
     from petl_bench.methods.base import adapt
 
-    # Apart, so that neither is composed anew for each pair.
     cfg = load_config(["layers=all", *request])
     settings = load_config([f"backbone={TINY_BACKBONES[architecture]}"]).backbone
     label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
@@ -333,6 +300,8 @@ def check_method(overrides: list[str]) -> list[Outcome]:
     Raises:
         RequestError: If the overrides do not compose.
     """
+    from petl_bench.backbones.load import open_backbone
+    from petl_bench.config import load_config
     from petl_bench.testing import CHECKS, Subject
 
     cfg = load_config(["task=smoke", "layers=all", *overrides])

@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
     if any(one.startswith("data=") for one in overrides):
-        from petl_bench.tasks.columns import with_data
+        from petl_bench.config import with_data
 
         setup_logging()
         overrides = with_data(overrides, lengthen=True)
@@ -65,8 +65,7 @@ def run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     import hydra
 
-    from petl_bench.catalog import run_help
-    from petl_bench.config import as_list, from_hydra, register_schemas
+    from petl_bench.config import as_list, from_hydra, register_schemas, run_help
     from petl_bench.config_errors import explained
     from petl_bench.settings import CONFIG_MODULE, search_path
 
@@ -259,6 +258,7 @@ def _choose(parsed: argparse.Namespace) -> int:
 
     # Imports and planning are part of the time.
     started = time.monotonic() - process_seconds()
+    from petl_bench.config import with_data
     from petl_bench.errors import parse_bytes, parse_seconds, parse_share
 
     seconds = None if parsed.time is None else parse_seconds("--time", parsed.time)
@@ -271,7 +271,6 @@ def _choose(parsed: argparse.Namespace) -> int:
     from petl_bench.studies.choice import Limits
     from petl_bench.studies.choose import choose
     from petl_bench.studies.definition import parse_request
-    from petl_bench.tasks.columns import with_data
 
     trainable, percent = parse_share("--trainable", parsed.trainable)
     limits = Limits(

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.source import BackboneConfig
@@ -34,11 +38,14 @@ from petl_bench.settings import (
     option_names,
     own_config,
     setting,
+    written,
 )
 from petl_bench.tasks import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers import TRACKERS, TrackerConfig
-from petl_bench.training import TrainConfig, check_train
+from petl_bench.training import TrainConfig, check_train, length_for
+
+_log = logging.getLogger(__name__)
 
 _SETTING = re.compile(r"(\w+\.[\w.]+|data_root|runs_dir|force)=")
 
@@ -305,3 +312,64 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
     except ValueError as error:
         raise RequestError(f"The record's config does not fit this version of petl-bench: {error}.") from error
     return run
+
+
+def with_data(overrides: Sequence[str], *, lengthen: bool) -> list[str]:
+    """The overrides of a command, with `data=FILE` as the settings of a task of a user's own.
+
+    Args:
+        overrides: As they were given.
+        lengthen: Whether few rows are trained for longer than others, unless the overrides say for how long.
+
+    Raises:
+        RequestError: If there is another task, too, or `data_settings` raises it.
+    """
+    from petl_bench.tasks.columns import data_settings
+
+    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
+    if not files:
+        return list(overrides)
+    others = [one for one in overrides if not one.startswith("data=")]
+    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
+        raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
+    given = dict(one.lstrip("+~").partition("=")[::2] for one in others)
+    settings, num_rows = data_settings(files[0], given)
+    if lengthen and "train.max_steps" not in given:
+        # Of one file a fifth or less is held out.
+        num_training = num_rows if "task.validation_file" in given else max(1, num_rows - num_rows // 5)
+        if longer := length_for(num_training, TrainConfig(), given):
+            settings += longer
+            _log.info("%s, as rows are few: settings of the command line take their place", ", ".join(longer))
+    return [*settings, *others]
+
+
+# Where meanings begin in `run --help`.
+_HELP_INDENT = 34
+
+
+def run_help(overrides: list[str]) -> str:
+    """The text of `run --help`: every setting of the chosen options with its value and its meaning.
+
+    Raises:
+        RequestError: If the overrides do not compose.
+    """
+    overrides = [one for one in overrides if not one.startswith("-")]
+    with explained(overrides):
+        settings = compose_options("config", overrides, with_hydra=True)
+    with open_dict(settings):
+        template = str(settings.pop("hydra").help.template)
+    values = OmegaConf.to_container(settings, resolve=True)
+    here = ("", f"method={settings.method.name}")
+    lines = [line for one in run_settings() if one.option in here for line in _help_lines(one, values)]
+    return template.replace("$CONFIG", "\n".join(lines)).rstrip()
+
+
+def _help_lines(one: Setting, values: Any) -> list[str]:
+    """A setting with its value and, beside or below it, its meaning."""
+    for part in one.name.split("."):
+        values = values[part]
+    head, width = f"{one.name}={written(values)}", min(get_terminal_size().columns, 120)
+    text = wrap(f"{one.meaning} ({one.allowed})", width - _HELP_INDENT)
+    beside = len(head) < _HELP_INDENT - 1
+    first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
+    return [first, *(" " * _HELP_INDENT + line for line in text)]

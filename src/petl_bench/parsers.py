@@ -8,7 +8,7 @@ from typing import Any
 
 from petl_bench import __version__
 from petl_bench.errors import RequestError
-from petl_bench.records.predictions import OOD_SCORES
+from petl_bench.records import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "settings", "capabilities")

@@ -19,7 +19,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from petl_bench import cli
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.records.predictions import OOD_SCORES, Predictions, read_predictions
+from petl_bench.records import OOD_SCORES
+from petl_bench.records.predictions import Predictions, read_predictions
 from petl_bench.records.schema import Record
 from petl_bench.records.store import DETECTOR_FILE, RunFolder
 from petl_bench.reports.classification import roc_curves

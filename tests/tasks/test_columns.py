@@ -7,10 +7,10 @@ import re
 import pytest
 
 from petl_bench.cli import main
-from petl_bench.config import load_config
+from petl_bench.config import load_config, with_data
 from petl_bench.errors import RequestError
 from petl_bench.settings import as_setting
-from petl_bench.tasks.columns import data_settings, with_data
+from petl_bench.tasks.columns import data_settings
 
 
 def settings(tmp_path, header, row, rows=40, name="mine.csv", **given):

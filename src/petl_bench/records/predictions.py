@@ -58,15 +58,6 @@ class Ood:
     cosine: OodScore
 
 
-# The scores by their names in a record and in the columns of the predictions, the default of `predict --ood` first.
-OOD_SCORES = {
-    "energy": "log-sum-exp of the logits",
-    "msp": "largest softmax probability",
-    "mahalanobis": "negative squared Mahalanobis distance to the nearest class mean",
-    "cosine": "largest cosine similarity to a training row",
-}
-
-
 @dataclass(frozen=True)
 class TypeScores:
     """How well entities of one type are found; `support` is their number. 0 where a score is undefined."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from petl_bench.records.predictions import OOD_SCORES
+from petl_bench.records import OOD_SCORES
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from petl_bench.records.predictions import OOD_SCORES, Ood
+from petl_bench.records import OOD_SCORES
+from petl_bench.records.predictions import Ood
 from petl_bench.records.schema import BASELINES, MemoryAtPeak
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text, short_metric

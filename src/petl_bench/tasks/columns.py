@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import name_fault
 from petl_bench.settings import as_setting, as_value, option_names
 from petl_bench.tasks.tables import Table, read_table
-from petl_bench.training import TrainConfig, length_for
 
 # The splits that FewCLUE gives: five draws of rows to train on and to select on, and all of them together.
 FEWCLUE_SPLITS = ("0", "1", "2", "3", "4", "few_all")
@@ -140,33 +139,6 @@ _LABEL_NAMES = {"label", "labels", "class", "category", "target", "intent", "que
 _TEXT_NAMES = (("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
                ("question", "sentence"), ("sentence",))  # fmt: skip
 _WORDS_OF_TEXT = 2.5  # on average, at least
-
-
-def with_data(overrides: Sequence[str], *, lengthen: bool) -> list[str]:
-    """The overrides of a command, with `data=FILE` as the settings of a task of a user's own.
-
-    Args:
-        overrides: As they were given.
-        lengthen: Whether few rows are trained for longer than others, unless the overrides say for how long.
-
-    Raises:
-        RequestError: If there is another task, too, or `data_settings` raises it.
-    """
-    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
-    if not files:
-        return list(overrides)
-    others = [one for one in overrides if not one.startswith("data=")]
-    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
-        raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
-    given = dict(one.lstrip("+~").partition("=")[::2] for one in others)
-    settings, num_rows = data_settings(files[0], given)
-    if lengthen and "train.max_steps" not in given:
-        # Of one file a fifth or less is held out.
-        num_training = num_rows if "task.validation_file" in given else max(1, num_rows - num_rows // 5)
-        if longer := length_for(num_training, TrainConfig(), given):
-            settings += longer
-            _log.info("%s, as rows are few: settings of the command line take their place", ", ".join(longer))
-    return [*settings, *others]
 
 
 def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.process import atomic_write
-from petl_bench.records.predictions import OOD_SCORES
+from petl_bench.records import OOD_SCORES
 from petl_bench.records.schema import CACHE_PLACES, Record, finite
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.fields import AXES, FIELDS
