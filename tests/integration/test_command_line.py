@@ -255,6 +255,13 @@ def test_predict_reads_lines_from_stdin(command, tmp_path, monkeypatch, capsys):
     assert len(lines) == 71
     assert command("predict", str(folder), "--text", "a", "b") == 2
     assert "takes 1: sentence" in capsys.readouterr().err
+    # What holds no words is told, not guessed at in silence.
+    monkeypatch.setattr(sys, "stdin", ["a line\n", " \n"])
+    assert command("predict", str(folder)) == 0
+    assert "no words in ['line 2 of standard input']" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", [])
+    assert command("predict", str(folder)) == 0
+    assert "standard input held no text" in capsys.readouterr().err
 
 
 def test_a_custom_task_end_to_end(command, tmp_path, capsys):

@@ -388,6 +388,7 @@ class TestRows:
     @pytest.mark.parametrize(
         ("content", "sentence"),
         [
+            ("text,label\n", "tickets.csv holds no rows"),
             ("text,label\na b c,x\nd e f,y\ng h i,x\n", "rows are too few"),
             ("text,label\n" + "some words here,x\n" * 100, "fewer than two labels"),
             ("text,label\n" + "some words here,x\nother words there,\n" * 50, "has no label in 'label'"),

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import expit
 
 from petl_bench.config import RunConfig
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, listed
 from petl_bench.process import atomic_write
 from petl_bench.records.predictions import predicted
 from petl_bench.run.lifecycle import open_finished
@@ -218,6 +218,8 @@ def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool)
         raise RequestError(f"standard input cannot be read: {error.strerror}.") from error
     if chunk:
         yield from _lines(predictor, chunk, as_json=as_json, first=first)
+    elif first == 1:
+        _log.warning("standard input held no text: nothing is predicted")
 
 
 def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: bool, first: int = 1) -> Iterator[str]:
@@ -231,6 +233,8 @@ def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: boo
             )
         for text in example:
             check_text(text, place)
+    if empty := [place for place, example in examples.items() if not any(text.strip() for text in example)]:
+        _log.warning("no words in %s: what is predicted there says nothing", listed(empty))
     texts = tuple([example[i] for example in examples.values()] for i in range(len(columns)))
     rows = rows_of_texts(texts, predictor.task)
     yield from as_lines(predictor, predictor.predict(rows), as_json=as_json, first=first)

@@ -160,6 +160,8 @@ def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:
     wanted = [key for key in ("task.text_columns", "task.label_column") if key not in given]
     names = [name for name in read_table(path, "data", ()).names if name != given.get("task.group_column")]
     table = replace(read_table(path, "data", names), names=names)
+    if not table.num_rows:
+        raise RequestError(f"{table.source} holds no rows.")
     if not wanted:
         return settings, table.num_rows
     label = given.get("task.label_column") or _label_column(table)
