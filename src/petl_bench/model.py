@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from petl_bench.backbones.anatomy import LayerPlan
-from petl_bench.backbones.load import Backbone, shorten
+from petl_bench.backbones.load import Backbone, read_pooled, shorten
 from petl_bench.config import RunConfig
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.methods.peft import check_config
@@ -152,10 +151,14 @@ def store_frozen_in_bf16(model: nn.Module) -> int:
 _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 
-# The task type in the stored config of an adapter whose head reads a layer below the top one. PEFT knows nothing of
-# that layer and would run those above it too, for other predictions. It refuses a task type that it does not know,
-# whatever the adapter's type, and its message prints this one.
-_ON_FIRST_LAYERS = "{task_type} on the first {num_layers} layers: load it with petl_bench.model.load_adapter"
+# The task type in the stored config of an adapter whose head reads a layer below the top one, or pools otherwise than
+# the architecture does. PEFT knows nothing of either, and its predictions would be others. It refuses a task type that
+# it does not know, whatever the adapter's type, and its message prints this one.
+_ON_FIRST_LAYERS, _POOLED = " on the first {} layers", " with a head on {}"
+_LOAD_IT_HERE = ": load it with petl_bench.model.load_adapter"
+_NOTED = re.compile(
+    rf"(\w+)(?:{_ON_FIRST_LAYERS.format('([0-9]+)')})?(?:{_POOLED.format('(cls|mean)')})?{_LOAD_IT_HERE}"
+)
 
 
 def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: Callable[[str], str]) -> int:
@@ -173,7 +176,7 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
-        return save_adapter(folder, model, backbone.plan, card("adapter"))
+        return save_adapter(folder, model, backbone, card("adapter"))
     with folder.replace_folder(MODEL_FOLDER) as target:
         model.save_pretrained(target)  # type: ignore[operator]
         backbone.load_tokenizer().save_pretrained(str(target))
@@ -182,14 +185,14 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
 
 
 def save_adapter(
-    folder: RunFolder, model: PeftModel, plan: LayerPlan, card: str, *, classifies: bool = True, half: bool = False
+    folder: RunFolder, model: PeftModel, backbone: Backbone, card: str, *, classifies: bool = True, half: bool = False
 ) -> int:
     """Writes `adapter/` in PEFT's format.
 
     Args:
         folder: The run's folder.
         model: The adapted model.
-        plan: The layers of its encoder.
+        backbone: What it was made of.
         card: The model card.
         classifies: Whether the model has a head. Then the config of the whole model goes with the adapter, as it names
             the labels; it is not called `config.json`, as transformers would look for a whole model beside it.
@@ -202,7 +205,7 @@ def save_adapter(
     with folder.replace_folder(ADAPTER_FOLDER) as target:
         # The default, "auto", asks the hub whether the vocabulary was enlarged.
         model.save_pretrained(str(target), save_embedding_layers=False, state_dict=weights)
-        _finish_config(target / ADAPTER_CONFIG, plan)
+        _finish_config(target / ADAPTER_CONFIG, backbone)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         if classifies:
             model.config.to_json_file(target / MODEL_CONFIG)
@@ -244,6 +247,8 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
                 use_safetensors=True,
                 trust_remote_code=False,
             )
+            if backbone.settings.pooling is not None:
+                read_pooled(model)
             return model
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
@@ -312,14 +317,17 @@ def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _finish_config(file: Path, plan: LayerPlan) -> None:
-    """Notes up to which layer the encoder goes, and sorts PEFT's sets, so that the same run writes the same bytes."""
+def _finish_config(file: Path, backbone: Backbone) -> None:
+    """Notes what PEFT does not know of the model, and sorts its sets, so that the same run writes the same bytes."""
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in _SET_FIELDS:
         if isinstance(content.get(name), list):
             content[name].sort()
-    if plan.head < plan.num_layers:
-        content["task_type"] = _ON_FIRST_LAYERS.format(task_type=content["task_type"], num_layers=plan.head)
+    plan, pooling = backbone.plan, backbone.settings.pooling
+    noted = _ON_FIRST_LAYERS.format(plan.head) if plan.head < plan.num_layers else ""
+    noted += _POOLED.format(pooling) if pooling is not None else ""
+    if noted:
+        content["task_type"] = f"{content['task_type']}{noted}{_LOAD_IT_HERE}"
     file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -327,7 +335,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
     """Loads the adapter of a run on a classifier with the backbone that it was trained on.
 
     `PeftModel.from_pretrained` does the same for most adapters. It refuses those whose head reads a layer below the top
-    one, for which the layers above it must be taken off the backbone first.
+    one, for which the layers above it must be taken off the backbone first, or pools otherwise than its architecture.
 
     Args:
         base: The backbone with a head of the right size, as transformers loads it; changed in place.
@@ -344,13 +352,16 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
     if not file.is_file():
         raise RequestError(f"{folder} holds no adapter: {file.name} is missing.")
     content = read_json(file)
-    noted = re.fullmatch(_ON_FIRST_LAYERS.format(task_type=r"(\w+)", num_layers=r"(\d+)"), str(content["task_type"]))
+    noted = _NOTED.fullmatch(str(content["task_type"]))
     if noted is not None:
-        content["task_type"] = noted[1]
-        if (found := shorten(base, int(noted[2]))) < int(noted[2]):
+        content["task_type"], num_layers, pooling = noted.groups()
+        if num_layers is not None and (found := shorten(base, int(num_layers))) < int(num_layers):
             raise RequestError(
-                f"The adapter in {folder} is for the first {noted[2]} layers of its base, but this one has {found}."
+                f"The adapter in {folder} is for the first {num_layers} layers of its base, but this one has {found}."
             )
+        if pooling is not None:
+            base.config.classifier_pooling = pooling
+            read_pooled(base)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
     config = kind.from_peft_type(**kind.check_kwargs(**content))
     # PEFT trains no loaded prompt further; that it was trained is still to be seen.

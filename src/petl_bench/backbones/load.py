@@ -22,99 +22,20 @@ from petl_bench.backbones.anatomy import (
 from petl_bench.backbones.source import (
     BackboneConfig,
     Source,
+    byte_tokenizer,
+    check_vocabulary,
     find_config,
     find_source,
+    load_tokenizer,
     read_files,
 )
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import file_sha256
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder, without the padding and truncation that its files may ask for."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except Exception as error:
-        raise RunError(
-            f"The tokenizer in {folder} cannot be read ({first_line(error)}): its files, such as tokenizer.json, must "
-            "lie beside config.json."
-        ) from error
-    _check_tokenizer_files(folder, tokenizer)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_padding()
-        backend.no_truncation()
-    return tokenizer
-
-
-def _check_tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Transformers makes an empty tokenizer, to which every word is unknown, where there are no files."""
-    names = dict(tokenizer.vocab_files_names)
-    whole = names.pop("tokenizer_file", "tokenizer.json")
-    missing = [name for name in names.values() if not (folder / name).is_file()]
-    if not (folder / whole).is_file() and (missing or not names):
-        raise RequestError(
-            f"{folder} holds no tokenizer: {' or '.join([whole, *missing])} is missing. Put the tokenizer's files "
-            "there, or save it with tokenizer.save_pretrained(...)."
-        )
-
-
-def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    num_tokens = max(tokenizer.get_vocab().values()) + 1
-    if num_tokens > num_embeddings:
-        raise RequestError(
-            f"The tokenizer in {folder} has {num_tokens} tokens, but the model has embeddings for {num_embeddings}: "
-            "give the tokenizer that belongs to the model, or save the model after model.resize_token_embeddings(...)."
-        )
-    # Some models have a few embeddings more, for a size that suits the hardware.
-    if num_tokens < 0.9 * num_embeddings:
-        _log.warning(
-            "the tokenizer in %s has %d tokens and the model embeddings for %d: do they belong together?",
-            *(folder, num_tokens, num_embeddings),
-        )
-
-
-def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token a UTF-8 byte, needing no file.
-
-    Args:
-        config: The transformers config whose `pad_token_id` and `vocab_size` it must respect.
-        max_length: Most tokens that the model takes.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    specials = {"[PAD]": int(config.pad_token_id)}
-    free = (index for index in range(int(config.vocab_size)) if index not in specials.values())
-    for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
-        specials[token] = next(free)
-    vocabulary = specials | {char: next(free) for char in sorted(pre_tokenizers.ByteLevel.alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, specials[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    has_types = getattr(config, "type_vocab_size", 0) >= 2
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-        model_max_length=max_length,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
-        if has_types
-        else ["input_ids", "attention_mask"],
-    )
 
 
 _log = logging.getLogger(__name__)
@@ -172,7 +93,7 @@ class Backbone:
         if self.source is None:
             return byte_tokenizer(self.config, self.max_length)
         tokenizer = load_tokenizer(self.source.folder)
-        _check_vocabulary(self.source.folder, tokenizer, self.config.vocab_size)
+        check_vocabulary(self.source.folder, tokenizer, self.config.vocab_size)
         return tokenizer
 
     def build_model(self, num_labels: int, labels: list[str] | None = None, device: str = "cpu") -> PreTrainedModel:
@@ -197,6 +118,8 @@ class Backbone:
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
         if self.task_type == "multilabel":
             config.problem_type = "multi_label_classification"
+        if self.settings.pooling is not None:
+            config.classifier_pooling = self.settings.pooling
         if labels:
             config.id2label = dict(enumerate(labels))
             config.label2id = {label: index for index, label in enumerate(labels)}
@@ -216,6 +139,8 @@ class Backbone:
             raise RequestError(f"backbone.attention={self.settings.attention} does not work here: {error}") from error
         except (AttributeError, KeyError, TypeError, ArithmeticError, IndexError) as error:
             raise self._unfit(error) from error
+        if self.settings.pooling is not None:
+            read_pooled(model)
         # Adapters name the model they belong to; a local path would mean nothing elsewhere.
         path = self.settings.path
         model.config._name_or_path = Path(path).name if path else self.settings.hub_id or self.settings.name
@@ -249,6 +174,8 @@ def open_backbone(
     config = _read_config(source.folder) if source else _config_without_weights(settings)
     anatomy = anatomy_of(config.model_type)
     if task_type == "tagging":
+        if settings.pooling is not None:
+            raise RequestError(f"backbone.pooling={settings.pooling}: a head that tags every token pools none of them.")
         anatomy = anatomy.as_tagger()
     plan = resolve_layers(layers, anatomy.num_layers(config))
     _truncate(config, anatomy, plan.head)
@@ -292,6 +219,60 @@ def shorten(model: Any, num_layers: int) -> int:
         del layers[num_layers:]
         _truncate(model.config, anatomy, num_layers)
     return found
+
+
+def read_pooled(model: Any) -> None:
+    """Makes the head of a classifier read what `config.classifier_pooling` says, where its architecture does not.
+
+    Args:
+        model: Of transformers, with that setting `cls` (the first token's state) or `mean` (of all tokens' states).
+            ModernBERT knows the setting by itself; all others read the first token.
+    """
+    config = model.config
+    if config.classifier_pooling == "cls" or hasattr(type(config)(), "classifier_pooling"):
+        return
+    anatomy = anatomy_of(config.model_type)
+    encoder = model.get_submodule(anatomy.encoder)
+    if any(isinstance(getattr(hook, "__self__", None), _Mean) for hook in encoder._forward_pre_hooks.values()):
+        return
+    mean = _Mean()
+    encoder.register_forward_pre_hook(mean.note_mask, with_kwargs=True)
+    if anatomy.pooler is not None:
+        model.get_submodule(anatomy.pooler).register_forward_pre_hook(mean.before_pooler)
+    else:
+        encoder.register_forward_hook(mean.after_encoder)
+
+
+class _Mean:
+    """Gives a head that reads the first of a row's states their mean as the only one."""
+
+    def __init__(self) -> None:
+        self._mask: torch.Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Mean:
+        # PEFT copies a pooler that is trained, and the copy needs the mask that the encoder was given.
+        return self
+
+    def note_mask(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Called before the encoder."""
+        self._mask = kwargs.get("attention_mask")
+
+    def before_pooler(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Called before a pooler inside of the encoder."""
+        return (self._of(args[0]), *args[1:])
+
+    def after_encoder(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Called after an encoder without a pooler."""
+        output.last_hidden_state = self._of(output.last_hidden_state)
+        return output
+
+    def _of(self, states: torch.Tensor) -> torch.Tensor:
+        """The mean over real tokens, shape (batch, tokens, d) to (batch, 1, d)."""
+        if self._mask is None:
+            return states.mean(dim=1, keepdim=True)
+        # With a prefix the mask is longer than the states.
+        mask = self._mask[:, -states.shape[1] :, None].to(states.dtype)
+        return (states * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _load_weights(

@@ -6,13 +6,16 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import file_sha256, user_path
 from petl_bench.settings import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -33,6 +36,13 @@ class BackboneConfig:
     weights: str = setting("pretrained", "random: weights drawn by train.seed.", choices=("pretrained", "random"))
     attention: str | None = setting(
         None, "Attention kernel; null: what transformers chooses for this architecture.", choices=("eager", "sdpa")
+    )
+    pooling: str | None = setting(
+        None,
+        "What a head that classifies rows reads. cls: the first token's state. mean: the mean of all tokens' states, "
+        "which says more about a row where the first token was not trained to, as in the lower layers of a sentence "
+        "encoder. null: what the architecture reads, mostly cls.",
+        choices=("cls", "mean"),
     )
     dtype: str = setting(
         "fp32", "Type of the weights that are not trained; trained ones are fp32.", choices=("fp32", "bf16")
@@ -196,3 +206,91 @@ def _check_hash(file: Path, expected: str) -> None:
 
 def _wheel(backbone: BackboneConfig) -> str:
     return str(backbone.package).replace("_", "-")
+
+
+# Tokenizers
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a folder, without the padding and truncation that its files may ask for."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    except Exception as error:
+        raise RunError(
+            f"The tokenizer in {folder} cannot be read ({first_line(error)}): its files, such as tokenizer.json, must "
+            "lie beside config.json."
+        ) from error
+    _check_tokenizer_files(folder, tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    return tokenizer
+
+
+def _check_tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Transformers makes an empty tokenizer, to which every word is unknown, where there are no files."""
+    names = dict(tokenizer.vocab_files_names)
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    missing = [name for name in names.values() if not (folder / name).is_file()]
+    if not (folder / whole).is_file() and (missing or not names):
+        raise RequestError(
+            f"{folder} holds no tokenizer: {' or '.join([whole, *missing])} is missing. Put the tokenizer's files "
+            "there, or save it with tokenizer.save_pretrained(...)."
+        )
+
+
+def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raises RequestError if a tokenizer has more tokens than the model has embeddings."""
+    num_tokens = max(tokenizer.get_vocab().values()) + 1
+    if num_tokens > num_embeddings:
+        raise RequestError(
+            f"The tokenizer in {folder} has {num_tokens} tokens, but the model has embeddings for {num_embeddings}: "
+            "give the tokenizer that belongs to the model, or save the model after model.resize_token_embeddings(...)."
+        )
+    # Some models have a few embeddings more, for a size that suits the hardware.
+    if num_tokens < 0.9 * num_embeddings:
+        _log.warning(
+            "the tokenizer in %s has %d tokens and the model embeddings for %d: do they belong together?",
+            *(folder, num_tokens, num_embeddings),
+        )
+
+
+def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token a UTF-8 byte, needing no file.
+
+    Args:
+        config: The transformers config whose `pad_token_id` and `vocab_size` it must respect.
+        max_length: Most tokens that the model takes.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = {"[PAD]": int(config.pad_token_id)}
+    free = (index for index in range(int(config.vocab_size)) if index not in specials.values())
+    for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
+        specials[token] = next(free)
+    vocabulary = specials | {char: next(free) for char in sorted(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, specials[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    has_types = getattr(config, "type_vocab_size", 0) >= 2
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=max_length,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+        if has_types
+        else ["input_ids", "attention_mask"],
+    )

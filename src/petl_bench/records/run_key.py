@@ -73,6 +73,7 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "emulate_bf16"): False,
     ("train", "class_weights"): "none",
     ("backbone", "dtype"): "fp32",
+    ("backbone", "pooling"): None,
     ("task", "test_file"): None,
     ("task", "label_separator"): ",",
     ("task", "threshold"): 0.5,

@@ -360,7 +360,7 @@ def _score_baselines(task: Task, record: Record) -> dict[str, dict[str, float]]:
     sign = 1 if task.higher_is_better else -1
     mine = record.selected_scores.get(metric)
     alike = [name for name, scores in found.items() if mine is not None and sign * scores[metric] >= sign * mine]
-    if alike:
+    if alike and mine != 1.0:
         words = "the method scores no better than %s: more epochs, another rate or another method may do"
         _log.warning(words, " and ".join(alike))
     return found

@@ -180,12 +180,16 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             "config = model.config",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
         ]
+        if config.backbone.pooling is not None:
+            code.insert(2, "from petl_bench.backbones.load import read_pooled")
+            code.insert(-2, "read_pooled(model)  # the head reads what config.classifier_pooling says")
     elif config.backbone.weights == "random":
         return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
     else:
         # PEFT knows neither our tuners nor layers that are left out.
         layers = record.layers
         is_ours = get_method(config.method.name).tuner or (layers and layers.head < layers.num_layers)
+        is_ours = is_ours or config.backbone.pooling is not None
         code = [
             "import torch",
             "from petl_bench.model import load_adapter" if is_ours else "from peft import PeftModel",
@@ -300,6 +304,11 @@ def _to_plain(run: FinishedRun, model: nn.Module, folder: Path) -> nn.Module:
     """Writes the model with its adapter merged, and reads it back as transformers does."""
     from peft import PeftModel
 
+    if run.config.backbone.pooling is not None:
+        raise RequestError(
+            f"backbone.pooling={run.config.backbone.pooling}: the head of a plain model would read another state. "
+            "Export the run with --to onnx, or load it as its model card says."
+        )
     plain, is_merged = merged(model)
     if isinstance(model, PeftModel) and not is_merged:
         raise RequestError(

@@ -276,7 +276,7 @@ def _make(
     record.train_seconds, record.eval_seconds = progress.train_seconds, progress.eval_seconds
     if lifecycle.is_main:
         card = _card(cfg, record)
-        save_adapter(lifecycle.folder, student, backbone.plan, card, classifies=False, half=cfg.half)
+        save_adapter(lifecycle.folder, student, backbone, card, classifies=False, half=cfg.half)
         record.stored_files = lifecycle.folder.stored_files([ADAPTER_FOLDER])
 
 

@@ -262,6 +262,6 @@ class CodaModel(AnatomyTuner):
 
 
 def _head_reads_first_token(model: nn.Module) -> bool:
-    """Whether a model classifies by its first token alone, as the sequence classifiers but some of ModernBERT's do."""
+    """Whether a model classifies by its first token alone, as the sequence classifiers without `pooling=mean` do."""
     classifies = type(model).__name__.endswith("ForSequenceClassification")
     return classifies and getattr(model.config, "classifier_pooling", "cls") == "cls"
