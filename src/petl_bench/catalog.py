@@ -21,6 +21,9 @@ from petl_bench.settings import declared, option_file, option_names, option_text
 
 Row = dict[str, Any]
 
+# Most items of a list that a cell of a terminal's table names.
+_LISTED = 2
+
 # A random backbone of each architecture, by the name of its option.
 TINY_BACKBONES = {
     "bert": "tiny_bert",
@@ -69,7 +72,7 @@ def print_catalog(kind: str | None, form: str, group: str | None = None) -> None
         for column in rows[name][0]:
             table.add_column(column, overflow="fold")
         for row in rows[name]:
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
+            table.add_row(*(escape(_cell(value, most=_LISTED)) for value in row.values()))
         out.print(table)
         out.print()
 
@@ -126,10 +129,10 @@ def list_studies() -> list[Row]:
     return [
         {
             "study": name,
+            "about": option["description"],
             "methods": list(option["methods"]),
             "tasks": list(option["tasks"]),
             "seeds": len(option["seeds"]),
-            "about": option["description"],
         }
         for name, option in _options("study")
     ]
@@ -362,7 +365,10 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
 _ASKED_FOR = {"settings": list_settings, "capabilities": list_capabilities}
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, most: int | None = None) -> str:
+    """A value as text; of a list with more than `most` items, how many there are."""
     if value is None:
         return ""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(map(str, value)) if most is None or len(value) <= most else str(len(value))
