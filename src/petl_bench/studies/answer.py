@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,11 @@ class Answer:
     interval: tuple[float, float] | None
     comparisons: dict[str, Comparison]
     cheaper: dict[str, list[str]]
+
+    @property
+    def best(self) -> tuple[PlannedRun, Record]:
+        """Of its runs the one that is best where nothing is reported."""
+        return max(self.runs, key=lambda one: _selection(one[1]))
 
 
 def answer(choice: Choice) -> Answer:
@@ -158,83 +163,107 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         as_json: Whether to print a JSON object instead.
     """
     found = answer(choice)
-    # Of its trainings the one that is best where nothing is reported.
-    run, record = max(found.runs, key=lambda one: _selection(one[1]))
+    if as_json:
+        write(json.dumps(_as_dict(choice, found, seconds), indent=2))
+        write = _log.debug
+    else:
+        for line in (*_score_lines(choice, found), *_comparison_lines(found), *_search_lines(choice, found, seconds)):
+            write(line)
+    if found.on_all_rows:
+        picture = choice.folder.path / PICTURE
+        write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
+
+
+def _as_dict(choice: Choice, found: Answer, seconds: float) -> dict[str, Any]:
+    run, record = found.best
+    assert record.protocol
+    differences = {
+        name: {
+            "difference": one.difference.mean,
+            "interval": one.difference.interval,
+            "p_corrected": one.p,
+            "verdict": one.verdict,
+            "cheaper": found.cheaper.get(name, []),
+        }
+        for name, one in found.comparisons.items()
+        if one.difference is not None
+    }
+    return {
+        "method": "lora" if found.recommended == REFERENCE else found.recommended,
+        "settings": run.tried,
+        "command": shlex.join(choice.command(run)),
+        "on_all_rows": found.on_all_rows,
+        "share_of_training": run.share,
+        "metric": record.protocol.metric,
+        "score": found.score,
+        "interval_of_other_rows": found.interval,
+        "seeds": [one.seed for one, _ in found.runs],
+        "report_rows": record.protocol.num_eval_examples,
+        "baselines": record.baselines,
+        "compared_with_it": differences,
+        "left_out": choice.state.left_out,
+        "not_trained": choice.not_trained,
+        "trainings": len(choice.trained),
+        "seconds": seconds,
+        "folder": str(choice.folder.path),
+        "run": str(choice.folder.path / run.folder),
+    }
+
+
+def _score_lines(choice: Choice, found: Answer) -> Iterator[str]:
+    """What to run, and how well it does."""
+    run, record = found.best
     assert record.protocol
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
     unit = " %" if percent else ""
-    trained = [one for one in choice.study.runs if choice.record(one) is not None]
-    command = shlex.join(choice.command(run))
-    picture = choice.folder.path / PICTURE
-    against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
-    if as_json:
-        differences = {
-            name: {"difference": one.difference.mean, "interval": one.difference.interval, "p_corrected": one.p,
-                   "verdict": one.verdict, "cheaper": found.cheaper.get(name, [])}
-            for name, one in found.comparisons.items() if one.difference is not None
-        }  # fmt: skip
-        content = {
-            "method": "lora" if found.recommended == REFERENCE else found.recommended,
-            "settings": run.tried, "command": command, "on_all_rows": found.on_all_rows, "share_of_training": run.share,
-            "metric": metric,
-            "score": found.score, "interval_of_other_rows": found.interval,
-            "seeds": [one.seed for one, _ in found.runs],
-            "report_rows": record.protocol.num_eval_examples, "baselines": record.baselines,
-            "compared_with_it": differences,
-            "left_out": choice.state.left_out, "not_trained": choice.not_trained,
-            "trainings": len(trained), "seconds": seconds,
-            "folder": str(choice.folder.path), "run": str(choice.folder.path / run.folder),
-        }  # fmt: skip
-        write(json.dumps(content, indent=2))
-        write = _log.debug
-    else:
-        settings = ", ".join(f"{setting_name(key)} {value}" for key, value in run.tried.items())
-        write(f"recommended: {found.recommended} ({settings})\n  {command}")
+    settings = ", ".join(f"{setting_name(key)} {value}" for key, value in run.tried.items())
+    yield f"recommended: {found.recommended} ({settings})\n  {shlex.join(choice.command(run))}"
+    shown = f"score: {metric} {score_text(found.score, in_percent=percent)}{unit}"
+    if found.on_all_rows:
+        seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
         interval = ""
         if found.interval is not None:
             low, high = (score_text(end, in_percent=percent) for end in found.interval)
             interval = f"; one training on as many other rows: {low} to {high} (95 %)"
-        shown = score_text(found.score, in_percent=percent)
-        seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
-        if found.on_all_rows:
-            rows = f"{record.protocol.num_eval_examples:,} rows that chose nothing"
-            write(f"score: {metric} {shown}{unit} on {rows}, {seeds}{interval}")
-        else:
-            write(f"score: {metric} {shown}{unit} on the rows that chose it, so probably too high")
-        if run.share < 1:
-            write(
-                f"  after {100 * run.share:.0f} % of this command's training, as the time did not suffice for all of it"
-            )
-        if record.baselines:
-            scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
-            shown = ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
-            write(f"baselines on the same rows: {shown}")
-        for name, words in found.cheaper.items():
-            one = found.comparisons[name]
-            write(f"not told apart from it, and cheaper: {name} ({_points(one, percent=percent)}; {', '.join(words)})")
-        if found.comparisons and not found.cheaper:
-            write("none of the others that were trained on all rows is cheaper and as good, as far as these rows show")
-        if against is not None:
-            gain = replace(against, difference=against.difference.turned() if against.difference else None)
-            shown = (
-                "gains" if against.verdict == "worse" else "no gain shown" if against.verdict != "better" else "loses"
-            )
-            write(f"against LoRA at its default: {shown}, {_points(gain, percent=percent)}")
-        minutes = f"{seconds / 60:.1f} min"
-        write(f"the search: {len(trained)} trainings of {len({one.method for one in trained} - {REFERENCE})} methods, "
-              f"{minutes}")  # fmt: skip
-        if choice.state.left_out:
-            write(
-                "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in choice.state.left_out.items())
-            )
-        if choice.not_trained:
-            write(f"not trained, as the time did not suffice: {', '.join(choice.not_trained)}")
-        if found.on_all_rows:
-            write(f"trained: {choice.folder.path / run.folder}\n")
-        else:
-            write("no weights were kept: the command trains them; so does this one, given again with more --time\n")
+        yield f"{shown} on {record.protocol.num_eval_examples:,} rows that chose nothing, {seeds}{interval}"
+    else:
+        yield f"{shown} on the rows that chose it, so probably too high"
+    if run.share < 1:
+        yield f"  after {100 * run.share:.0f} % of this command's training, as the time did not suffice for all of it"
+    if record.baselines:
+        scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
+        yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
+
+
+def _comparison_lines(found: Answer) -> Iterator[str]:
+    """What else is as good and cheaper, and what the choice gains over LoRA at its default."""
+    protocol = found.best[1].protocol
+    assert protocol
+    percent = protocol.higher_is_better
+    for name, words in found.cheaper.items():
+        points = _points(found.comparisons[name], percent=percent)
+        yield f"not told apart from it, and cheaper: {name} ({points}; {', '.join(words)})"
+    if found.comparisons and not found.cheaper:
+        yield "none of the others that were trained on all rows is cheaper and as good, as far as these rows show"
+    against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
+    if against is not None:
+        gain = replace(against, difference=against.difference.turned() if against.difference else None)
+        told = {"worse": "gains", "better": "loses"}.get(against.verdict, "no gain shown")
+        yield f"against LoRA at its default: {told}, {_points(gain, percent=percent)}"
+
+
+def _search_lines(choice: Choice, found: Answer, seconds: float) -> Iterator[str]:
+    """What the search took and left out, and where the weights are."""
+    methods = {one.method for one in choice.trained} - {REFERENCE}
+    yield f"the search: {len(choice.trained)} trainings of {len(methods)} methods, {seconds / 60:.1f} min"
+    if left_out := choice.state.left_out:
+        yield "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in left_out.items())
+    if choice.not_trained:
+        yield f"not trained, as the time did not suffice: {', '.join(choice.not_trained)}"
     if found.on_all_rows:
-        write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
+        yield f"trained: {choice.folder.path / found.best[0].folder}\n"
+    else:
+        yield "no weights were kept: the command trains them; so does this one, given again with more --time\n"
 
 
 def _points(one: Comparison, *, percent: bool) -> str:

@@ -89,9 +89,14 @@ class Choice:
         return ["petl-bench", "run", *last_of_each_key(settings)]
 
     @property
+    def trained(self) -> list[PlannedRun]:
+        """The runs that finished."""
+        return [run for run in self.study.runs if self.record(run) is not None]
+
+    @property
     def not_trained(self) -> list[str]:
         """The methods that keep to the limits and were not trained, as time did not suffice or an error ended them."""
-        trained = {run.method for run in self.study.runs if self.record(run) is not None}
+        trained = {run.method for run in self.trained}
         return [name for name, _ in self.state.steps[0].candidates if name not in trained]
 
 
@@ -304,14 +309,11 @@ class _Maker:
             return
         workers = start_workers(self._request.executor, self._folder, plan, runs)
         try:
-            while workers.alive():
-                if self._elapsed() > end:
-                    workers.stop(signal.SIGINT)
-                    break
+            while workers.alive() and self._elapsed() <= end:
                 time.sleep(_LOOK_SECONDS)
-        except BaseException:
-            workers.stop(signal.SIGINT)
-            raise
+        finally:
+            if workers.alive():
+                workers.stop(signal.SIGINT)
 
     def _step_end(self, number: int) -> float:
         """When a step is to end: the first one in time for two trainings on all rows, as long as can be."""

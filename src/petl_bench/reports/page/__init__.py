@@ -126,7 +126,6 @@ def page_data(
         _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {}), "protocol": protocols[index]}
         for index, item in enumerate(named)
     ]
-    batch = batch_text(item.group for item in named)
     by_key = {record.run_key: index for index, item in enumerate(named) for record in item.group.records}
     for row, item in zip(rows, named, strict=True):
         row["complete"] = not any(record.run_key in incomplete for record in item.group.records)
@@ -142,18 +141,7 @@ def page_data(
         "machines": [machine.name for machine in machines],
         "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
-        "axes": [
-            {
-                "key": key,
-                "name": axis.axis_label + (f", {batch}" if axis.depends_on_batch else ""),
-                "short": axis.name + (f" ({batch})" if axis.depends_on_batch else ""),
-                "digits": axis.digits,
-                "log": axis.log_axis,
-                "less_is_better": not axis.higher_is_better,
-            }
-            for key in AXES
-            if _any(rows, key) and (axis := FIELDS[key])
-        ],
+        "axes": _axes(named, rows),
         "methods": list(dict.fromkeys(item.method for item in sorted(named, key=lambda item: item.group.trained))),
         "rows": rows,
         "rows_curves": [
@@ -168,6 +156,23 @@ def page_data(
     }
     cleaned: dict[str, Any] = finite(data)
     return cleaned
+
+
+def _axes(named: Sequence[NamedGroup], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The costs that the plot of scores can show, of those that a row has."""
+    batch = batch_text(item.group for item in named)
+    return [
+        {
+            "key": key,
+            "name": axis.axis_label + (f", {batch}" if axis.depends_on_batch else ""),
+            "short": axis.name + (f" ({batch})" if axis.depends_on_batch else ""),
+            "digits": axis.digits,
+            "log": axis.log_axis,
+            "less_is_better": not axis.higher_is_better,
+        }
+        for key in AXES
+        if _any(rows, key) and (axis := FIELDS[key])
+    ]
 
 
 def _plain(table: ReportTable) -> dict[str, Any]:
