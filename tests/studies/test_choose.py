@@ -99,9 +99,9 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
             finals.setdefault(run.method, []).append(records[run.key])
     assert all(sorted(one.protocol.seed for one in mine) == [0, 1, 2] for mine in finals.values())
     means = {name: statistics.fmean(map(selection_score, mine)) for name, mine in finals.items()}
-    candidates = {name: mean for name, mean in means.items() if name != choice_module.REFERENCE}
-    assert means[found["method"]] == max(candidates.values())
-    reported = [one.selected_scores["accuracy"] for one in finals[found["method"]]]
+    best = max(means, key=means.get)
+    assert found["method"] == ("lora" if best == choice_module.REFERENCE else best)
+    reported = [one.selected_scores["accuracy"] for one in finals[best]]
     assert found["score"] == pytest.approx(statistics.fmean(reported))
     assert found["interval_of_other_rows"][0] <= found["score"] <= found["interval_of_other_rows"][1]
     assert found["trainings"] == len(records)
@@ -120,7 +120,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
             "validation": len(parts["selection"]),
         }
     assert not any(records[run.key].baselines for run in trials)
-    assert found["baselines"] == finals[found["method"]][0].baselines
+    assert found["baselines"] == finals[best][0].baselines
     assert set(found["baselines"]) == {"majority", "tfidf"}
     report_ids = {record.protocol.num_eval_examples for mine in finals.values() for record in mine}
     assert report_ids == {len(parts["report"])}
@@ -134,7 +134,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     assert code == 0
     assert "text column 'text', label column 'queue'" in err
     lines = out.splitlines()
-    assert lines[0].startswith(f"recommended: {found['method']} (")
+    assert lines[0].startswith(f"recommended: {best} (")
     assert lines[1].strip() == found["command"]
     assert "rows that chose nothing, mean of 3 seeds" in lines[2]
     assert any(line.startswith("the search: ") for line in lines)
@@ -280,7 +280,7 @@ class TestTime:
             ("40s", 1 / 9, 1, "after 11 % of this command's training"),
             ("115s", 1 / 3, 1, "after 33 % of this command's training"),
             ("400s", 1.0, 1, "rows that chose nothing, one seed"),
-            ("700s", 1.0, 3, "rows that chose nothing, mean of 3 seeds"),
+            ("1500s", 1.0, 3, "rows that chose nothing, mean of 3 seeds"),
         ],
     )
     def test_the_time_is_used_and_kept(self, choose, clock, limit, share, seeds, words):
@@ -298,7 +298,19 @@ class TestTime:
         missing = [name for name in WHOLE if name not in {one[0] for one in made}]
         assert ("not trained, as the time did not suffice: " in out) == bool(missing)
         assert now[0] <= parse_seconds("--time", limit)
-        assert Path(out.split("trained: ")[1].splitlines()[0], "adapter").is_dir()
+        folder = Path(out.split("trained: ")[1].splitlines()[0])
+        assert (folder / "adapter").is_dir() or (folder / "model").is_dir()
+
+    def test_time_that_is_left_gives_the_best_more_seeds(self, choose, clock):
+        now, _ = clock
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64", "--methods", "head"]
+        code, out, _ = choose(*words, "--time", "41s")
+        assert code == 0
+        assert "mean of 3 seeds" in out
+        assert now[0] <= 41
+        steps = json.loads(Path("runs/choose-tickets/.study/choice.json").read_text())["steps"]
+        # Three seeds did not fit at once by the prediction with its margin, but did one after the other.
+        assert [step["seeds"] for step in steps[-2:]] == [[0], [1, 2]]
 
     def test_with_more_time_the_same_command_goes_on(self, choose, clock):
         _, made = clock

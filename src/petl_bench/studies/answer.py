@@ -22,8 +22,7 @@ from petl_bench.reports.ranking import Comparison, compare
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
-from petl_bench.studies.choice import REFERENCE
-from petl_bench.studies.choose import Choice
+from petl_bench.studies.choice import REFERENCE, Choice
 from petl_bench.studies.progress import setting_name
 
 _log = logging.getLogger(__name__)
@@ -69,10 +68,7 @@ def answer(choice: Choice) -> Answer:
     by_settings: dict[tuple[str, str], list[tuple[PlannedRun, Record]]] = {}
     longest = max(run.share for run, _ in found)
     for run, record in finals or [one for one in found if one[0].share == longest]:
-        if run.method != REFERENCE:
-            by_settings.setdefault((run.method, run.candidate), []).append((run, record))
-    if not by_settings:
-        by_settings[REFERENCE, ""] = finals
+        by_settings.setdefault((run.method, run.candidate), []).append((run, record))
     most = max(map(len, by_settings.values()))
     best = max(
         (runs for runs in by_settings.values() if len(runs) == most),

@@ -13,13 +13,18 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, read_json, write_json
-from petl_bench.records.study_file import PlannedRun, read_study
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 from petl_bench.studies.choice_rows import ChoiceRows
+from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE
 
 # LoRA as it would be run without a choice, in tables.
 REFERENCE = "lora at its default"
+
+# Of the trainings that are reported, and of those that choose.
+SEEDS = [0, 1, 2]
+TRIAL_SEED = 1000
 
 # A method, or REFERENCE, with the settings that are tried.
 Candidate = tuple[str, dict[str, Any]]
@@ -125,6 +130,7 @@ class ChoiceState:
         request: What was asked for; another request is another choice.
         left_out: Why methods are not among the candidates.
         decided: Whether `left_out` is known.
+        first: Number of the subset that the methods see at their defaults; None: not decided yet.
         settings: How many settings of each method are tried; None: not decided yet.
         finalists: How many methods are trained on all rows.
         limit: The seconds that these decisions were made for; None: any.
@@ -134,6 +140,7 @@ class ChoiceState:
     request: list[Any]
     left_out: dict[str, str] = field(default_factory=dict)
     decided: bool = False
+    first: int | None = None
     settings: int | None = None
     finalists: int = 0
     steps: list[Step] = field(default_factory=list)
@@ -143,7 +150,7 @@ class ChoiceState:
     def allow(self, seconds: float | None) -> None:
         """Takes a limit of time; with more than before, all is decided anew, and what was trained is not lost."""
         if self.limit is not None and (seconds is None or seconds > self.limit):
-            self.steps, self.settings = [], None
+            self.steps, self.first, self.settings = [], None, None
         self.limit = seconds
 
     def keep(self, folder: StudyFolder) -> None:
@@ -189,6 +196,40 @@ def _differences(before: list[Any], now: list[Any]) -> list[str]:
     if not found and before[3] != now[3]:
         found.append("its rows")
     return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A choice that was made: the study in its folder, and what was decided on the way."""
+
+    study: StudyFile
+    folder: StudyFolder
+    state: ChoiceState
+    limits: Limits
+    rows: ChoiceRows
+    overrides: list[str]
+
+    def record(self, run: PlannedRun) -> Record | None:
+        """A run's record, if it finished."""
+        record = self.folder.record(run)
+        return record if record is not None and record.status == "finished" else None
+
+    def command(self, run: PlannedRun) -> list[str]:
+        """The words of the command that trains the settings of a run on all rows, for as long as a run is trained."""
+        seed = SEEDS[0] if run.is_trial else run.seed
+        settings = [*settings_of((run.method, run.tried), self.overrides), f"train.seed={seed}"]
+        return ["petl-bench", "run", *last_of_each_key(settings)]
+
+    @property
+    def trained(self) -> list[PlannedRun]:
+        """The runs that finished."""
+        return [run for run in self.study.runs if self.record(run) is not None]
+
+    @property
+    def not_trained(self) -> list[str]:
+        """The methods that keep to the limits and were not trained, as time did not suffice or an error ended them."""
+        trained = {run.method for run in self.trained}
+        return [name for name, _ in self.state.steps[1].candidates if name not in trained]
 
 
 class Durations:

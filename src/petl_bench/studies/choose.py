@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -24,7 +24,10 @@ from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
 from petl_bench.studies.choice import (
     REFERENCE,
+    SEEDS,
+    TRIAL_SEED,
     Candidate,
+    Choice,
     ChoiceState,
     Durations,
     Limits,
@@ -41,9 +44,6 @@ from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, default_space, draw
 from petl_bench.studies.worker import work
 
-SEEDS = [0, 1, 2]
-TRIAL_SEED = 1000
-
 # It is a layer plan, which every method can have.
 _NOT_CHOSEN = ("layer_selection",)
 # Trained at their defaults first, as far as time allows: what the others are compared with, the cheapest, the dearest.
@@ -51,8 +51,8 @@ _FIRST = ("lora", "head", "full")
 # How many settings of each method are tried, and how many of the best are trained on all rows with how many seeds: what
 # is preferred where time is given, and what is done where none is.
 _PLANS = (
-    *((8, 3, 3), (6, 3, 3), (5, 3, 3), (4, 3, 3), (4, 2, 3), (3, 2, 3), (3, 1, 3), (2, 1, 3)),
-    *((3, 2, 1), (2, 2, 1), (2, 1, 1), (1, 1, 1)),
+    *((8, 3, 3), (6, 3, 3), (5, 3, 3), (4, 3, 3), (4, 2, 3), (3, 2, 3)),
+    *((4, 3, 1), (3, 3, 1), (2, 3, 1), (1, 3, 1), (1, 2, 1), (1, 1, 1)),
 )
 _WITHOUT_TIME = (4, 3, 3)
 # A step keeps one of so many candidates.
@@ -64,40 +64,6 @@ _FIRST_SHARE = 0.4
 _LOOK_SECONDS = 0.2
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A choice that was made: the study in its folder, and what was decided on the way."""
-
-    study: StudyFile
-    folder: StudyFolder
-    state: ChoiceState
-    limits: Limits
-    rows: ChoiceRows
-    overrides: list[str]
-
-    def record(self, run: PlannedRun) -> Record | None:
-        """A run's record, if it finished."""
-        record = self.folder.record(run)
-        return record if record is not None and record.status == "finished" else None
-
-    def command(self, run: PlannedRun) -> list[str]:
-        """The words of the command that trains the settings of a run on all rows, for as long as a run is trained."""
-        seed = SEEDS[0] if run.is_trial else run.seed
-        settings = [*settings_of((run.method, run.tried), self.overrides), f"train.seed={seed}"]
-        return ["petl-bench", "run", *last_of_each_key(settings)]
-
-    @property
-    def trained(self) -> list[PlannedRun]:
-        """The runs that finished."""
-        return [run for run in self.study.runs if self.record(run) is not None]
-
-    @property
-    def not_trained(self) -> list[str]:
-        """The methods that keep to the limits and were not trained, as time did not suffice or an error ended them."""
-        trained = {run.method for run in self.trained}
-        return [name for name, _ in self.state.steps[0].candidates if name not in trained]
 
 
 def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None, started: float) -> Choice:
@@ -158,20 +124,29 @@ class _Maker:
 
     def halve(self, methods: list[str]) -> None:
         """Makes all steps; what was decided before stays decided."""
-        candidates = self._fitting(methods)
-        self._step(0, lambda: Step(0, candidates, [TRIAL_SEED]))
-        if not self._ranked([0]):
+        candidates, state, subsets = self._fitting(methods), self._state, self._rows.subsets
+        # The first training tells what the others take.
+        self._step(0, lambda: Step(0, candidates[:1], [TRIAL_SEED]))
+        if state.first is None:
+            state.first = self._first_subset(candidates)
+        first = state.first
+        self._step(1, lambda: Step(first, candidates, [TRIAL_SEED]))
+        last = [1] if self._ranked([1]) else [0]
+        if not self._ranked(last):
             raise RunError(self._why_nothing())
-        if self._state.settings is None:
-            self._state.settings, self._state.finalists = self._affordable()
-        self._step(1, lambda: Step(0, self._draws(), [TRIAL_SEED]))
-        count, last = len(self._ranked([0, 1])), [0, 1]
-        for number, subset in enumerate(range(1, len(self._rows.subsets)), start=2):
-            kept = [one for one, _ in self._ranked(last)[: math.ceil(count / _REDUCTION**subset)]]
+        if state.settings is None:
+            state.settings, state.finalists = self._affordable()
+        self._step(2, lambda: Step(first, self._draws(), [TRIAL_SEED]))
+        last = [*last, 2]
+        count = len(self._ranked(last))
+        for number, subset in enumerate(range(first + 1, len(subsets)), start=3):
+            kept = [one for one, _ in self._ranked(last)[: math.ceil(count / _REDUCTION ** (number - 2))]]
             self._step(number, lambda: self._in_time(subset, kept))  # noqa: B023
             # Where a step could not be made in time, the one before decides.
             last = [number] if self._ranked([number]) else last
-        self._step(len(self._rows.subsets) + 1, lambda: self._finals(last))
+        finals = 3 + len(subsets) - first - 1
+        self._step(finals, lambda: self._finals(last))
+        self._step(finals + 1, lambda: self._more_seeds(state.steps[finals]))
 
     def study(self) -> StudyFile:
         """The study as far as it was decided."""
@@ -206,11 +181,22 @@ class _Maker:
             raise RequestError(f"No method keeps to the limits ({reasons}): raise them, or lower train.batch_size.")
         return sorted(found, key=lambda one: _FIRST.index(one[0]) if one[0] in _FIRST else len(_FIRST))
 
+    def _first_subset(self, candidates: list[Candidate]) -> int:
+        """The longest trainings that all methods can have at their defaults; few updates tell little of a method.
+
+        Of many rows a ninth makes updates enough.
+        """
+        subsets, durations = self._rows.subsets, self._durations()
+        if subsets[0].by_rows:
+            return 0
+        fits = (durations.predict(candidates, one.share) < _FIRST_SHARE * self._left() for one in reversed(subsets))
+        return next((len(subsets) - 1 - number for number, one in enumerate(fits) if one), 0)
+
     def _draws(self) -> list[Candidate]:
         """Further settings of each method that was trained at its default, in turn."""
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
-        for (method, _), _ in self._ranked([0]) if count else []:
+        for (method, _), _ in self._ranked([1]) if count else []:
             space = default_space(load_config([*self._overrides, f"method={method}"]))
             search = SearchConfig(count, sampler="qmc", seed=TRIAL_SEED)
             drawn.append([(method, tried) for tried in draw(search, space, method, "choose")])
@@ -229,19 +215,29 @@ class _Maker:
         best: dict[str, Candidate] = {}
         for one, _ in self._ranked(steps):
             best.setdefault(one[0], one)
-        default = next((one for one in self._state.steps[0].candidates if one[0] == "lora"), None)
+        default = next((one for one in self._state.steps[1].candidates if one[0] == "lora"), None)
         reference = [] if default is None else [(REFERENCE, default[1])]
-        numbers = range(min(self._state.finalists, len(best)), 0, -1)
-        lengths = [(1.0, SEEDS), *((share, SEEDS[:1]) for share in self._lengths())]
+        most = min(self._state.finalists, len(best))
+        # Several methods with one seed each rather than one with several, as shorter trainings chose them.
+        plans = [(1.0, SEEDS, number) for number in range(most, min(most, 2) - 1, -1)]
+        plans += [(share, SEEDS[:1], number) for share in self._lengths() for number in range(most, 0, -1)]
         durations = self._durations()
         # Without the comparison rather than without a score on rows that chose nothing.
-        for others, (share, seeds), number in product((reference, []), lengths, numbers):
+        for others, (share, seeds, number) in product((reference, []), plans):
             chosen = list(best.values())[:number]
             chosen += [one for one in others if ("lora", one[1]) not in chosen]
             if durations.predict(chosen, share, len(seeds), reports=True) < self._left():
                 return Step(None, chosen, seeds, share)
         _log.warning("the time that is left does not suffice for a training on all rows")
         return Step(None, [], [])
+
+    def _more_seeds(self, finals: Step) -> Step:
+        """Further seeds of the best, and of LoRA at its default, where there was one and time allows."""
+        ranked = self._ranked([self._state.steps.index(finals)]) if finals.share == 1 and len(finals.seeds) == 1 else []
+        chosen = [one for number, (one, _) in enumerate(ranked) if number == 0 or one[0] == REFERENCE]
+        if not chosen or self._durations().predict(chosen, 1.0, len(SEEDS) - 1, reports=True) >= self._left():
+            return Step(None, [], [])
+        return Step(None, chosen, SEEDS[1:])
 
     def _lengths(self) -> list[float]:
         """Shares of a whole training on all rows that the last ones may have, the whole first."""
@@ -251,8 +247,8 @@ class _Maker:
         """How many settings of each method can be tried, and how many methods trained on all rows, in time."""
         if self._limits.seconds is None:
             return _WITHOUT_TIME[:2]
-        tried, durations = [one for one, _ in self._ranked([0])], self._durations()
-        shares = [subset.share for subset in self._rows.subsets]
+        tried, durations = [one for one, _ in self._ranked([1]) or self._ranked([0])], self._durations()
+        shares = [subset.share for subset in self._rows.subsets[self._state.first or 0 :]]
         means = [durations.predict(tried, share) / len(tried) for share in shares]
         last = durations.predict(tried, 1.0, reports=True) / len(tried)
         for settings, finalists, seeds in _PLANS:
@@ -281,12 +277,10 @@ class _Maker:
         what = "all rows" if step.subset is None else self._rows.subsets[step.subset].words
         _log.info("step %d: %d trainings, %s", number + 1, len(left), what)
         plan = self._folder.write_plan(replace(self.study(), runs=runs, search=None))
-        # The first training of all tells what the others take.
-        for group in (left[:1], left[1:]) if number == 0 else (left,):
-            if self._request.has_executor:
-                self._make_by_workers(number, plan, group)
-            else:
-                self._make_here(number, plan, group)
+        if self._request.has_executor:
+            self._make_by_workers(number, plan, left)
+        else:
+            self._make_here(number, plan, left)
         self._keep()
 
     def _make_here(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
@@ -305,7 +299,7 @@ class _Maker:
     def _make_by_workers(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
         """Makes runs by the executor's workers, which are stopped at the end of the step's time."""
         end = self._step_end(number)
-        if not runs or self._elapsed() >= end:
+        if self._elapsed() >= end:
             return
         workers = start_workers(self._request.executor, self._folder, plan, runs)
         try:
@@ -316,8 +310,8 @@ class _Maker:
                 workers.stop(signal.SIGINT)
 
     def _step_end(self, number: int) -> float:
-        """When a step is to end: the first one in time for two trainings on all rows, as long as can be."""
-        if number > 0 or self._end() == math.inf:
+        """When a step is to end: the first two in time for two trainings on all rows, as long as can be."""
+        if number > 1 or self._end() == math.inf:
             return self._end()
         begun, default = self._state.steps[0].begun, self._state.steps[0].candidates[:1]
         left, predict = self._end() - begun, self._durations().predict
@@ -387,12 +381,12 @@ class _Maker:
         self._state.keep(self._folder)
 
     def _why_nothing(self) -> str:
-        records = [self._folder.record(run) for run in self._runs(0)]
-        failed = [one for one in records if one is not None and one.status not in ("interrupted", "finished")]
-        errors = [] if self._finished(0) else [record.error for record in failed]
-        if errors:
-            return f"No training could be made: {errors[0]}"
-        if self._finished(0):
+        records = [self._folder.record(run) for number in (0, 1) for run in self._runs(number)]
+        ended = [one for one in records if one is not None and one.status != "interrupted"]
+        finished = [one for one in ended if one.status == "finished"]
+        if ended and not finished:
+            return f"No training could be made: {ended[0].error}"
+        if finished:
             return f"No method answers a row within --latency {self._limits.latency_ms:g}ms on this machine."
         return (
             f"In --time {self._limits.seconds:g}s no training could be ended, as {self._elapsed():.0f} s went by until "
