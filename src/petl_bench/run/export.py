@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,7 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
     asked = f"inputs = tokenizer({texts}, truncation=True, max_length={config.task.max_length}, return_tensors="
     if form == "onnx":
         code = [
+            "# pip install onnxruntime transformers",
             "import onnxruntime",
             "from transformers import AutoConfig, AutoTokenizer",
             "",
@@ -172,6 +174,7 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
         ]
     elif form == "model":
         code = [
+            f"# pip install torch transformers{' petl-bench' if config.backbone.pooling is not None else ''}",
             "import torch",
             f"from transformers import {kind}, AutoTokenizer",
             "",
@@ -181,7 +184,7 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
         ]
         if config.backbone.pooling is not None:
-            code.insert(2, "from petl_bench.backbones.load import read_pooled")
+            code.insert(3, "from petl_bench.backbones.load import read_pooled")
             code.insert(-2, "read_pooled(model)  # the head reads what config.classifier_pooling says")
     elif config.backbone.weights == "random":
         return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
@@ -191,6 +194,7 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
         is_ours = get_method(config.method.name).tuner or (layers and layers.head < layers.num_layers)
         is_ours = is_ours or config.backbone.pooling is not None
         code = [
+            f"# pip install torch transformers {'petl-bench' if is_ours else 'peft'}",
             "import torch",
             "from petl_bench.model import load_adapter" if is_ours else "from peft import PeftModel",
             f"from transformers import AutoConfig, {kind}, AutoTokenizer",
@@ -335,16 +339,19 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
     inputs = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
-        torch.onnx.export(
-            _LogitsOnly(model, list(inputs)).eval(),
-            tuple(inputs.values()),
-            folder / ONNX_FILE,
-            input_names=list(inputs),
-            output_names=["logits"],
-            dynamic_shapes=(tuple(any_size for _ in inputs),),
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # What torch will change concerns its own code.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.onnx.export(
+                _LogitsOnly(model, list(inputs)).eval(),
+                tuple(inputs.values()),
+                folder / ONNX_FILE,
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes=(tuple(any_size for _ in inputs),),
+                dynamo=True,
+                verbose=False,
+            )
         session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
     except Exception as error:  # of torch's exporter and of onnxruntime, which have many
         _log.debug("the export to ONNX failed", exc_info=error)
