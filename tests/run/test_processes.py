@@ -16,6 +16,7 @@ from forked import FORK_SERVER
 from petl_bench.config import load_config
 from petl_bench.errors import DivergedError, Interrupted
 from petl_bench.process import in_process_group, is_main_process
+from petl_bench.records import OOD_SCORES
 from petl_bench.records.predictions import read_predictions
 from petl_bench.records.store import find_records
 from petl_bench.run.lifecycle import identify
@@ -37,6 +38,11 @@ ADALORA = [
     "+method.args.tfinal=1", "+method.args.deltaT=2", "+method.args.lora_alpha=64", "train.selection=last",
 ]  # fmt: skip
 CACHED = ["method=head", "train.cache=disk"]
+# One batch of training rows for two processes, of which one has none.
+OOD = [
+    "task=banking77", "task.ood=classes", "task.ood_share=0.25", "task.rows_per_class=2", "task.num_held_out_examples=385",
+    "task.num_train_examples=null", "method=lora", "train.eval_batch_size=800", "train.epochs=1",
+]  # fmt: skip
 # No evaluation after the first is better. It is one batch for two processes: one of them has nothing to do.
 EARLY = ["train.eval_batch_size=80", "train.epochs=9", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
 
@@ -90,7 +96,7 @@ def everything(rank, folder):
     """What each of the two processes does."""
     nodes = folder / f"node{rank}"
     found = {"lora": outcome(config(nodes, "method=lora")), "adalora": outcome(config(nodes, *ADALORA)),
-             "early": outcome(config(nodes, *EARLY))}  # fmt: skip
+             "early": outcome(config(nodes, *EARLY)), "ood": outcome(config(nodes, *OOD))}  # fmt: skip
     # Processes of one machine share its cache: one of them computes the features.
     os.environ["PETL_BENCH_CACHE"] = str(folder / "cache")
     found["cached"] = outcome(config(nodes, *CACHED))
@@ -145,11 +151,13 @@ def group(tmp_path_factory):
 
 def test_both_processes_end_with_the_same_numbers(group):
     _, (first, second) = group
-    for name in ("lora", "adalora", "cached", "early", "again", "undisturbed", "resumed"):
+    for name in ("lora", "adalora", "cached", "early", "ood", "again", "undisturbed", "resumed"):
         assert first[name] == second[name], name
 
 
-@pytest.mark.parametrize(("name", "overrides"), [("lora", ["method=lora"]), ("adalora", ADALORA), ("cached", CACHED)])
+@pytest.mark.parametrize(
+    ("name", "overrides"), [("lora", ["method=lora"]), ("adalora", ADALORA), ("cached", CACHED), ("ood", OOD)]
+)
 def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "demo_rows", few_demo_rows)
     folder, (first, _) = group
@@ -167,6 +175,11 @@ def test_the_experiment_is_that_of_one_process(name, overrides, group, tmp_path,
     together = folder / "node0" / identify(alone).folder.name
     outputs, wanted = (read_predictions(one).outputs for one in (together, identify(alone).folder))
     np.testing.assert_allclose(outputs, wanted, atol=1e-3)
+    if name == "ood":
+        (judged,) = (one.ood for one in find_records([together])[0])
+        assert (judged.num_examples, judged.classes) == (record.ood.num_examples, record.ood.classes)
+        for score in OOD_SCORES:
+            assert getattr(judged, score).auroc == pytest.approx(getattr(record.ood, score).auroc, abs=1e-2)
     if name == "adalora":
         kept, ranks = (
             json.loads((one / "adapter" / "adapter_config.json").read_text())["rank_pattern"]

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from petl_bench.backbones.anatomy import classifier_of
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.predictions import Ood, OodScore, Predictions
 from petl_bench.records.store import DETECTOR_FILE
@@ -71,12 +72,11 @@ def logits_and_vectors(
     """
     from petl_bench.run.evaluate import predict_outputs
 
-    num_classes = 0
+    # A process may have no batch of its own to know it by.
+    num_classes = classifier_of(model).config.num_labels
     with last_linear_input(model) as found:
 
         def values(outputs: Any) -> torch.Tensor:
-            nonlocal num_classes
-            num_classes = outputs.logits.shape[1]
             if not found or found[0].shape[:-1] != outputs.logits.shape[:-1]:
                 raise RunError("task.ood: the model has no last linear layer that reads one vector a row.")
             return torch.cat([outputs.logits.float(), found[0].float()], dim=1)
