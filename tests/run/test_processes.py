@@ -40,8 +40,8 @@ ADALORA = [
 CACHED = ["method=head", "train.cache=disk"]
 # One batch of training rows for two processes, of which one has none.
 OOD = [
-    "task=banking77", "task.ood=classes", "task.ood_share=0.25", "task.rows_per_class=2", "task.num_held_out_examples=385",
-    "task.num_train_examples=null", "method=lora", "train.eval_batch_size=800", "train.epochs=1",
+    "task=banking77", "task.ood=classes", "task.ood_share=0.25", "task.rows_per_class=2", "method=lora",
+    "task.num_held_out_examples=385", "task.num_train_examples=null", "train.eval_batch_size=800", "train.epochs=1",
 ]  # fmt: skip
 # No evaluation after the first is better. It is one batch for two processes: one of them has nothing to do.
 EARLY = ["train.eval_batch_size=80", "train.epochs=9", "train.early_stopping_patience=2", "train.learning_rate=1e-12"]
