@@ -89,8 +89,15 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     found = json.loads(out)
     study, records = records_of(tmp_path / "runs" / "choose-tickets")
     trials = [run for run in study.runs if run.is_trial]
-    # Two settings of each method, for as many updates each.
-    assert sorted(run.method for run in trials) == ["head", "head", "lora", "lora"]
+    # Two settings of each method, and LoRA's default with both heads, for as many updates each.
+    assert sorted(run.method for run in trials) == ["head", "head", "lora", "lora", "lora"]
+    poolings = [run.tried.get("backbone.pooling") for run in trials]
+    scores = {run.tried.get("backbone.pooling"): selection_score(records[run.key]) for run in trials[:2]}
+    assert set(scores) == {None, "mean"}
+    # The better head is that of all others; LoRA as it would be run without a choice keeps its own.
+    assert set(poolings[2:]) == {max(scores, key=scores.get)}
+    references = [run for run in study.runs if run.method == choice_module.REFERENCE]
+    assert all("backbone.pooling" not in run.tried for run in references)
     assert len({records[run.key].history[-1].step for run in trials}) == 1
     assert {run.seed for run in trials} == {1000}
     finals = {}
@@ -245,6 +252,7 @@ def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
     assert len(made) <= 1
 
 
+WORDS_OF_TIME = ["train.batch_size=64", "backbone.pooling=cls"]
 WHOLE = {"lora": 90.0, "head": 9.0, "full": 120.0}
 
 
@@ -285,7 +293,7 @@ class TestTime:
     )
     def test_the_time_is_used_and_kept(self, choose, clock, limit, share, seeds, words):
         now, made = clock
-        code, out, err = choose("data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64",
+        code, out, err = choose("data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME,
                                 "--methods", ",".join(WHOLE), "--time", limit)  # fmt: skip
         assert code == 0, err
         assert words in out
@@ -303,7 +311,7 @@ class TestTime:
 
     def test_time_that_is_left_gives_the_best_more_seeds(self, choose, clock):
         now, _ = clock
-        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64", "--methods", "head"]
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME, "--methods", "head"]
         code, out, _ = choose(*words, "--time", "41s")
         assert code == 0
         assert "mean of 3 seeds" in out
@@ -314,7 +322,7 @@ class TestTime:
 
     def test_with_more_time_the_same_command_goes_on(self, choose, clock):
         _, made = clock
-        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", "train.batch_size=64"]
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME]
         words += ["--methods", ",".join(WHOLE)]
         assert choose(*words, "--time", "115s")[0] == 0
         first, made[:] = list(made), []

@@ -22,6 +22,9 @@ from petl_bench.studies.search import RATE
 # LoRA as it would be run without a choice, in tables.
 REFERENCE = "lora at its default"
 
+# What a head that classifies rows reads.
+POOLING = "backbone.pooling"
+
 # Of the trainings that are reported, and of those that choose.
 SEEDS = [0, 1, 2]
 TRIAL_SEED = 1000
@@ -103,6 +106,16 @@ def size_name(candidate: Candidate) -> str:
     return ", ".join([method, *(f"{key.rpartition('.')[2]}={value}" for key, value in tried.items() if key != RATE)])
 
 
+def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]:
+    """A candidate whose head reads what its architecture reads, and where that is the first token also the mean."""
+    cfg = load_config(settings_of(candidate, overrides))
+    # Architectures that have the setting read the mean as they are.
+    is_open = cfg.backbone.pooling is None and "classifier_pooling" not in cfg.backbone.architecture
+    method, tried = candidate
+    others = [(method, tried | {POOLING: "mean"})] if is_open and cfg.task.type != "tagging" else []
+    return [candidate, *others]
+
+
 @dataclass
 class Step:
     """One step of the halving.
@@ -130,6 +143,7 @@ class ChoiceState:
         request: What was asked for; another request is another choice.
         left_out: Why methods are not among the candidates.
         decided: Whether `left_out` is known.
+        pooling: The setting with which heads read the mean of the tokens, if that was the better one.
         first: Number of the subset that the methods see at their defaults; None: not decided yet.
         settings: How many settings of each method are tried; None: not decided yet.
         finalists: How many methods are trained on all rows.
@@ -140,6 +154,7 @@ class ChoiceState:
     request: list[Any]
     left_out: dict[str, str] = field(default_factory=dict)
     decided: bool = False
+    pooling: dict[str, str] = field(default_factory=dict)
     first: int | None = None
     settings: int | None = None
     finalists: int = 0
@@ -150,7 +165,7 @@ class ChoiceState:
     def allow(self, seconds: float | None) -> None:
         """Takes a limit of time; with more than before, all is decided anew, and what was trained is not lost."""
         if self.limit is not None and (seconds is None or seconds > self.limit):
-            self.steps, self.first, self.settings = [], None, None
+            self.steps, self.pooling, self.first, self.settings = [], {}, None, None
         self.limit = seconds
 
     def keep(self, folder: StudyFolder) -> None:

@@ -23,6 +23,7 @@ from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
 from petl_bench.studies.choice import (
+    POOLING,
     REFERENCE,
     SEEDS,
     TRIAL_SEED,
@@ -35,6 +36,7 @@ from petl_bench.studies.choice import (
     read_state,
     settings_of,
     size_name,
+    with_poolings,
 )
 from petl_bench.studies.choice_rows import ChoiceRows, prepare_rows
 from petl_bench.studies.definition import StudyRequest
@@ -125,11 +127,13 @@ class _Maker:
     def halve(self, methods: list[str]) -> None:
         """Makes all steps; what was decided before stays decided."""
         candidates, state, subsets = self._fitting(methods), self._state, self._rows.subsets
-        # The first training tells what the others take.
-        self._step(0, lambda: Step(0, candidates[:1], [TRIAL_SEED]))
+        # The first trainings tell what the others take, and what the head is to read.
+        self._step(0, lambda: Step(0, with_poolings(candidates[0], self._overrides), [TRIAL_SEED]))
         if state.first is None:
+            best = next((tried for (_, tried), _ in self._ranked([0])), {})
+            state.pooling = {key: value for key, value in best.items() if key == POOLING}
             state.first = self._first_subset(candidates)
-        first = state.first
+        candidates, first = [(method, tried | state.pooling) for method, tried in candidates], state.first
         self._step(1, lambda: Step(first, candidates, [TRIAL_SEED]))
         last = [1] if self._ranked([1]) else [0]
         if not self._ranked(last):
@@ -199,7 +203,7 @@ class _Maker:
         for (method, _), _ in self._ranked([1]) if count else []:
             space = default_space(load_config([*self._overrides, f"method={method}"]))
             search = SearchConfig(count, sampler="qmc", seed=TRIAL_SEED)
-            drawn.append([(method, tried) for tried in draw(search, space, method, "choose")])
+            drawn.append([(method, tried | self._state.pooling) for tried in draw(search, space, method, "choose")])
         found = [one for group in zip(*drawn, strict=True) for one in group]
         too_large = self._limits.left_out(found, self._overrides)
         return [one for one in found if size_name(one) not in too_large]
@@ -216,7 +220,7 @@ class _Maker:
         for one, _ in self._ranked(steps):
             best.setdefault(one[0], one)
         default = next((one for one in self._state.steps[1].candidates if one[0] == "lora"), None)
-        reference = [] if default is None else [(REFERENCE, default[1])]
+        reference = [] if default is None else [(REFERENCE, {RATE: default[1][RATE]})]
         most = min(self._state.finalists, len(best))
         # Several methods with one seed each rather than one with several, as shorter trainings chose them.
         plans = [(1.0, SEEDS, number) for number in range(most, min(most, 2) - 1, -1)]
