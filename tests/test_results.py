@@ -12,7 +12,7 @@ from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
 
 # Not all of their runs were made: their reports show which.
-INCOMPLETE = ("glue_small",)
+INCOMPLETE = ("glue_small", "ood_intents")
 RESULTS = sorted(file.parent for file in (Path(__file__).parents[1] / "results").glob("*/study.json"))
 
 
@@ -23,13 +23,14 @@ def test_every_run_of_a_committed_study_is_there(folder):
     made = [run for run in study.runs if (folder / run.folder).is_dir()]
     assert made == study.runs or folder.name in INCOMPLETE
     for method in study.methods:
-        assert len({run.seed for run in made if run.method == method}) > 1, method
+        assert len({run.seed for run in made if run.method == method}) > 1 or folder.name in INCOMPLETE, method
     for run in made:
         record = read_record(folder / run.folder / "result.json")
         assert (record.run_key, record.status) == (run.key, "finished")
         assert None not in dataclasses.astuple(record.protocol), run
         assert record.protocol.seed == run.seed
-        assert not Path(record.config["data_root"]).is_absolute()
+        # Rows that the package brings need no folder.
+        assert not Path(record.config["data_root"] or "").is_absolute()
         assert record.memory.estimate
         assert record.versions["torch"]
 
