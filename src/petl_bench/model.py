@@ -205,7 +205,7 @@ def save_adapter(
     with folder.replace_folder(ADAPTER_FOLDER) as target:
         # The default, "auto", asks the hub whether the vocabulary was enlarged.
         model.save_pretrained(str(target), save_embedding_layers=False, state_dict=weights)
-        _finish_config(target / ADAPTER_CONFIG, backbone)
+        _finish_config(target / ADAPTER_CONFIG, backbone, classifies=classifies)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         if classifies:
             model.config.to_json_file(target / MODEL_CONFIG)
@@ -317,7 +317,7 @@ def _weights_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _finish_config(file: Path, backbone: Backbone) -> None:
+def _finish_config(file: Path, backbone: Backbone, *, classifies: bool) -> None:
     """Notes what PEFT does not know of the model, and sorts its sets, so that the same run writes the same bytes."""
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in _SET_FIELDS:
@@ -325,7 +325,7 @@ def _finish_config(file: Path, backbone: Backbone) -> None:
             content[name].sort()
     plan, pooling = backbone.plan, backbone.settings.pooling
     noted = _ON_FIRST_LAYERS.format(plan.head) if plan.head < plan.num_layers else ""
-    noted += _POOLED.format(pooling) if pooling is not None else ""
+    noted += _POOLED.format(pooling) if pooling is not None and classifies else ""
     if noted:
         content["task_type"] = f"{content['task_type']}{noted}{_LOAD_IT_HERE}"
     file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
