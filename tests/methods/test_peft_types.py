@@ -148,7 +148,7 @@ def test_a_prompt_that_a_run_has_kept_is_loaded_with_its_head(tmp_path):
     backbone = open_backbone(cfg.backbone, cfg.layers)
     model, _ = build_adapted(cfg, backbone, ["a", "b"], 1)
     train(model, steps=1)
-    save_adapter(RunFolder(tmp_path), model, backbone.plan, "# A card")
+    save_adapter(RunFolder(tmp_path), model, backbone, "# A card")
     # The pretrained weights are random ones here, from the seed of the run.
     set_seed(cfg.train.seed)
     loaded = load_trained(RunFolder(tmp_path), backbone, ["a", "b"])
