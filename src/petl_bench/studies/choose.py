@@ -150,7 +150,7 @@ class _Maker:
             last = [number] if self._ranked([number]) else last
         finals = 3 + len(subsets) - first - 1
         self._step(finals, lambda: self._finals(last))
-        self._step(finals + 1, lambda: self._more_seeds(state.steps[finals]))
+        self._step(finals + 1, lambda: self._more_seeds(finals))
 
     def study(self) -> StudyFile:
         """The study as far as it was decided."""
@@ -193,8 +193,8 @@ class _Maker:
         subsets, durations = self._rows.subsets, self._durations()
         if subsets[0].by_rows:
             return 0
-        fits = (durations.predict(candidates, one.share) < _FIRST_SHARE * self._left() for one in reversed(subsets))
-        return next((len(subsets) - 1 - number for number, one in enumerate(fits) if one), 0)
+        seconds = [durations.predict(candidates, one.share) for one in subsets]
+        return max((number for number, one in enumerate(seconds) if one < _FIRST_SHARE * self._left()), default=0)
 
     def _draws(self) -> list[Candidate]:
         """Further settings of each method that was trained at its default, in turn."""
@@ -235,10 +235,11 @@ class _Maker:
         _log.warning("the time that is left does not suffice for a training on all rows")
         return Step(None, [], [])
 
-    def _more_seeds(self, finals: Step) -> Step:
+    def _more_seeds(self, number: int) -> Step:
         """Further seeds of the best, and of LoRA at its default, where there was one and time allows."""
-        ranked = self._ranked([self._state.steps.index(finals)]) if finals.share == 1 and len(finals.seeds) == 1 else []
-        chosen = [one for number, (one, _) in enumerate(ranked) if number == 0 or one[0] == REFERENCE]
+        finals = self._state.steps[number]
+        ranked = self._ranked([number]) if finals.share == 1 and len(finals.seeds) == 1 else []
+        chosen = [one for place, (one, _) in enumerate(ranked) if place == 0 or one[0] == REFERENCE]
         if not chosen or self._durations().predict(chosen, 1.0, len(SEEDS) - 1, reports=True) >= self._left():
             return Step(None, [], [])
         return Step(None, chosen, SEEDS[1:])
@@ -290,9 +291,7 @@ class _Maker:
     def _make_here(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
         """Makes runs in this process, but for those that would not end in time."""
         for run in runs:
-            step = self._state.steps[number]
-            of_rows = step.share if step.subset is None else self._rows.subsets[step.subset].share
-            needed = self._durations().predict([(run.method, run.tried)], of_rows, reports=step.subset is None)
+            needed = self._durations().predict([(run.method, run.tried)], run.share, reports=not run.is_trial)
             now = self._elapsed()
             if now + needed > self._step_end(number) or now >= self._end():
                 _log.info("not trained, as the time does not suffice: %s, seed %d", run.method, run.seed)
