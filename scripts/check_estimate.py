@@ -17,6 +17,7 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ LENGTHS = (128, 512)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 ROWS = 16
 GOAL_PERCENT = 5.0
+_UPDATE_KEYS = ("backbone", "method", "length", "precision")
 
 
 def main() -> int:
@@ -59,9 +61,9 @@ def config_of(backbone: str, method: str, length: int, precision: str) -> RunCon
 
 
 def measure(file: Path) -> None:
-    """Measures every combination and writes the file after each, so that what was measured is kept."""
+    """Measures every combination and writes the file after each; what it holds of the same device and torch stays."""
     workspaces = _warm_up()
-    found = {
+    found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -70,19 +72,26 @@ def measure(file: Path) -> None:
         "workspace_bytes": workspaces,
         "updates": [],
     }
+    if file.exists():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        if all(earlier.get(key) == value for key, value in found.items() if key != "updates"):
+            found = earlier
+    done = [{key: one[key] for key in _UPDATE_KEYS} for one in found["updates"]]
     for name in BACKBONES:
         first = config_of(name, METHODS[0], LENGTHS[0], "fp32")
         backbone = open_backbone(first.backbone, first.layers, weights=False)
         labels = list(first.task.labels or ())
         model = backbone.build_model(len(labels), labels).cuda()
         for length, precision, method in itertools.product(LENGTHS, PRECISIONS, METHODS):
+            update = dict(zip(_UPDATE_KEYS, (name, method, length, precision), strict=True))
+            if update in done:
+                continue
             cfg = config_of(name, method, length, precision)
             try:
                 allocated, between = _peak_of_update(copy.deepcopy(model), backbone, cfg)
             except RequestError as error:  # ModernBERT has no biases to train
                 print(error)
                 continue
-            update = {"backbone": name, "method": method, "length": length, "precision": precision}
             found["updates"].append({**update, "peak_bytes": allocated, "between_updates_bytes": between})
             file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(*update.values(), f"{allocated / 2**20:,.1f} MiB", flush=True)

@@ -151,6 +151,7 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
         ("phase.widening_share", phase.widening_share, 0, 1),
         ("phase.largest_reduction", phase.largest_reduction, 1, float("inf")),
         ("phase.first_token_weight", phase.first_token_weight, 0, float("inf")),
+        ("phase.inner_weight", phase.inner_weight, 0, float("inf")),
         ("texts.held_out", texts.held_out, 1, float("inf")),
     ):
         if not low <= value <= high:

@@ -93,6 +93,10 @@ class CodaPretraining:
     first_token_weight: float = field(
         default=4.0, metadata={"help": "How often the first token counts, which classifiers read."}
     )
+    inner_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the states below the last layer, each of which counts 1/L; 0: the last alone."},
+    )
     norm_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the norms."})
 
 

@@ -107,8 +107,8 @@ class CodaDistillation(nn.Module):
             attention: `k2k` or `k2all`.
 
         Returns:
-            The mean over the tokens of the last layer's distance and the mean distance of the layers below it; the
-            first token, which classifiers read, counts `first_token_weight` times.
+            The mean over the tokens of the last layer's distance, and `inner_weight` times 1/L of each distance below
+            it; the first token, which classifiers read, counts `first_token_weight` times.
         """
         config = self._config
         before = config.reduction, config.attention
@@ -120,7 +120,7 @@ class CodaDistillation(nn.Module):
         weights = self._token_weights(inputs)
         by_layer = torch.stack([_distance(*pair, weights) for pair in zip(states, teacher, strict=True)])
         inner = by_layer[:-1].sum() / len(by_layer)
-        return inner + by_layer[-1]
+        return self.settings.inner_weight * inner + by_layer[-1]
 
     def _token_weights(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The share of each token in the distance, shape (batch, tokens); 0 for padding."""
