@@ -43,6 +43,17 @@ def scores_of(run, file, predict, out, *arguments):
     return json.loads(told)
 
 
+def test_rows_that_the_run_was_trained_on_are_told(predict, tmp_path):
+    new = pd.DataFrame({"question": ["seldom asked", "asked once"], "label": LABELS[:2]})
+    trained_on = pd.read_json(root() / "classification-train.jsonl", lines=True).head(5)
+    pd.concat([new, trained_on]).to_csv(tmp_path / "rows.csv", index=False)
+    new.to_csv(tmp_path / "new.csv", index=False)
+    code, _, messages = predict(finished(), tmp_path / "rows.csv")
+    assert code == 0
+    assert "5 of the 7 scored rows have the texts of rows that the run was trained on" in messages
+    assert "trained on" not in predict(finished(), tmp_path / "new.csv")[2]
+
+
 def test_a_file_with_labels_is_scored_by_the_runs_metrics(predict, labelled, tmp_path):
     told = scores_of(finished(), labelled, predict, tmp_path / "out.csv")
     gold, found = pd.read_csv(labelled)["label"], pd.read_csv(tmp_path / "out.csv")["label"]

@@ -90,6 +90,17 @@ def test_the_states_come_closer_to_those_of_the_dense_encoder(phase):
     assert record.num_texts == 120 - 24
 
 
+def test_the_inner_layers_count_as_they_are_weighed(texts, tmp_path):
+    last, both, twice = (
+        pretrain(compose(texts, tmp_path, "train.max_steps=1", *UNTRAINED, f"phase.inner_weight={weight}"))[0]
+        .history[0]
+        .scores["distance"]
+        for weight in (0, 1, 2)
+    )
+    assert 0 < last < both
+    assert twice - both == pytest.approx(both - last)
+
+
 def test_the_backbone_is_not_trained_and_every_part_of_the_method_is(phase, texts, tmp_path):
     record, folder = phase
     trained = load_file(folder / "adapter" / "adapter_model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from petl_bench.errors import RequestError, first_line
+from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import atomic_write, user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.reports.fields import shown_score
 from petl_bench.run.predict import Prediction, Predictor, as_lines
-from petl_bench.tasks.load import columns_of_texts, find_labels, read_file, rows_of_table
+from petl_bench.tasks.load import columns_of_texts, find_labels, load_task, read_file, rows_of_table
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
 from petl_bench.tasks.ood import known_classes
-from petl_bench.tasks.rows import UNLABELLED
+from petl_bench.tasks.rows import UNLABELLED, Rows
 from petl_bench.tasks.tables import Table, read_table
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,26 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
         scored, references = _references(table, predictor)
         if scored:
             scores = compute_metrics(list(task.metrics), answers[scored], references)
+            if known := _num_trained_on(predictor, rows.take(np.asarray(scored))):
+                _log.warning(
+                    "%d of the %d scored rows have the texts of rows that the run was trained on, so the scores say "
+                    "little of new rows",
+                    *(known, len(scored)),
+                )
     texts = dict(zip(task.text_columns, rows.texts, strict=True))
     return FilePredictions(predictor, list(ids), texts, gold, predictions, scores, len(scored))
+
+
+def _num_trained_on(predictor: Predictor, rows: Rows) -> int:
+    """How many rows have the texts of rows that the run was trained on; 0 where those are not at hand."""
+    if predictor.task.source == "hub":
+        return 0
+    try:
+        trained_on = load_task(predictor.task, predictor.config.data_root).train
+    except (RequestError, RunError):
+        return 0
+    known = set(zip(*trained_on.texts, strict=True))
+    return sum(texts in known for texts in zip(*rows.texts, strict=True))
 
 
 def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
