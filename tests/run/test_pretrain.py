@@ -101,6 +101,17 @@ def test_the_inner_layers_count_as_they_are_weighed(texts, tmp_path):
     assert twice - both == pytest.approx(both - last)
 
 
+def test_the_mean_of_the_tokens_is_compared_without_padding(texts, tmp_path):
+    """The distance is the mean over rows, so batches that pad otherwise give the same."""
+    ones = ("train.max_steps=1", *UNTRAINED, "phase.compared=mean")
+    one, many = (
+        pretrain(compose(texts, tmp_path, *ones, f"train.eval_batch_size={size}"))[0].history[0].scores
+        for size in (1, 24)
+    )
+    assert one == pytest.approx(many, rel=1e-4)
+    assert one["distance"] > 0
+
+
 def test_the_backbone_is_not_trained_and_every_part_of_the_method_is(phase, texts, tmp_path):
     record, folder = phase
     trained = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -242,6 +253,7 @@ def test_a_folder_without_an_adapter_is_refused(tiny, tmp_path):
         (["layers=top", "layers.k=1"], "layers=top"),
         (["method=lora"], "use one of coda"),
         (["phase.attention=all"], "both, k2k, k2all"),
+        (["phase.compared=first"], "tokens, mean"),
         (["phase.k2all_share=2"], "between 0 and 1"),
         (["texts.files=[missing.txt]"], "missing.txt"),
         (["backbone=tiny_deberta_v2"], "phase.attention=k2k"),

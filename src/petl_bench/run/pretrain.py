@@ -156,8 +156,9 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     ):
         if not low <= value <= high:
             raise RequestError(f"{key}={value} must lie between {low} and {high}.")
-    if phase.attention not in ("both", "k2k", "k2all"):
-        raise RequestError(f"phase.attention={phase.attention} must be one of both, k2k, k2all.")
+    for key, allowed in (("attention", ("both", "k2k", "k2all")), ("compared", ("tokens", "mean"))):
+        if (value := getattr(phase, key)) not in allowed:
+            raise RequestError(f"phase.{key}={value} must be one of {', '.join(allowed)}.")
     return cfg
 
 
@@ -259,13 +260,12 @@ def _make(
     backbone.check_length(cfg.task.max_length)
     record.base_files = backbone.file_hashes()
     tokenizer = backbone.load_tokenizer()
-    kept = cfg.texts.held_out
 
     def encoded(rows: Rows, start: int, stop: int) -> EncodedRows:
         return encode(rows.take(np.arange(start, stop)), tokenizer, cfg.task.max_length)
 
-    train = joined([encoded(rows, kept, len(rows)) for rows in sources.values()])
-    held_out = joined([encoded(rows, 0, kept) for rows in sources.values()])
+    train = joined([encoded(rows, cfg.texts.held_out, len(rows)) for rows in sources.values()])
+    held_out = joined([encoded(rows, 0, cfg.texts.held_out) for rows in sources.values()])
     record.num_texts, record.num_tokens = len(train), len(train.ids)
     _log.info("texts: %s to train on, %d kept apart", f"{len(train):,}", len(held_out))
 

@@ -90,6 +90,13 @@ class CodaPretraining:
     widening_share: float = field(
         default=0.3, metadata={"help": "Share of the updates in which the largest reduction grows, from 2."}
     )
+    compared: str = field(
+        default="tokens",
+        metadata={
+            "help": "What is compared with the dense encoder after each layer. tokens: the states of all tokens; mean: "
+            "their mean, which a head with backbone.pooling=mean reads."
+        },
+    )
     first_token_weight: float = field(
         default=4.0, metadata={"help": "How often the first token counts, which classifiers read."}
     )

@@ -107,8 +107,8 @@ class CodaDistillation(nn.Module):
             attention: `k2k` or `k2all`.
 
         Returns:
-            The mean over the tokens of the last layer's distance, and `inner_weight` times 1/L of each distance below
-            it; the first token, which classifiers read, counts `first_token_weight` times.
+            The last layer's distance, and `inner_weight` times 1/L of each below it. Of the tokens it is the mean, in
+            which the first one, which classifiers read, counts `first_token_weight` times; or it is that of their mean.
         """
         config = self._config
         before = config.reduction, config.attention
@@ -117,16 +117,20 @@ class CodaDistillation(nn.Module):
             states = self.student(**inputs, output_hidden_states=True).hidden_states[1:]
         finally:
             config.reduction, config.attention = before
-        weights = self._token_weights(inputs)
+        if self.settings.compared == "mean":
+            mask = _token_mask(inputs)
+            states, teacher = ([_mean(state, mask) for state in of_layers] for of_layers in (states, teacher))
+            weights = torch.full_like(mask[:, :1], 1 / len(mask))
+        else:
+            weights = self._token_weights(inputs)
         by_layer = torch.stack([_distance(*pair, weights) for pair in zip(states, teacher, strict=True)])
         inner = by_layer[:-1].sum() / len(by_layer)
         return self.settings.inner_weight * inner + by_layer[-1]
 
     def _token_weights(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The share of each token in the distance, shape (batch, tokens); 0 for padding."""
-        ids = inputs["input_ids"]
-        mask = inputs.get("attention_mask", torch.ones_like(ids)).float()
-        is_first = torch.arange(ids.shape[1], device=ids.device) == mask.argmax(dim=-1, keepdim=True)
+        mask = _token_mask(inputs)
+        is_first = torch.arange(mask.shape[1], device=mask.device) == mask.argmax(dim=-1, keepdim=True)
         weights = mask * torch.where(is_first, self.settings.first_token_weight, 1.0)
         return weights / weights.sum()
 
@@ -150,6 +154,17 @@ class CodaDistillation(nn.Module):
                 sums[attention, reduction] += float(found) * len(inputs["input_ids"])
         named = {f"{attention}_r{reduction:g}": total / count for (attention, reduction), total in sums.items()}
         return {"distance": sum(named.values()) / len(named), **named}
+
+
+def _token_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """1 for tokens, 0 for padding, shape (batch, tokens)."""
+    ids = inputs["input_ids"]
+    return inputs.get("attention_mask", torch.ones_like(ids)).float()
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean over the tokens, shape (batch, 1, d)."""
+    return (states * mask[..., None]).sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
 
 
 def _distance(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
