@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from petl_bench.methods.coda import CodaPretraining
+from petl_bench.methods.modules import pool
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -119,7 +120,7 @@ class CodaDistillation(nn.Module):
             config.reduction, config.attention = before
         if self.settings.compared == "mean":
             mask = _token_mask(inputs)
-            states, teacher = ([_mean(state, mask) for state in of_layers] for of_layers in (states, teacher))
+            states, teacher = ([pool(one, mask, "mean")[:, None] for one in layers] for layers in (states, teacher))
             weights = torch.full_like(mask[:, :1], 1 / len(mask))
         else:
             weights = self._token_weights(inputs)
@@ -160,11 +161,6 @@ def _token_mask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """1 for tokens, 0 for padding, shape (batch, tokens)."""
     ids = inputs["input_ids"]
     return inputs.get("attention_mask", torch.ones_like(ids)).float()
-
-
-def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over the tokens, shape (batch, 1, d)."""
-    return (states * mask[..., None]).sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
 
 
 def _distance(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
