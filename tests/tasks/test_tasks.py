@@ -111,6 +111,15 @@ def test_low_resource_rows_are_drawn_by_the_data_seed_alone(glue):
     assert pairs(drawn[0].train) < pairs(larger.train)
 
 
+def test_without_a_validation_split_training_rows_take_its_place(glue):
+    task = load("task=rte", "task.num_train_examples=100", "task.validation_split=null", root=glue)
+    assert task.rows_per_split() == {"train": 100, "train_held_out": 498}
+    assert (task.selection_split, task.report_split) == ("train_held_out", "train_held_out")
+    assert not {*zip(*task.train.texts, strict=True)} & {*zip(*task.report.texts, strict=True)}
+    with pytest.raises(RequestError, match=r"held_out needs task\.validation_split"):
+        load("task=rte", "task.protocol=held_out", "task.validation_split=null", root=glue)
+
+
 def test_the_held_out_protocol_keeps_selection_and_report_apart(glue):
     task = load("task=rte", "task.num_train_examples=100", "task.protocol=held_out", root=glue)
     assert (len(task.train), len(task.selection), len(task.report)) == (100, 1000, 277)

@@ -120,7 +120,7 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
                 found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
         splits = [task.train_split, task.validation_split, *([task.test_split] if task.protocol == "test" else [])]
-        wanted = [(task.subset, split) for split in splits]
+        wanted = [(task.subset, split) for split in splits if split is not None]
         wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = user_path(cfg.data_root, "data_root")
         found |= {

@@ -71,7 +71,10 @@ class TaskConfig:
     metrics: list[str] = setting(MISSING, "Metrics that are computed.")
     metric: str = setting(MISSING, "The primary metric: what `best` means and what tables show.")
     train_split: str = setting("train", "Name of the dataset's split that trains.")
-    validation_split: str = setting("validation", "Name of the validation split.")
+    validation_split: str | None = setting(
+        "validation",
+        "Name of the validation split; null: rows held out of the training split take its place.",
+    )
     test_split: str = setting("test", "Name of the test split.")
     also_report: dict[str, ExtraSplit] = setting({}, "Further sets of rows that the checkpoint is scored on, by name.")
     also_submit: dict[str, ExtraSplit] = setting({}, "Further sets of rows that `predict --submit` predicts, by name.")
@@ -83,7 +86,9 @@ class TaskConfig:
         "the validation split. test: select on the validation split, report on the test split.",
         choices=("standard", "held_out", "test"),
     )
-    num_held_out_examples: int = setting(1000, "Training rows that are kept apart, at most a fifth of them.")
+    num_held_out_examples: int = setting(
+        1000, "Training rows that are kept apart; of a task without validation rows at most a fifth."
+    )
     held_out_draw: str = setting(
         "random",
         "How rows are held out of the training rows. stratified: of each class its share; at random where there are no "
@@ -113,8 +118,8 @@ class TaskConfig:
 
 
 def has_validation(task: TaskConfig) -> bool:
-    """Whether the task brings rows to report on; a custom task may leave them to be held out of its training file."""
-    return task.source != "files" or task.validation_file is not None
+    """Whether the task brings rows to report on; else they are held out of its training rows."""
+    return (task.validation_split if task.source != "files" else task.validation_file) is not None
 
 
 def holds_out(task: TaskConfig) -> bool:
@@ -232,6 +237,8 @@ def _check_files(task: TaskConfig) -> None:
             "task.test_file holds the rows to report on, and those of task.validation_file choose the checkpoint: give "
             "both, with task.protocol=test."
         )
+    if task.validation_split is None and task.protocol != "standard":
+        raise RequestError(f"task.protocol={task.protocol} needs task.validation_split: name one.")
     if task.source == "folder" and (task.train_file is None or task.validation_file is None):
         raise RequestError(f"task={task.name} must name task.train_file and task.validation_file.")
     if task.type != "multilabel":

@@ -60,7 +60,7 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
 
 
 def _num_held_out(settings: TaskConfig, num_rows: int) -> int:
-    """How many rows are to be held out; of a user's only file at most a fifth."""
+    """How many rows are to be held out; of a task without validation rows at most a fifth."""
     if not holds_out(settings):
         return 0
     if has_validation(settings):

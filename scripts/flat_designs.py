@@ -1,0 +1,184 @@
+"""Draws designs of FLAT that its abstract allows, as a study of MiniLM, and ranks them by that study's selection rows.
+
+    python scripts/flat_designs.py draw > conf/study/flat_search.yaml
+    petl-bench study flat_search data_root=DIR runs_dir=RUNS executor.workers=2
+    python scripts/flat_designs.py rank RUNS
+    python scripts/flat_designs.py draw --best RUNS > conf/study/flat_final.yaml     # the best ones, five seeds
+
+Every design has 0.53 % of BERT-base's parameters, which decides its width there; on MiniLM, half as wide, it has half
+that width. The runs hold rows of the training split out and choose by those; the validation split is not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from petl_bench.methods.flat.model import FlatConfig, FlatNetwork
+from petl_bench.records.store import read_record
+from petl_bench.records.study_file import StudyFile, read_study
+
+# BERT-base with its pooler, and the share that the abstract states, to the digit that it rounds to.
+BERT_BASE, LAYERS, HIDDEN, SHARES = 109_482_240, 12, 768, (0.525, 0.535)
+CHOICES: dict[str, list[Any]] = {
+    "score": ["dot", "additive", "scalar", "uniform"],
+    # The blocks of the side network, and how many.
+    "side": [("transformer", 1), ("transformer", 2), ("transformer", 3), ("mlp", 1), ("mlp", 2), ("none", 0)],
+    "pool": ["mean", "cls"],
+    "include_embeddings": [True, False],
+    "dropout": [0.0, 0.1, 0.3],
+    "rate": [1e-3, 2e-3, 5e-3],
+}
+DRAWN, KEPT, SEEDS = 40, 6, 5
+TASKS = ("cola", "sst2", "mrpc", "stsb", "rte", "qnli")
+# Training rows, passes over them, and updates between two evaluations: some 300 to 600 updates and five evaluations.
+SIZES = {100: (40, 56), 500: (15, 96), 1000: (10, 126)}
+Design = dict[str, Any]
+
+
+def main() -> int:
+    """Prints a study, or a ranking."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    draw = commands.add_parser("draw")
+    draw.add_argument("--best", type=Path)
+    commands.add_parser("rank").add_argument("runs", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "rank":
+        rank(arguments.runs)
+    elif arguments.best:
+        best = [name for name, _ in ranking(arguments.best)[:KEPT]]
+        print_study({name: settings_of(drawn()[name]) for name in dict.fromkeys(["flat_p", *best])}, SEEDS)
+    else:
+        print_study({name: settings_of(design) for name, design in drawn().items()}, 1)
+    return 0
+
+
+def drawn() -> dict[str, Design]:
+    """The designs by name: FLAT-P first, then distinct ones at random, of those that have a width."""
+    every = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+    fitting = [design | {"width": width} for design in every if (width := bert_width(design))]
+    flat_p = {"score": "dot", "side": ("transformer", 2), "pool": "mean", "include_embeddings": True, "dropout": 0.1}
+    first = next(design for design in fitting if flat_p.items() <= design.items() and design["rate"] == 2e-3)
+    order = np.random.default_rng(0).permutation(len(fitting))
+    others = [fitting[index] for index in order if fitting[index] is not first][: DRAWN - 1]
+    return {"flat_p": first} | {f"flat_{number:02d}": design for number, design in enumerate(others, 1)}
+
+
+def bert_width(design: Design) -> int | None:
+    """The width at which a design has the stated share of BERT-base's parameters; None where no width has."""
+    low, high = (BERT_BASE * share / 100 for share in SHARES)
+    for width in range(16, 129):
+        if low <= num_parameters(design, width) < high:
+            return width
+    return None
+
+
+def num_parameters(design: Design, width: int) -> int:
+    """Trained parameters on BERT-base with two labels."""
+    config = FlatConfig(width=width, **architecture(design))
+    with torch.device("meta"):
+        parts = (FlatNetwork(LAYERS + 1, HIDDEN, config), torch.nn.Linear(HIDDEN, 2))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def architecture(design: Design) -> dict[str, Any]:
+    """A design's settings of the method, its width left out."""
+    side, num_blocks = design["side"]
+    given = {key: design[key] for key in ("score", "pool", "include_embeddings", "dropout")}
+    return given | {"side": side, "num_blocks": num_blocks}
+
+
+def settings_of(design: Design) -> list[str]:
+    """The settings of a design on MiniLM, as a study writes them."""
+    width = round(design["width"] / 2)
+    options = {**architecture(design), "width": width}
+    written = [
+        f"method.{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in options.items()
+    ]
+    return ["method=flat", *written, f"train.learning_rate={design['rate']:g}"]
+
+
+def print_study(methods: dict[str, list[str]], num_seeds: int) -> None:
+    """Prints a study of some designs on all tasks and sizes."""
+    print("# Made by scripts/flat_designs.py, which says how its runs choose FLAT's design.")
+    study = {
+        "description": "Designs of FLAT with 0.53 % of BERT-base's parameters, on rows that only choose",
+        "settings": ["backbone=minilm", "train.batch_size=16", "train.save_weights=false", "measure.inference=false"],
+        "methods": methods,
+        "tasks": {
+            f"{task}_{size}": [
+                *(f"task={task}", "task.validation_split=null", f"task.num_train_examples={size}"),
+                *(f"train.epochs={epochs}", f"train.evaluate_every={every}"),
+            ]
+            for task in TASKS
+            for size, (epochs, every) in SIZES.items()
+        },
+        "seeds": list(range(num_seeds)),
+    }
+    print(yaml.safe_dump(study, sort_keys=False, width=180, default_flow_style=None), end="")
+
+
+def study_of(runs: Path) -> StudyFile:
+    """The plan of the study in a folder."""
+    study = read_study(runs)
+    if study is None:
+        sys.exit(f"{runs} holds no study.")
+    return study
+
+
+def selection_scores(runs: Path) -> dict[str, dict[tuple[str, int], float]]:
+    """The best score on the held-out rows, in percent, by design and by task and seed."""
+    scores: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for run in study_of(runs).runs:
+        file = runs / run.folder / "result.json"
+        if not file.exists():
+            continue
+        record = read_record(file)
+        assert record.protocol
+        assert record.protocol.selection_split == "train_held_out"
+        values = [entry.scores[record.protocol.metric] for entry in record.history]
+        scores[run.method][run.task, run.seed] = 100 * max(values)
+    return scores
+
+
+def ranking(runs: Path) -> list[tuple[str, list[float]]]:
+    """The designs, best first, each with its mean over the tasks and sizes, one a seed; only those with every run."""
+    study = study_of(runs)
+    cells = {(run.task, run.seed) for run in study.runs}
+    complete = {name: found for name, found in selection_scores(runs).items() if found.keys() == cells}
+    means = {
+        name: [fmean(found[task, seed] for task, of in cells if of == seed) for seed in study.seeds]
+        for name, found in complete.items()
+    }
+    return sorted(means.items(), key=lambda item: -fmean(item[1]))
+
+
+def rank(runs: Path) -> None:
+    """Prints the designs, best first, and the mean of every choice over the designs that have it."""
+    designs = drawn()
+    by_choice: dict[str, list[float]] = defaultdict(list)
+    print("| design | mean | sd over seeds | settings |\n|---|---:|---:|---|")
+    for name, means in ranking(runs):
+        spread = f"{stdev(means):.2f}" if len(means) > 1 else ""
+        settings = [one.removeprefix("method.") for one in settings_of(designs[name])[1:]]
+        print(f"| {name} | {fmean(means):.2f} | {spread} | {' '.join(settings)} |")
+        for setting in settings:
+            by_choice[setting].append(fmean(means))
+    print("\n| choice | designs | mean |\n|---|---:|---:|")
+    for setting, values in sorted(by_choice.items()):
+        if not setting.startswith("width"):
+            print(f"| {setting} | {len(values)} | {fmean(values):.2f} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
