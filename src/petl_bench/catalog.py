@@ -169,9 +169,12 @@ def _option(group: str, name: str) -> dict[str, Any]:
 def list_settings() -> list[Row]:
     """Every setting with what it may be, its default and its meaning."""
     from petl_bench.config import run_settings
+    from petl_bench.methods.coda import CodaPretraining
     from petl_bench.studies.definition import ExecutorConfig
+    from petl_bench.tasks import TextsConfig
 
-    settings = [*run_settings(), *(one for one in declared(ExecutorConfig, "executor") if one.meaning)]
+    groups = ((ExecutorConfig, "executor"), (TextsConfig, "texts"), (CodaPretraining, "phase"))
+    settings = [*run_settings(), *(one for kind, name in groups for one in declared(kind, name) if one.meaning)]
     return [
         {
             "setting": one.name,

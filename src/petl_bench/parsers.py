@@ -299,8 +299,9 @@ def _add_pretrain(commands: _Subparsers) -> argparse.ArgumentParser:
         help="a method's training phase on texts without labels, for runs to start from (method.init=FOLDER)",
         description="Trains CoDA's routers, adapters and norms until the encoder gives nearly the same states as "
         "without them, and keeps an adapter. Texts are the training rows of tasks (texts.tasks=[sst2,qnli] "
-        "data_root=DIR) or files with one text a line (texts.files=[FILE]). conf/pretrain.yaml has all settings; "
-        "train.max_steps is the number of updates. The same command goes on after an interruption.",
+        "data_root=DIR) or files with one text a line (texts.files=[FILE]). `petl-bench list settings texts` and "
+        "`... phase` show its own settings; train.max_steps is the number of updates, and half=true stores the adapter "
+        "in half precision. The same command goes on after an interruption.",
     )
     _add_overrides(pretrain, "e.g. 'texts.tasks=[banking77]'")
     pretrain.add_argument("--json", action="store_true", help="print the record")

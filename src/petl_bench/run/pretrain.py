@@ -28,6 +28,7 @@ from petl_bench.run.export import base_name, listing
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
 from petl_bench.settings import setting
+from petl_bench.tasks import TextsConfig
 from petl_bench.tasks.encode import EncodedRows, encode, joined
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows, check_text
@@ -46,16 +47,6 @@ PRETRAINING_FILE = "pretraining.json"
 _METRIC = "distance"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class TextsConfig:
-    """Where the texts come from: the training rows of tasks, and files with one text a line."""
-
-    tasks: list[str] = setting([], "Tasks whose training rows are taken.")
-    files: list[str] = setting([], "Files with one text a line.")
-    most: int | None = setting(None, "Texts of each task or file at most, drawn by task.data_seed; null: all.")
-    held_out: int = setting(64, "Texts of each task or file that are kept apart, to tell how far the training is.")
 
 
 @dataclass

@@ -117,6 +117,16 @@ class TaskConfig:
     max_length: int = setting(128, "Tokens of a row at most, special tokens included; the rest is cut.")
 
 
+@dataclass
+class TextsConfig:
+    """Where the texts come from: the training rows of tasks, and files with one text a line."""
+
+    tasks: list[str] = setting([], "Tasks whose training rows are taken.")
+    files: list[str] = setting([], "Files with one text a line.")
+    most: int | None = setting(None, "Texts of each task or file at most, drawn by task.data_seed; null: all.")
+    held_out: int = setting(64, "Texts of each task or file that are kept apart, to tell how far the training is.")
+
+
 def has_validation(task: TaskConfig) -> bool:
     """Whether the task brings rows to report on; else they are held out of its training rows."""
     return (task.validation_split if task.source != "files" else task.validation_file) is not None
