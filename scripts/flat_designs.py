@@ -110,6 +110,7 @@ def settings_of(design: Design) -> list[str]:
 
 def print_study(methods: dict[str, list[str]], num_seeds: int) -> None:
     """Prints a study of some designs on all tasks and sizes."""
+    print(f"# petl-bench study {'flat_search' if num_seeds == 1 else 'flat_final'} data_root=DIR")
     print("# Made by scripts/flat_designs.py, which says how its runs choose FLAT's design.")
     study = {
         "description": "Designs of FLAT with 0.53 % of BERT-base's parameters, on rows that only choose",

@@ -174,6 +174,7 @@ def check(cfg: RunConfig) -> None:
     if cfg.backbone.name == "hub" and not (cfg.backbone.hub_id or cfg.backbone.path):
         raise RequestError("backbone=hub needs the model's name on the hub: give backbone.hub_id=OWNER/NAME.")
     check_choices("layers", cfg.layers)
+    check_choices("method", cfg.method, free="init" if cfg.method.start is not None else None)
     if cfg.backbone.dtype == "bf16" and cfg.train.precision not in ("bf16", "auto"):
         raise RequestError(
             f"backbone.dtype=bf16 with train.precision={cfg.train.precision}: such weights need train.precision=bf16."

@@ -44,9 +44,11 @@ def setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = Non
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_choices(group: str, settings: Any) -> None:
-    """Raises RequestError for a value that is none of those that its setting allows."""
+def check_choices(group: str, settings: Any, *, free: str | None = None) -> None:
+    """Raises RequestError for a value that is none of those that its setting allows; `free` may have any."""
     for one in dataclasses.fields(settings):
+        if one.name == free:
+            continue
         value, choices = getattr(settings, one.name), one.metadata.get("choices")
         may_be_null = value is None and "None" in str(one.type)
         if choices is not None and not may_be_null and value not in choices:

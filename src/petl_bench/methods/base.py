@@ -64,6 +64,10 @@ class TunerConfig(PeftConfig):
         if self.method.upper() not in PeftType.__members__:
             register_tuners()
         self.peft_type = PeftType(self.method.upper())
+        for option in fields(self):
+            choices = option.metadata.get("choices")
+            if choices is not None and (value := getattr(self, option.name)) not in choices:
+                raise ValueError(f"{option.name}={value} must be one of {', '.join(choices)}")
 
 
 @dataclass

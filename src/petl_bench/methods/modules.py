@@ -77,7 +77,6 @@ def initialise(weight: torch.Tensor, init: str, std: float) -> None:
         nn.init.normal_(weight, std=std)
 
 
-POOLS = ("mean", "cls")
 # Of taggers, whatever the settings say: one state a token.
 NO_POOL = "none"
 

@@ -27,7 +27,7 @@ from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write
 from petl_bench.run.export import base_name, listing
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
-from petl_bench.settings import setting
+from petl_bench.settings import check_choices, setting
 from petl_bench.tasks import TextsConfig
 from petl_bench.tasks.encode import EncodedRows, encode, joined
 from petl_bench.tasks.load import load_task
@@ -147,9 +147,7 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     ):
         if not low <= value <= high:
             raise RequestError(f"{key}={value} must lie between {low} and {high}.")
-    for key, allowed in (("attention", ("both", "k2k", "k2all")), ("compared", ("tokens", "mean"))):
-        if (value := getattr(phase, key)) not in allowed:
-            raise RequestError(f"phase.{key}={value} must be one of {', '.join(allowed)}.")
+    check_choices("phase", phase)
     return cfg
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from petl_bench.methods.registry import Method, register
 
+ROUTERS = ("learned", "random", "first", "norm")
+
 
 @dataclass
 class CodaSettings:
@@ -27,14 +29,16 @@ class CodaSettings:
         default="k2k",
         metadata={
             "help": "k2k: routed tokens attend to routed tokens. k2all: they attend to all tokens, which is slower and "
-            "learns far more where sentences are short."
+            "learns far more where sentences are short.",
+            "choices": ("k2k", "k2all"),
         },
     )
     router: str = field(
         default="learned",
         metadata={
             "help": "learned, or an ablation: random positions (drawn once for each layer), the first k tokens, or the "
-            "k tokens of the largest norm."
+            "k tokens of the largest norm.",
+            "choices": ROUTERS,
         },
     )
     last_router: str = field(
@@ -42,12 +46,16 @@ class CodaSettings:
         metadata={
             "help": "What takes the place of a learned router in the last layer, where the head reads the first token "
             "alone and that token is always routed: no router could learn there. norm, first or random, or learned as "
-            "in adapters of before."
+            "in older adapters.",
+            "choices": ROUTERS,
         },
     )
     solver: str = field(
         default="exact",
-        metadata={"help": "exact: closed form of the soft top-k. iterative: the solver that the paper reports."},
+        metadata={
+            "help": "exact: closed form of the soft top-k. iterative: the solver that the paper reports.",
+            "choices": ("exact", "iterative"),
+        },
     )
     epsilon: float = field(default=0.03, metadata={"help": "Temperature of the soft top-k."})
     iterations: int = field(default=20, metadata={"help": "Steps of the iterative solver."})
@@ -82,7 +90,8 @@ class CodaPretraining:
         default="both",
         metadata={
             "help": "The form of attention that is trained: k2k, k2all, or both, one after the other, so that one set "
-            "of weights serves either."
+            "of weights serves either.",
+            "choices": ("both", "k2k", "k2all"),
         },
     )
     k2all_share: float = field(default=0.7, metadata={"help": "With both: the share of the updates that k2all gets."})
@@ -94,7 +103,8 @@ class CodaPretraining:
         default="tokens",
         metadata={
             "help": "What is compared with the dense encoder after each layer. tokens: the states of all tokens; mean: "
-            "their mean, which a head with backbone.pooling=mean reads."
+            "their mean, which a head with backbone.pooling=mean reads.",
+            "choices": ("tokens", "mean"),
         },
     )
     first_token_weight: float = field(

@@ -157,11 +157,6 @@ def _join(states: torch.Tensor, further: tuple[Any, ...], like: Any) -> Any:
     return (states, *further) if isinstance(like, tuple) else states
 
 
-ATTENTIONS = ("k2k", "k2all")
-ROUTERS = ("learned", "random", "first", "norm")
-SOLVERS = ("exact", "iterative")
-
-
 @dataclass
 class CodaConfig(CodaSettings, LayerwiseConfig):
     """Configuration of a `CodaModel`: the options of `CodaSettings` and the layers of `LayerwiseConfig`."""
@@ -170,14 +165,6 @@ class CodaConfig(CodaSettings, LayerwiseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (
-            ("attention", ATTENTIONS),
-            ("router", ROUTERS),
-            ("last_router", ROUTERS),
-            ("solver", SOLVERS),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
         if self.bottleneck < 1 or self.iterations < 1:
             raise ValueError("bottleneck and iterations must be at least 1")
         if not self.reduction >= 1:

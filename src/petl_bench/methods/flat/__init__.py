@@ -22,15 +22,22 @@ class FlatSettings:
         metadata={
             "help": "How a token weighs the layers. dot: its top state is the query. additive: each state scores "
             "itself. scalar: the same trained weights for all tokens, as in ELMo. uniform: the mean. last: only the "
-            "top layer."
+            "top layer.",
+            "choices": ("dot", "additive", "scalar", "uniform", "last"),
         },
     )
     side: str = field(
         default="transformer",
-        metadata={"help": "What follows the fusion: transformer blocks, mlp blocks, or none."},
+        metadata={
+            "help": "What follows the fusion: transformer blocks, mlp blocks, or none.",
+            "choices": ("transformer", "mlp", "none"),
+        },
     )
     num_blocks: int = field(default=2, metadata={"help": "Number of these blocks."})
-    pool: str = field(default="mean", metadata={"help": "mean over the tokens, or cls (the first token)."})
+    pool: str = field(
+        default="mean",
+        metadata={"help": "mean over the tokens, or cls (the first token).", "choices": ("mean", "cls")},
+    )
     include_embeddings: bool = field(default=True, metadata={"help": "Treat the embeddings as a layer."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout in the blocks."})
 

@@ -11,10 +11,7 @@ from torch import nn
 
 from petl_bench.methods.base import TunerConfig
 from petl_bench.methods.flat import FlatSettings
-from petl_bench.methods.modules import POOLS, SideBlock, SideTuner, fitting_heads, pool
-
-SCORES = ("dot", "additive", "scalar", "uniform", "last")
-SIDES = ("transformer", "mlp", "none")
+from petl_bench.methods.modules import SideBlock, SideTuner, fitting_heads, pool
 
 
 @dataclass
@@ -35,9 +32,6 @@ class FlatConfig(FlatSettings, TunerConfig):
         super().__post_init__()
         if self.width is not None and self.width < 1:
             raise ValueError(f"width={self.width} must be at least 1, or null")
-        for name, allowed in (("score", SCORES), ("side", SIDES), ("pool", POOLS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)} must be one of {', '.join(allowed)}")
         if self.num_blocks < 0:
             raise ValueError(f"num_blocks={self.num_blocks} must not be negative")
         if not 0 <= self.dropout < 1:

@@ -19,7 +19,8 @@ class HoulsbySettings:
         default="houlsby",
         metadata={
             "help": "houlsby: two serial adapters in each layer. pfeiffer: one serial adapter in each layer, between "
-            "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network."
+            "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network.",
+            "choices": ("houlsby", "pfeiffer", "parallel"),
         },
     )
     activation: str = field(

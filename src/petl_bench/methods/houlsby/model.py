@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer, norm_modules, train_whole
-from petl_bench.methods.houlsby import INITIALISATIONS, HoulsbySettings
+from petl_bench.methods.houlsby import HoulsbySettings
 from petl_bench.methods.modules import Bottleneck
 
 # By variant, the parts of a layer that are wrapped, as the anatomy table names them.
@@ -35,10 +35,6 @@ class HoulsbyConfig(HoulsbySettings, LayerwiseConfig):
         super().__post_init__()
         if self.bottleneck < 1:
             raise ValueError(f"bottleneck={self.bottleneck} must be at least 1")
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant} must be one of {', '.join(VARIANTS)}")
-        if self.init not in INITIALISATIONS:
-            raise ValueError(f"init={self.init} must be one of {', '.join(INITIALISATIONS)}")
         if self.activation != "model" and self.activation not in ACT2FN:
             raise ValueError(f"activation={self.activation} is neither `model` nor in transformers' table")
         if not self.init_std > 0:

@@ -26,7 +26,10 @@ class LstSettings:
             "help": "Side blocks that are left out, counted from 0; the authors drop 0, 4 and 8 of the 12 of T5-base."
         },
     )
-    pool: str = field(default="mean", metadata={"help": "mean over the tokens, or cls (the first token)."})
+    pool: str = field(
+        default="mean",
+        metadata={"help": "mean over the tokens, or cls (the first token).", "choices": ("mean", "cls")},
+    )
     dropout: float = field(default=0.1, metadata={"help": "Dropout in the blocks."})
 
 

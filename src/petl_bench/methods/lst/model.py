@@ -10,7 +10,7 @@ from torch import nn
 
 from petl_bench.methods.base import TunerConfig
 from petl_bench.methods.lst import LstSettings
-from petl_bench.methods.modules import POOLS, SideBlock, SideTuner, fitting_heads, pool
+from petl_bench.methods.modules import SideBlock, SideTuner, fitting_heads, pool
 
 
 @dataclass
@@ -33,8 +33,6 @@ class LstConfig(LstSettings, TunerConfig):
             raise ValueError("reduction and width must be at least 1")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be greater than 0")
-        if self.pool not in POOLS:
-            raise ValueError(f"pool={self.pool} must be one of {', '.join(POOLS)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in 0..1")
 
