@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.markup import escape
@@ -18,6 +18,10 @@ from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.methods.registry import AdaptContext, all_methods
 from petl_bench.reports.render import ReportTable, console, to_markdown
 from petl_bench.settings import declared, option_file, option_names, option_text, written
+
+if TYPE_CHECKING:
+    from petl_bench.backbones.source import BackboneConfig
+    from petl_bench.config import RunConfig
 
 Row = dict[str, Any]
 
@@ -228,33 +232,34 @@ def probe(request: list[str], architecture: str) -> Capability:
         request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
         architecture: A `model_type` of the anatomy table.
     """
-    # Apart, so that neither is composed anew for each pair.
-    from petl_bench.backbones.load import open_backbone
     from petl_bench.config import load_config
-    from petl_bench.methods.base import adapt
 
+    # Apart, so that neither is composed anew for each pair.
     cfg = load_config(["layers=all", *request])
     settings = load_config([f"backbone={TINY_BACKBONES[architecture]}"]).backbone
     label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
 
-    def adapted(task_type: str) -> Any:
-        """The adapted model, or the reason why there is none."""
-        backbone = open_backbone(settings, cfg.layers, task_type=task_type)
-        context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
-        try:
-            return adapt(backbone.build_model(2), cfg.method, context)
-        except RequestError as error:
-            return str(error)
-        except Exception as error:  # of a method of another package
-            return f"{type(error).__name__}: {first_line(error)}"
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, tagger = adapted("classification"), adapted("tagging")
-        tags = tagger if isinstance(tagger, str) else None
-        if isinstance(model, str):
-            return Capability(label, architecture, model, "it does not adapt", tags)
-        return Capability(label, architecture, None, _merging_refused(model), tags)
+        model, refused = _adapted(cfg, settings, "classification")
+        _, tags = _adapted(cfg, settings, "tagging")
+        merges = "it does not adapt" if refused else _merging_refused(model)
+        return Capability(label, architecture, refused, merges, tags)
+
+
+def _adapted(cfg: RunConfig, settings: BackboneConfig, task_type: str) -> tuple[Any, str | None]:
+    """A backbone with a method's adapter, or the reason why there is none."""
+    from petl_bench.backbones.load import open_backbone
+    from petl_bench.methods.base import adapt
+
+    backbone = open_backbone(settings, cfg.layers, task_type=task_type)
+    context = AdaptContext(backbone.anatomy, backbone.plan, num_training_steps=100)
+    try:
+        return adapt(backbone.build_model(2), cfg.method, context), None
+    except RequestError as error:
+        return None, str(error)
+    except Exception as error:  # of a method of another package
+        return None, f"{type(error).__name__}: {first_line(error)}"
 
 
 def _merging_refused(model: Any) -> str | None:

@@ -26,6 +26,9 @@ from petl_bench.process import (
     user_path,
 )
 
+# Commands that go on where they were interrupted.
+_RESUMED = {"run", "study", "choose", "pretrain", "sync"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line.
@@ -42,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _allow_any_character()
     try:
         try:
-            code = _dispatch(_with_config_dir(arguments))
+            arguments = _with_config_dir(arguments)
+            code = _dispatch(arguments)
         except SystemExit:
             _flush_output()
             raise
@@ -68,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _unforeseen(error)
     except (Interrupted, KeyboardInterrupt) as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-        print("petl-bench: interrupted; the same command goes on from there.", file=sys.stderr)  # noqa: T201
+        goes_on = "; the same command goes on from there" if _RESUMED & set(arguments[:1]) else ""
+        print(f"petl-bench: interrupted{goes_on}.", file=sys.stderr)  # noqa: T201
         return 128 + signum
 
 

@@ -278,7 +278,7 @@ def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> No
     assert method.start is not None
     folder, anatomy, plan = find_adapter(method.start), backbone.anatomy, backbone.plan
     if not isinstance(model, PeftModel):
-        raise RequestError(f"method.init={method.init}: method={method.name} has no adapter that could start from one.")
+        raise RequestError(f"method.init={method.init}: method={method.name} has no adapter: leave it out.")
     try:
         stored, made_with = load_file(folder / ADAPTER_WEIGHTS), read_json(folder / ADAPTER_CONFIG)
     except (OSError, ValueError, SafetensorError) as error:

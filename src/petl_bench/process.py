@@ -100,7 +100,7 @@ def user_path(path: str | Path, key: str) -> Path:
 def check_folder(folder: Path, key: str) -> None:
     """Raises RequestError if the folder that a setting names is not there."""
     if not folder.is_dir():
-        raise RequestError(f"{key}={folder}: there is no such folder.")
+        raise RequestError(f"{key}={folder}: there is no such folder. Give one that exists.")
 
 
 @contextmanager

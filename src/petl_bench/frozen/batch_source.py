@@ -133,7 +133,7 @@ def open_batch_sources(
 
 
 class _Cache:
-    """Chooses where the features of all splits are kept, one of `CHOICES["cache"]`, and gets them from there."""
+    """Chooses where the features of all splits are kept, one of `CACHE_PLACES`, and gets them from there."""
 
     def __init__(
         self, frozen: FrozenLayers, splits: Mapping[str, TokenRows], train: TrainConfig, device: torch.device

@@ -7,15 +7,13 @@ from typing import Any
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PublishedRow, StudyFile
-from petl_bench.reports.claims import claim_rows, claims_table
+from petl_bench.reports.claims import TOO_FEW, claim_rows, claims_table
 from petl_bench.reports.fields import MISSING, short_metric
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import StudyRecords, in_points, score_of
 from petl_bench.reports.significance import Statistic
 
 NOT_RUN = "not run"
-
-TOO_FEW = "too few seeds"
 
 WITHIN = "within our 95 % interval"
 

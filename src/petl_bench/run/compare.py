@@ -129,7 +129,10 @@ def _shared_rows(a: _Run, b: _Run) -> tuple[Predictions, Predictions, Array]:
         _numbered(a.predictions.row_ids), _numbered(b.predictions.row_ids), assume_unique=True, return_indices=True
     )
     if not len(first):
-        raise RequestError(f"{a.folder} and {b.folder} have predicted no row in common: they report on different rows.")
+        raise RequestError(
+            f"{a.folder} and {b.folder} predicted no row in common, as they report on different rows: compare runs "
+            "of one task and protocol."
+        )
     order = np.argsort(first)
     first, second = first[order], second[order]
     rows_a, rows_b = a.predictions.take(first), b.predictions.take(second)

@@ -358,7 +358,9 @@ def open_finished(run_dir: str | Path, base: str | None = None, *, any_base: boo
     try:
         record = folder.read_whole()
         if record is None or record.status != "finished":
-            raise RequestError(f"{folder.path} holds no finished run (result.json).")
+            raise RequestError(
+                f"{folder.path} holds no finished run (result.json): name the folder that `petl-bench run` printed."
+            )
         for part in (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE):
             if (folder.path / part).exists():
                 folder.check_stored(record, part)

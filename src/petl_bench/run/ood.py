@@ -78,7 +78,9 @@ def logits_and_vectors(
 
         def values(outputs: Any) -> torch.Tensor:
             if not found or found[0].shape[:-1] != outputs.logits.shape[:-1]:
-                raise RunError("task.ood: the model has no last linear layer that reads one vector a row.")
+                raise RunError(
+                    "task.ood: the model has no last linear layer that reads one vector a row: leave it out."
+                )
             return torch.cat([outputs.logits.float(), found[0].float()], dim=1)
 
         both = predict_outputs(model, source, batch_size, accelerator, values)

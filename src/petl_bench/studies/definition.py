@@ -80,8 +80,8 @@ class ExecutorConfig:
     name: str = "local"
     workers: int | None = setting(
         None,
-        "Processes, jobs (slurm) or tasks (ray) that make runs at the same time; null: one a GPU, times runs_per_gpu, "
-        "or one where there is none.",
+        "Processes, jobs (slurm) or tasks (ray) that make runs at the same time; null: one job with slurm, else one a "
+        "GPU, times runs_per_gpu, or one where there is none.",
     )
     runs_per_gpu: int = setting(1, "Small runs that share a GPU.")
     cluster: str = setting(
@@ -358,6 +358,11 @@ def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise RequestError(f"executor.{key}={value} must be at least 1.")
+    if settings.name == "slurm" and settings.runs_per_gpu != 1:
+        raise RequestError(
+            f"executor.runs_per_gpu={settings.runs_per_gpu}: a job of executor=slurm makes one run at a time; give "
+            "executor.workers jobs instead."
+        )
     return settings
 
 

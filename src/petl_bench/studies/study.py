@@ -330,7 +330,7 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
     else:
         space = {key: values for key, values in default_space(cfg).items() if key == RATE or key not in given}
     is_grid = all(isinstance(values, list) for values in space.values())
-    places = {one.name for one in run_settings() if one.is_path} | {"data_root"}
+    places = {one.name for one in run_settings() if one.is_path}
     fixed = [_absolute(one, key) if key in places else one for key, one in given.items() if key not in space]
     own = own_config()
     return {

@@ -160,7 +160,7 @@ def check_task(task: TaskConfig) -> None:
     if task.source == "files" and task.train_file is None:
         raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
-        raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}.")
+        raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}: add it.")
     _check_names(task)
     _check_draw(task)
     _check_clue(task)

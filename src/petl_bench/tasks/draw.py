@@ -36,7 +36,10 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
         RequestError: If there are too few rows, or no groups where they are asked for.
     """
     if settings.group_column is not None and rows.groups is None:
-        raise RequestError(f"task.group_column={settings.group_column} is not a column of the training rows.")
+        raise RequestError(
+            f"task.group_column={settings.group_column} is not a column of the training rows: name one of theirs, or "
+            "leave the setting out."
+        )
     num_held_out = _num_held_out(settings, len(rows))
     wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
     key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")

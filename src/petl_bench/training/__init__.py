@@ -145,7 +145,7 @@ def length_for(num_rows: int, train: TrainConfig, given: Collection[str]) -> lis
     Args:
         num_rows: The training rows.
         train: The settings as they are.
-        given: The keys that were given, which stay; so does all where a recipe was given.
+        given: The keys that were given, which stay; so does all where a recipe or an option of `train` was given.
 
     Returns:
         Overrides of `train.batch_size` and `train.epochs`, where they would differ.

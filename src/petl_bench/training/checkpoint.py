@@ -283,9 +283,7 @@ class Checkpoints:
             content = json.loads(stream.metadata()["content"])
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         if content["made_by"] != json.loads(json.dumps(self.made_by)):
-            raise ValueError(
-                "the backbone's files, versions, kind of device, number of processes or train.cache were others"
-            )
+            raise ValueError(_OTHERS)
         state: dict[str, Any] = _unpack(content["state"], tensors)
         return state
 

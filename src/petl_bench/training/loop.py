@@ -25,8 +25,6 @@ from petl_bench.training.checkpoint import Progress, TrainingState, WarmUp, trai
 from petl_bench.training.device import decided_by_main, fast_dropout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from petl_bench.training.checkpoint import Checkpoints
 
 
