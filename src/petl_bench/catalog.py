@@ -144,6 +144,7 @@ def list_studies() -> list[Row]:
 
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
+        """One row an option: the command at the head of its file, and what the file says of it."""
         found = []
         for name in option_names(group):
             lines = option_text(group, name).splitlines()
@@ -231,6 +232,9 @@ def probe(request: list[str], architecture: str) -> Capability:
     Args:
         request: Overrides that choose it, e.g. `["method=coda", "method.attention=k2all"]`.
         architecture: A `model_type` of the anatomy table.
+
+    Returns:
+        Whether it adapts, merges and tags, with the reasons why not.
     """
     from petl_bench.config import load_config
 

@@ -77,6 +77,7 @@ def run(arguments: list[str]) -> int:
     this_process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
+        """Makes one run of a multirun, or the only one."""
         # Hydra would add text of its own; other processes (launchers) have no way but to raise.
         told = _told(failures) if os.getpid() == this_process else nullcontext()
         with told, explained(overrides):

@@ -233,6 +233,9 @@ def load_config(overrides: list[str] | None = None, primary: str = "config") -> 
         overrides: Hydra overrides, e.g. `["task=mrpc", "method.r=16"]`.
         primary: The file of conf/ to start from.
 
+    Returns:
+        The config, every setting checked.
+
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
     """

@@ -123,6 +123,9 @@ def parse_seconds(key: str, text: str) -> float:
         key: The option that gives the time; error messages name it.
         text: The time.
 
+    Returns:
+        Seconds.
+
     Raises:
         RequestError: If the text is not a time.
     """

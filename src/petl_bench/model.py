@@ -220,6 +220,9 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
         backbone: What an adapter belongs to; a whole model needs its settings alone.
         labels: Names of the classes or tags; None for regression.
 
+    Returns:
+        The model in evaluation mode.
+
     Raises:
         RequestError: If the run kept no weights.
         RunError: If they cannot be read.
@@ -341,6 +344,9 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
         base: The backbone with a head of the right size, as transformers loads it; changed in place.
         folder: The `adapter` folder of the run.
         is_trainable: Whether the adapter is going to be trained further.
+
+    Returns:
+        The classifier with the adapter, in evaluation mode.
 
     Raises:
         RequestError: If the folder holds no adapter, or the backbone has too few layers.

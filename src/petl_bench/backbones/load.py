@@ -164,6 +164,9 @@ def open_backbone(
             of the hub's model.
         task_type: The type of the task, on which the head and its loss depend.
 
+    Returns:
+        The backbone, whose weights are not read yet.
+
     Raises:
         RequestError: If the settings do not fit the backbone.
         RunError: If its files cannot be had or read.

@@ -312,6 +312,7 @@ def as_fake(model: nn.Module, device_type: str) -> AbstractContextManager[Any]:
     replaced: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
+        """The fake tensor in the place of a parameter or buffer; the same one where weights are tied."""
         if id(tensor) not in replaced:
             new: torch.Tensor = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
             if isinstance(tensor, nn.Parameter):

@@ -217,6 +217,7 @@ def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.M
     def forward(
         self: nn.Module, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
     ) -> torch.Tensor:
+        """The first token's state, shape (batch, 1, d)."""
         mask = None if attention_mask is None else attention_mask[:, :, :1]
         # Made anew with each call, as a copy of the layer must run its own parts.
         return AttendToAll(self, anatomy, config)(hidden_states[:, :1], hidden_states, mask)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -272,16 +273,13 @@ def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor], wanted: Col
     def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found[0] = args[0] if args else kwargs["hidden_states"]
 
-    def record_output(number: int) -> Callable[..., None]:
-        def record(_module: nn.Module, _args: Any, output: Any) -> None:
-            found[number] = output[0] if isinstance(output, tuple) else output
-
-        return record
+    def record_output(number: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        found[number] = output[0] if isinstance(output, tuple) else output
 
     handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)] if 0 in wanted else []
     for number, layer in enumerate(layers, start=1):
         if number in wanted:
-            handles.append(layer.register_forward_hook(record_output(number)))
+            handles.append(layer.register_forward_hook(partial(record_output, number)))
     try:
         yield
     finally:

@@ -152,7 +152,15 @@ class SideEncoder(SideLayer):
 
 
 class SideClassifier(SideLayer):
-    """The model's head, replaced by a linear layer on the side network's output."""
+    """The model's head, replaced by a linear layer on the side network's output.
+
+    Args:
+        base_layer: The head.
+        features: Where the side network leaves its output.
+        width: Width d of that output.
+        num_labels: Classes, or 1 for a value.
+        container: Name under which the classifiers are kept, by adapter.
+    """
 
     def __init__(self, base_layer: nn.Module, features: Features, width: int, num_labels: int, container: str) -> None:
         super().__init__(base_layer, features)

@@ -163,6 +163,9 @@ def validate(kind: type[T], content: Any, path: str = "") -> T:
         content: The content of a JSON file, or of a part of it.
         path: Where the content stands in its file, for messages.
 
+    Returns:
+        An instance of the dataclass.
+
     Raises:
         ValueError: Naming the first field that is missing or has another type, by its path.
     """

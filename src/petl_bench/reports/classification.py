@@ -104,6 +104,9 @@ def calibrations(report: Predictions, selection: Predictions | None) -> Calibrat
     Args:
         report: The predictions on the rows that are reported.
         selection: Those on the rows that chose the checkpoint; None where these are the reported rows.
+
+    Returns:
+        The calibration as it is, and after temperature scaling where that can be fitted.
     """
     unscaled = _calibration(report, 1.0)
     if selection is None:

@@ -160,6 +160,9 @@ def find_differences(results: ResultsTable, read: ReadPredictions = no_predictio
     Args:
         results: The methods and tasks.
         read: Reads the predictions of a run.
+
+    Returns:
+        The differences of every pair on every task and over all data sets, with their intervals and p values.
     """
     by_task, rows_of_task = {}, {}
     for task in results.tasks:
@@ -247,6 +250,7 @@ def _data_sets(results: ResultsTable, rows_of_task: Mapping[str, frozenset[str]]
     origins = {group.task: _origin(group) for group in reversed(results.groups())}
 
     def same(task: str, other: str) -> bool:
+        """Whether most of the smaller task's rows are rows of the other, or both have one origin."""
         mine, theirs = rows_of_task[task], rows_of_task[other]
         if mine and theirs:
             return len(mine & theirs) > _SHARED_ROWS * min(len(mine), len(theirs))

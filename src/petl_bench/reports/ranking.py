@@ -135,6 +135,9 @@ def analyse(all_differences: Sequence[Differences], statistic: str, reference: s
         statistic: `mean` or `median`, which selects the best.
         reference: The method to compare all others with; None compares every pair.
 
+    Returns:
+        One analysis a table, in their order.
+
     Raises:
         RequestError: If no table has a finished run of the named method.
     """
@@ -160,6 +163,9 @@ def rank_methods(differences: Differences, statistic: str = "mean") -> Ranking:
     Args:
         differences: The results table with the differences of its methods.
         statistic: `mean` or `median`, which selects the best. Tests always use mean differences.
+
+    Returns:
+        The ranking of each task and of the averages.
     """
     results = differences.results
     tasks = {task: _task_ranking(differences, task, statistic) for task in results.tasks}
@@ -220,6 +226,9 @@ def compare(differences: Differences, reference: str | None = None) -> list[Comp
         differences: The results table with the differences of its methods.
         reference: The method to compare all others with; p values are then corrected for these comparisons. None
             compares every pair, the method with the lower mean with the one with the higher, and corrects for all.
+
+    Returns:
+        One comparison a pair of methods and task, and one a pair over the data sets.
     """
     results = differences.results
     comparisons: list[Comparison] = []

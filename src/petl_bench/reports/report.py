@@ -105,6 +105,9 @@ def read_report_input(folders: list[str], *, may_be_empty: bool = False) -> Repo
         folders: Searched for records.
         may_be_empty: Whether there is something else to show.
 
+    Returns:
+        The studies and records, the unreadable ones left out.
+
     Raises:
         RequestError: If there is neither a finished run nor a study.
     """

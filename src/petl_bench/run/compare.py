@@ -53,6 +53,9 @@ def compare(first: str | Path, second: str | Path, data_root: str | None = None)
         second: Folder or record of run B.
         data_root: Folder of the task's rows, whose texts are shown; None: that of run A.
 
+    Returns:
+        The metrics of both, their calibration and agreement, and the rows on which they differ.
+
     Raises:
         RequestError: If a run is not finished or has kept no predictions, or the runs answer different questions.
     """
@@ -221,6 +224,7 @@ def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[
         return float(value) if labels is None else labels[int(value)]
 
     def right(row: int) -> str | None:
+        """Which run is right about a row."""
         if labels is None:
             return None
         label = a.labels[row]

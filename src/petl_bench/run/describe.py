@@ -258,6 +258,9 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
         cfg: The whole config, its `auto` values resolved.
         task: The task's rows.
         model: The adapted model, unwrapped; it knows its attention implementation.
+
+    Returns:
+        What the record keeps of the protocol.
     """
     model_config: Any = model.config
     return Protocol(

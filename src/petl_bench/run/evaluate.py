@@ -46,7 +46,17 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 def predict_logits(
     model: torch.nn.Module, source: BatchSource, batch_size: int, accelerator: Accelerator
 ) -> np.ndarray:
-    """Computes the model's logits for every row, or for every word of rows of words; see `predict_outputs`."""
+    """Computes the model's logits.
+
+    Args:
+        model: The model.
+        source: Batches of the rows.
+        batch_size: Rows of a batch.
+        accelerator: The process's device, precision and place among the processes.
+
+    Returns:
+        Shape (rows, classes), or (words, tags) for rows of words, in order; see `predict_outputs`.
+    """
     return predict_outputs(model, source, batch_size, accelerator, lambda outputs: outputs.logits)
 
 

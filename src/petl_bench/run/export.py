@@ -228,7 +228,7 @@ class Export:
 
     Attributes:
         folder: Where it is.
-        num_rows: Rows on which its logits were held against the run's.
+        num_rows: Rows on which its logits were compared with the run's.
         largest_difference: Of a logit, without its sign.
     """
 
@@ -250,6 +250,9 @@ def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_
         out: A new folder.
         file: Rows for the comparison, with the task's text columns; None: those that the run reported on.
         data_root: Where the latter are; None: where they were.
+
+    Returns:
+        The folder, what it holds, and how far its logits are from those of the run.
 
     Raises:
         RequestError: If the model has no such form, the folder is not empty, or the rows cannot be read.

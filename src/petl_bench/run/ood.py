@@ -77,6 +77,7 @@ def logits_and_vectors(
     with last_linear_input(model) as found:
 
         def values(outputs: Any) -> torch.Tensor:
+            """Logits and vectors side by side, shape (batch, classes + d)."""
             if not found or found[0].shape[:-1] != outputs.logits.shape[:-1]:
                 raise RunError(
                     "task.ood: the model has no last linear layer that reads one vector a row: leave it out."
@@ -108,6 +109,9 @@ class Detector:
         Args:
             vectors: Of the training rows, shape (rows, d).
             labels: Their classes, shape (rows,).
+
+        Returns:
+            What scores new rows.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -192,6 +196,9 @@ def judged(known: Array, other: Array, selection: Array) -> OodScore:
         known: Scores of the report rows, which are in distribution.
         other: Scores of rows that are out of distribution.
         selection: Scores of the selection rows, to which the threshold for further rows is fitted.
+
+    Returns:
+        AUROC, both average precisions, FPR@95 and the threshold.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -240,6 +247,9 @@ def detect(
         sources: Batches by split: `train`, `selection`, `report` and `ood`.
         batch_size: Rows of a batch.
         accelerator: The process's device, precision and place among the processes.
+
+    Returns:
+        The detector, the scores of all rows, and how well each score tells them apart.
     """
     assert task.labels is not None
     assert task.ood is not None

@@ -241,7 +241,17 @@ def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: boo
 
 
 def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bool, first: int = 1) -> Iterator[str]:
-    """Lines of predictions, with a header before the first row of all; `first` is the number of the first one here."""
+    """Writes predictions as lines.
+
+    Args:
+        predictor: The run's model, which knows the labels.
+        predictions: The answers, in the order of the rows.
+        as_json: One JSON object a line in place of columns separated by tabs.
+        first: Number of the first of these rows; row 1 has a header before it.
+
+    Yields:
+        One line a row, or one an entity.
+    """
     if as_json:
         for prediction in predictions:
             yield json.dumps({name: value for name, value in asdict(prediction).items() if value is not None})

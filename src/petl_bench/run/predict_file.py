@@ -136,6 +136,9 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
         file: A table in one of `petl_bench.tasks.tables.FORMATS`, or a .txt file with one row a line.
         id_column: The column that names the rows; None: they are numbered from 1.
 
+    Returns:
+        The predictions in the order of the rows, with the scores.
+
     Raises:
         RequestError: If the file cannot be read, or a label is none of the task's.
     """

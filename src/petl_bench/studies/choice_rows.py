@@ -75,6 +75,9 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
         overrides: Its settings, which win.
         folder: The study's; rows of the first steps, and the parts of a user's file, are written below it.
 
+    Returns:
+        The settings that keep the rows apart, the subsets, and how many rows each split has.
+
     Raises:
         RequestError: If the rows are too few, or of a task whose rows cannot be split here.
     """

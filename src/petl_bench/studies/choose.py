@@ -77,6 +77,9 @@ def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None,
         methods: Those to choose among; None: all.
         started: `time.monotonic()` when the command began.
 
+    Returns:
+        The study, and what was decided on the way.
+
     Raises:
         RequestError: If the settings or the rows allow no choice, or nothing fits the limits.
         RunError: If nothing could be trained in time.

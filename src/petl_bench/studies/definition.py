@@ -149,6 +149,7 @@ def _place(study: StudyConfig, folder: Path) -> None:
     names = {(one.name, choice) for one in run_settings() for choice in one.choices}
 
     def placed(override: str) -> str:
+        """A setting whose relative path, if it has one, is made absolute from the study's folder."""
         key, _, value = override.partition("=")
         value = value.strip("'\"")
         if key not in paths or value in ("", "null") or (key, value) in names or "${" in value:

@@ -43,6 +43,9 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
         plan: Name of the file there that lists the study's runs.
         runs: Those to make.
 
+    Returns:
+        The started workers.
+
     Raises:
         RequestError: If the executor is unknown, or its package or cluster is missing.
     """
@@ -62,7 +65,14 @@ _SECONDS_TO_STOP = 30
 
 
 class LocalWorkers:
-    """Processes of this machine. They end with this one."""
+    """Processes of this machine. They end with this one.
+
+    Args:
+        settings: Of the executor.
+        folder: The study's folder.
+        plan: Name of the file there that lists the study's runs.
+        runs: The runs to make, in this order.
+    """
 
     def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
         self._folder, self._plan, self._runs = folder, plan, {run.key: run for run in runs}
@@ -237,7 +247,14 @@ def sbatch_script(settings: ExecutorConfig, folder: StudyFolder, num_runs: int) 
 
 
 class SlurmWorkers:
-    """Jobs; they outlive this process, and the same command meets them again through the study's folder."""
+    """Jobs; they outlive this process, and the same command meets them again through the study's folder.
+
+    Args:
+        settings: Of the executor.
+        folder: The study's folder.
+        plan: Name of the file there that lists the study's runs.
+        runs: The runs to make, in this order.
+    """
 
     def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
         executor = _submitit_executor(settings, folder)
@@ -270,7 +287,14 @@ def _work(path: str, plan: str, keys: list[str], environment: dict[str, str]) ->
 
 
 class RayWorkers:
-    """Tasks; they end with this process."""
+    """Tasks; they end with this process.
+
+    Args:
+        settings: Of the executor.
+        folder: The study's folder.
+        plan: Name of the file there that lists the study's runs.
+        runs: The runs to make, in this order.
+    """
 
     def __init__(self, settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> None:
         try:

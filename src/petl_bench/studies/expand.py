@@ -59,6 +59,9 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
         overrides: Settings from the command line, which win over the study's.
         folder: Where its runs lie.
 
+    Returns:
+        The plan as `study.json` keeps it, and what its keys were made from.
+
     Raises:
         RequestError: If settings do not compose, or two runs are the same.
     """

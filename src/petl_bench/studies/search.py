@@ -122,6 +122,9 @@ def space_of(search: SearchConfig, method: str, task: str, cfg: RunConfig, given
         cfg: The run that the study would make without a search.
         given: Settings with a value in the study, so that a range that nobody asked for does not replace it.
 
+    Returns:
+        By setting: a list of values, or a range with its distribution.
+
     Raises:
         RequestError: If the rows that choose would be the rows that are reported, or there are too few settings.
     """
@@ -160,6 +163,9 @@ def draw(search: SearchConfig, space: Space, method: str, task: str) -> list[dic
         space: The ranges.
         method: The study's name of the method; methods and tasks have draws of their own.
         task: The study's name of the task.
+
+    Returns:
+        One mapping from settings to values a trial.
     """
     found: list[dict[str, Any]] = []
     for point in _points(search, len(space), _seed_of(search.seed, method, task)):
@@ -371,6 +377,7 @@ def _distributions(space: Space) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     def distribution(values: Any) -> Any:
+        """Optuna's form of a list of values, or of a range."""
         if isinstance(values, list):
             return CategoricalDistribution(values)
         kind: Any = IntDistribution if _is_whole(values) else FloatDistribution

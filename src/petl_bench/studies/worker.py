@@ -114,6 +114,7 @@ def _end_with_parent() -> None:
     """The executor holds the other end of our standard input: it is closed when the executor ends, however it does."""
 
     def wait() -> None:
+        """Ends the process when standard input is closed."""
         # Not through sys.stdin, whose lock a thread that waits would keep while the interpreter ends.
         while os.read(0, 1):
             pass

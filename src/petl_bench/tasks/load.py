@@ -131,6 +131,7 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     left_out = {"train": rows.num_left_out}
 
     def read_split(role: str) -> tuple[Rows, str]:
+        """The labelled rows of a split and its name; counts the rows without a label."""
         name = getattr(settings, f"{role}_split")
         found = require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}")
         left_out[name] = found.num_left_out
@@ -242,6 +243,9 @@ def read_file(settings: TaskConfig, file: str, key: str, columns: list[str]) -> 
         key: The setting that named it, for messages.
         columns: The columns that are wanted.
 
+    Returns:
+        The table with its columns as they stand in the file.
+
     Raises:
         RequestError: If it cannot be read.
     """
@@ -262,6 +266,9 @@ def read_subset(
         split: Name of the split, such as `validation_matched`.
         labels: Names of the classes; None for regression.
         data_root: Folder of local rows; None: from the hub or its cache.
+
+    Returns:
+        The rows, with labels where the split has them.
 
     Raises:
         RequestError: If there is no such split, or its columns or labels do not fit.

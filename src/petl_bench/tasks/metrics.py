@@ -214,6 +214,7 @@ def _matthews(references: np.ndarray, predictions: np.ndarray) -> float:
 
 def _correlation(name: str) -> Scorer:
     def score(references: np.ndarray, predictions: np.ndarray) -> float:
+        """The correlation; 0 where either side is constant."""
         from scipy import stats
 
         # The correlation with a constant is undefined. 0 is what scikit-learn gives for Matthews' there, too.

@@ -97,6 +97,9 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
         task: Names the text columns and the label column.
         labels: Names of the classes; None for regression.
 
+    Returns:
+        Texts by column, labels as numbers, and groups where the task has them.
+
     Raises:
         RequestError: If a text column is missing, a cell holds no text, or a label is none of `labels`.
     """

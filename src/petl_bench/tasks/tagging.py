@@ -216,6 +216,9 @@ def tagged_rows(table: Table, task: TaskConfig, labels: list[str] | None) -> Tag
         task: Names the columns.
         labels: Names of the tags; None where they are not looked at.
 
+    Returns:
+        Words, where they stand in the text, and tags as numbers.
+
     Raises:
         RequestError: If a cell holds no words, or the tags do not fit them or are none of `labels`.
     """

@@ -352,6 +352,9 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         run: How the run is called.
         live: Whether the run is being made now, or mirrored afterwards.
 
+    Returns:
+        The tracker, which takes points and the finished record.
+
     Raises:
         RequestError: If its package is missing.
         RunError: If its service cannot be reached.

@@ -305,6 +305,9 @@ def reweighted(
         logits: Its outputs, shape (..., classes).
         labels: Class indices, shape (...); those of `NO_LABEL` are not looked at.
         class_weights: Shape (classes,).
+
+    Returns:
+        A scalar, with the gradient of the weighted mean.
     """
     weights = torch.as_tensor(class_weights, dtype=torch.float32, device=logits.device)
     rows, classes = logits.flatten(0, -2), labels.flatten()

@@ -129,6 +129,9 @@ def mask_for(
         indices: Of the routed tokens, shape (batch, k).
         valid: Which of them are in use, shape (batch, k).
         to_all: Whether they attend to all tokens.
+
+    Returns:
+        Shape (batch, 1 or heads, k, k or tokens); None without a mask.
     """
     # Without padding every slot is in use.
     if mask is None:
@@ -198,6 +201,9 @@ def route(scores: torch.Tensor, real: torch.Tensor, config: Any, *, learned: boo
         real: True for tokens, False for padding, shape (batch, tokens).
         config: A `CodaConfig`.
         learned: Whether the scores are a learned router's, which also weigh the tokens. None: as the config says.
+
+    Returns:
+        The routed tokens and their weights.
     """
     lengths = real.sum(dim=-1)
     k = num_routed(lengths, config.reduction)

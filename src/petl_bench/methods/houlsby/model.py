@@ -119,7 +119,14 @@ class ParallelStart(TunerLayer):
 
 
 class ParallelEnd(SerialAdapter):
-    """Where the feed-forward network ends: adds the update for its *input*."""
+    """Where the feed-forward network ends: adds the update for its *input*.
+
+    Args:
+        base_layer: The projection that ends it.
+        hidden_size: Width d of the model.
+        model_activation: The backbone's activation, for `activation=model`.
+        relay: Gets the network's input from where it begins.
+    """
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, model_activation: str, relay: Relay) -> None:
         super().__init__(base_layer, hidden_size, model_activation)

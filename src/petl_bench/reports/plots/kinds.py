@@ -208,6 +208,7 @@ def draw_learning_curves(groups: list[Group], file: Path) -> None:
     shown = [group for group in groups if curves[id(group)]]
 
     def draw(axes: Axes, group: Group, panels: Panels) -> None:
+        """One line: the scores of a method's evaluations."""
         points = curves[id(group)]
         style = panels.style(group.label)
         panels.line(
@@ -264,6 +265,7 @@ def draw_low_resource(named: list[NamedGroup], file: Path) -> None:
     heads = [replace(curve.points[0].group, task=curve.task, label=curve.method) for curve in curves.values()]
 
     def draw(axes: Axes, group: Group, panels: Panels) -> None:
+        """One line: a method's score at each number of training rows."""
         points = curves[(group.task, group.backbone, group.label)].points
         scores = [(point.rows, point.group.score()) for point in points]
         known = [(rows, score) for rows, score in scores if score is not None]
@@ -309,6 +311,7 @@ def draw_variability(groups: list[Group], file: Path) -> None:
     shown = [group for group in groups if layer_variability(group)]
 
     def draw(axes: Axes, group: Group, panels: Panels) -> None:
+        """The variability of each layer, that of shuffled labels dashed, and the adapted layers shaded."""
         style = panels.style(group.label)
         values, shuffled = layer_variability(group), layer_variability(group, shuffled=True)
         axes.plot(range(1, len(values) + 1), _numbers(values), label=group.label, markersize=6, **style)
