@@ -300,7 +300,7 @@ def _capability_row(method: str, found: list[Capability]) -> Row:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What a check found: `ok`, `failed`, `does not apply`, or `refused` where the method refuses the architecture."""
 
     check: str
@@ -309,7 +309,7 @@ class Outcome:
     reason: str | None = None
 
 
-def check_method(overrides: list[str]) -> list[Outcome]:
+def check_method(overrides: list[str]) -> list[CheckOutcome]:
     """Makes all checks of a method, on the backbone that the overrides name, or on a tiny one of every architecture.
 
     Raises:
@@ -330,7 +330,7 @@ def check_method(overrides: list[str]) -> list[Outcome]:
         architecture = subject.backbone.anatomy.model_type
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcomes += [Outcome(check.__name__, architecture, *_tried(check, subject)) for check in CHECKS]
+            outcomes += [CheckOutcome(check.__name__, architecture, *_tried(check, subject)) for check in CHECKS]
     return outcomes
 
 
@@ -347,7 +347,7 @@ def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str |
     return ("ok", None) if reason is None else ("does not apply", reason)
 
 
-def check_lines(outcomes: list[Outcome]) -> list[str]:
+def check_lines(outcomes: list[CheckOutcome]) -> list[str]:
     """A line for each check and each outcome of it, with the reason and the architectures; and one for all."""
     architectures = list(dict.fromkeys(one.architecture for one in outcomes))
     checks = list(dict.fromkeys(one.check for one in outcomes))

@@ -170,11 +170,11 @@ def _report(parsed: argparse.Namespace) -> int:
 
 def _compare(parsed: argparse.Namespace) -> int:
     from petl_bench.reports.run_comparison import print_comparison
-    from petl_bench.run.compare import compare
+    from petl_bench.run.compare import compare_runs
 
     if parsed.limit is not None and parsed.limit < 0:
         raise RequestError(f"--limit={parsed.limit} must not be negative.")
-    found = compare(parsed.run_a, parsed.run_b, parsed.data_root)
+    found = compare_runs(parsed.run_a, parsed.run_b, parsed.data_root)
     if parsed.json:
         _print(json.dumps(found.to_dict(parsed.limit), indent=2))
     else:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from petl_bench.catalog import Outcome, check_lines, check_method, probe
+from petl_bench.catalog import CheckOutcome, check_lines, check_method, probe
 from petl_bench.cli import main
 from petl_bench.errors import RequestError
 from petl_bench.methods import registry
@@ -175,10 +175,10 @@ def fails(model, config, context):
 
 def test_each_check_has_a_line_with_the_reason():
     outcomes = [
-        Outcome("head", "bert", "ok"),
-        Outcome("base", "bert", "ok"),
-        Outcome("head", "electra", "ok"),
-        Outcome("base", "electra", "failed", "it moves"),
+        CheckOutcome("head", "bert", "ok"),
+        CheckOutcome("base", "bert", "ok"),
+        CheckOutcome("head", "electra", "ok"),
+        CheckOutcome("base", "electra", "failed", "it moves"),
     ]
     assert check_lines(outcomes) == [
         "ok              head",
@@ -191,7 +191,9 @@ def test_each_check_has_a_line_with_the_reason():
 def test_the_command_prints_them_and_its_exit_code_says_whether_one_failed(capsys, monkeypatch):
     assert main(["check", "lora", "method.r=2", *BERT]) == 0
     assert capsys.readouterr().out.endswith("13 checks on bert: none failed\n")
-    monkeypatch.setattr("petl_bench.catalog.check_method", lambda _: [Outcome("head", "bert", "failed", "it stays")])
+    monkeypatch.setattr(
+        "petl_bench.catalog.check_method", lambda _: [CheckOutcome("head", "bert", "failed", "it stays")]
+    )
     assert main(["check", "lora", "--json"]) == 1
     (outcome,) = json.loads(capsys.readouterr().out)
     assert outcome == {"check": "head", "architecture": "bert", "status": "failed", "reason": "it stays"}

@@ -20,7 +20,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import RunFolder, find_records, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
-from petl_bench.run.compare import compare
+from petl_bench.run.compare import compare_runs
 from petl_bench.trackers.sync import sync
 from reports.generated import record as made
 from reports.generated import study
@@ -80,7 +80,7 @@ def test_every_command_that_reads_one_record_names_it(stored, tmp_path, caplog):
     from petl_bench.run.predict import Predictor
 
     flip(stored)
-    for command in (lambda: Predictor(stored.parent), lambda: compare(stored, stored)):
+    for command in (lambda: Predictor(stored.parent), lambda: compare_runs(stored, stored)):
         with pytest.raises(RequestError, match=f"{re.escape(str(stored))} cannot be read: its content has changed"):
             command()
     with pytest.raises(RequestError, match="No finished run"):

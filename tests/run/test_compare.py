@@ -16,7 +16,7 @@ from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, write_
 from petl_bench.records.schema import Protocol, Record
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.run_comparison import AccuracyTest, RowDifference
-from petl_bench.run.compare import compare
+from petl_bench.run.compare import compare_runs
 from petl_bench.run.run import run
 from petl_bench.tasks.rows import Rows
 
@@ -82,7 +82,7 @@ def hundred(finished):
 
 
 def test_figures_by_hand(hundred):
-    found = compare(*hundred)
+    found = compare_runs(*hundred)
     assert found.rows == 100
     assert found.accuracy_test == AccuracyTest(2, 12, pytest.approx(0.012939, abs=1e-6))
     assert found.agreement_percent == 86.0
@@ -98,7 +98,7 @@ def test_figures_by_hand(hundred):
 
 
 def test_the_turned_comparison_has_the_other_sign(hundred):
-    found, turned = compare(*hundred), compare(*reversed(hundred))
+    found, turned = compare_runs(*hundred), compare_runs(*reversed(hundred))
     assert turned.accuracy_test == AccuracyTest(12, 2, found.accuracy_test.p)
     assert turned.metrics[1].interval == pytest.approx([-bound for bound in reversed(found.metrics[1].interval)])
     assert [one.row_id for one in turned.differences] == [one.row_id for one in found.differences]
@@ -130,12 +130,12 @@ def test_without_the_data_ids_are_shown_and_one_sentence_says_why(hundred, capsy
     assert cli.main(["compare", *map(str, hundred)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "texts of the rows cannot be shown: task.validation_file=validation.csv: there is no such file" in out
-    assert compare(*hundred).differences[0].row_id in out
+    assert compare_runs(*hundred).differences[0].row_id in out
 
 
 def test_other_data_than_was_predicted_is_not_shown(hundred):
     write_rows(["changed"], [0])
-    found = compare(*hundred)
+    found = compare_runs(*hundred)
     assert found.differences[0].texts is None
     assert "other rows by now" in found.notes[-1]
 
@@ -144,7 +144,7 @@ def test_only_shared_rows_are_compared_and_equal_texts_pair_in_their_order(finis
     # The text "x" stands in both runs twice, with other labels.
     a = finished("a", ["x", "only in a", "x", "z"], [0, 0, 1, 1], logits([0, 0, 0, 1]))
     b = finished("b", ["z", "x", "x"], [1, 0, 1], logits([0, 0, 1]))
-    found = compare(a, b)
+    found = compare_runs(a, b)
     assert (found.a.rows, found.b.rows, found.rows) == (4, 3, 3)
     assert [(one.row, one.label, one.a, one.b, one.right) for one in found.differences] == [
         (2, "yes", "no", "yes", "B"),
@@ -160,7 +160,7 @@ def test_values_are_listed_by_their_distance(finished):
     outputs = labels[:, None] + np.random.default_rng(0).normal(size=(100, 1))
     other = outputs.copy()
     other[[3, 7]] += [[0.5], [-2.0]]
-    found = compare(finished("a", texts, labels, outputs, **task), finished("b", texts, labels, other, **task))
+    found = compare_runs(finished("a", texts, labels, outputs, **task), finished("b", texts, labels, other, **task))
     assert [one.row for one in found.differences] == [7, 3]
     assert found.differences[0].a - found.differences[0].b == pytest.approx(2.0, abs=1e-6)
     assert (found.accuracy_test, found.agreement_percent, found.calibration) == (None, None, [])
@@ -174,13 +174,13 @@ def test_calibration_is_scaled_where_both_runs_have_selected_on_other_rows(finis
     outputs = logits(np.where(np.arange(40) % 4 == 3, 1 - labels, labels))
     a = finished("a", texts, labels, outputs, selection=(labels, outputs))
     b = finished("b", texts, labels, outputs, selection=(labels, outputs))
-    found = {figure.name: figure.a for figure in compare(a, b).calibration}
+    found = {figure.name: figure.a for figure in compare_runs(a, b).calibration}
     assert found["calibration error"] == pytest.approx(1 / (1 + np.exp(-2)) - 0.75, abs=1e-6)
     # The best temperature makes the probability 3/4.
-    assert compare(a, b).temperatures == pytest.approx((2 / np.log(3),) * 2)
+    assert compare_runs(a, b).temperatures == pytest.approx((2 / np.log(3),) * 2)
     assert found["calibration error, scaled"] == pytest.approx(0, abs=1e-6)
     assert found["Brier score, scaled"] == pytest.approx(0.75 * 2 * 0.25**2 + 0.25 * 2 * 0.75**2)
-    unscaled = compare(a, finished("c", texts, labels, outputs))
+    unscaled = compare_runs(a, finished("c", texts, labels, outputs))
     assert unscaled.temperatures is None
     assert len(unscaled.calibration) == 2
     assert "rows that are not reported" in unscaled.notes[0]
@@ -197,15 +197,15 @@ def test_calibration_is_scaled_where_both_runs_have_selected_on_other_rows(finis
 def test_runs_that_answer_other_questions_are_refused(finished, changes, message):
     rows = ["x", "y"], [0, 1], logits([0, 1])
     with pytest.raises(RequestError, match=message):
-        compare(finished("a", *rows), finished("b", *rows, **changes))
+        compare_runs(finished("a", *rows), finished("b", *rows, **changes))
 
 
 def test_other_rows_and_other_labels_are_refused(finished):
     a = finished("a", ["x", "y"], [0, 1], logits([0, 1]))
     with pytest.raises(RequestError, match="no row in common"):
-        compare(a, finished("b", ["v", "w"], [0, 1], logits([0, 1])))
+        compare_runs(a, finished("b", ["v", "w"], [0, 1], logits([0, 1])))
     with pytest.raises(RequestError, match="other labels for the same texts, first in row 1"):
-        compare(a, finished("c", ["x", "y"], [0, 0], logits([0, 1])))
+        compare_runs(a, finished("c", ["x", "y"], [0, 0], logits([0, 1])))
 
 
 def test_a_run_without_predictions_names_the_way_to_have_them(hundred, capsys):
@@ -228,7 +228,7 @@ def test_folders_without_a_run_and_bad_limits_are_refused(hundred, capsys):
 def test_two_real_runs_have_the_scores_of_their_records(tiny, tmp_path):
     records = [run(tiny(f"method={method}", "train.learning_rate=0.03")) for method in ("bitfit", "head")]
     folders = [next((tmp_path / "runs").glob(f"smoke-{method}-*")) for method in ("bitfit", "head")]
-    found = compare(*folders)
+    found = compare_runs(*folders)
     assert [{one.name: getattr(one, run) for one in found.metrics} for run in "ab"] == [
         record.selected_scores for record in records
     ]

@@ -60,7 +60,7 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Finding:
     """The outcome of a test.
 
     Attributes:
@@ -79,7 +79,7 @@ class Outcome:
         return {None: self.otherwise, True: REPRODUCED, False: NOT_REPRODUCED}[self.holds]
 
 
-def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Outcome:
+def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Finding:
     """Makes an outcome without a verdict, which says how many runs of these (method, task) cells are missing.
 
     Args:
@@ -91,15 +91,15 @@ def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") 
     total = sum(missing.values())
     first = next((f"{method} on {task}" for (method, task), number in missing.items() if number), "")
     if not total:
-        return Outcome(None, reason or "not measured in the runs that are there")
-    return Outcome(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
+        return Finding(None, reason or "not measured in the runs that are there")
+    return Finding(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
 
 
 # Whether a test must hold for the mean over tasks, for most tasks, or for every task.
 NEEDS = ("mean", "most", "every")
 
 
-def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests whether a method is better than each of the others.
 
     `needs: mean` asks that the 95 % interval of the mean over the tasks is above 0, and the mean at least `at_least`
@@ -109,7 +109,7 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     outcomes = []
     for other in test["than"]:
         found = _differences(test["method"], other, test, ours)
-        if isinstance(found, Outcome):
+        if isinstance(found, Finding):
             return found
         if found.interval is None:
             return found.too_few()
@@ -117,18 +117,18 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Outcome:
             holds = found.interval[0] > 0 and found.mean >= least
         else:
             holds = _enough([mean > 0 and mean >= least for mean in found.by_task.values()], test["needs"])
-        outcomes.append(Outcome(holds, found.text))
+        outcomes.append(Finding(holds, found.text))
     asked = f"; claimed: {least:g} points at least" if least else ""
-    return Outcome(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
+    return Finding(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
 
 
-def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def comparable(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task.
 
     On the mean, the whole 95 % interval decides: the claim is undecided if the bound lies within it.
     """
     found = _differences(test["method"], test["to"], test, ours)
-    if isinstance(found, Outcome):
+    if isinstance(found, Finding):
         return found
     if found.interval is None:
         return found.too_few()
@@ -136,8 +136,8 @@ def comparable(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     text = f"{found.text}; claimed: not more than {test['within']:g} behind"
     if test.get("needs", "mean") == "mean":
         low, high = (round(end, 9) for end in found.interval)
-        return Outcome(True if low >= bound else False if high < bound else None, text, UNDECIDED)
-    return Outcome(_enough([mean >= bound for mean in found.by_task.values()], test["needs"]), text)
+        return Finding(True if low >= bound else False if high < bound else None, text, UNDECIDED)
+    return Finding(_enough([mean >= bound for mean in found.by_task.values()], test["needs"]), text)
 
 
 def _enough(wins: list[bool], needs: str) -> bool:
@@ -160,11 +160,11 @@ class _Differences:
     by_task: dict[str, float]
     text: str
 
-    def too_few(self) -> Outcome:
-        return Outcome(None, f"{self.text}; {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+    def too_few(self) -> Finding:
+        return Finding(None, f"{self.text}; {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
 
 
-def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> _Differences | Outcome:
+def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> _Differences | Finding:
     """Compares two methods on the tasks of a test."""
     cells = [(name, task) for name in (method, other) for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
@@ -172,7 +172,7 @@ def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecor
     by_task = {task: _by_seed(method, other, task, test.get("metric"), ours) for task in test["tasks"]}
     for task, by_seed in by_task.items():
         if not by_seed:
-            return Outcome(None, f"{task}: no seed on which both {method} and {other} finished with its metric")
+            return Finding(None, f"{task}: no seed on which both {method} and {other} finished with its metric")
     seeds = set.intersection(*(set(by_seed) for by_seed in by_task.values()))
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in by_task.values()) for seed in sorted(seeds))
     of_tasks = {task: round(statistics.fmean(by_seed.values()), 9) for task, by_seed in by_task.items()}
@@ -203,23 +203,23 @@ def _by_seed(method: str, other: str, task: str, metric: str | None, ours: Study
     }
 
 
-def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests the largest share of the backbone (head included) over the tasks against `percent`."""
     field = FIELDS["params_trainable_share_of_backbone_percent"]
     share = _most_parameters(field, test, ours)
     if share is None:
         return not_run([(test["method"], task) for task in test["tasks"]], ours)
     text = f"{test['method']} trains {share:.3f} % of the backbone, head included; claimed: {test['percent']:g} %"
-    return Outcome(_rounded_as(share, test["percent"]) <= test["percent"], text)
+    return Finding(_rounded_as(share, test["percent"]) <= test["percent"], text)
 
 
-def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests the method's own parameters, without the head's, against `millions`."""
     count = _most_parameters(FIELDS["params_trainable_method"], test, ours)
     if count is None:
         return not_run([(test["method"], task) for task in test["tasks"]], ours)
     text = f"{test['method']} trains {count:,.0f} parameters, head not counted; claimed: {test['millions']:g}M"
-    return Outcome(_rounded_as(count / 1e6, test["millions"]) <= test["millions"], text)
+    return Finding(_rounded_as(count / 1e6, test["millions"]) <= test["millions"], text)
 
 
 def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
@@ -236,7 +236,7 @@ def _rounded_as(value: float, claimed: float) -> float:
     return round(value, len(str(claimed).partition(".")[2]))
 
 
-def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def ratio(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`.
 
     Of what training decides, such as the updates that it takes, the 95 % interval over seeds decides.
@@ -257,10 +257,10 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f}{spread if len(ratios) > 1 else ''}; "
         f"claimed: {test['at_least']:g} at least"
     )
-    return Outcome(round(mean, 9) >= test["at_least"], text)
+    return Finding(round(mean, 9) >= test["at_least"], text)
 
 
-def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """The same by seed: the geometric mean over tasks and its interval, from the logarithms."""
     field, methods = FIELDS[QUANTITIES[test["quantity"]]], (test["of"], test["over"])
     cells = [(method, task) for method in methods for task in test["tasks"]]
@@ -274,12 +274,12 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Outcome:
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
     interval = means.interval() if means else None
     if means is None or interval is None:
-        return Outcome(None, f"{test['quantity']}: {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+        return Finding(None, f"{test['quantity']}: {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
     found = True if low >= test["at_least"] else False if high < test["at_least"] else None
-    return Outcome(found, text, UNDECIDED)
+    return Finding(found, text, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
@@ -300,7 +300,7 @@ def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyR
     return None if None in known else (known[0], known[1])
 
 
-def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def same_choice(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests whether layers=variability chose nearly the same layer on each task as on the first, seed by seed."""
     method = test["method"]
     cells = [(method, task) for task in test["tasks"]]
@@ -314,18 +314,18 @@ def same_choice(test: dict[str, Any], ours: StudyRecords) -> Outcome:
         return not_run(cells, ours)
     first = chosen[test["tasks"][0]]
     if not all(first.keys() & layers.keys() for layers in chosen.values()):
-        return Outcome(None, f"no seed of {method} finished on all of {', '.join(test['tasks'])}")
+        return Finding(None, f"no seed of {method} finished on all of {', '.join(test['tasks'])}")
     moves = [abs(layer - first[seed]) for layers in chosen.values() for seed, layer in layers.items() if seed in first]
     text = ", ".join(f"{task} {'/'.join(map(str, layers.values()))}" for task, layers in chosen.items())
     within = test.get("within", 0)
-    return Outcome(max(moves) <= within, f"layer chosen by {method}, a seed each: {text}; claimed: {within:g} apart")
+    return Finding(max(moves) <= within, f"layer chosen by {method}, a seed each: {text}; claimed: {within:g} apart")
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of test: how it is computed, and the keys that it takes."""
 
-    test: Callable[[dict[str, Any], StudyRecords], Outcome]
+    test: Callable[[dict[str, Any], StudyRecords], Finding]
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
@@ -344,7 +344,7 @@ _ONE_NAME = ("kind", "method", "to", "of", "over", "quantity", "metric", "needs"
 _NAMES = ("than", "tasks")
 
 
-def apply_test(test: dict[str, Any], ours: StudyRecords) -> Outcome:
+def apply_test(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Runs the test of a claim that has passed `check_claim`."""
     test = {"tasks": ours.study.tasks} | test
     lists = {key: _listed(test[key]) for key in _NAMES if key in test}

@@ -7,17 +7,17 @@ from statistics import median
 
 from petl_bench.reports.differences import Difference, Differences
 from petl_bench.reports.fields import MISSING, score_text
-from petl_bench.reports.ranking import Analysis, Comparison
+from petl_bench.reports.ranking import Analysis, MethodComparison
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.significance import LEAST_DATA_SETS, LEAST_VALUES, POWER, SIGNIFICANCE
 
 
-def name(one: Comparison) -> str:
+def name(one: MethodComparison) -> str:
     """The method minus the reference."""
     return f"{one.method} − {one.reference}"
 
 
-def show(one: Comparison, difference: float, *, sign: bool = False) -> str:
+def show(one: MethodComparison, difference: float, *, sign: bool = False) -> str:
     """Formats a difference, in points if scores are percentages."""
     return score_text(difference, in_percent=one.points, sign=sign).replace("-", "−")
 
@@ -29,7 +29,7 @@ def show_p(p: float) -> str:
     return f"{p:.4f}".rstrip("0") if p < 0.01 else f"{p:.2g}"
 
 
-def sentence(one: Comparison) -> str:
+def sentence(one: MethodComparison) -> str:
     """A comparison as a sentence with its numbers."""
     where = one.task if one.task is not None else "over data sets"
     found = one.difference
@@ -41,7 +41,7 @@ def sentence(one: Comparison) -> str:
     return f"{where}: {name(one)}: {size}, {_evidence(one, found)}: {_verdict(one)}"
 
 
-def _evidence(one: Comparison, found: Difference) -> str:
+def _evidence(one: MethodComparison, found: Difference) -> str:
     if one.task is None:
         return _plural(found.n, "data set")
     if found.test == "rows":
@@ -54,7 +54,7 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _verdict(one: Comparison) -> str:
+def _verdict(one: MethodComparison) -> str:
     if one.p is None:
         if one.task is None:
             return f"too few to say anything about others ({LEAST_DATA_SETS} are needed)"
@@ -87,7 +87,7 @@ def comparison_table(analysis: Analysis) -> ReportTable | None:
     return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown), priority=most_asked)
 
 
-def _is_with_best(one: Comparison, analysis: Analysis) -> bool:
+def _is_with_best(one: MethodComparison, analysis: Analysis) -> bool:
     """Whether the reference has the best mean of its column, among the methods that finished there."""
     results, averages = analysis.results, analysis.ranking.averages
     if one.task is None:
@@ -98,7 +98,7 @@ def _is_with_best(one: Comparison, analysis: Analysis) -> bool:
     return one.reference == max(means, key=lambda method: means[method])
 
 
-def _cells(one: Comparison) -> list[str]:
+def _cells(one: MethodComparison) -> list[str]:
     found = one.difference
     task = one.task or "data sets"
     assert found
@@ -135,7 +135,7 @@ _TESTS = {
 }
 
 
-def _notes(analysis: Analysis, chosen: Sequence[Comparison], shown: Sequence[Comparison]) -> list[str]:
+def _notes(analysis: Analysis, chosen: Sequence[MethodComparison], shown: Sequence[MethodComparison]) -> list[str]:
     notes = [*_powers(shown), *_untested(chosen), *_data_sets(analysis.differences)]
     used = dict.fromkeys(one.difference.test for one in shown if one.difference and one.difference.test)
     notes += [_TESTS[test] for test in used]
@@ -156,7 +156,7 @@ def _notes(analysis: Analysis, chosen: Sequence[Comparison], shown: Sequence[Com
     ]
 
 
-def _powers(shown: Sequence[Comparison]) -> list[str]:
+def _powers(shown: Sequence[MethodComparison]) -> list[str]:
     """Says for each task how large a difference its runs can show, and what seeds and rows add to the error."""
     notes = []
     for task in dict.fromkeys(one.task for one in shown if one.task is not None):
@@ -180,7 +180,7 @@ def _powers(shown: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-def _untested(chosen: Sequence[Comparison]) -> list[str]:
+def _untested(chosen: Sequence[MethodComparison]) -> list[str]:
     """One note on the tasks where methods cannot be tested."""
     untested: dict[str, list[str]] = {}
     for one in chosen:

@@ -18,7 +18,7 @@ from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import MeasuredCosts
 from petl_bench.reports.protocol import settings_of, still_improving
-from petl_bench.reports.ranking import Analysis, Comparison
+from petl_bench.reports.ranking import Analysis, MethodComparison
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
@@ -209,7 +209,7 @@ def _method_rows(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-def comparison_row(one: Comparison) -> dict[str, Any]:
+def comparison_row(one: MethodComparison) -> dict[str, Any]:
     """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
     found = one.difference
     interval = found.interval if found else None

@@ -167,10 +167,10 @@ def _shown_settings(record: Record) -> dict[str, str]:
     config = record.config
     method = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     layers = {f"layers.{key}": value for key, value in config["layers"].items()}
-    return _as_text(method | layers) | run_settings(record)
+    return _as_text(method | layers) | recorded_settings(record)
 
 
-def run_settings(record: Record) -> dict[str, str]:
+def recorded_settings(record: Record) -> dict[str, str]:
     """The settings of `_shown_settings` that are neither the method's nor of its layers."""
     train = record.config.get("train") or {}
     parts: dict[str, Any] = {key: train[key] for key in sorted(train) if key not in _NO_DIFFERENCE}

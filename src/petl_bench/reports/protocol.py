@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from petl_bench.records.schema import Record
-from petl_bench.reports.groups import Group, run_settings
+from petl_bench.reports.groups import Group, recorded_settings
 from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.significance import Statistic
 
@@ -46,7 +46,7 @@ def settings_of(record: Record) -> dict[str, str]:
         if protocol is None
         else {"training rows": f"{protocol.num_train_examples:,}", "scored rows": f"{protocol.num_eval_examples:,}"}
     )
-    settings = {name: value for name, value in run_settings(record).items() if name not in _NOT_TOLD}
+    settings = {name: value for name, value in recorded_settings(record).items() if name not in _NOT_TOLD}
     words = {name: _WORDS.get(name, name.removeprefix("task.").replace("_", " ")) for name in settings}
     return counts | {words[name]: "none" if value == "None" else value for name, value in settings.items()}
 

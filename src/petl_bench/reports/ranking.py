@@ -49,7 +49,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MethodComparison:
     """One method against another on one task, or over data sets.
 
     Attributes:
@@ -95,7 +95,7 @@ class Analysis:
 
     differences: Differences
     ranking: Ranking
-    comparisons: list[Comparison]
+    comparisons: list[MethodComparison]
     reference: str | None = None
 
     @property
@@ -115,7 +115,7 @@ class Analysis:
         1 if the first is better, -1 if it is worse, 0 if no difference is shown, corrected for all pairs of the task.
         Tests of single runs are left out, as they do not speak of methods.
         """
-        pairs = self.comparisons if self.reference is None else compare(self.differences, None)
+        pairs = self.comparisons if self.reference is None else compare_methods(self.differences, None)
         signs = {"better": 1, "worse": -1, "no difference shown": 0}
         found = []
         for one in pairs:
@@ -147,7 +147,7 @@ def analyse(all_differences: Sequence[Differences], statistic: str, reference: s
             f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
         )
     return [
-        Analysis(differences, rank_methods(differences, statistic), compare(differences, reference), reference)
+        Analysis(differences, rank_methods(differences, statistic), compare_methods(differences, reference), reference)
         for differences in all_differences
     ]
 
@@ -196,7 +196,7 @@ def _averages(differences: Differences, statistic: str) -> dict[str, float]:
     return averages
 
 
-def _column(centres: dict[str, float], comparisons: list[Comparison]) -> ColumnRanking:
+def _column(centres: dict[str, float], comparisons: list[MethodComparison]) -> ColumnRanking:
     """Finds the best of those methods that are tested at all, and what differs from it.
 
     Args:
@@ -219,7 +219,7 @@ def _column(centres: dict[str, float], comparisons: list[Comparison]) -> ColumnR
     return ColumnRanking(frozenset(bold), against, untested)
 
 
-def compare(differences: Differences, reference: str | None = None) -> list[Comparison]:
+def compare_methods(differences: Differences, reference: str | None = None) -> list[MethodComparison]:
     """Compares the methods of a results table, task by task, and over data sets where it has several tasks.
 
     Args:
@@ -231,7 +231,7 @@ def compare(differences: Differences, reference: str | None = None) -> list[Comp
         One comparison a pair of methods and task, and one a pair over the data sets.
     """
     results = differences.results
-    comparisons: list[Comparison] = []
+    comparisons: list[MethodComparison] = []
     for task in results.tasks:
         methods = [method for method in results.methods if results.score(method, task)]
         comparisons += _compare_on_task(differences, task, _pairs(methods, reference))
@@ -247,34 +247,34 @@ def _pairs(methods: list[str], reference: str | None) -> Iterable[Pair]:
     return [(method, reference) for method in methods if method != reference] if reference in methods else []
 
 
-def _lower_first(one: Comparison) -> Comparison:
+def _lower_first(one: MethodComparison) -> MethodComparison:
     if one.difference is None or one.difference.mean <= 0:
         return one
     return replace(one, method=one.reference, reference=one.method, difference=one.difference.turned())
 
 
-def _compare_on_task(differences: Differences, task: str, pairs: Iterable[Pair]) -> list[Comparison]:
+def _compare_on_task(differences: Differences, task: str, pairs: Iterable[Pair]) -> list[MethodComparison]:
     """Compares pairs on one task; their p values are corrected for one another by Holm's method."""
     found = {pair: differences.on_task(task, *pair) for pair in pairs}
     tested = {pair: one.p for pair, one in found.items() if one is not None and one.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     results = differences.results
     return [
-        Comparison(
+        MethodComparison(
             results.title, task, (task,), *pair, results.in_percent(task), one, corrected.get(pair), len(corrected)
         )
         for pair, one in found.items()
     ]
 
 
-def _compare_over_data_sets(differences: Differences, pairs: Iterable[Pair]) -> list[Comparison]:
+def _compare_over_data_sets(differences: Differences, pairs: Iterable[Pair]) -> list[MethodComparison]:
     """Compares pairs over the data sets that both finished, all of them in one test."""
     pairs = list(pairs)
     found, corrected = differences.over_data_sets(pairs)
     results = differences.results
     finished = {method: results.groups_of(method).keys() for pair in pairs for method in pair}
     return [
-        Comparison(
+        MethodComparison(
             results.title,
             None,
             tuple(task for task in results.tasks if task in finished[pair[0]] and task in finished[pair[1]]),

@@ -73,7 +73,7 @@ class RowDifference:
 
 
 @dataclass
-class Comparison:
+class RunComparison:
     """Two runs on the rows that both have predicted.
 
     Attributes:
@@ -106,7 +106,7 @@ class Comparison:
         return found | {"num_differences": len(self.differences)}
 
 
-def print_comparison(found: Comparison, limit: int, write: Callable[[str], None]) -> None:
+def print_comparison(found: RunComparison, limit: int, write: Callable[[str], None]) -> None:
     """Prints a comparison for the terminal.
 
     Args:
@@ -121,7 +121,7 @@ def print_comparison(found: Comparison, limit: int, write: Callable[[str], None]
         print_table(_rows(found, limit))
 
 
-def _figures(found: Comparison) -> ReportTable:
+def _figures(found: RunComparison) -> ReportTable:
     """The table of the metrics, with what the comparison says as its notes."""
     title = f"{found.task}, {found.split}: {found.rows:,} shared rows"
     rows = [_line(figure) for figure in (*found.metrics, *found.calibration)]
@@ -138,7 +138,7 @@ def _line(figure: Figure) -> list[str]:
     return [figure.name, show(figure.a), show(figure.b), show(figure.a - figure.b, "+"), interval]
 
 
-def _notes(found: Comparison) -> Iterator[str]:
+def _notes(found: RunComparison) -> Iterator[str]:
     counts = [run.rows for run in (found.a, found.b)]
     if max(counts) > found.rows:
         yield f"run A has predicted {counts[0]:,} rows, run B {counts[1]:,}: rows of only one of them are left out"
@@ -170,7 +170,7 @@ def _accuracy_sentence(test: AccuracyTest) -> str:
     return f"{sentence}: run {'A' if test.only_a_right > test.only_b_right else 'B'} is better"
 
 
-def _rows(found: Comparison, limit: int) -> ReportTable:
+def _rows(found: RunComparison, limit: int) -> ReportTable:
     """The table of the rows for which the runs predict different labels or values."""
     shown = found.differences[:limit]
     is_classification = found.agreement_percent is not None

@@ -19,7 +19,7 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import RECORD_FILE, RunFolder
 from petl_bench.reports.classification import Calibration, calibrations
 from petl_bench.reports.jackknife import pseudo_values
-from petl_bench.reports.run_comparison import AccuracyTest, Comparison, Figure, RowDifference, RunSummary
+from petl_bench.reports.run_comparison import AccuracyTest, Figure, RowDifference, RunComparison, RunSummary
 from petl_bench.reports.significance import mcnemar, over_rows
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import METRICS, compute_metrics
@@ -45,7 +45,7 @@ class _Run:
         return settings
 
 
-def compare(first: str | Path, second: str | Path, data_root: str | None = None) -> Comparison:
+def compare_runs(first: str | Path, second: str | Path, data_root: str | None = None) -> RunComparison:
     """Compares two finished runs of one task on the rows that both have predicted.
 
     Args:
@@ -64,7 +64,7 @@ def compare(first: str | Path, second: str | Path, data_root: str | None = None)
     a, b, positions = _shared_rows(*runs)
     record, settings = runs[0].record, runs[0].task
     assert record.protocol
-    comparison = Comparison(
+    comparison = RunComparison(
         task=record.protocol.task,
         split=record.protocol.report_split,
         metric=record.protocol.metric,
@@ -189,7 +189,7 @@ def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:
     return AccuracyTest(only_a, only_b, mcnemar(only_a, only_b))
 
 
-def _add_calibration(found: Comparison, runs: tuple[_Run, _Run], rows: tuple[Predictions, Predictions]) -> None:
+def _add_calibration(found: RunComparison, runs: tuple[_Run, _Run], rows: tuple[Predictions, Predictions]) -> None:
     """Adds the calibration, after temperature scaling too if both runs allow it, else why they do not."""
     a, b = (
         calibrations(kept, _read_predictions(run.folder, run.record, "selection"))
@@ -243,7 +243,7 @@ def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[
     ]
 
 
-def _add_texts(found: Comparison, record: Record, data_root: str | None) -> None:
+def _add_texts(found: RunComparison, record: Record, data_root: str | None) -> None:
     """Adds the texts of the rows, which are read again, or a note that says why they cannot be shown."""
     try:
         config = config_from_dict(record.config)

@@ -18,7 +18,7 @@ from petl_bench.records.study_file import PlannedRun, selection_score
 from petl_bench.reports.differences import find_differences
 from petl_bench.reports.fields import FIELDS, score_text
 from petl_bench.reports.jackknife import pseudo_values
-from petl_bench.reports.ranking import Comparison, compare
+from petl_bench.reports.ranking import MethodComparison, compare_methods
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
@@ -52,7 +52,7 @@ class Answer:
     on_all_rows: bool
     score: float
     interval: tuple[float, float] | None
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, MethodComparison]
     cheaper: dict[str, list[str]]
 
     @property
@@ -81,10 +81,10 @@ def answer(choice: Choice) -> Answer:
         return choice.folder.run_folder(run).read_predictions(record, "report")
 
     score, interval = _score(best, read)
-    comparisons: dict[str, Comparison] = {}
+    comparisons: dict[str, MethodComparison] = {}
     if finals:
         differences = find_differences(study_results(choice.study, [record for _, record in finals]), read)
-        comparisons = {one.method: one for one in compare(differences, name) if one.difference is not None}
+        comparisons = {one.method: one for one in compare_methods(differences, name) if one.difference is not None}
     alike = [one for one in comparisons if comparisons[one].verdict == "no difference shown"]
     first = {run.method: record for run, record in reversed(finals)}
     cheaper = {one: words for one in alike if (words := _savings(first[one], first[name]))}
@@ -262,7 +262,7 @@ def _search_lines(choice: Choice, found: Answer, seconds: float) -> Iterator[str
         yield "no weights were kept: the command trains them; so does this one, given again with more --time\n"
 
 
-def _points(one: Comparison, *, percent: bool) -> str:
+def _points(one: MethodComparison, *, percent: bool) -> str:
     assert one.difference is not None
     text = f"{score_text(one.difference.mean, in_percent=percent, sign=True)}{' points' if percent else ''}"
     if one.difference.interval is None:

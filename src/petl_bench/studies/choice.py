@@ -83,7 +83,7 @@ class Limits:
             if name in configs or name in reasons:
                 continue
             try:
-                configs[name] = resolved(load_config(settings_of(one, overrides)))
+                configs[name] = resolved(load_config(candidate_settings(one, overrides)))
             except RequestError as error:
                 reasons[name] = str(error)
         if configs and (self.memory_bytes or self.trainable or self.trainable_percent):
@@ -93,7 +93,7 @@ class Limits:
         return reasons
 
 
-def settings_of(candidate: Candidate, overrides: list[str]) -> list[str]:
+def candidate_settings(candidate: Candidate, overrides: list[str]) -> list[str]:
     """The overrides of a run of a candidate."""
     method, tried = candidate
     name = "lora" if method == REFERENCE else method
@@ -108,7 +108,7 @@ def size_name(candidate: Candidate) -> str:
 
 def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]:
     """A candidate whose head reads what its architecture reads, and where that is the first token also the mean."""
-    cfg = load_config(settings_of(candidate, overrides))
+    cfg = load_config(candidate_settings(candidate, overrides))
     # Architectures that have the setting read the mean as they are.
     is_open = cfg.backbone.pooling is None and "classifier_pooling" not in cfg.backbone.architecture
     method, tried = candidate
@@ -232,7 +232,7 @@ class Choice:
     def command(self, run: PlannedRun) -> list[str]:
         """The words of the command that trains the settings of a run on all rows, for as long as a run is trained."""
         seed = SEEDS[0] if run.is_trial else run.seed
-        settings = [*settings_of((run.method, run.tried), self.overrides), f"train.seed={seed}"]
+        settings = [*candidate_settings((run.method, run.tried), self.overrides), f"train.seed={seed}"]
         return ["petl-bench", "run", *last_of_each_key(settings)]
 
     @property

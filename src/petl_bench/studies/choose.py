@@ -33,8 +33,8 @@ from petl_bench.studies.choice import (
     Durations,
     Limits,
     Step,
+    candidate_settings,
     read_state,
-    settings_of,
     size_name,
     with_poolings,
 )
@@ -340,7 +340,7 @@ class _Maker:
             added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
         planned = []
         for one in step.candidates:
-            settings = last_of_each_key([*settings_of(one, self._overrides), *added])
+            settings = last_of_each_key([*candidate_settings(one, self._overrides), *added])
             cell = StudyCell(one[0], self._task, settings, one[1])
             is_trial = step.subset is not None
             found = planned_runs(cell, compose(cell, self._folder.path), [] if is_trial else step.seeds, step.seeds)

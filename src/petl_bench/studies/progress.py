@@ -36,7 +36,7 @@ _ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, *FAILURES)
 _log = logging.getLogger(__name__)
 
 
-class Progress:
+class StudyProgress:
     """Shows what becomes of runs; within it `update` is called again and again.
 
     Args:
@@ -50,7 +50,7 @@ class Progress:
         self._drawn = 0.0
         self._live: Live | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StudyProgress:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live

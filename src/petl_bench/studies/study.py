@@ -24,7 +24,7 @@ from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study,
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import Basis, StudyCell, compose, expand, grid, grow, still_true
 from petl_bench.studies.folder import FINISHED, StudyFolder, choose_settings
-from petl_bench.studies.progress import Progress
+from petl_bench.studies.progress import StudyProgress
 from petl_bench.studies.search import RATE, default_space, space_of
 from petl_bench.tasks.load import trained_labels
 from petl_bench.trackers import SELECTION_SCORE
@@ -226,7 +226,7 @@ def _check_data(study: Study) -> None:
 
 def _make(study: Study, left: list[PlannedRun]) -> None:
     plan = study.folder.write_plan(study.file)
-    with _sigterm_raises(), Progress(study.runs, study.folder) as progress:
+    with _sigterm_raises(), StudyProgress(study.runs, study.folder) as progress:
         workers = start_workers(study.request.executor, study.folder, plan, left)
         try:
             while workers.alive():

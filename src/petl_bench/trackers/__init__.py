@@ -57,10 +57,12 @@ def history_point(entry: HistoryEntry, protocol: RunProtocol) -> dict[str, float
 
 def results(record: Mapping[str, Any]) -> dict[str, float]:
     """The record's numbers by path (`memory/estimate/peak_bytes`), and its two scores by one name for every task."""
-    return headline(record) | flat_numbers({name: item for name, item in record.items() if name not in _NOT_RESULTS})
+    return headline_scores(record) | flat_numbers(
+        {name: item for name, item in record.items() if name not in _NOT_RESULTS}
+    )
 
 
-def headline(record: Mapping[str, Any]) -> dict[str, float]:
+def headline_scores(record: Mapping[str, Any]) -> dict[str, float]:
     """The primary metric of the weights that the protocol selects; empty for a run that did not come so far."""
     protocol, scores = record.get("protocol"), record.get("scores")
     if not protocol or not scores:
@@ -229,7 +231,7 @@ class TensorBoardTracker:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Adds the record's results, closes the files, and marks a finished run as mirrored."""
-        numbers = headline(record) | flat_numbers({name: record.get(name) or {} for name in _RESULTS})
+        numbers = headline_scores(record) | flat_numbers({name: record.get(name) or {} for name in _RESULTS})
         for name, value in numbers.items():
             self._writer.add_scalar(f"record/{name}", value)
         self._writer.close()
