@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from petl_bench.reports.report import write_report
 
 # Not all of their runs were made: their reports show which.
 INCOMPLETE = ("glue_small",)
-RESULTS = sorted(file.parent for file in (Path(__file__).parents[1] / "results").glob("*/study.json"))
+ROOT = Path(__file__).parents[1]
+RESULTS = sorted(file.parent for file in (ROOT / "results").glob("*/study.json"))
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
@@ -40,3 +42,15 @@ def test_the_committed_report_is_made_from_the_records(folder):
     written = []
     write_report([str(folder)], "md", None, written.append)
     assert "\n".join(written).strip() == (folder / "report.md").read_text().strip()
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results" / "search").glob("*")), ids=lambda folder: folder.name)
+def test_the_ranking_of_a_search_is_made_from_its_records(folder, capsys):
+    """Every planned run is there, and its only scores are those of rows held out of the training split."""
+    study = read_study(folder)
+    for run in study.runs:
+        record = read_record(folder / run.folder / "result.json")
+        assert (record.run_key, record.status) == (run.key, "finished")
+        assert record.protocol.selection_split == record.protocol.report_split == "train_held_out"
+    runpy.run_path(str(ROOT / "scripts" / "flat_designs.py"))["rank"](folder)
+    assert capsys.readouterr().out == (folder / "ranking.md").read_text()

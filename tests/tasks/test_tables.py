@@ -324,6 +324,15 @@ def test_rows_of_a_folder_are_read_without_writing_to_the_home_folder(tmp_path):
     assert done.stdout == "2 False\n"
 
 
+def test_the_folder_below_that_holds_the_rows_is_named(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "glue" / "sst2").mkdir(parents=True)
+    rows = pd.DataFrame({"sentence": ["a", "b"], "label": [0, 1]})
+    rows.to_parquet(tmp_path / "glue" / "sst2" / "train-00000-of-00001.parquet")
+    with pytest.raises(RequestError, match=r"in its place\. data_root=.*glue does\.$"):
+        load_task(load_config(["task=sst2"]).task, str(tmp_path))
+
+
 def test_a_task_of_the_hub_without_a_subset(tmp_path):
     task = ["task=sst2", "task.subset=null", "task.dataset=some/reviews"]
     with pytest.raises(RequestError, match=r"holds no train-\*\.parquet"):

@@ -377,9 +377,10 @@ def read_folder(root: Path, subset: str | None, split: str, columns: Collection[
     check_folder(root, "data_root")
     if not (files := split_files(root, subset, split)):
         there = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        below = [f" data_root={root / name} does." for name in there if split_files(root / name, subset, split)]
         raise RequestError(
             f"data_root={root} holds no {'' if subset is None else f'{subset}/'}{split}-*.parquet (folders there: "
-            f"{', '.join(there) or 'none'}), and no {split}.json in its place."
+            f"{', '.join(there) or 'none'}), and no {split}.json in its place.{''.join(below[:1])}"
         )
     if files[0].suffix in _JSON_LINES:
         return read_table(files[0], "data_root", columns)
