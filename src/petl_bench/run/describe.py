@@ -1,4 +1,4 @@
-"""What describes a run: the parts of its record, and what the screen says of its rows before it trains."""
+"""What describes a run: the parts of its record, and what the log says of its rows before it trains."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Classes that the screen lists one by one.
+# Classes that the log lists one by one.
 _CLASSES_LISTED = 8
-# The share of unknown tokens above which the screen tells it.
+# The share of unknown tokens above which the log tells it.
 _UNKNOWN_SHARE = 0.03
-# The share of cut tokens above which the screen says which length would cut less, by so many training rows.
+# The share of cut tokens above which the log says which length would cut less, by so many training rows.
 _CUT_SHARE = 0.05
 _ROWS_MEASURED = 2000
-# How many times more rows the largest class has than the smallest where the screen names another metric.
+# How many times more rows the largest class has than the smallest where the log names another metric.
 _IMBALANCE = 5
-# The number of training rows below which the screen names a class.
+# The number of training rows below which the log names a class.
 _FEW_ROWS = 5
 
 

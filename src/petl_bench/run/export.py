@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ONNX_FILE = "model.onnx"
 
-# Rows on which an exported model is held against the run's, and how many of them share a batch.
+# Rows on which an exported model is compared with the run, and how many of them share a batch.
 _CHECKED_ROWS, _CHECKED_BATCH = 64, 8
 
 # How far their logits may be apart, as a share of the largest logit.
@@ -292,7 +292,7 @@ def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_
 
 
 def _rows_to_check(run: FinishedRun, file: str | None, data_root: str | None) -> Rows:
-    """The first of the rows on which an exported model is held against the run's."""
+    """The first of the rows on which an exported model is compared with the run's."""
     task = run.config.task
     if file is not None:
         rows = rows_of_table(read_file(task, file, "--file", columns_of_texts(task)), task, run.labels)
@@ -301,7 +301,7 @@ def _rows_to_check(run: FinishedRun, file: str | None, data_root: str | None) ->
             rows = load_task(task, data_root or run.config.data_root).report
         except (RequestError, RunError) as error:
             raise RequestError(
-                f"{error} The exported model is held against the run's on these rows: give their folder with "
+                f"{error} The exported model is compared with the run's on these rows: give their folder with "
                 "--data-root, or other rows with --file."
             ) from error
     return rows.take(np.arange(min(len(rows), _CHECKED_ROWS)))

@@ -179,7 +179,7 @@ class CodaConfig(CodaSettings, LayerwiseConfig):
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Completes a stored config: adapters of before `last_router` have a learned router in every layer."""
+        """Completes a stored config: adapters older than `last_router` have a learned router in every layer."""
         checked: dict[str, Any] = super().check_kwargs(**{"last_router": "learned", **kwargs})
         return checked
 
