@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from bisect import bisect_left
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -66,7 +68,8 @@ def main() -> int:
 def drawn() -> dict[str, Design]:
     """The designs by name: FLAT-P first, then distinct ones at random, of those that have a width."""
     every = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
-    fitting = [design | {"width": width} for design in every if (width := bert_width(design))]
+    sized = ((design, bert_width(design["score"], design["side"], design["include_embeddings"])) for design in every)
+    fitting = [design | {"width": width} for design, width in sized if width]
     flat_p = {"score": "dot", "side": ("transformer", 2), "pool": "mean", "include_embeddings": True, "dropout": 0.1}
     first = next(design for design in fitting if flat_p.items() <= design.items() and design["rate"] == 2e-3)
     order = np.random.default_rng(0).permutation(len(fitting))
@@ -74,17 +77,20 @@ def drawn() -> dict[str, Design]:
     return {"flat_p": first} | {f"flat_{number:02d}": design for number, design in enumerate(others, 1)}
 
 
-def bert_width(design: Design) -> int | None:
+@cache
+def bert_width(score: str, side: tuple[str, int], include_embeddings: bool) -> int | None:
     """The width at which a design has the stated share of BERT-base's parameters; None where no width has."""
     low, high = (BERT_BASE * share / 100 for share in SHARES)
-    for width in range(16, 129):
-        if low <= num_parameters(design, width) < high:
-            return width
-    return None
+    design = {"score": score, "side": side, "include_embeddings": include_embeddings, "pool": "mean", "dropout": 0.0}
+    # The first width that is not too small; the number of parameters grows with it.
+    width = bisect_left(range(129), low, key=lambda width: num_parameters(design, width))
+    return width if num_parameters(design, width) < high else None
 
 
 def num_parameters(design: Design, width: int) -> int:
-    """Trained parameters on BERT-base with two labels."""
+    """Trained parameters on BERT-base with two labels; 0 for no width."""
+    if width == 0:
+        return 0
     config = FlatConfig(width=width, **architecture(design))
     with torch.device("meta"):
         parts = (FlatNetwork(LAYERS + 1, HIDDEN, config), torch.nn.Linear(HIDDEN, 2))
