@@ -23,7 +23,7 @@ from petl_bench.errors import RequestError
 from petl_bench.model import build_adapted
 from petl_bench.records.predictions import PREDICTIONS_FILE, read_predictions
 from petl_bench.records.store import RunFolder
-from petl_bench.run.compare import compare
+from petl_bench.run.compare import compare_runs
 from petl_bench.run.evaluate import Evaluator, label_names
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.predict import Predictor
@@ -301,7 +301,7 @@ def test_a_whole_model_is_loaded_as_a_tagger(request_of):
 def test_two_runs_are_compared_sentence_by_sentence(done, request_of, capsys):
     other = request_of("method=lora", "train.seed=1")
     run(other)
-    found = compare(done[2], identify(other).folder)
+    found = compare_runs(done[2], identify(other).folder)
     assert found.rows == 120
     f1 = next(figure for figure in found.metrics if figure.name == "entity_f1")
     low, high = f1.interval
@@ -463,7 +463,7 @@ def test_multilabel_runs_are_compared(multilabel_of):
         cfg = multilabel_of("method=lora", f"train.seed={seed}")
         run(cfg)
         folders.append(identify(cfg).folder)
-    found = compare(*folders)
+    found = compare_runs(*folders)
     a, b = map(read_predictions, folders)
     assert {figure.name for figure in found.metrics} == {"micro_f1", "macro_f1", "subset_accuracy"}
     assert found.agreement_percent == pytest.approx(
