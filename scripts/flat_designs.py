@@ -163,14 +163,15 @@ def selection_scores(runs: Path) -> dict[str, dict[tuple[str, int], float]]:
 
 
 def ranking(runs: Path) -> list[tuple[str, list[float]]]:
-    """The designs, best first, each with its mean over the tasks and sizes, one a seed; only those with every run."""
-    study = study_of(runs)
-    cells = {(run.task, run.seed) for run in study.runs}
-    complete = {name: found for name, found in selection_scores(runs).items() if found.keys() == cells}
-    means = {
-        name: [fmean(found[task, seed] for task, of in cells if of == seed) for seed in study.seeds]
-        for name, found in complete.items()
-    }
+    """The designs, best first, each with its mean over the tasks and sizes, one for each seed that all designs have."""
+    study, scores = study_of(runs), selection_scores(runs)
+    tasks = list(dict.fromkeys(run.task for run in study.runs))
+    seeds = [
+        seed
+        for seed in study.seeds
+        if all((task, seed) in scores[method] for method in study.methods for task in tasks)
+    ]
+    means = {name: [fmean(scores[name][task, seed] for task in tasks) for seed in seeds] for name in study.methods}
     return sorted(means.items(), key=lambda item: -fmean(item[1]))
 
 
@@ -178,11 +179,11 @@ def rank(runs: Path) -> None:
     """Prints the designs, best first, and the mean of every choice over the designs that have it."""
     designs = drawn()
     by_choice: dict[str, list[float]] = defaultdict(list)
-    print("| design | mean | sd over seeds | settings |\n|---|---:|---:|---|")
+    print("| design | seeds | mean | sd over seeds | settings |\n|---|---:|---:|---:|---|")
     for name, means in ranking(runs):
         spread = f"{stdev(means):.2f}" if len(means) > 1 else ""
         settings = [one.removeprefix("method.") for one in settings_of(designs[name])[1:]]
-        print(f"| {name} | {fmean(means):.2f} | {spread} | {' '.join(settings)} |")
+        print(f"| {name} | {len(means)} | {fmean(means):.2f} | {spread} | {' '.join(settings)} |")
         for setting in settings:
             by_choice[setting].append(fmean(means))
     print("\n| choice | designs | mean |\n|---|---:|---:|")
