@@ -120,7 +120,8 @@ def print_study(methods: dict[str, list[str]], num_seeds: int) -> None:
     print("# Made by scripts/flat_designs.py, which says how its runs choose FLAT's design.")
     study = {
         "description": "Designs of FLAT with 0.53 % of BERT-base's parameters, on rows that only choose",
-        # The same rows are held out at every size, and the features of a task are computed once for all designs.
+        # But for STS-B, which has no classes to draw by, the same rows are held out at every size. The features of
+        # a task are computed once for all designs.
         "settings": [
             *("backbone=minilm", "task.held_out_draw=stratified", "train.batch_size=16", "train.cache=disk"),
             *("train.save_weights=false", "measure.inference=false"),
@@ -171,6 +172,8 @@ def ranking(runs: Path) -> list[tuple[str, list[float]]]:
         for seed in study.seeds
         if all((task, seed) in scores[method] for method in study.methods for task in tasks)
     ]
+    if not seeds:
+        sys.exit(f"{runs}: no seed has the runs of all designs yet; `petl-bench study` makes what is missing.")
     means = {name: [fmean(scores[name][task, seed] for task in tasks) for seed in seeds] for name in study.methods}
     return sorted(means.items(), key=lambda item: -fmean(item[1]))
 
@@ -179,8 +182,9 @@ def rank(runs: Path) -> None:
     """Prints the designs, best first, and the mean of every choice over the designs that have it."""
     designs = drawn()
     by_choice: dict[str, list[float]] = defaultdict(list)
+    ranked = ranking(runs)
     print("| design | seeds | mean | sd over seeds | settings |\n|---|---:|---:|---:|---|")
-    for name, means in ranking(runs):
+    for name, means in ranked:
         spread = f"{stdev(means):.2f}" if len(means) > 1 else ""
         settings = [one.removeprefix("method.") for one in settings_of(designs[name])[1:]]
         print(f"| {name} | {len(means)} | {fmean(means):.2f} | {spread} | {' '.join(settings)} |")
