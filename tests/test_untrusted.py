@@ -18,7 +18,7 @@ from petl_bench.errors import RequestError
 from petl_bench.methods.peft import check_config
 from petl_bench.methods.registry import Method, register
 from petl_bench.records.schema import Record
-from petl_bench.records.store import find_records, read_json, read_record
+from petl_bench.records.store import locate_records, read_json, read_record
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
@@ -264,7 +264,7 @@ class TestSizeIsBounded:
 
     def test_a_record_that_is_no_file_or_too_large(self, tmp_path):
         os.mkfifo(tmp_path / "result.json")
-        _, unreadable = find_records([tmp_path])
+        _, unreadable = locate_records([tmp_path])
         assert "it is no regular file" in unreadable[0]
         (tmp_path / "result.json").unlink()
         with (tmp_path / "result.json").open("wb") as stream:

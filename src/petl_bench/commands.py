@@ -153,7 +153,7 @@ def _report(parsed: argparse.Namespace) -> int:
         write = write_rows_report if parsed.rows else write_paper_report
         write(parsed.folders, parsed.format, _print, wide=parsed.wide)
         return 0
-    return write_report(
+    write_report(
         parsed.folders,
         parsed.format,
         parsed.plot,
@@ -166,6 +166,7 @@ def _report(parsed: argparse.Namespace) -> int:
         wide=parsed.wide,
         exported=parsed.method_comparison,
     )
+    return 0
 
 
 def _compare(parsed: argparse.Namespace) -> int:

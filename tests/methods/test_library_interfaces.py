@@ -8,11 +8,13 @@ import inspect
 import pytest
 import torch
 from peft import LoraConfig, PeftType, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import all_anatomies
+from petl_bench.backbones.attention import attention_implementation, set_attention_implementation
 from petl_bench.methods.prefix.model import biased_attention
 from petl_bench.methods.registry import _add_peft_type
 
@@ -47,6 +49,33 @@ def test_attention_functions_can_be_registered_and_looked_up():
     assert "petl_bench_prefix" in ALL_ATTENTION_FUNCTIONS.valid_keys(), (
         "transformers' attention interface has changed: see methods/prefix/model.py"
     )
+
+
+def test_a_config_names_its_attention_and_takes_another_name_unchecked():
+    config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, attn_implementation="eager")
+    assert attention_implementation(config) == "eager", "see attention_implementation in backbones/attention.py"
+    set_attention_implementation(config, "of_a_test")
+    assert attention_implementation(config) == "of_a_test", "see set_attention_implementation in backbones/attention.py"
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("_prepare_adapter_config", ["self", "peft_config", "model_config"]),
+        ("_prepare_model", ["self", "peft_config", "model"]),
+        (
+            "_create_and_replace",
+            ["self", "peft_config", "adapter_name", "target", "target_name", "parent", "current_key"],
+        ),
+        ("_replace_module", ["self", "parent", "child_name", "new_module", "child"]),
+        ("_check_merge_allowed", ["self"]),
+        ("_check_new_adapter_config", ["self", "config"]),
+        ("_unload_and_optionally_merge", ["self", "merge", "progressbar", "safe_merge", "adapter_names"]),
+    ],
+)
+def test_pefts_tuner_has_the_methods_that_ours_override(name, parameters):
+    found = [*inspect.signature(getattr(BaseTuner, name)).parameters]
+    assert found[: len(parameters)] == parameters, f"PEFT's BaseTuner.{name} has changed: see methods/base.py"
 
 
 @pytest.mark.parametrize("model_type", [name for name in all_anatomies() if name not in ("deberta-v2", "mpnet")])

@@ -17,7 +17,7 @@ from petl_bench.process import file_sha256
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions
 from petl_bench.records.reading import HASH_FIELD
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RunFolder, find_records, read_record
+from petl_bench.records.store import RunFolder, locate_records, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
 from petl_bench.run.compare import compare_runs
@@ -64,8 +64,8 @@ def test_keys_that_json_turns_into_text_do_not_change_the_hash(tmp_path):
 def test_a_flipped_digit_of_a_score_is_told_and_left_out(stored, tmp_path, caplog):
     RunFolder(tmp_path / "runs" / "two").write(made("lora", "mrpc", 1, 0.75))
     flip(stored)
-    records, unreadable = find_records([tmp_path / "runs"])
-    assert [record.protocol.seed for record in records] == [1]
+    records, unreadable = locate_records([tmp_path / "runs"])
+    assert [record.protocol.seed for record in records.values()] == [1]
     assert len(unreadable) == 1
     assert str(stored) in unreadable[0]
     assert "content has changed since it was written" in unreadable[0]

@@ -12,7 +12,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Ood, OodScore, Tagging, TypeScores
 from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
-from petl_bench.records.store import RunFolder, find_records, read_record
+from petl_bench.records.store import RunFolder, locate_records, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.report import write_report
 from petl_bench.trackers.sync import sync
@@ -189,8 +189,8 @@ def folder(tmp_path):
 
 
 def test_the_store_names_file_and_field(folder):
-    records, unreadable = find_records([folder])
-    assert records == [full_record()]
+    records, unreadable = locate_records([folder])
+    assert list(records.values()) == [full_record()]
     assert unreadable == [
         f"{folder}/config/result.json cannot be read: not a record: config is [], not an object",
         f"{folder}/history/result.json cannot be read: not a record: history is 3, not a list",
@@ -201,7 +201,7 @@ def test_the_store_names_file_and_field(folder):
 @pytest.mark.parametrize("form", ["table", "md", "latex", "csv", "json"])
 def test_the_rest_is_reported(folder, form, capsys, caplog):
     written = []
-    assert write_report([str(folder)], form, None, written.append) == 0
+    write_report([str(folder)], form, None, written.append)
     assert "lora" in (written[0] if written else capsys.readouterr().out)
     assert len([line for line in caplog.messages if "result.json cannot be read" in line]) == 3
 
@@ -215,7 +215,7 @@ def test_a_share_that_is_not_finite_is_left_out(folder):
     path = ["params", "trainable_share_of_backbone_percent"]
     (folder / "good" / "result.json").write_text(json.dumps(changed(path, None)))
     written = []
-    assert write_report([str(folder)], "md", None, written.append) == 0
+    write_report([str(folder)], "md", None, written.append)
     assert "lora" in written[0]
 
 
@@ -294,7 +294,7 @@ BROKEN = {
 def test_what_cannot_be_computed_with_is_left_out(folder, text, caplog):
     file = folder / "scores" / "result.json"
     file.write_text(text)
-    assert write_report([str(folder)], "csv", None, lambda _: None) == 0
+    write_report([str(folder)], "csv", None, lambda _: None)
     assert f"{file} cannot be read: {BROKEN[text]}" in caplog.messages
     caplog.clear()
     assert len(list(sync([folder], dry_run=True))) == 1

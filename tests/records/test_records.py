@@ -21,7 +21,7 @@ from petl_bench.records.schema import (
     Record,
     Scores,
 )
-from petl_bench.records.store import RunFolder, find_records
+from petl_bench.records.store import RunFolder, locate_records
 from petl_bench.run.lifecycle import identify
 from reports.made_records import made_record
 
@@ -230,12 +230,12 @@ def test_records_are_found_and_broken_ones_named(tmp_path):
     RunFolder(tmp_path / "a" / "b").write(record())
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "result.json").write_text("{")
-    records, unreadable = find_records([tmp_path])
-    assert records == [record()]
+    records, unreadable = locate_records([tmp_path])
+    assert list(records.values()) == [record()]
     assert len(unreadable) == 1
     assert "c/result.json" in unreadable[0]
     with pytest.raises(RequestError, match="no such folder"):
-        find_records([tmp_path / "nowhere"])
+        locate_records([tmp_path / "nowhere"])
 
 
 def test_the_search_for_records_has_a_bound(tmp_path, monkeypatch):
@@ -248,10 +248,10 @@ def test_the_search_for_records_has_a_bound(tmp_path, monkeypatch):
         (runs / "a" / "adapter" / str(i)).mkdir(parents=True)
         (tmp_path / str(i)).mkdir()
     monkeypatch.setattr("petl_bench.records.store._MOST_FOLDERS", 3)
-    assert len(find_records([runs])[0]) == 2
+    assert len(locate_records([runs])[0]) == 2
     (runs / "c").mkdir()
     with pytest.raises(RequestError, match=r"more than 3 folders, .*name the folders of the runs"):
-        find_records([runs])
+        locate_records([runs])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_study_names_its_runs_and_leaves_out_what_it_did_not_take(tmp_path):
     ]
     study = StudyFile("a study", "What it asks.", ["LoRA of the paper"], ["CoLA"], [0], runs, deviations=["Smaller."])
     study.write(tmp_path)
-    assert write_report([str(tmp_path)], "csv", None, lambda _: None, page=str(tmp_path / "page.html")) == 0
+    write_report([str(tmp_path)], "csv", None, lambda _: None, page=str(tmp_path / "page.html"))
     data = embedded((tmp_path / "page.html").read_text())
     assert [(row["method"], row["task"], row["n"]) for row in data["rows"]] == [("LoRA of the paper", "CoLA", 1)]
     assert (data["title"], data["descriptions"], data["deviations"]) == ("a study", ["What it asks."], ["Smaller."])

@@ -249,7 +249,7 @@ def test_runs_that_did_not_finish_are_named(tmp_path, caplog):
     RunFolder(tmp_path / "a").write(SEEDS[0])
     RunFolder(tmp_path / "b").write(made(0.1, "method=full", status="diverged"))
     written = []
-    assert write_report([str(tmp_path)], "md", None, written.append) == 0
+    write_report([str(tmp_path)], "md", None, written.append)
     assert "lora" in written[0]
     assert any("left out, diverged: smoke full seed 0" in message for message in caplog.messages)
 

@@ -17,6 +17,17 @@ from petl_bench.backbones.anatomy import Anatomy
 MASKED_PAIRWISE = ("eager", "sdpa")
 
 
+def attention_implementation(config: Any) -> str | None:
+    """The name of the attention kernel that a model of transformers runs with; None: its config names none."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def set_attention_implementation(config: Any, name: str) -> None:
+    """Gives a config the name of a kernel without transformers' check of it, which is one of models, not of modules."""
+    config._attn_implementation_internal = name
+
+
 def attention_kernel(attention: nn.Module, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """The attention function of this name for an attention module.
 
@@ -60,7 +71,9 @@ class AttendToAll:
         """
         part = self._part
         attention: Any = self.layer.get_submodule(self.anatomy.self_attention)
-        context, _ = attention_kernel(attention, attention.config._attn_implementation)(
+        kernel = attention_implementation(attention.config)
+        assert kernel
+        context, _ = attention_kernel(attention, kernel)(
             attention,
             self._heads(part("query", selected)),
             self._heads(part("key", everything)),

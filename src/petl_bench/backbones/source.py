@@ -66,6 +66,11 @@ _READ = (
 )  # fmt: skip
 
 
+def base_name(backbone: BackboneConfig) -> str:
+    """The pretrained model as readers know it."""
+    return Path(backbone.path).name if backbone.path else backbone.hub_id or backbone.name
+
+
 def read_files(folder: Path) -> dict[str, Path]:
     """The files of `model_files` that weights, config and tokenizer are read from, by name."""
     return {name: file for name, file in model_files(folder).items() if any(map(file.match, _READ))}

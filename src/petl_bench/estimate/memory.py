@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from petl_bench.backbones.attention import attention_implementation
 from petl_bench.estimate.tensor_modes import FlopCounter, StorageLog
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")
@@ -205,5 +206,4 @@ def _kernel_name(attention_operators: set[str], model: nn.Module) -> str:
     for operator, name in _KERNELS.items():
         if operator in attention_operators:
             return name
-    is_eager = getattr(getattr(model, "config", None), "_attn_implementation", None) == "eager"
-    return "eager" if is_eager else "math"
+    return "eager" if attention_implementation(getattr(model, "config", None)) == "eager" else "math"

@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from petl_bench.backbones.attention import attention_implementation
 from petl_bench.frozen.features import PackedFeatures, feature_offsets, fill_features
 from petl_bench.frozen.split import FrozenLayers
 from petl_bench.records.reading import check_hash, with_hash
@@ -311,7 +312,7 @@ def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict
     common = [
         CACHE_VERSION,
         {name: value for name, value in settings.to_dict().items() if name not in _NOT_IN_KEY},
-        settings._attn_implementation,
+        attention_implementation(settings),
         [precision, device.type, torch.__version__],
     ]
     digest = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode())

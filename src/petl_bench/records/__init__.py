@@ -7,3 +7,6 @@ OOD_SCORES = {
     "mahalanobis": "negative squared Mahalanobis distance to the nearest class mean",
     "cosine": "largest cosine similarity to a training row",
 }
+
+# Which rows the false positive rate at 95 % true positives counts.
+FPR_RULE = "the rows out of distribution at or above the score at position n // 20 of the n sorted report rows"

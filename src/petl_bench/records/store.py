@@ -244,21 +244,15 @@ def read_record(file: Path) -> Record:
     return Record.from_dict(read_json(file))
 
 
-def find_records(folders: Iterable[str | Path]) -> tuple[list[Record], list[str]]:
+def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], list[str]]:
     """Reads every record below these folders, in the order of their paths.
 
     Returns:
-        The records, and a message for each file that could not be read.
+        The records by their files, and a message for each file that could not be read.
 
     Raises:
         RequestError: If a folder does not exist.
     """
-    records, unreadable = locate_records(folders)
-    return list(records.values()), unreadable
-
-
-def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], list[str]]:
-    """The same by file."""
     records, unreadable, seen = {}, [], set[Path]()
     for file in find_record_files(folders):
         if file.resolve() in seen:

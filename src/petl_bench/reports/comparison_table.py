@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from petl_bench.reports.differences import Difference, Differences
 from petl_bench.reports.fields import MISSING, score_text
@@ -203,3 +204,32 @@ def _data_sets(differences: Differences) -> list[str]:
         few = f"{_plural(number, 'data set')} {'is' if number == 1 else 'are'} too few to say anything about others"
         notes.append(f"{few} ({LEAST_DATA_SETS} are needed)")
     return notes
+
+
+def comparison_row(one: MethodComparison) -> dict[str, Any]:
+    """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
+    found = one.difference
+    interval = found.interval if found else None
+    estimate = found.estimate if found else None
+    return {
+        "table": one.results,
+        "task": one.task,
+        "tasks": list(one.tasks),
+        "method": one.method,
+        "reference": one.reference,
+        "n": found.n if found else 0,
+        "rows": found.rows if found else None,
+        "disagreements": found.disagreements if found else None,
+        "difference": found.mean if found else None,
+        "ci_low": interval[0] if interval else None,
+        "ci_high": interval[1] if interval else None,
+        "seeds_error": estimate.error if estimate and found and "seeds" in (found.test or "") else None,
+        "rows_error": estimate.normal_error if estimate and found and found.test == "seeds and rows" else None,
+        "detectable": estimate.detectable(one.family) if estimate and one.task is not None else None,
+        "test": found.test if found else None,
+        "p": found.p if found else None,
+        "p_corrected": one.p,
+        "corrected_for": one.family,
+        "verdict": one.verdict,
+        "sentence": sentence(one),
+    }

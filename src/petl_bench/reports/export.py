@@ -13,12 +13,12 @@ from typing import Any
 from petl_bench.records.reading import finite
 from petl_bench.records.schema import Record
 from petl_bench.records.store import ADAPTER_CONFIG, ADAPTER_FOLDER, read_json
-from petl_bench.reports.comparison_table import sentence
+from petl_bench.reports.comparison_table import comparison_row
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, Field
 from petl_bench.reports.groups import Group
 from petl_bench.reports.machines import MeasuredCosts
 from petl_bench.reports.protocol import settings_of, still_improving
-from petl_bench.reports.ranking import Analysis, MethodComparison
+from petl_bench.reports.ranking import Analysis
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import Cell, ResultsTable
 from petl_bench.reports.significance import Statistic, average_ranks
@@ -209,35 +209,6 @@ def _method_rows(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-def comparison_row(one: MethodComparison) -> dict[str, Any]:
-    """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
-    found = one.difference
-    interval = found.interval if found else None
-    estimate = found.estimate if found else None
-    return {
-        "table": one.results,
-        "task": one.task,
-        "tasks": list(one.tasks),
-        "method": one.method,
-        "reference": one.reference,
-        "n": found.n if found else 0,
-        "rows": found.rows if found else None,
-        "disagreements": found.disagreements if found else None,
-        "difference": found.mean if found else None,
-        "ci_low": interval[0] if interval else None,
-        "ci_high": interval[1] if interval else None,
-        "seeds_error": estimate.error if estimate and found and "seeds" in (found.test or "") else None,
-        "rows_error": estimate.normal_error if estimate and found and found.test == "seeds and rows" else None,
-        "detectable": estimate.detectable(one.family) if estimate and one.task is not None else None,
-        "test": found.test if found else None,
-        "p": found.p if found else None,
-        "p_corrected": one.p,
-        "corrected_for": one.family,
-        "verdict": one.verdict,
-        "sentence": sentence(one),
-    }
-
-
 # Of the results of PEFT's own method comparison (https://github.com/huggingface/peft, method_comparison): a JSON a run.
 _SUITE_PARTS = ("run_info", "train_info", "meta_info")
 
@@ -251,41 +222,15 @@ def to_method_comparison(record: Record, folder: Path) -> dict[str, Any]:
         record: The run's.
         folder: The run's, whose name names the experiment.
     """
-    config, train = record.config, record.config.get("train") or {}
-    protocol, params, memory, versions = record.protocol, record.params, record.memory, record.versions
-    method = (config.get("method") or {}).get("name")
-    metrics = [
-        {"step": one.step, "train loss": one.train_loss, "train samples": one.step * (record.batch_size or 0)}
-        | {f"valid {name}": score for name, score in one.scores.items()}
-        for one in record.history
-    ]
-    if record.selected_scores:
-        last = {key: metrics[-1][key] for key in ("step", "train loss", "train samples")} if metrics else {}
-        metrics.append(last | {f"test {name}": score for name, score in record.selected_scores.items()})
+    params, memory = record.params, record.memory
     return {
         "run_info": {
             "created_at": None,
             "total_time": None,
-            "experiment_name": f"{method}/{folder.name}",
+            "experiment_name": f"{(record.config.get('method') or {}).get('name')}/{folder.name}",
             "peft_branch": None,
-            "train_config": {
-                "model_id": _model_name(config),
-                "dtype": protocol
-                and {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(protocol.precision),
-                "max_seq_length": protocol and protocol.max_length,
-                "batch_size": train.get("batch_size"),
-                "batch_size_eval": train.get("eval_batch_size"),
-                "max_steps": record.history[-1].step if record.history else None,
-                "compile": train.get("compile"),
-                "use_gc": train.get("gradient_checkpointing"),
-                "seed": train.get("seed"),
-                "grad_norm_clip": train.get("max_grad_norm"),
-                "optimizer_type": "AdamW",
-                "optimizer_kwargs": {"lr": train.get("learning_rate"), "weight_decay": train.get("weight_decay")},
-                "lr_scheduler": train.get("schedule"),
-                "attn_implementation": protocol and protocol.attention_implementation,
-            },
-            "peft_config": _peft_config(folder, config),
+            "train_config": _train_config(record),
+            "peft_config": _peft_config(folder, record.config),
             "error_msg": record.error or "",
         },
         "train_info": {
@@ -297,25 +242,66 @@ def to_method_comparison(record: Record, folder: Path) -> dict[str, Any]:
             "num_trainable_params": params and params.trainable,
             "num_total_params": params and params.total,
             "status": _SUITE_STATUS.get(record.status, "failed"),
-            "metrics": metrics,
+            "metrics": _metrics(record),
         },
-        "meta_info": {
-            "model_info": {"sha": (config.get("backbone") or {}).get("revision"), "created_at": None},
-            "dataset_info": {protocol.task: {"sha": record.data and record.data.revision}} if protocol else {},
-            "package_info": {
-                f"{name}-version": versions.get(name) for name in ("transformers", "peft", "datasets", "torch")
-            },
-            "system_info": {
-                "system": record.hardware.get("platform"),
-                "processor": record.hardware.get("processor"),
-                "accelerator": record.hardware.get("device"),
-            },
-            "petl_bench_info": {
-                "version": versions.get("petl-bench"),
-                "run_key": record.run_key,
-                "ended_at": record.ended_at,
-                "report_split": protocol and protocol.report_split,
-            },
+        "meta_info": _meta_info(record),
+    }
+
+
+def _train_config(record: Record) -> dict[str, Any]:
+    """The settings of the training, by the suite's names."""
+    config, protocol, train = record.config, record.protocol, record.config.get("train") or {}
+    dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    return {
+        "model_id": _model_name(config),
+        "dtype": protocol and dtypes.get(protocol.precision),
+        "max_seq_length": protocol and protocol.max_length,
+        "batch_size": train.get("batch_size"),
+        "batch_size_eval": train.get("eval_batch_size"),
+        "max_steps": record.history[-1].step if record.history else None,
+        "compile": train.get("compile"),
+        "use_gc": train.get("gradient_checkpointing"),
+        "seed": train.get("seed"),
+        "grad_norm_clip": train.get("max_grad_norm"),
+        "optimizer_type": "AdamW",
+        "optimizer_kwargs": {"lr": train.get("learning_rate"), "weight_decay": train.get("weight_decay")},
+        "lr_scheduler": train.get("schedule"),
+        "attn_implementation": protocol and protocol.attention_implementation,
+    }
+
+
+def _metrics(record: Record) -> list[dict[str, Any]]:
+    """The evaluations while it trained, and at the end the scores that are reported."""
+    metrics = [
+        {"step": one.step, "train loss": one.train_loss, "train samples": one.step * (record.batch_size or 0)}
+        | {f"valid {name}": score for name, score in one.scores.items()}
+        for one in record.history
+    ]
+    if record.selected_scores:
+        last = {key: metrics[-1][key] for key in ("step", "train loss", "train samples")} if metrics else {}
+        metrics.append(last | {f"test {name}": score for name, score in record.selected_scores.items()})
+    return metrics
+
+
+def _meta_info(record: Record) -> dict[str, Any]:
+    """The base model, the rows, the packages and the machine."""
+    protocol, versions = record.protocol, record.versions
+    return {
+        "model_info": {"sha": (record.config.get("backbone") or {}).get("revision"), "created_at": None},
+        "dataset_info": {protocol.task: {"sha": record.data and record.data.revision}} if protocol else {},
+        "package_info": {
+            f"{name}-version": versions.get(name) for name in ("transformers", "peft", "datasets", "torch")
+        },
+        "system_info": {
+            "system": record.hardware.get("platform"),
+            "processor": record.hardware.get("processor"),
+            "accelerator": record.hardware.get("device"),
+        },
+        "petl_bench_info": {
+            "version": versions.get("petl-bench"),
+            "run_key": record.run_key,
+            "ended_at": record.ended_at,
+            "report_split": protocol and protocol.report_split,
         },
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from petl_bench.records import OOD_SCORES
+from petl_bench.records import FPR_RULE, OOD_SCORES
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts
 
@@ -140,10 +140,7 @@ def _by_key(*fields: Field) -> dict[str, Field]:
 # What a score of rows out of distribution comes to, by the names in `petl_bench.records.predictions.OodScore`.
 OOD_FIGURES = {
     "auroc": ("AUROC", "how often a report row scores higher than a row out of distribution, in percent"),
-    "fpr95": (
-        "FPR@95",
-        "percent of the rows out of distribution at or above the score at position n // 20 of the n sorted report rows",
-    ),
+    "fpr95": ("FPR@95", f"percent of {FPR_RULE}"),
     "aupr_in": ("AUPR in", "average precision in percent, report rows positive"),
     "aupr_out": ("AUPR out", "average precision in percent, rows out of distribution positive"),
 }

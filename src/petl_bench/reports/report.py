@@ -167,7 +167,7 @@ def write_report(
     columns: Sequence[str] = (),
     wide: bool = False,
     exported: str | None = None,
-) -> int:
+) -> None:
     """Reports on every finished run below `folders`; runs of a study go by its names and order.
 
     Args:
@@ -182,9 +182,6 @@ def write_report(
         columns: Of the tables of scores; none: the most asked for.
         wide: Whether tables have all columns, even if there is no room for them.
         exported: Folder for the runs in the format of PEFT's method comparison.
-
-    Returns:
-        The exit code: 0.
 
     Raises:
         RequestError: If there is neither a finished run nor a study, or nothing that the picture could show.
@@ -221,7 +218,6 @@ def write_report(
         write_files(report_input, analyses, plot, plot_kind or PLOT_KINDS[0], page)
     if exported is not None:
         _export_runs(report_input, Path(exported).expanduser())
-    return 0
 
 
 def _export_runs(report_input: ReportInput, target: Path) -> None:

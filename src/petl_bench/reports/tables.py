@@ -110,13 +110,8 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         row += [f"{ranking.ranks[method]:.2f}" if method in ranking.ranks else MISSING] * ranked
         row += parameter_cells([share], cells) + [cost_cell(column, cells) for column in costs]
         rows.append(row + parameter_cells(sizes, cells))
-    baselines = results.baselines()
-    for name, by_task in baselines.items():
-        shown = {
-            _heading(results, task): score_text(score, in_percent=results.in_percent(task))
-            for task, score in by_task.items()
-        }
-        rows.append([name, *(shown.get(column, MISSING) for column in header[1:])])
+    baselines = _baseline_rows(results, header)
+    rows += baselines
     bold = frozenset(
         (number, header.index(name))
         for name, column in scored.items()
@@ -127,14 +122,13 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     notes += [*_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
     if waiting := [method for method in results.methods if method not in methods]:
         notes.append(f"no run yet: {', '.join(waiting)}")
-    notes += [f"{name}, a baseline: {BASELINES[name]}" for name in baselines if name in BASELINES]
-    title = f"{results.title}: {_TITLES[statistic]}"
+    notes += [f"{name}, a baseline: {BASELINES[name]}" for name, *_ in baselines if name in BASELINES]
     # No memory without its batch.
     memory = [column.name for column in costs if column.depends_on_batch or column == FIELDS["batch_size"]]
     first = dict.fromkeys(["method", "avg", *scored])
     priority = (*((name,) for name in first), tuple(memory), ("seeds",), (share.name,))
     return ReportTable(
-        title,
+        f"{results.title}: {_TITLES[statistic]}",
         header,
         rows,
         notes,
@@ -143,6 +137,18 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         priority=priority,
         baselines=len(baselines),
     )
+
+
+def _baseline_rows(results: ResultsTable, header: list[str]) -> list[list[str]]:
+    """A row of scores for each baseline, under the columns of the tasks that it has a score of."""
+    rows = []
+    for name, by_task in results.baselines().items():
+        shown = {
+            _heading(results, task): score_text(score, in_percent=results.in_percent(task))
+            for task, score in by_task.items()
+        }
+        rows.append([name, *(shown.get(column, MISSING) for column in header[1:])])
+    return rows
 
 
 def baseline_notes(results: ResultsTable) -> list[str]:

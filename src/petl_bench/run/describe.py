@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from petl_bench.backbones.attention import attention_implementation
 from petl_bench.backbones.load import Backbone
 from petl_bench.config import RunConfig
 from petl_bench.records.predictions import Tagging
@@ -275,7 +276,7 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
         max_length=cfg.task.max_length,
         seed=cfg.train.seed,
         precision=cfg.train.precision,
-        attention_implementation=getattr(model_config, "_attn_implementation", None),
+        attention_implementation=attention_implementation(model_config),
         batching=cfg.train.batching,
     )
 

@@ -175,8 +175,8 @@ class Evaluator(Callback):
     def __init__(
         self, model: nn.Module, task: Task, sources: dict[str, BatchSource], batch_size: int, accelerator: Accelerator
     ) -> None:
-        self._model, self._task, self._sources = model, task, sources
-        self._batch_size, self._accelerator = batch_size, accelerator
+        self.model, self.task, self.sources = model, task, sources
+        self.batch_size, self.accelerator = batch_size, accelerator
         # Multi-label: the probability from which a label is given. It is chosen with the selection split, if at all.
         self._threshold = task.settings.threshold or 0.5
         # Outputs on the selection split of the last and of the best weights; None after an interruption before which
@@ -187,14 +187,14 @@ class Evaluator(Callback):
     @property
     def threshold(self) -> float | None:
         """Of a multi-label task, the probability from which the present weights give a label."""
-        return self._threshold if self._task.settings.type == "multilabel" else None
+        return self._threshold if self.task.settings.type == "multilabel" else None
 
     def selection_scores(self) -> dict[str, float]:
         """Returns the task's metrics on the selection split."""
         self._last_outputs = self._predict("selection")
         if self._chooses_threshold:
             self._threshold = self._best_threshold(self._last_outputs)
-        return self._scores("selection", self._last_outputs, self._task.settings.metrics)
+        return self._scores("selection", self._last_outputs, self.task.settings.metrics)
 
     def on_evaluation(self, entry: HistoryEntry, is_best: bool) -> None:
         """Keeps the outputs of the best weights, so that they need not be computed again at the end."""
@@ -212,17 +212,17 @@ class Evaluator(Callback):
             The scores, and the predictions of the selected weights by split: `report`, the extra splits, and
             `selection` if these are other rows than those reported on.
         """
-        task = self._task
+        task = self.task
         best, last = progress.history[progress.best], progress.history[-1]
         found = of_last = self._report(last.scores, self._last_outputs)
         best_scores, selection_outputs = of_last.scores, self._last_outputs
         if best is not last:
-            last_weights = trainable_weights(self._model)
-            load_trainable_weights(self._model, progress.best_weights)
+            last_weights = trainable_weights(self.model)
+            load_trainable_weights(self.model, progress.best_weights)
             of_best = self._report(best.scores, self._best_outputs)
             best_scores = of_best.scores
             if selection == "last":
-                load_trainable_weights(self._model, last_weights)
+                load_trainable_weights(self.model, last_weights)
             else:
                 found, selection_outputs = of_best, self._best_outputs
         if selection_outputs is None:
@@ -239,7 +239,7 @@ class Evaluator(Callback):
             selection_scores: The scores of the present weights on the selection split.
             selection_outputs: Their outputs on it; None where they are not known.
         """
-        task, outputs = self._task, {}
+        task, outputs = self.task, {}
         if self._chooses_threshold:
             self._threshold = self._best_threshold(
                 self._predict("selection") if selection_outputs is None else selection_outputs
@@ -255,15 +255,15 @@ class Evaluator(Callback):
         return _Reported(scores, outputs, self._threshold)
 
     def _predict(self, split: str) -> np.ndarray:
-        return predict_logits(self._model, self._sources[split], self._batch_size, self._accelerator)
+        return predict_logits(self.model, self.sources[split], self.batch_size, self.accelerator)
 
     @property
     def _chooses_threshold(self) -> bool:
-        return self._task.settings.type == "multilabel" and self._task.settings.threshold is None
+        return self.task.settings.type == "multilabel" and self.task.settings.threshold is None
 
     def _best_threshold(self, outputs: np.ndarray) -> float:
         """The threshold with the best score on the selection split; of several, the one nearest to 0.5."""
-        task = self._task
+        task = self.task
         metric, given = task.settings.metric, task.given_names(task.selection)
         sign = 1 if task.higher_is_better else -1
 
@@ -278,10 +278,10 @@ class Evaluator(Callback):
         return compute_metrics(metrics, found.predicted, found.labels)
 
     def _predictions(self, split: str, outputs: np.ndarray) -> Predictions:
-        task = self._task
+        task = self.task
         rows = {"selection": task.selection, "report": task.report}.get(split) or task.extra[split].rows
         assert rows.labels is not None
-        labels, read = task.labels or [], self._sources[split].rows.read_tokens
+        labels, read = task.labels or [], self.sources[split].rows.read_tokens
         if read is not None:
             no_outputs = np.empty((len(rows), 0), dtype=np.float32)
             return Predictions(rows.ids(), task.given_names(rows), no_outputs, word_tags(outputs, read, labels))

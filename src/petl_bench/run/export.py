@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import logit
 from torch import nn
 
+from petl_bench.backbones.source import base_name
 from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.methods.peft import merged
@@ -60,7 +61,7 @@ def model_card(record: Record, form: str) -> str:
     config: RunConfig = config_from_dict(record.config)
     task, protocol = config.task, record.protocol
     assert protocol
-    name = f"{task.name}-{config.method.name}-{Path(base_name(config)).name}"
+    name = f"{task.name}-{config.method.name}-{Path(base_name(config.backbone)).name}"
     pipeline = "token-classification" if task.type == "tagging" else "text-classification"
     data = ModelCardData(
         base_model=None if config.backbone.path else config.backbone.hub_id,
@@ -78,12 +79,6 @@ def model_card(record: Record, form: str) -> str:
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
-def base_name(config: RunConfig) -> str:
-    """The pretrained model as readers know it."""
-    settings = config.backbone
-    return Path(settings.path).name if settings.path else settings.hub_id or settings.name
-
-
 def _described(config: RunConfig, record: Record) -> list[str]:
     """The paragraphs of a card but for the last one."""
     task, train, protocol, params = config.task, config.train, record.protocol, record.params
@@ -94,7 +89,9 @@ def _described(config: RunConfig, record: Record) -> list[str]:
     revision = f", revision {config.backbone.revision}" if config.backbone.revision and not config.backbone.path else ""
     licence = "unknown" if config.backbone.path else config.backbone.license or "unknown"
     about = {
-        "Base model": "random weights" if config.backbone.weights == "random" else f"{base_name(config)}{revision}",
+        "Base model": "random weights"
+        if config.backbone.weights == "random"
+        else f"{base_name(config.backbone)}{revision}",
         "Licence of the base model": None if config.backbone.weights == "random" else licence,
         "Task": f"{task.name} ({task.type})",
         "Labels": f"{len(labels)} ({listed})" if labels else None,
@@ -150,6 +147,8 @@ def listing(items: dict[str, Any]) -> str:
 
 def _usage(config: RunConfig, record: Record, form: str) -> str:
     """How the model is loaded and asked, as code."""
+    if form == "adapter" and config.backbone.weights == "random":
+        return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
     is_tagger = config.task.type == "tagging"
     kind = f"AutoModelFor{'Token' if is_tagger else 'Sequence'}Classification"
     texts = '"a text"' if len(config.task.text_columns) == 1 else '"a text", "the second one"'
@@ -159,56 +158,11 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
     )
     asked = f"inputs = tokenizer({texts}, truncation=True, max_length={config.task.max_length}, return_tensors="
     if form == "onnx":
-        code = [
-            "# pip install onnxruntime transformers",
-            "import onnxruntime",
-            "from transformers import AutoConfig, AutoTokenizer",
-            "",
-            'folder = "."  # of this file',
-            "config = AutoConfig.from_pretrained(folder)",
-            f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
-            f'session = onnxruntime.InferenceSession(f"{{folder}}/{ONNX_FILE}")',
-            f'{asked}"np")',
-            "inputs = {one.name: inputs[one.name] for one in session.get_inputs()}",
-            "outputs = session.run(None, inputs)[0][0]",
-        ]
-    elif form == "model":
-        code = [
-            f"# pip install torch transformers{' petl-bench' if config.backbone.pooling is not None else ''}",
-            "import torch",
-            f"from transformers import {kind}, AutoTokenizer",
-            "",
-            'folder = "."  # of this file',
-            f"model = {kind}.from_pretrained(folder).eval()",
-            "config = model.config",
-            f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
-        ]
-        if config.backbone.pooling is not None:
-            code.insert(3, "from petl_bench.backbones.load import read_pooled")
-            code.insert(-2, "read_pooled(model)  # the head reads what config.classifier_pooling says")
-    elif config.backbone.weights == "random":
-        return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
+        given = "inputs = {one.name: inputs[one.name] for one in session.get_inputs()}"
+        code = [*_load_onnx(space), f'{asked}"np")', given, "outputs = session.run(None, inputs)[0][0]"]
     else:
-        # PEFT knows neither our tuners nor layers that are left out.
-        layers = record.layers
-        is_ours = get_method(config.method.name).tuner or (layers and layers.head < layers.num_layers)
-        is_ours = is_ours or config.backbone.pooling is not None
-        code = [
-            f"# pip install torch transformers {'petl-bench' if is_ours else 'peft'}",
-            "import torch",
-            "from petl_bench.model import load_adapter" if is_ours else "from peft import PeftModel",
-            f"from transformers import AutoConfig, {kind}, AutoTokenizer",
-            "",
-            f'base = "{base_name(config)}"' + ("  # the folder of the base model" if config.backbone.path else ""),
-            'folder = "."  # of this file',
-            f'config = AutoConfig.from_pretrained(f"{{folder}}/{MODEL_CONFIG}")',
-            "# A head that the base may have gives way to that of the adapter.",
-            f"model = {kind}.from_pretrained(base, config=config, ignore_mismatched_sizes=True)",
-            f"model = {'load_adapter' if is_ours else 'PeftModel.from_pretrained'}(model, folder).eval()",
-            f"tokenizer = AutoTokenizer.from_pretrained(base{space})",
-        ]
-    if form != "onnx":
-        code += [f'{asked}"pt")', "with torch.no_grad():", "    outputs = model(**inputs).logits[0]"]
+        loading = _load_model(config, kind, space) if form == "model" else _load_adapter(config, record, kind, space)
+        code = [*loading, f'{asked}"pt")', "with torch.no_grad():", "    outputs = model(**inputs).logits[0]"]
     shown = {
         "classification": "config.id2label[int(outputs.argmax())]",
         "regression": "float(outputs[0])",
@@ -217,6 +171,56 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
         "tagging": "[config.id2label[i] for i in outputs.argmax(-1).tolist()]",
     }[config.task.type]
     return "\n".join(["```python", *code, f"print({shown})", "```"])
+
+
+def _load_onnx(space: str) -> list[str]:
+    return [
+        "# pip install onnxruntime transformers",
+        "import onnxruntime",
+        "from transformers import AutoConfig, AutoTokenizer",
+        "",
+        'folder = "."  # of this file',
+        "config = AutoConfig.from_pretrained(folder)",
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
+        f'session = onnxruntime.InferenceSession(f"{{folder}}/{ONNX_FILE}")',
+    ]
+
+
+def _load_model(config: RunConfig, kind: str, space: str) -> list[str]:
+    is_pooled = config.backbone.pooling is not None
+    return [
+        f"# pip install torch transformers{' petl-bench' if is_pooled else ''}",
+        "import torch",
+        f"from transformers import {kind}, AutoTokenizer",
+        *(["from petl_bench.backbones.load import read_pooled"] if is_pooled else []),
+        "",
+        'folder = "."  # of this file',
+        f"model = {kind}.from_pretrained(folder).eval()",
+        *(["read_pooled(model)  # the head reads what config.classifier_pooling says"] if is_pooled else []),
+        "config = model.config",
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{space})",
+    ]
+
+
+def _load_adapter(config: RunConfig, record: Record, kind: str, space: str) -> list[str]:
+    # PEFT knows neither our tuners nor layers that are left out.
+    layers = record.layers
+    is_ours = get_method(config.method.name).tuner or (layers and layers.head < layers.num_layers)
+    is_ours = is_ours or config.backbone.pooling is not None
+    return [
+        f"# pip install torch transformers {'petl-bench' if is_ours else 'peft'}",
+        "import torch",
+        "from petl_bench.model import load_adapter" if is_ours else "from peft import PeftModel",
+        f"from transformers import AutoConfig, {kind}, AutoTokenizer",
+        "",
+        f'base = "{base_name(config.backbone)}"' + ("  # the folder of the base model" if config.backbone.path else ""),
+        'folder = "."  # of this file',
+        f'config = AutoConfig.from_pretrained(f"{{folder}}/{MODEL_CONFIG}")',
+        "# A head that the base may have gives way to that of the adapter.",
+        f"model = {kind}.from_pretrained(base, config=config, ignore_mismatched_sizes=True)",
+        f"model = {'load_adapter' if is_ours else 'PeftModel.from_pretrained'}(model, folder).eval()",
+        f"tokenizer = AutoTokenizer.from_pretrained(base{space})",
+    ]
 
 
 # Export
@@ -359,7 +363,7 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
     except Exception as error:  # of torch's exporter and of onnxruntime, which have many
         _log.debug("the export to ONNX failed", exc_info=error)
         raise RequestError(
-            f"method={run.config.method.name} on {base_name(run.config)} cannot be exported to ONNX: "
+            f"method={run.config.method.name} on {base_name(run.config.backbone)} cannot be exported to ONNX: "
             f"{first_line(error)}"
         ) from error
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]

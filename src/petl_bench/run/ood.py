@@ -19,6 +19,7 @@ from torch import nn
 
 from petl_bench.backbones.anatomy import classifier_of
 from petl_bench.errors import RequestError, RunError
+from petl_bench.records import FPR_RULE
 from petl_bench.records.predictions import Ood, OodScore, Predictions
 from petl_bench.records.store import DETECTOR_FILE
 from petl_bench.tasks.load import Task
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from petl_bench.training.batches import BatchSource
 
 Array = NDArray[Any]
-
-FPR_RULE = "share of the rows out of distribution at or above the score at position n // 20 of the n sorted report rows"
 
 # Rows whose similarities to all training rows are computed at once.
 _CHUNK = 512
@@ -269,5 +268,5 @@ def detect(
     }
     settings = task.settings
     assert settings.ood is not None
-    described = Ood(settings.ood, settings.ood_share, task.labels, len(task.ood), FPR_RULE, **found)
+    described = Ood(settings.ood, settings.ood_share, task.labels, len(task.ood), f"share of {FPR_RULE}", **found)
     return Detection(described, scores, logits, detector)

@@ -13,7 +13,7 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 
 from petl_bench.backbones.load import Backbone, open_backbone
-from petl_bench.backbones.source import model_files
+from petl_bench.backbones.source import base_name, model_files
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError
 from petl_bench.measure import git, hardware, versions
@@ -24,7 +24,7 @@ from petl_bench.records.reading import check_hash, finite, validate
 from petl_bench.records.run_key import backbone_name, run_key
 from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
-from petl_bench.run.export import base_name, listing
+from petl_bench.run.export import listing
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
 from petl_bench.settings import check_choices, setting
@@ -274,12 +274,12 @@ def _card(cfg: PretrainConfig, record: Pretraining) -> str:
     """The model card of the adapter, without any of the texts."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    name = f"pretrained-{cfg.method.name}-{Path(base_name(cfg)).name}"
+    name = f"pretrained-{cfg.method.name}-{Path(base_name(cfg.backbone)).name}"
     base = None if cfg.backbone.path else cfg.backbone.hub_id
     data = ModelCardData(base_model=base, library_name="peft", tags=["petl_bench", cfg.method.name], model_name=name)
     sources = [*cfg.texts.tasks, *(Path(file).name for file in cfg.texts.files)]
     about = {
-        "Base model": base_name(cfg),
+        "Base model": base_name(cfg.backbone),
         "Texts": f"{record.num_texts:,} without labels, of {', '.join(sources)}",
         "Updates": f"{record.updates:,} of {cfg.train.batch_size} texts",
         "Learning rate": f"{cfg.train.learning_rate:g}",

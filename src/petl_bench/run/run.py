@@ -14,6 +14,7 @@ from petl_bench.measure import git, hardware, versions
 from petl_bench.methods.peft import RankAllocation
 from petl_bench.model import build_adapted, save_trained
 from petl_bench.process import in_process_group
+from petl_bench.records.predictions import Predictions
 from petl_bench.records.run_key import KEY_VERSION
 from petl_bench.records.schema import Memory, Params, Record
 from petl_bench.records.store import RunFolder
@@ -30,7 +31,7 @@ from petl_bench.run.describe import (
 from petl_bench.run.evaluate import Evaluator, ProgressReport, measure_finished, try_measuring
 from petl_bench.run.export import model_card
 from petl_bench.run.lifecycle import RunLifecycle, identify
-from petl_bench.run.ood import detect
+from petl_bench.run.ood import Detector, detect
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task
@@ -122,17 +123,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     evaluator = Evaluator(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
     progress = _train(cfg, parts.model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
     with peaks.phase("eval"):
-        record.scores, predictions = evaluator.final_scores(progress, cfg.train.selection)
-        detector = None
-        if task.ood is not None:
-            found = detect(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-            record.ood, detector = found.described, found.detector
-            predictions = found.added_to(predictions, task.ood)
-    record.threshold = evaluator.threshold
-    if record.tagging is not None:
-        reported = predictions["report"]
-        record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
-
+        predictions, detector = _score(evaluator, progress, cfg.train.selection, record)
     peaks.log()
     record.time = describe_time(progress, sources, accelerator, is_compiled=cfg.train.compile)
     record.memory.device = describe_device_memory(peaks)
@@ -149,6 +140,33 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
         # Last of all, because a repeated run that fails must not replace what belongs to a finished record.
         lifecycle.folder.write_predictions(predictions if cfg.measure.predictions else None)
         record.stored_files = lifecycle.folder.stored_files()
+
+
+def _score(
+    evaluator: Evaluator, progress: Progress, selection: str, record: Record
+) -> tuple[dict[str, Predictions], Detector | None]:
+    """Scores the trained model on all splits, and fills in what the record says of its predictions.
+
+    Args:
+        evaluator: Holds the trained model, the task and the batches of all splits.
+        progress: What the training did; says which weights are the best ones.
+        selection: `best` or `last`: the weights that the model has afterwards.
+        record: Gets the scores, the threshold, the scores by type of entity and those out of distribution.
+
+    Returns:
+        Predictions by split, and the detector of rows out of distribution if the task has such rows.
+    """
+    record.scores, predictions = evaluator.final_scores(progress, selection)
+    detector, task = None, evaluator.task
+    if task.ood is not None:
+        found = detect(evaluator.model, task, evaluator.sources, evaluator.batch_size, evaluator.accelerator)
+        record.ood, detector = found.described, found.detector
+        predictions = found.added_to(predictions, task.ood)
+    record.threshold = evaluator.threshold
+    if record.tagging is not None:
+        reported = predictions["report"]
+        record.tagging = replace(record.tagging, types=type_scores(reported.labels, reported.predicted))
+    return predictions, detector
 
 
 @dataclass
@@ -287,11 +305,12 @@ def _train(
     from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
     source, record = sources.by_split["train"], lifecycle.record
-    is_balanced = cfg.train.class_weights == "balanced"
     assert record.protocol
     optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
     plain: Any = accelerator.unwrap_model(model)
+    is_balanced = cfg.train.class_weights == "balanced"
+    weights = balanced_weights(source.rows, plain.config.num_labels) if is_balanced else None
     ranks = RankAllocation(plain)
     state = TrainingState(model, accelerator.prepare_optimizer(optimizer), schedule, accelerator, extra=ranks)
     record.history = state.progress.history
@@ -309,7 +328,7 @@ def _train(
         higher_is_better=record.protocol.higher_is_better,
         callbacks=[ranks, evaluator, ProgressReport(record.protocol, lifecycle.tracker, peaks)],
         checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
-        class_weights=balanced_weights(source.rows, plain.config.num_labels) if is_balanced else None,
+        class_weights=weights,
     )
     # Dropout's random numbers start here, whatever building the model drew; each process has its own.
     set_seed(cfg.train.seed + accelerator.process_index)

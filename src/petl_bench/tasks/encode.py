@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CACHE_VERSION = 2
 _CHUNK = 2000
 
-# The label of tokens at which the loss does not look, in torch and in transformers.
+# The label of tokens at which torch's loss does not look; this package does without torch.
 NO_LABEL = -100
 
 # How byte-level tokenizers write a space.

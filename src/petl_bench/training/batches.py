@@ -11,8 +11,8 @@ from torch import nn
 
 MEGABATCH = 50
 
-# The label of tokens at which the loss does not look, in torch and in transformers.
-NO_LABEL = -100
+# The label of tokens at which the loss does not look.
+NO_LABEL = nn.CrossEntropyLoss().ignore_index
 
 
 class TokenRows(Protocol):

@@ -4,6 +4,16 @@ from dataclasses import dataclass, field
 
 from petl_bench.methods.registry import Method, register
 
+# By variant, the parts of a layer that are wrapped, as the anatomy table names them.
+VARIANTS = {
+    # Houlsby et al., ICML 2019, section 2.1, and google-research/adapter-bert.
+    "houlsby": ("attention_end", "feed_forward_end"),
+    # Pfeiffer et al., EACL 2021, and SeqBnConfig of adapters 1.3.0.
+    "pfeiffer": ("last_norm",),
+    # He et al., ICLR 2022, section 3.3, and ParBnConfig of adapters 1.3.0.
+    "parallel": ("feed_forward_in", "feed_forward_end"),
+}
+
 INITIALISATIONS = ("truncated_normal", "normal", "lora")
 
 
@@ -20,7 +30,7 @@ class HoulsbySettings:
         metadata={
             "help": "houlsby: two serial adapters in each layer. pfeiffer: one serial adapter in each layer, between "
             "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network.",
-            "choices": ("houlsby", "pfeiffer", "parallel"),
+            "choices": tuple(VARIANTS),
         },
     )
     activation: str = field(

@@ -11,18 +11,8 @@ from transformers.activations import ACT2FN
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer, norm_modules, train_whole
-from petl_bench.methods.houlsby import HoulsbySettings
+from petl_bench.methods.houlsby import VARIANTS, HoulsbySettings
 from petl_bench.methods.modules import Bottleneck
-
-# By variant, the parts of a layer that are wrapped, as the anatomy table names them.
-VARIANTS = {
-    # Houlsby et al., ICML 2019, section 2.1, and google-research/adapter-bert.
-    "houlsby": ("attention_end", "feed_forward_end"),
-    # Pfeiffer et al., EACL 2021, and SeqBnConfig of adapters 1.3.0.
-    "pfeiffer": ("last_norm",),
-    # He et al., ICLR 2022, section 3.3, and ParBnConfig of adapters 1.3.0.
-    "parallel": ("feed_forward_in", "feed_forward_end"),
-}
 
 
 @dataclass

@@ -18,7 +18,12 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.backbones.attention import MASKED_PAIRWISE, attention_kernel
+from petl_bench.backbones.attention import (
+    MASKED_PAIRWISE,
+    attention_implementation,
+    attention_kernel,
+    set_attention_implementation,
+)
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer
 from petl_bench.methods.prefix import PrefixSettings
 
@@ -65,8 +70,7 @@ def _widened(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
 
 
 def _kernel(module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    plain_config: Any = module.plain_config
-    name = plain_config._attn_implementation
+    name = attention_implementation(module.plain_config)
     # A prefix widens the mask.
     if name not in MASKED_PAIRWISE:
         raise ValueError(f"prefix tuning needs attn_implementation {' or '.join(MASKED_PAIRWISE)}, not {name!r}")
@@ -227,7 +231,7 @@ class PrefixLayer(TunerLayer):
         if self.own_attention is None:
             attention.plain_config = attention.config
             attention.config = copy.copy(attention.config)
-            attention.config._attn_implementation_internal = IMPLEMENTATION
+            set_attention_implementation(attention.config, IMPLEMENTATION)
 
     def restore(self) -> None:
         """Undoes what `__init__` did to the attention module."""

@@ -120,15 +120,8 @@ def page_data(
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
     machines = machines_of(one for item in named for one in item.group.measured_costs)
-    # Fronts join the rows of one protocol.
-    protocols = protocol_numbers([item.group for item in named])
-    rows = [
-        _row(index, item, machines[0], bold) | {"roc": _roc(item.group, roc or {}), "protocol": protocols[index]}
-        for index, item in enumerate(named)
-    ]
+    rows = _rows(named, machines, bold, roc or {}, incomplete)
     by_key = {record.run_key: index for index, item in enumerate(named) for record in item.group.records}
-    for row, item in zip(rows, named, strict=True):
-        row["complete"] = not any(record.run_key in incomplete for record in item.group.records)
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
         "title": ", ".join(study.name for study in studies) or "PETL methods compared",
@@ -156,6 +149,27 @@ def page_data(
     }
     cleaned: dict[str, Any] = finite(data)
     return cleaned
+
+
+def _rows(
+    named: Sequence[NamedGroup],
+    machines: Sequence[Machine],
+    bold: Collection[str],
+    roc: Mapping[str, Mapping[str, Any]],
+    incomplete: Collection[str],
+) -> list[dict[str, Any]]:
+    """The rows of the page's table, with all that its plots show of them and the costs on the first machine."""
+    # Fronts join the rows of one protocol.
+    protocols = protocol_numbers([item.group for item in named])
+    return [
+        _row(index, item, machines[0], bold)
+        | {
+            "roc": _roc(item.group, roc),
+            "protocol": protocols[index],
+            "complete": not any(record.run_key in incomplete for record in item.group.records),
+        }
+        for index, item in enumerate(named)
+    ]
 
 
 def _axes(named: Sequence[NamedGroup], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
