@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from scipy.stats import t
 
 from petl_bench.methods.flat.model import FlatConfig, FlatNetwork
 from petl_bench.records.store import read_record
@@ -178,16 +179,31 @@ def ranking(runs: Path) -> list[tuple[str, list[float]]]:
     return sorted(means.items(), key=lambda item: -fmean(item[1]))
 
 
+def difference(values: list[float], others: list[float]) -> str:
+    """The mean difference over seeds with its interval of 95 % by Student's t; empty for fewer than two seeds."""
+    if len(values) < 2:
+        return ""
+    differences = [one - other for one, other in zip(values, others, strict=True)]
+    half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    return f"{fmean(differences):.2f} ± {half:.2f}"
+
+
 def rank(runs: Path) -> None:
-    """Prints the designs, best first, and the mean of every choice over the designs that have it."""
+    """Prints the designs, best first, and the mean of every choice over the designs that have it.
+
+    The first seed picked the best designs, so what they are better by is told without it.
+    """
     designs = drawn()
     by_choice: dict[str, list[float]] = defaultdict(list)
     ranked = ranking(runs)
-    print("| design | seeds | mean | sd over seeds | settings |\n|---|---:|---:|---:|---|")
+    of_flat_p = dict(ranked)["flat_p"]
+    print("| design | seeds | mean | sd over seeds | minus FLAT-P, without the first seed | settings |")
+    print("|---|---:|---:|---:|---:|---|")
     for name, means in ranked:
         spread = f"{stdev(means):.2f}" if len(means) > 1 else ""
+        against = difference(means[1:], of_flat_p[1:]) if name != "flat_p" else ""
         settings = [one.removeprefix("method.") for one in settings_of(designs[name])[1:]]
-        print(f"| {name} | {len(means)} | {fmean(means):.2f} | {spread} | {' '.join(settings)} |")
+        print(f"| {name} | {len(means)} | {fmean(means):.2f} | {spread} | {against} | {' '.join(settings)} |")
         for setting in settings:
             by_choice[setting].append(fmean(means))
     print("\n| choice | designs | mean |\n|---|---:|---:|")
