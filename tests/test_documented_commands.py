@@ -23,11 +23,11 @@ from finished_runs import finished, table
 from petl_bench import cli
 from petl_bench.estimate import plan
 from petl_bench.studies import choice
-from petl_bench.tasks import tables
+from petl_bench.tasks import table_files
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_read_parquet = tables.read_parquet
+_read_parquet = table_files.read_parquet
 # What makes a run small: a backbone of two layers for each architecture, few rows, two updates.
 TINY = {"bert": "tiny_bert", "roberta": "tiny_roberta", "deberta-v2": "tiny_deberta_v2"}
 SHAPE = ["num_hidden_layers=5", "max_position_embeddings=514"]
@@ -107,12 +107,12 @@ def reader(tmp_path, monkeypatch, backbones):
     monkeypatch.setenv("PETL_BENCH_DATA", str(tmp_path / "DIR"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(choice, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
-    monkeypatch.setattr(tables, "read_parquet", few_test_rows)
+    monkeypatch.setattr(table_files, "read_parquet", few_test_rows)
     _write_files()
     return Reader(backbones, monkeypatch)
 
 
-def few_test_rows(files: list[Path], source: str, columns: Collection[str]) -> tables.Table:
+def few_test_rows(files: list[Path], source: str, columns: Collection[str]) -> table_files.Table:
     """Reads parquet files; of those with test rows, every twentieth row."""
     table = _read_parquet(files, source, columns)
     return table.take(range(0, table.num_rows, 20)) if "test" in files[0].name else table

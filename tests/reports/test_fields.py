@@ -12,7 +12,7 @@ import pytest
 
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedCosts
-from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.fields import AXES, FIELDS, MIB, QUANTITIES, Field
 from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.page import page_data

@@ -9,7 +9,7 @@ import pytest
 from petl_bench.cli import main
 from petl_bench.records.schema import DeviceMemory, Memory
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.export import find_method_comparison, method_comparison_tables, to_method_comparison
+from petl_bench.reports.csv_json import find_method_comparison, method_comparison_tables, to_method_comparison
 from reports.made_records import made_record
 
 

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from petl_bench.records.schema import HistoryEntry
-from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots import kinds
 from petl_bench.reports.protocol import (

@@ -11,8 +11,8 @@ import scipy.stats
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions
 from petl_bench.reports.comparison_table import comparison_table, sentence
+from petl_bench.reports.csv_json import to_json
 from petl_bench.reports.differences import find_differences, no_predictions
-from petl_bench.reports.export import to_json
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.ranking import analyse
 from petl_bench.reports.results_table import backbone_results

@@ -15,7 +15,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions, write_predictions
 from petl_bench.records.schema import Data, DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
 from petl_bench.records.store import RunFolder
-from petl_bench.reports.export import to_csv, to_json
+from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots.kinds import draw_scores

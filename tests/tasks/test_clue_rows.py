@@ -19,7 +19,7 @@ from petl_bench.run.describe import describe_data, log_rows
 from petl_bench.run.lifecycle import identify
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import columns_of_texts, load_task, read_file, rows_of_table
-from petl_bench.tasks.tables import Table
+from petl_bench.tasks.table_files import Table
 
 PAIR = {"sentence1": "蚂蚁借呗等额还款可以换成先息后本吗", "sentence2": "借呗有先息到期还本吗"}
 SENTENCE = {"sentence": "上课时学生手机响个不停，老师一怒之下把手机摔了"}

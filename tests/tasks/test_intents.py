@@ -16,7 +16,7 @@ from petl_bench.errors import RequestError
 from petl_bench.run.describe import log_rows
 from petl_bench.run.lifecycle import identify
 from petl_bench.tasks.load import load_task
-from petl_bench.tasks.tables import PACKAGE_DATA
+from petl_bench.tasks.table_files import PACKAGE_DATA
 
 
 def load(*overrides: str, root=None):

@@ -42,7 +42,7 @@ class OodScore:
 
 @dataclass
 class Ood:
-    """Rows out of distribution, and four scores that tell them from the report rows (`petl_bench.run.ood`).
+    """Rows out of distribution, and four scores that tell them from the report rows (`petl_bench.run.ood_detection`).
 
     `classes` are those that were trained, in the order of the logits.
     """

@@ -61,7 +61,7 @@ CARD_FILE = "README.md"
 
 CHECKPOINT_FOLDER = "checkpoint"
 
-# What tells rows that are out of distribution (`petl_bench.run.ood`).
+# What tells rows that are out of distribution (`petl_bench.run.ood_detection`).
 DETECTOR_FILE = "ood.safetensors"
 
 # Files of a model or an adapter that are read back, by the ends of their names.

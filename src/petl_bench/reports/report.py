@@ -20,14 +20,14 @@ from petl_bench.records.study_file import STUDY_FILE, StudyFile, read_study
 from petl_bench.reports.classification import roc_curves
 from petl_bench.reports.comparison_table import comparison_table
 from petl_bench.reports.cost_columns import costs_by_machine, search_costs, search_table
-from petl_bench.reports.differences import find_differences
-from petl_bench.reports.export import (
+from petl_bench.reports.csv_json import (
     find_method_comparison,
     method_comparison_tables,
     to_csv,
     to_json,
     to_method_comparison,
 )
+from petl_bench.reports.differences import find_differences
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
 from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import paper_tables, study_json, study_tables

@@ -45,7 +45,7 @@ from petl_bench.records.store import (
 from petl_bench.run.variability import resolved_layers
 from petl_bench.tasks.load import find_labels
 from petl_bench.tasks.ood import ood_files
-from petl_bench.tasks.tables import parquet_files, split_files
+from petl_bench.tasks.table_files import parquet_files, split_files
 from petl_bench.trackers import NoTracker, RunIdentity, Tracker, named
 
 # Settings that name places on this machine.

@@ -25,7 +25,7 @@ from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import read_subset, rows_of_texts
 from petl_bench.tasks.metrics import entity_places
 from petl_bench.tasks.rows import Rows, check_text
-from petl_bench.tasks.tables import split_files
+from petl_bench.tasks.table_files import split_files
 from petl_bench.tasks.tagging import TaggedRows
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Predictor:
         self._model = run.load_model().to(self._accelerator.device)
         self.ood = ood
         if ood is not None:
-            from petl_bench.run.ood import Detector
+            from petl_bench.run.ood_detection import Detector
 
             self._detector, self._ood_threshold = Detector.load(run.folder.path), getattr(record.ood, ood).threshold
 
@@ -148,7 +148,7 @@ class Predictor:
         return self._predictions(logits), predicted(logits)
 
     def _with_ood_scores(self, source: BatchSource) -> tuple[list[Prediction], np.ndarray]:
-        from petl_bench.run.ood import logits_and_vectors
+        from petl_bench.run.ood_detection import logits_and_vectors
 
         assert self.ood is not None
         batch_size = self.config.train.eval_batch_size

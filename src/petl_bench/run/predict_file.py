@@ -21,7 +21,7 @@ from petl_bench.tasks.load import columns_of_texts, find_labels, load_task, read
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
 from petl_bench.tasks.ood import known_classes
 from petl_bench.tasks.rows import UNLABELLED, Rows
-from petl_bench.tasks.tables import Table, read_table
+from petl_bench.tasks.table_files import Table, read_table
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
 
     Args:
         predictor: The run's model.
-        file: A table in one of `petl_bench.tasks.tables.FORMATS`, or a .txt file with one row a line.
+        file: A table in one of `petl_bench.tasks.table_files.FORMATS`, or a .txt file with one row a line.
         id_column: The column that names the rows; None: they are numbered from 1.
 
     Returns:

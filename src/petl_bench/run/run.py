@@ -31,7 +31,7 @@ from petl_bench.run.describe import (
 from petl_bench.run.evaluate import Evaluator, ProgressReport, measure_finished, try_measuring
 from petl_bench.run.export import model_card
 from petl_bench.run.lifecycle import RunLifecycle, identify
-from petl_bench.run.ood import Detector, detect
+from petl_bench.run.ood_detection import Detector, detect
 from petl_bench.run.variability import choose_layers
 from petl_bench.tasks.encode import EncodedRows, encode
 from petl_bench.tasks.load import Task, load_task

@@ -22,7 +22,7 @@ from petl_bench.settings import CONFIG_MODULE, own_config
 from petl_bench.studies.definition import StudyConfig
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, advance, draw, space_of, steps_of
-from petl_bench.tasks.tables import parquet_files
+from petl_bench.tasks.table_files import parquet_files
 
 # Of a study's keys: a fingerprint of settings and program, and the state of each local file.
 Basis = dict[str, Any]

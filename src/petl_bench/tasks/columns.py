@@ -17,7 +17,7 @@ from typing import Any
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import name_fault
 from petl_bench.settings import as_setting, as_value, option_names
-from petl_bench.tasks.tables import Table, read_table
+from petl_bench.tasks.table_files import Table, read_table
 
 # The splits that FewCLUE gives: five draws of rows to train on and to select on, and all of them together.
 FEWCLUE_SPLITS = ("0", "1", "2", "3", "4", "few_all")

@@ -18,7 +18,7 @@ from petl_bench.tasks.draw import demo_rows, draw_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
-from petl_bench.tasks.tables import Table, read_hub_split, read_table, split_files
+from petl_bench.tasks.table_files import Table, read_hub_split, read_table, split_files
 from petl_bench.tasks.tagging import read_columns, tag_names, tagged_rows, without_tags
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.process import user_path
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.rows import UNLABELLED, Rows
-from petl_bench.tasks.tables import PACKAGE_DATA, read_folder, split_files
+from petl_bench.tasks.table_files import PACKAGE_DATA, read_folder, split_files
 
 _log = logging.getLogger(__name__)
 

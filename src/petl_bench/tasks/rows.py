@@ -16,7 +16,7 @@ import numpy as np
 
 from petl_bench.errors import RequestError, listed
 from petl_bench.tasks import TaskConfig
-from petl_bench.tasks.tables import Table
+from petl_bench.tasks.table_files import Table
 
 UNLABELLED = -1
 

@@ -21,7 +21,7 @@ from petl_bench.errors import RequestError, listed
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme_of
 from petl_bench.tasks.rows import Rows, check_text, group_names
-from petl_bench.tasks.tables import Table
+from petl_bench.tasks.table_files import Table
 
 # Begins a document in the files of CoNLL-2003; it is no word.
 _DOCUMENT = "-DOCSTART-"

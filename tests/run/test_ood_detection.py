@@ -25,12 +25,12 @@ from petl_bench.records.schema import Record
 from petl_bench.records.store import DETECTOR_FILE, RunFolder
 from petl_bench.reports.classification import roc_curves
 from petl_bench.run.lifecycle import identify
-from petl_bench.run.ood import Detector, judged, last_linear_input
+from petl_bench.run.ood_detection import Detector, judged, last_linear_input
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task, trained_labels
 from petl_bench.tasks.ood import without_texts_of
 from petl_bench.tasks.rows import Rows
-from petl_bench.tasks.tables import PACKAGE_DATA
+from petl_bench.tasks.table_files import PACKAGE_DATA
 
 
 def load(*overrides, root=None):
