@@ -369,6 +369,8 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "tasks": list_tasks,
     "layers": _described("layers"),
     "trackers": _described("tracker"),
+    "train": _described("train"),
+    "executors": _described("executor"),
     "recipes": _described("recipe"),
     "studies": list_studies,
 }

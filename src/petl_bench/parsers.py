@@ -11,7 +11,8 @@ from petl_bench.errors import RequestError
 from petl_bench.records import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
 
-_KINDS = ("methods", "backbones", "tasks", "layers", "trackers", "recipes", "studies", "settings", "capabilities")
+_KINDS = ("methods", "backbones", "tasks", "layers", "train", "trackers", "executors", "recipes", "studies")
+_LONG_KINDS = ("settings", "capabilities")
 
 _EPILOG = """\
 exit codes: 0 done; 2 the request was wrong; 1 the run failed (its record says how); 130 or 143 interrupted.
@@ -138,9 +139,9 @@ def _add_compare(commands: _Subparsers) -> argparse.ArgumentParser:
 
 def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:
     catalog: argparse.ArgumentParser = commands.add_parser(
-        "list", help="the methods, backbones, tasks, layer plans, trackers, recipes and studies there are; all settings"
+        "list", help="the options that there are: methods, backbones, tasks, studies and others; and all settings"
     )
-    catalog.add_argument("kind", nargs="?", choices=_KINDS)
+    catalog.add_argument("kind", nargs="?", choices=_KINDS + _LONG_KINDS)
     catalog.add_argument("group", nargs="?", help="of settings, those of this group or method, e.g. train or lora")
     catalog.add_argument("--format", choices=("table", "md", "json"), default="table")
     catalog.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
