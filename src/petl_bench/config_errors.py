@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from petl_bench.errors import RequestError, unknown_choice
+from petl_bench.methods.registry import unknown_method
 from petl_bench.settings import RUN_GROUPS, compose_options, option_names, option_text
 
 CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
@@ -57,7 +58,7 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).partition("/")
         names = [name for name in error.options if not name.startswith("_")]
-        return _unknown_backbone(option, names) if group == "backbone" else unknown_choice(group, option, names)
+        return _unknown_option(group, option, names)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
@@ -75,6 +76,12 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         return RequestError(f"+{match.group(1)}: this setting exists already, give it without the plus sign.")
     lines = text.splitlines()[: 1 if isinstance(error, MissingConfigException) else 2]
     return RequestError(f"{' '.join(line.strip() for line in lines).rstrip('.')}. {_HELP}")
+
+
+def _unknown_option(group: str, option: str, names: list[str]) -> RequestError:
+    if group == "method":
+        return unknown_method(option, names)
+    return _unknown_backbone(option, names) if group == "backbone" else unknown_choice(group, option, names)
 
 
 def _unknown_backbone(option: str, names: list[str]) -> RequestError:

@@ -181,6 +181,7 @@ def test_what_is_wrong_with_a_plugin_is_said_and_it_is_left_out(site):
     lines = errors.splitlines()
     for where, sentence in said:
         assert any(where in line and sentence in line and "it is left out" in line for line in lines), (where, sentence)
+    assert f"petl-bench: The plugin method {said[0][0]} cannot be used: " in errors
     assert "Traceback" not in errors
 
 

@@ -11,6 +11,7 @@ import importlib
 import logging
 import pkgutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, make_dataclass
 from functools import cached_property
 from types import ModuleType
@@ -208,11 +209,17 @@ def get_method(name: str) -> Method:
         RequestError: If there is none.
     """
     methods = all_methods()
-    if name in _BROKEN and name not in methods:
-        raise RequestError(f"{_BROKEN[name]}. Mend or uninstall it.")
     if name not in methods:
-        raise unknown_choice("method", name, methods)
+        raise unknown_method(name, methods)
     return methods[name]
+
+
+def unknown_method(name: str, known: Iterable[str]) -> RequestError:
+    """The error for a name that is no method: why the plugin of this name cannot be used, or which methods there are."""
+    _load_all()
+    if name in _BROKEN:
+        return RequestError(f"{_BROKEN[name]}. Mend or uninstall it.")
+    return unknown_choice("method", name, known)
 
 
 def on_peft_import(_peft: ModuleType) -> None:
