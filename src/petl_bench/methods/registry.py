@@ -215,7 +215,7 @@ def get_method(name: str) -> Method:
 
 
 def unknown_method(name: str, known: Iterable[str]) -> RequestError:
-    """The error for a name that is no method: why the plugin of this name cannot be used, or which methods there are."""
+    """The error for a name that is no method: why the plugin of this name cannot be used, or what methods there are."""
     _load_all()
     if name in _BROKEN:
         return RequestError(f"{_BROKEN[name]}. Mend or uninstall it.")
