@@ -13,8 +13,8 @@ import pytest
 
 from few_rows import few_demo_rows
 from forked import Command
+from found_records import find_records
 from petl_bench import cli
-from petl_bench.records.store import find_records
 
 TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
 UNMEASURED = ["measure.ledger=false", "measure.inference=false"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from found_records import find_records
 from petl_bench.cli import main
-from petl_bench.records.store import find_records
 
 ROOT = Path(__file__).parents[2]
 TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=70", "train.epochs=2", "train.batch_size=16",

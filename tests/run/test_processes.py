@@ -13,12 +13,12 @@ import pytest
 
 from few_rows import few_demo_rows
 from forked import FORK_SERVER
+from found_records import find_records
 from petl_bench.config import load_config
 from petl_bench.errors import DivergedError, Interrupted
 from petl_bench.process import in_process_group, is_main_process
 from petl_bench.records import OOD_SCORES
 from petl_bench.records.predictions import read_predictions
-from petl_bench.records.store import find_records
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.tasks import load

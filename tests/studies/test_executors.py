@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from forked import Command
+from found_records import find_records
 from petl_bench.cli import main
 from petl_bench.errors import RequestError, RunError
-from petl_bench.records.store import find_records
 from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies import executors as local
 from petl_bench.studies.definition import ExecutorConfig

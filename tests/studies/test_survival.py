@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from forked import Command
+from found_records import find_records
 from petl_bench.cli import main
-from petl_bench.records.store import find_records
 from petl_bench.records.study_file import read_study
 
 GRID = """

@@ -1,0 +1,29 @@
+"""`petl-bench choose` called in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from petl_bench.cli import main
+from petl_bench.estimate import plan
+from petl_bench.studies import choice as choice_module
+from petl_bench.studies import choose as choose_module
+from studies.tickets import write_tickets
+
+
+@pytest.fixture
+def choose(tmp_path, monkeypatch, capsys):
+    """Runs `petl-bench choose` in this process: gives the exit code, standard output and error."""
+    monkeypatch.setattr(choose_module, "_WITHOUT_TIME", (2, 3, 3))
+    # This process began with the first test.
+    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 0.0)
+    monkeypatch.setattr(choice_module, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
+    monkeypatch.chdir(tmp_path)
+    write_tickets(tmp_path / "tickets.csv")
+
+    def call(*words):
+        code = main(["choose", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

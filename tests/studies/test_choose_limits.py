@@ -1,0 +1,166 @@
+"""`petl-bench choose` within limits of memory, size, latency and time."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from petl_bench.config import load_config
+from petl_bench.errors import RequestError, parse_seconds
+from petl_bench.estimate import plan
+from petl_bench.studies import choice as choice_module
+from petl_bench.studies import choose as choose_module
+from petl_bench.studies import worker
+from petl_bench.studies.choice import ChoiceState, Durations, Limits, Step
+from studies.tickets import METHODS, SMALL
+
+
+def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(choose, monkeypatch):
+    estimates = {}
+    for name in ("full", "head"):
+        cfg = load_config(["task=smoke", "backbone=tiny_bert", f"method={name}"])
+        estimates[name] = plan._estimate(cfg, None)
+    between = (estimates["full"].estimate.peak_bytes + estimates["head"].estimate.peak_bytes) // 2
+    overrides = ["task=smoke", "backbone=tiny_bert"]
+    candidates = [("full", {}), ("head", {}), ("lora", {"method.r": 0})]
+    found = Limits(memory_bytes=between).left_out(candidates, overrides)
+    assert set(found) == {"full", "lora, r=0"}
+    assert found["full"].endswith("MiB an update")
+    assert "method.r=0" in found["lora, r=0"]
+    assert "full" in Limits(trainable_percent=50.0).left_out(candidates[:2], overrides)
+    most = estimates["head"].params.trainable
+    assert set(Limits(trainable=most).left_out(candidates[:2], overrides)) == {"full"}
+    assert Limits().left_out(candidates[:2], overrides) == {}
+    code, _, err = choose(*SMALL, *METHODS, "--memory", "1KiB")
+    assert code == 2
+    assert "No method keeps to the limits (lora: " in err
+
+
+def test_a_time_that_is_over_before_anything_was_trained_is_a_sentence(choose, monkeypatch):
+    monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 40.0)
+    code, out, err = choose(*SMALL, *METHODS, "--time", "40s")
+    assert (code, out) == (1, "")
+    assert "In --time 40s no training could be ended" in err
+    code, out, err = choose(*SMALL, *METHODS, "--time", "10s")
+    assert (code, out) == (2, "")
+    assert "--time=10s is too short" in err
+
+
+def test_a_latency_that_no_method_keeps_to_is_a_sentence(choose):
+    code, _, err = choose(*SMALL, "--methods", "head", "--latency", "0.0001ms")
+    assert code == 1
+    assert "No method answers a row within --latency 0.0001ms" in err
+
+
+def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
+    """The first training takes all the time that there is; the choice still ends in it."""
+    monkeypatch.setattr(choose_module, "_ANSWER_SECONDS", 0.0)
+    made = []
+
+    def make(run, folder):
+        made.append(run.method)
+        time.sleep(60)
+
+    monkeypatch.setattr(worker, "make", make)
+    monkeypatch.setattr("petl_bench.commands._LEAST_SECONDS", 1)
+    code, _, err = choose(*SMALL, *METHODS, "--time", "12s")
+    assert code == 1
+    assert "no training could be ended" in err
+    assert len(made) <= 1
+
+
+WORDS_OF_TIME = ["train.batch_size=64", "backbone.pooling=cls"]
+WHOLE = {"lora": 90.0, "head": 9.0, "full": 120.0}
+
+
+class TestTime:
+    """On a clock that stands still but for trainings, of which each takes as long as its method and its length say."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        now, made = [0.0], []
+        real = worker.make
+
+        def seconds(method, share):
+            return share * WHOLE["lora" if method == choice_module.REFERENCE else method]
+
+        def make(run, folder):
+            now[0] += seconds(run.method, run.share)
+            made.append((run.method, run.share, run.seed, run.key))
+            real(run, folder)
+
+        def predict(self, candidates, share, seeds=1, *, reports=False):
+            known = {run.method for run, _ in self._made}
+            names = [method if method in known else "lora" for method, _ in candidates]
+            return seeds * sum(seconds(name, share) for name in names) if known else 0.0
+
+        monkeypatch.setattr(worker, "make", make)
+        monkeypatch.setattr(Durations, "predict", predict)
+        monkeypatch.setattr(choose_module.time, "monotonic", lambda: now[0])
+        return now, made
+
+    @pytest.mark.parametrize(
+        ("limit", "share", "seeds", "words"),
+        [
+            ("40s", 1 / 9, 1, "after 11 % of this command's training"),
+            ("115s", 1 / 3, 1, "after 33 % of this command's training"),
+            ("400s", 1.0, 1, "rows that chose nothing, one seed"),
+            ("1500s", 1.0, 3, "rows that chose nothing, mean of 3 seeds"),
+        ],
+    )
+    def test_the_time_is_used_and_kept(self, choose, clock, limit, share, seeds, words):
+        now, made = clock
+        code, out, err = choose("data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME,
+                                "--methods", ",".join(WHOLE), "--time", limit)  # fmt: skip
+        assert code == 0, err
+        assert words in out
+        finals = [one for one in made if one[2] != 1000]
+        assert finals
+        assert {one[1] for one in finals} == {share}
+        assert {one[2] for one in finals} == set(range(seeds))
+        # LoRA was first, and what was not tried is told.
+        assert made[0][0] == "lora"
+        missing = [name for name in WHOLE if name not in {one[0] for one in made}]
+        assert ("not trained, as the time did not suffice: " in out) == bool(missing)
+        assert now[0] <= parse_seconds("--time", limit)
+        folder = Path(out.split("trained: ")[1].splitlines()[0])
+        assert (folder / "adapter").is_dir() or (folder / "model").is_dir()
+
+    def test_time_that_is_left_gives_the_best_more_seeds(self, choose, clock):
+        now, _ = clock
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME, "--methods", "head"]
+        code, out, _ = choose(*words, "--time", "41s")
+        assert code == 0
+        assert "mean of 3 seeds" in out
+        assert now[0] <= 41
+        steps = json.loads(Path("runs/choose-tickets/.study/choice.json").read_text())["steps"]
+        # Three seeds did not fit at once by the prediction with its margin, but did one after the other.
+        assert [step["seeds"] for step in steps[-2:]] == [[0], [1, 2]]
+
+    def test_with_more_time_the_same_command_goes_on(self, choose, clock):
+        _, made = clock
+        words = ["data=tickets.csv", "backbone=tiny_bert", "train.epochs=9", *WORDS_OF_TIME]
+        words += ["--methods", ",".join(WHOLE)]
+        assert choose(*words, "--time", "115s")[0] == 0
+        first, made[:] = list(made), []
+        assert choose(*words, "--time", "400s")[0] == 0
+        # What was trained before counts.
+        assert not set(first) & set(made)
+        assert {one[1] for one in made if one[2] != 1000} == {1.0}
+
+    def test_a_longer_limit_decides_anew_and_a_shorter_one_does_not(self):
+        step = Step(0, [], [0])
+        for limits, kept in [((10.0, 20.0), False), ((10.0, None), False), ((20.0, 10.0), True), ((None, 10.0), True)]:
+            state = ChoiceState([], settings=2, steps=[step], limit=limits[0])
+            state.allow(limits[1])
+            assert (state.steps == [step], state.settings) == ((True, 2) if kept else (False, None))
+
+
+def test_times_have_units():
+    assert [parse_seconds("--time", text) for text in ("90s", "30min", "1.5h", "20ms")] == [90, 1800, 5400, 0.02]
+    for text in ("90", "0s", "-1s", "1 day"):
+        with pytest.raises(RequestError, match="is not a time"):
+            parse_seconds("--time", text)
