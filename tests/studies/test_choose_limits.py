@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from petl_bench.config import load_config
-from petl_bench.errors import RequestError, parse_seconds
+from petl_bench.errors import RequestError, RunError, parse_seconds
 from petl_bench.estimate import plan
+from petl_bench.run import run as run_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
@@ -164,3 +165,18 @@ def test_times_have_units():
     for text in ("90", "0s", "-1s", "1 day"):
         with pytest.raises(RequestError, match="is not a time"):
             parse_seconds("--time", text)
+
+
+def test_a_method_that_fails_is_named_with_its_error(choose, monkeypatch):
+    made = run_module._make
+
+    def make(cfg, *others):
+        if cfg.method.name == "head":
+            raise RunError("The loss is not finite.")
+        made(cfg, *others)
+
+    monkeypatch.setattr(run_module, "_make", make)
+    code, out, _ = choose(*SMALL, *METHODS)
+    assert code == 0
+    assert "failed: head (The loss is not finite)" in out, out
+    assert "did not suffice" not in out

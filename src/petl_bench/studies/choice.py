@@ -241,10 +241,17 @@ class Choice:
         return [run for run in self.study.runs if self.record(run) is not None]
 
     @property
+    def failed(self) -> dict[str, str]:
+        """The methods that errors ended before a run of theirs finished, each with the last of these errors."""
+        finished = {run.method for run in self.trained}
+        records = {run.method: self.folder.record(run) for run in self.study.runs if run.method not in finished}
+        return {name: record.error for name, record in records.items() if record is not None and record.error}
+
+    @property
     def not_trained(self) -> list[str]:
-        """The methods that keep to the limits and were not trained, as time did not suffice or an error ended them."""
-        trained = {run.method for run in self.trained}
-        return [name for name, _ in self.state.steps[1].candidates if name not in trained]
+        """The methods that keep to the limits and that time did not suffice for."""
+        tried = {run.method for run in self.trained} | set(self.failed)
+        return [name for name, _ in self.state.steps[1].candidates if name not in tried]
 
 
 class Durations:
