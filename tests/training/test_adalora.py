@@ -83,13 +83,13 @@ def test_the_kept_adapter_is_the_scored_model(settings, best, tiny, monkeypatch)
     scored = []
 
     def scores(self):
-        scored.append(deltas(self._model))
+        scored.append(deltas(self.model))
         return {"accuracy": float(len(scored) == best)}
 
     monkeypatch.setattr(Evaluator, "selection_scores", scores)
     cfg = tiny(*ADALORA, *settings, "train.max_steps=7", "train.evaluate_every=1", "measure.predictions=false")
     run(cfg)
-    kept = deltas(Predictor(identify(cfg).folder)._model)
+    kept = deltas(Predictor(identify(cfg).folder).model)
     assert max(delta.abs().max() for delta in kept) > 1e-3
     for found, wanted in zip(kept, scored[best - 1], strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
