@@ -89,7 +89,7 @@ def test_the_kept_adapter_is_the_scored_model(settings, best, tiny, monkeypatch)
     monkeypatch.setattr(Evaluator, "selection_scores", scores)
     cfg = tiny(*ADALORA, *settings, "train.max_steps=7", "train.evaluate_every=1", "measure.predictions=false")
     run(cfg)
-    kept = deltas(Predictor(identify(cfg).folder).model)
+    kept = deltas(Predictor(identify(cfg).folder)._model)
     assert max(delta.abs().max() for delta in kept) > 1e-3
     for found, wanted in zip(kept, scored[best - 1], strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
