@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import all_anatomies
-from petl_bench.backbones.attention import attention_implementation, set_attention_implementation
+from petl_bench.backbones.load import attention_implementation, set_attention_implementation
 from petl_bench.methods.prefix.model import biased_attention
 from petl_bench.methods.registry import _add_peft_type
 
@@ -53,9 +53,9 @@ def test_attention_functions_can_be_registered_and_looked_up():
 
 def test_a_config_names_its_attention_and_takes_another_name_unchecked():
     config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, attn_implementation="eager")
-    assert attention_implementation(config) == "eager", "see attention_implementation in backbones/attention.py"
+    assert attention_implementation(config) == "eager", "see attention_implementation in backbones/load.py"
     set_attention_implementation(config, "of_a_test")
-    assert attention_implementation(config) == "of_a_test", "see set_attention_implementation in backbones/attention.py"
+    assert attention_implementation(config) == "of_a_test", "see set_attention_implementation in backbones/load.py"
 
 
 @pytest.mark.parametrize(

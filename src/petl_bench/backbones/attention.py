@@ -12,20 +12,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import Anatomy
+from petl_bench.backbones.load import attention_implementation
 
 # Kernels that take a mask for every pair of query and key.
 MASKED_PAIRWISE = ("eager", "sdpa")
-
-
-def attention_implementation(config: Any) -> str | None:
-    """The name of the attention kernel that a model of transformers runs with; None: its config names none."""
-    name: str | None = getattr(config, "_attn_implementation", None)
-    return name
-
-
-def set_attention_implementation(config: Any, name: str) -> None:
-    """Gives a config the name of a kernel without transformers' check of it, which is one of models, not of modules."""
-    config._attn_implementation_internal = name
 
 
 def attention_kernel(attention: nn.Module, name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:

@@ -224,6 +224,17 @@ def shorten(model: Any, num_layers: int) -> int:
     return found
 
 
+def attention_implementation(config: Any) -> str | None:
+    """The name of the attention kernel that a model of transformers runs with; None: its config names none."""
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def set_attention_implementation(config: Any, name: str) -> None:
+    """Gives a config the name of a kernel without transformers' check of it, which is one of models, not of modules."""
+    config._attn_implementation_internal = name
+
+
 def read_pooled(model: Any) -> None:
     """Makes the head of a classifier read what `config.classifier_pooling` says, where its architecture does not.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from petl_bench.backbones.attention import attention_implementation
+from petl_bench.backbones.load import attention_implementation
 from petl_bench.estimate.tensor_modes import FlopCounter, StorageLog
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from petl_bench.backbones.attention import attention_implementation
+from petl_bench.backbones.load import attention_implementation
 from petl_bench.frozen.features import PackedFeatures, feature_offsets, fill_features
 from petl_bench.frozen.split import FrozenLayers
 from petl_bench.records.reading import check_hash, with_hash

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from petl_bench.backbones.attention import attention_implementation
-from petl_bench.backbones.load import Backbone
+from petl_bench.backbones.load import Backbone, attention_implementation
 from petl_bench.config import RunConfig
 from petl_bench.records.predictions import Tagging
 from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time

@@ -18,12 +18,8 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from petl_bench.backbones.anatomy import Anatomy
-from petl_bench.backbones.attention import (
-    MASKED_PAIRWISE,
-    attention_implementation,
-    attention_kernel,
-    set_attention_implementation,
-)
+from petl_bench.backbones.attention import MASKED_PAIRWISE, attention_kernel
+from petl_bench.backbones.load import attention_implementation, set_attention_implementation
 from petl_bench.methods.base import AnatomyTuner, LayerwiseConfig, TunerLayer
 from petl_bench.methods.prefix import PrefixSettings
 
