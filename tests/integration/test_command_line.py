@@ -47,6 +47,11 @@ for command in {commands!r}:
         main(command)
     heavy = {{"torch", "transformers", "peft", "datasets"}} & set(sys.modules)
     assert not heavy, (command, heavy)
+
+# Enough for a finished run to be recognised: without these imports that takes half the time.
+import petl_bench.run.run
+heavy = {{"transformers", "peft", "datasets", "accelerate"}} & set(sys.modules)
+assert not heavy, ("petl_bench.run.run", heavy)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
