@@ -255,10 +255,10 @@ def _search_lines(choice: Choice, found: Answer, seconds: float) -> Iterator[str
     yield f"the search: {len(choice.trained)} trainings of {len(methods)} methods, {seconds / 60:.1f} min"
     if left_out := choice.state.left_out:
         yield "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in left_out.items())
-    if choice.failed:
-        yield "failed: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in choice.failed.items())
-    if choice.not_trained:
-        yield f"not trained, as the time did not suffice: {', '.join(choice.not_trained)}"
+    if failed := choice.failed:
+        yield "failed: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in failed.items())
+    if not_trained := choice.not_trained:
+        yield f"not trained, as the time did not suffice: {', '.join(not_trained)}"
     if found.on_all_rows:
         yield f"trained: {choice.folder.path / found.best[0].folder}\n"
     else:
