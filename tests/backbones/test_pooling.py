@@ -106,8 +106,10 @@ def test_a_run_is_predicted_with_and_exported_as_it_was_scored(method, tmp_path,
     assert json.loads((run / "result.json").read_text())["config"]["backbone"]["pooling"] == "mean"
     assert cli.main(["export", str(run), "--to", "merged", "--out", str(tmp_path / "plain")]) == 2
     assert "backbone.pooling=mean" in capsys.readouterr().err
-    assert cli.main(["export", str(run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-4
+    # Seconds, and the same for all three: the model is built before it is exported.
+    if method == "lora":
+        assert cli.main(["export", str(run), "--to", "onnx", "--out", str(tmp_path / "onnx"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-4
     # The code of the card gives the same logits.
     folder = next(one for one in (run / "adapter", run / "model") if one.is_dir())
     monkeypatch.chdir(root())

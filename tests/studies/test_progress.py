@@ -62,6 +62,7 @@ def test_a_dry_run_says_how_long(tmp_path, capsys, monkeypatch):
 
 def test_a_folder_of_rows_that_is_not_there_is_told_once_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["study", "glue_small", "data_root=nowhere"]) == 2
+    (tmp_path / "mine.yaml").write_text("methods: {lora: [], head: []}\ntasks: {rte: [], mrpc: []}\nseeds: [0, 1]\n")
+    assert main(["study", "mine.yaml", "backbone=tiny_bert", "data_root=nowhere"]) == 2
     assert capsys.readouterr().err == "petl-bench: data_root=nowhere: there is no such folder. Give one that exists.\n"
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
