@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import omegaconf
 import pytest
 
 from petl_bench.cli import main
@@ -13,7 +14,7 @@ from petl_bench.config import RunConfig, as_list, load_config, run_help, run_set
 from petl_bench.errors import RequestError
 from petl_bench.process import CONFIG_VARIABLE
 from petl_bench.run.pretrain import PretrainConfig, TextsConfig
-from petl_bench.settings import declared, option_names
+from petl_bench.settings import MISSING, declared, option_names
 from petl_bench.studies.definition import ExecutorConfig, open_study
 
 TINY = ["backbone=tiny_bert", "task=smoke"]
@@ -30,6 +31,10 @@ def test_every_setting_says_what_it_means():
     keys = {f"{group}.{key}" for group, values in cfg.items() if isinstance(values, dict) for key in values}
     assert {key for key in keys - named if not key.endswith(".name")} == {"recipe.source", "recipe.tasks"}
     assert all(len(one.meaning) > 10 for one in run_settings())
+
+
+def test_the_mark_of_what_is_missing_is_omegaconfs():
+    assert MISSING == omegaconf.MISSING
 
 
 def test_choices_are_checked_where_they_are_declared():

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from petl_bench.backbones.anatomy import LayersConfig
 from petl_bench.backbones.source import BackboneConfig
@@ -31,6 +31,7 @@ from petl_bench.methods.registry import MethodConfig
 from petl_bench.process import check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
 from petl_bench.settings import (
+    MISSING,
     Setting,
     check_choices,
     compose_options,

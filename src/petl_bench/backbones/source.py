@@ -8,11 +8,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
 from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import file_sha256, user_path
-from petl_bench.settings import setting
+from petl_bench.settings import MISSING, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,12 +17,10 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar
 
-from omegaconf import MISSING
-
 from petl_bench.backbones.anatomy import Anatomy, LayerPlan, is_within
 from petl_bench.errors import RequestError, first_line, unknown_choice
 from petl_bench.process import check_name, load_plugins
-from petl_bench.settings import setting
+from petl_bench.settings import MISSING, setting
 
 ENTRY_POINT_GROUP = "petl_bench.methods"
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from omegaconf import MISSING
-
 from petl_bench.errors import RequestError, unknown_choice
-from petl_bench.settings import check_choices, setting
+from petl_bench.settings import MISSING, check_choices, setting
 from petl_bench.tasks.columns import FEWCLUE_SPLITS, find_transform
 
 TYPES = ("classification", "regression", "multilabel", "tagging")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import BaseFileLock, FileLock
-from omegaconf import MISSING
 
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.reading import content_hash, validate
@@ -23,7 +22,7 @@ from petl_bench.records.schema import HistoryEntry
 from petl_bench.records.schema import Protocol as RunProtocol
 from petl_bench.records.store import read_json, write_json
 from petl_bench.records.study_file import read_study
-from petl_bench.settings import setting
+from petl_bench.settings import MISSING, setting
 
 _log = logging.getLogger(__name__)
 

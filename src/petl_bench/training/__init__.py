@@ -6,10 +6,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from petl_bench.errors import RequestError, parse_bytes
-from petl_bench.settings import check_choices, setting
+from petl_bench.settings import MISSING, check_choices, setting
 
 
 @dataclass
