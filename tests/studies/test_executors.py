@@ -1,4 +1,4 @@
-"""Studies on submitit's processes of this machine and on a Ray of one node; who gets which GPU."""
+"""Studies on submitit's processes of this machine and on Ray, of one node and of two; who gets which GPU."""
 
 from __future__ import annotations
 
@@ -64,6 +64,43 @@ def test_ray_makes_the_same_runs(workers, tmp_path):
         timeout=300,
     )
     check_runs(tmp_path, done.returncode, done.stdout, done.stderr)
+
+
+TWO_NODES = """
+import subprocess, sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+words = ["executor=ray", f"executor.address={cluster.address}", "executor.workers=2"]
+study = subprocess.Popen([sys.executable, "-m", "petl_bench", "study", "mine.yaml", *words])
+while study.poll() is None and len(list(Path("runs").glob("mine/*/result.json"))) < 2:
+    time.sleep(0.1)
+assert study.poll() is None
+cluster.remove_node(second, allow_graceful=False)
+code = study.wait()
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node_makes_every_run(tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "mine.yaml").write_text(STUDY.replace(", misnamed: [method=lora, 'method.targets=[nothere]']", "")
+                                        + "seeds: [0, 1, 2, 3, 4, 5]\n")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6 runs: 6 finished" in done.stdout
 
 
 def test_without_a_cluster_the_way_out_is_named(tmp_path):
