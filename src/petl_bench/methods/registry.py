@@ -247,7 +247,9 @@ def register_tuners() -> None:
         except Exception as error:
             if method.name not in _PLUGINS:
                 raise
-            del _METHODS[method.name]
+            # Importing a tuner may register all others meanwhile, and tell of this one.
+            if _METHODS.pop(method.name, None) is None:
+                continue
             _BROKEN[method.name] = f"The tuner of the plugin method {method.name!r} cannot be used: {first_line(error)}"
             _log.warning("%s; it is left out: mend or uninstall it", _BROKEN[method.name])
 
