@@ -217,6 +217,10 @@ def test_a_list_is_shown_with_quotation_marks_around_its_items():
         ("task=null", r"task=null is not known\. Allowed: afqmc"),
         ("=3", "A group takes the name of one of its options"),
         ("nonsense", "'nonsense' is no setting: write key=value"),
+        ("train.epochs=five", r"train.epochs=five: it must be a (whole )?number\."),
+        ("train.seed=1.5", r"train.seed=1.5: it must be a whole number\."),
+        ("force=perhaps", r"force=perhaps: it must be true or false\."),
+        ("data=rows.csv", r"data=FILE is for run, choose and plan\. Here give task=custom task.train_file=FILE"),
     ],
 )
 def test_what_hydra_takes_for_no_setting_is_told_in_words(override, words):
@@ -230,6 +234,30 @@ def test_hydras_options_without_what_they_need_are_wrong_requests(options, capsy
     err = capsys.readouterr().err
     assert "shows all groups and settings" in err
     assert "Error" not in err
+
+
+def test_a_file_that_is_given_alone_is_taken_for_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my rows.csv").write_text("text,label\n")
+    with pytest.raises(RequestError, match=r"is no setting: .* Did you mean 'data=my rows.csv'\?"):
+        load_config(["my rows.csv"])
+
+
+def test_a_list_with_spaces_is_shown_as_the_shell_takes_it():
+    with pytest.raises(RequestError, match=r"write a list as 'task.text_columns=\[a b,c d\]', and one value as"):
+        load_config(["task=custom", "task.train_file=x", "task.text_columns=a b,c d"])
+
+
+def test_an_option_that_run_does_not_have_is_told(capsys):
+    assert cli.main(["run", "task=smoke", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("petl-bench: petl-bench run has no option --dry-run: it takes --force, --json, -m and")
+    assert len(err.splitlines()) == 1
+
+
+def test_what_is_wrong_with_every_run_of_a_sweep_is_told_once(capsys):
+    assert cli.main(["run", "-m", "method=full,lora", "train.max_step=1"]) == 2
+    assert capsys.readouterr().err.count("train.max_step is not a setting here") == 1
 
 
 def test_errors_that_are_not_hydras_are_left_as_they_are():

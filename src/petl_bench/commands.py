@@ -30,6 +30,13 @@ _log = logging.getLogger(__name__)
 # Within less nothing can be trained by `petl-bench choose`.
 _LEAST_SECONDS = 30
 
+# What Hydra takes after `petl-bench run`.
+_HYDRA_OPTIONS = (
+    "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
+    "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
+    "-cd", "--config-dir", "--experimental-rerun", "-i", "--info",
+)  # fmt: skip
+
 # Rows that `petl-bench compare` lists in a terminal.
 _ROWS_LISTED = 20
 
@@ -52,6 +59,12 @@ def run(arguments: list[str]) -> int:
 
         setup_logging()
         overrides = with_data(overrides, lengthen=True)
+    for option in (one for one in overrides if one.startswith("-")):
+        if option.partition("=")[0] not in _HYDRA_OPTIONS:
+            raise RequestError(
+                f"petl-bench run has no option {option}: it takes --force, --json, -m and --config-dir, and those of "
+                "Hydra that --hydra-help shows. `petl-bench plan` says what a run will cost."
+            )
     settings = [one for one in overrides if one not in ("-m", "--multirun")]
     # Hydra itself would compose everything twice.
     if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in settings):
@@ -108,8 +121,10 @@ def _told(failures: list[RequestError | RunError]) -> Iterator[None]:
     except (RequestError, RunError) as error:
         if debugging():
             raise
+        # One that has nothing to do with what is varied is the same for all.
+        if str(error) not in map(str, failures):
+            print_error(error)
         failures.append(error)
-        print_error(error)
 
 
 def _exit_code(failures: list[RequestError | RunError]) -> int:
@@ -233,6 +248,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
+    from petl_bench.config import with_data
     from petl_bench.errors import parse_bytes
     from petl_bench.estimate.plan import plan
     from petl_bench.reports.plots.kinds import draw_memory
@@ -242,7 +258,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.plot:
         check_picture(Path(parsed.plot))
     budget = None if parsed.budget is None else parse_bytes("--budget", parsed.budget)
-    rows = [row.to_dict() for row in plan(parsed.overrides, budget)]
+    rows = [row.to_dict() for row in plan(with_data(parsed.overrides, lengthen=True), budget)]
     if parsed.json:
         _print(json.dumps(rows, indent=2))
     else:

@@ -8,6 +8,7 @@ import shlex
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -19,6 +20,9 @@ from petl_bench.methods.registry import unknown_method
 from petl_bench.settings import RUN_GROUPS, compose_options, option_names, option_text
 
 CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
+
+# What OmegaConf calls a number or a truth value.
+_KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
 
@@ -63,9 +67,9 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         return _unreadable(error.override)
     if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
         key, _, value = match.group(1).partition("=")
-        one = shlex.quote(f'{key}="{value}"')
+        one, listed = shlex.quote(f'{key}="{value}"'), shlex.quote(f"{key}=[{value}]")
         return RequestError(
-            f"{key}: {value} is more than one value: -m makes a run of each; write a list as {key}=[{value}], and one "
+            f"{key}: {value} is more than one value: -m makes a run of each; write a list as {listed}, and one "
             f"value as {one}."
         )
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -97,7 +101,8 @@ def _unreadable(override: str) -> RequestError:
     """The error for an override that Hydra's grammar does not read: shows it with the quotation marks that it needs."""
     key, equals, value = override.partition("=")
     if not (key and equals):
-        return RequestError(f"{override!r} is no setting: write key=value, without spaces around =. {_HELP}")
+        hint = f" Did you mean {shlex.quote('data=' + override)}?" if Path(override).is_file() else ""
+        return RequestError(f"{override!r} is no setting: write key=value, without spaces around =.{hint} {_HELP}")
     is_list = value.startswith("[") and value.endswith("]")
     items = value[1:-1].split(",") if is_list else [value]
     quoted = ",".join('"{}"'.format(item.strip(" '\"").replace('"', '\\"')) for item in items)
@@ -130,6 +135,11 @@ def unknown_setting(key: str, known: list[str]) -> RequestError:
     """The error for a setting that is none of the known ones, which suggests the nearest."""
     if key in _FREE_MAPPINGS:
         return RequestError(f"{key} takes names of its own: add each with a plus sign, as in +{key}.NAME=VALUE.")
+    if key == "data":
+        return RequestError(
+            "data=FILE is for run, choose and plan. Here give task=custom task.train_file=FILE "
+            "'task.text_columns=[NAME]' task.label_column=NAME."
+        )
     parent = f"{key.rpartition('.')[0]}." if "." in key else ""
     siblings = sorted({name[len(parent) :].partition(".")[0] for name in known if name.startswith(parent)})
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
@@ -140,7 +150,9 @@ def unknown_setting(key: str, known: list[str]) -> RequestError:
 
 def _cause(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return str(cause).strip().splitlines()[0].rstrip(".!")
+    text = str(cause).strip().splitlines()[0].rstrip(".!")
+    match = re.fullmatch(r"Value '.*' (?:of type '\w+' could not be converted to|is not a valid) (\w+).*", text)
+    return f"it must be {_KINDS[match[1]]}" if match and match[1] in _KINDS else text
 
 
 def _known_settings(overrides: list[str]) -> list[str]:

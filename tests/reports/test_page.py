@@ -6,11 +6,13 @@ import json
 import shutil
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.groups import named_groups
 from petl_bench.reports.page import page_data, write_page
+from petl_bench.reports.plots.tuning import TuningCurve
 from reports.made_records import METHODS, TASKS, made_record, made_study
 
 EVIL = '</script><img src=x onerror="window.hacked=1"><script>window.hacked=2</script>'
@@ -51,8 +53,19 @@ def page(tmp_path_factory):
     alike = ("full", "lora", "houlsby")
     pairs = [(keys[a], keys[b], int((a in alike) > (b in alike))) for a, b in combinations(METHODS, 2)]
     incomplete = {r.run_key for r in records if "-mrpc-" in r.run_key}
+    curves = [
+        TuningCurve("search", method, task, "accuracy", 100, np.array(medians), np.array(medians) - 0.1, np.ones(3))
+        for task in ("sst2", "cola")
+        for method, medians in (("lora", [0.5, 0.6, 0.7]), ("full", [0.55, 0.58, 0.69]))
+    ]
     data = page_data(
-        named_groups(records), records, published=[published], claims=[claim], pairs=pairs, incomplete=incomplete
+        named_groups(records),
+        records,
+        published=[published],
+        claims=[claim],
+        pairs=pairs,
+        incomplete=incomplete,
+        tuning=curves,
     )
     data["notes"] = ["not the same for all methods: epochs 3 (full); 10 (lora)"]
     write_page(data, file)
@@ -170,6 +183,19 @@ def test_points_are_named_and_what_differs_is_listed(opened):
     assert texts(opened, "#table .list li") == ["not the same for all methods: epochs 3 (full); 10 (lora)"]
 
 
+def test_tuning_curves_are_drawn_task_by_task(opened):
+    points = [node.get_attribute("aria-label") for node in opened.find_elements("css selector", "#tuning .pt")]
+    assert points[:2] == ["lora, best of 1 trials: 50.0", "lora, best of 2 trials: 60.0"]
+    assert (len(points), count(opened, "#tuning .band"), count(opened, "#tuning-menu option")) == (6, 2, 2)
+    assert "sst2: from 2 trials on lora is ahead of full" in texts(opened, "#tuning li")
+    # The upper ends of the bands, 100 %, are far above the curves: they end at the frame.
+    tops = [node.rect["y"] for node in opened.find_elements("css selector", "#tuning .band")]
+    assert min(tops) >= opened.find_element("css selector", "#tuning svg").rect["y"]
+    opened.find_element("xpath", "//label[contains(@class, 'chip')][span[text()='lora']]").click()
+    drawn(opened)
+    assert (count(opened, "#tuning .pt"), count(opened, "#tuning .band")) == (3, 1)
+
+
 def test_filters_take_rows_and_points_away(opened):
     assert (count(opened, "#rows tr"), count(opened, "#scores .pt")) == (40, 40)
     opened.find_element("id", "search").send_keys("lora cola")
@@ -253,7 +279,7 @@ def test_every_section_is_there(opened):
     shown = [node.text for node in opened.find_elements("css selector", "h2") if node.is_displayed()]
     assert shown == [
         "What should I use?", "Score against cost", "Every method in numbers", "Learning curves", "Fewer training rows",
-        "Variability by layer", "Published against reproduced", "Claims", "How to read this page",
+        "Tuning curves", "Variability by layer", "Published against reproduced", "Claims", "How to read this page",
     ]  # fmt: skip
     assert texts(opened, "#published td")[-5:] == [
         "63.45 ± 1.2", "50.0 ± 0.5", "3", "\N{MINUS SIGN}13.5", "no: a larger encoder",

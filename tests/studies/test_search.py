@@ -306,3 +306,10 @@ def test_a_search_runs_to_its_end_and_the_report_shows_its_costs(tmp_path, sampl
         pytest.importorskip("opda", reason="the extra `search` is not installed")
         assert main(picture) == 0
         assert (tmp_path / "tuning.png").stat().st_size > 1000
+        assert main(["report", "runs/mine", "--html", "page.html"]) == 0
+        embedded = (tmp_path / "page.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+        curves = {one["method"]: one["points"] for one in json.loads(embedded)["tuning"]}
+        assert curves.keys() == {"bitfit", "head"}
+        for points in curves.values():
+            assert [n for n, *_ in points] == [1, 2]
+            assert all(0 <= low <= score <= high <= 100 for _, score, low, high in points)

@@ -140,7 +140,14 @@ class TestRefused:
             (ROWS.replace("two,yes", "two,  "), r"line 3 has no label in 'label'"),
             (ROWS.replace("yes", "no"), r"rows\.csv: the column 'label' holds fewer than two labels"),
             ("text,label\n,a\n,b\n", r"no row has a text in 'text'"),
-            (ROWS.replace(",", ";"), r"task.label_column=label is not a column of .*which has 'text;label'"),
+            (
+                ROWS.replace(",", ";"),
+                r"no comma separates fields.* holds a semicolon: save it with commas, or",
+            ),
+            (ROWS.replace(",", "\t"), r"no comma separates fields.* holds a tab: rename it to \.tsv"),
+            (ROWS.replace("label", "labels"), r"task.label_column=label is not .*'labels'\. Did you mean 'labels'\?"),
+            (ROWS.replace("label", "Label "), r"""Did you mean 'Label ', with a space at an end\? .* '"Label "'"""),
+            ('"text;label"\na;b\nc;d\n', r"which has 'text;label'"),
         ],
     )
     def test_comma_separated_values(self, load, content, words):

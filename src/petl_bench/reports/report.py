@@ -32,7 +32,7 @@ from petl_bench.reports.groups import NamedGroup, group_records, named_groups, p
 from petl_bench.reports.page import page_data, write_page
 from petl_bench.reports.papers import paper_tables, study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
-from petl_bench.reports.plots.tuning import draw_tuning
+from petl_bench.reports.plots.tuning import TuningCurve, draw_tuning, tuning_curves
 from petl_bench.reports.protocol import improving_notes, setting_notes
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
@@ -344,6 +344,7 @@ def write_files(
             {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
             [pair for analysis in analyses for pair in analysis.tested_pairs()],
             {key for results in report_input.all_results for key in results.incomplete_runs()},
+            _tuning(report_input),
         )
         data["descriptions"] = headlines + data["descriptions"]
         data["notes"] = [
@@ -354,6 +355,14 @@ def write_files(
         data["missing"] = [text for results in report_input.all_results for text in results.missing()]
         write_page(data, Path(page))
         _log.info("page: %s", Path(page).resolve())
+
+
+def _tuning(report_input: ReportInput) -> list[TuningCurve]:
+    try:
+        return tuning_curves(report_input.searches)
+    except RequestError as error:
+        _log.warning("the page has no tuning curves: %s", error)
+        return []
 
 
 def _draw(named: list[NamedGroup], kind: str, file: Path, sentence: str | None) -> None:

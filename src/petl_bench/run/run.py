@@ -81,7 +81,6 @@ def run(cfg: RunConfig) -> Record:
         _log.info("made again: the times of the finished run are of train.cache=%s", done.frozen.cache)
     record = Record(run_key=identity.key, config=identity.config, key_version=KEY_VERSION)
     with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
-        _log.info("run %s", identity.folder)
         _make(cfg, identity, lifecycle)
     return record
 
@@ -101,6 +100,8 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
 
     with peaks.phase("load"):
         parts = _load(cfg, identity, record, accelerator)
+    # What cannot be run is refused above, and leaves no folder.
+    _log.info("run %s", identity.folder)
     task, backbone = parts.task, parts.backbone
     model = accelerator.unwrap_model(parts.model)
     record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model)

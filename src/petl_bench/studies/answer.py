@@ -230,6 +230,12 @@ def _score_lines(choice: Choice, found: Answer) -> Iterator[str]:
     if record.baselines:
         scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
         yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
+        sign = 1 if percent else -1
+        if ahead := [name for name, by in record.baselines.items() if sign * by[metric] >= sign * found.score]:
+            hint = (
+                "give more --time" if run.share < 1 or choice.not_trained else "it needs other rows or another backbone"
+            )
+            yield f"  no better than {' and '.join(ahead)}: nothing here is worth its cost yet; {hint}"
 
 
 def _comparison_lines(found: Answer) -> Iterator[str]:

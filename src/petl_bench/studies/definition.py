@@ -116,6 +116,8 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
         path = Path(name_or_file).expanduser()
         try:
             text = read_text(path)
+        except FileNotFoundError as error:
+            raise RequestError(f"The study {path} is not there: give the path of its file.") from error
         except (OSError, ValueError) as error:
             raise RequestError(f"The study {path} cannot be read: {error}.") from error
         check_name("The study's name", path.stem)

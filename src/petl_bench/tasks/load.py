@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from petl_bench.errors import RequestError
+from petl_bench.errors import RequestError, RunError, first_line
 from petl_bench.process import user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.tasks import ExtraSplit, TaskConfig, has_validation
@@ -18,7 +20,7 @@ from petl_bench.tasks.draw import demo_rows, draw_rows
 from petl_bench.tasks.metrics import METRICS, check_metrics, entity_tags, scheme_of, without_beginning
 from petl_bench.tasks.ood import known_classes, of_classes, ood_rows, without_texts_of
 from petl_bench.tasks.rows import UNLABELLED, Rows, class_names, require_labels, rows_from_table
-from petl_bench.tasks.table_files import Table, read_hub_split, read_table, split_files
+from petl_bench.tasks.table_files import PACKAGE_DATA, Table, read_folder, read_table, split_files
 from petl_bench.tasks.tagging import read_columns, tag_names, tagged_rows, without_tags
 
 _log = logging.getLogger(__name__)
@@ -213,7 +215,7 @@ def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table
         if file is None:
             raise RequestError(f"task.{key} must be given: it holds the {role} rows.")
         return read_file(settings, file_path(settings, file, data_root), f"task.{key}", columns)
-    return read_hub_split(settings, settings.subset, getattr(settings, f"{role}_split"), data_root, columns)
+    return _hub_split(settings, settings.subset, getattr(settings, f"{role}_split"), data_root, columns)
 
 
 def file_path(settings: TaskConfig, file: str, data_root: str | None) -> str:
@@ -275,7 +277,7 @@ def read_subset(
         RunError: If the hub cannot be reached.
     """
     columns = [*columns_of_texts(settings), settings.label_column]
-    return rows_of_table(read_hub_split(settings, subset, split, data_root, columns), settings, labels)
+    return rows_of_table(_hub_split(settings, subset, split, data_root, columns), settings, labels)
 
 
 def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] | None:
@@ -324,3 +326,46 @@ def _extra(
     if extra.optional and (rows.labels is None or (rows.labels == UNLABELLED).any()):
         return None
     return ExtraRows(require_labels(rows, settings, f"{extra.subset}/{extra.split}"), list(extra.metrics))
+
+
+def _hub_split(
+    task: TaskConfig, subset: str | None, split: str, data_root: str | None, columns: Collection[str]
+) -> Table:
+    """Reads one split of a data set of the hub, or of one that ships with the package.
+
+    Args:
+        task: Names the source, the dataset and its revision.
+        subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
+        split: e.g. `validation_matched`.
+        data_root: A folder that `read_folder` reads; None asks the hub (or its local cache).
+        columns: The columns that are wanted; those that the table lacks are left out.
+
+    Raises:
+        RequestError: If the folder does not hold the split, or a file in it is broken.
+        RunError: If the hub cannot be reached.
+    """
+    source = split if subset is None else f"{subset}/{split}"
+    if task.source == "package":
+        return read_folder(PACKAGE_DATA, "/".join(filter(None, (task.dataset, subset))), split, columns)
+    if data_root is not None:
+        return read_folder(user_path(data_root, "data_root"), subset, split, columns)
+    if task.dataset is None:
+        raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        # Never a bare name: offline, `glue` would match any cached local folder of that name.
+        loaded = datasets.load_dataset(task.dataset, subset, split=split, revision=task.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, ValueError) and "find cache" not in str(error):
+            raise RequestError(f"{task.dataset} has no split {source}: {first_line(error)}") from error
+        name = task.dataset if subset is None else f"{task.dataset} ({subset})"
+        raise RunError(
+            f"{name} could not be fetched and is not in the local cache: run `petl-bench fetch task={task.name}` where "
+            "there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder laid out like it. "
+            f"({type(error).__name__})"
+        ) from error
+    names = list(loaded.column_names)
+    return Table(source, names, loaded.select_columns([name for name in names if name in columns]).to_dict())

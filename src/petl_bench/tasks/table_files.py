@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import json
 import logging
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,13 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from petl_bench.errors import RequestError, RunError, first_line
+from petl_bench.errors import RequestError, first_line
 from petl_bench.process import check_folder, user_path
-
-if TYPE_CHECKING:
-    from petl_bench.tasks import TaskConfig
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _JSON_LINES = (".jsonl", ".json")
@@ -75,9 +72,21 @@ class Table:
             RequestError: If there is no such column.
         """
         if name not in self.columns:
-            there = ", ".join(map(repr, self.names))
-            raise RequestError(f"{key} is not a column of {self.source}, which has {there}.")
+            raise RequestError(f"{key} is not a column of {self.source}, which has {listed(self.names, name)}.")
         return self.columns[name]
+
+
+def listed(names: Collection[str], near: str | None = None) -> str:
+    """The names of columns for a message, and the one that is nearest to what was asked for."""
+    text = ", ".join(map(repr, names))
+    folded = {name.strip().casefold(): name for name in names}
+    found = difflib.get_close_matches((near or "").strip().casefold(), folded, n=1, cutoff=0.75)
+    if not found:
+        return text
+    name = folded[found[0]]
+    # Hydra would take the spaces off.
+    space = "" if name == name.strip() else f""", with a space at an end? Write it as '"{name}"'"""
+    return f"{text}. Did you mean {name!r}{space or '?'}"
 
 
 # Reads a table from the text of a file, given its name for messages.
@@ -168,6 +177,8 @@ def _line_of(before: str) -> int:
 def _delimited(text: str, source: str, *, tabs: bool) -> Table:
     """Reads comma-separated values with quotation marks, or tab-separated ones without."""
     csv.field_size_limit(2**31 - 1)
+    if not tabs:
+        _check_separator(text, source)
     stream = io.StringIO(text, newline="")
     # As in GLUE's own files, a quotation mark in a .tsv file is a character like any other.
     reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
@@ -202,6 +213,22 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
         )
     columns = {name: [fields[i] or None for fields in rows] for i, name in enumerate(header) if name.strip()}
     return Table(source, [name for name in header if name.strip()], columns, lines)
+
+
+def _check_separator(text: str, source: str) -> None:
+    """Refuses comma-separated values whose first lines all hold something else that separates fields, and no comma."""
+    first = [line.strip() for line in text.splitlines()[:3] if line.strip()]
+    if len(first) < 2 or "," in first[0] or re.fullmatch('"[^"]*"', first[0]):
+        return
+    for separator, name, way_out in (
+        ("\t", "tab", "rename it to .tsv"),
+        (";", "semicolon", "save it with commas, or with tabs as .tsv"),
+    ):
+        if all(separator in line for line in first):
+            raise RequestError(
+                f"{source}: no comma separates fields in its header, but each of its first lines holds a {name}: "
+                f"{way_out}; put the header in quotation marks if it names a single column."
+            )
 
 
 def _check_fields(found: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
@@ -317,49 +344,6 @@ def _parts_of_folder(folder: Path, where: str) -> list[Path]:
 def parquet_files(folder: Path) -> list[Path]:
     """The parts of a table in a folder, in the order of their names; hidden files are none."""
     return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
-
-
-def read_hub_split(
-    task: TaskConfig, subset: str | None, split: str, data_root: str | None, columns: Collection[str]
-) -> Table:
-    """Reads one split of a data set of the hub, or of one that ships with the package.
-
-    Args:
-        task: Names the source, the dataset and its revision.
-        subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
-        split: e.g. `validation_matched`.
-        data_root: A folder that `read_folder` reads; None asks the hub (or its local cache).
-        columns: The columns that are wanted; those that the table lacks are left out.
-
-    Raises:
-        RequestError: If the folder does not hold the split, or a file in it is broken.
-        RunError: If the hub cannot be reached.
-    """
-    source = split if subset is None else f"{subset}/{split}"
-    if task.source == "package":
-        return read_folder(PACKAGE_DATA, "/".join(filter(None, (task.dataset, subset))), split, columns)
-    if data_root is not None:
-        return read_folder(user_path(data_root, "data_root"), subset, split, columns)
-    if task.dataset is None:
-        raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
-    import datasets
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        # Never a bare name: offline, `glue` would match any cached local folder of that name.
-        loaded = datasets.load_dataset(task.dataset, subset, split=split, revision=task.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, ValueError) and "find cache" not in str(error):
-            raise RequestError(f"{task.dataset} has no split {source}: {first_line(error)}") from error
-        name = task.dataset if subset is None else f"{task.dataset} ({subset})"
-        raise RunError(
-            f"{name} could not be fetched and is not in the local cache: run `petl-bench fetch task={task.name}` where "
-            "there is a network, or point data_root=DIR (or PETL_BENCH_DATA) at a folder laid out like it. "
-            f"({type(error).__name__})"
-        ) from error
-    names = list(loaded.column_names)
-    return Table(source, names, loaded.select_columns([name for name in names if name in columns]).to_dict())
 
 
 def read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:

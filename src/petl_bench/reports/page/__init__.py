@@ -24,6 +24,7 @@ from petl_bench.reports.groups import Group, NamedGroup, task_order
 from petl_bench.reports.machines import Machine, machines_of
 from petl_bench.reports.plots import score_scale
 from petl_bench.reports.plots.kinds import layer_variability, rows_curves
+from petl_bench.reports.plots.tuning import TuningCurve, tuning_sentences
 from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers, still_improving
 from petl_bench.reports.render import ReportTable, check_page
 from petl_bench.reports.significance import Statistic
@@ -93,6 +94,7 @@ def page_data(
     roc: Mapping[str, Mapping[str, Any]] | None = None,
     pairs: Sequence[tuple[str, str, int]] = (),
     incomplete: Collection[str] = (),
+    tuning: Sequence[TuningCurve] = (),
 ) -> dict[str, Any]:
     """Collects the data of the page.
 
@@ -109,6 +111,7 @@ def page_data(
         pairs: Keys of a run of each of two methods that were tested, and 1 if the first is better, -1 if it is worse,
             0 if no difference is shown.
         incomplete: Keys of the runs of tasks that not all methods have finished.
+        tuning: Curves of searches, as `tuning_curves` makes them.
 
     Returns:
         Plain containers that `json.dumps` takes.
@@ -135,12 +138,14 @@ def page_data(
         "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
         "axes": _axes(named, rows),
-        "methods": list(dict.fromkeys(item.method for item in sorted(named, key=lambda item: item.group.trained))),
+        "methods": list(dict.fromkeys([*_by_size(named), *(curve.method for curve in tuning)])),
         "rows": rows,
         "rows_curves": [
             {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
             for curve in rows_curves(named)
         ],
+        "tuning": [curve.to_dict() for curve in tuning],
+        "tuning_sentences": tuning_sentences(tuning),
         "pairs": [[by_key[a], by_key[b], sign] for a, b, sign in pairs if a in by_key and b in by_key],
         "published": [dict(row) for row in published],
         "claims": [dict(row) for row in claims],
@@ -170,6 +175,10 @@ def _rows(
         }
         for index, item in enumerate(named)
     ]
+
+
+def _by_size(named: Sequence[NamedGroup]) -> list[str]:
+    return [item.method for item in sorted(named, key=lambda item: item.group.trained)]
 
 
 def _axes(named: Sequence[NamedGroup], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -65,6 +65,17 @@ function buildLines() {
     "low-resource", "Fewer training rows", "Score by the number of training rows, mean over seeds; band: one sd.",
     rowsCurvesOf, curveName, taskOf, redrawRowsCurves,
   );
+  const isOn = ({ method, task }) => !state.off.method.has(method) && !state.off.task.has(task);
+  const studies = distinct(DATA.tuning.map((curve) => curve.study));
+  const searched = ({ study, task }) => (studies.length > 1 ? `${task}, ${study}` : task);
+  buildLinePlot(
+    "tuning", "Tuning curves",
+    "Score on the reported rows of the best of n trials, the median; band: 80 %, for all numbers of trials at once.",
+    () => DATA.tuning.filter(isOn), searched, searched, redrawTuning,
+  );
+  if (DATA.tuning.length) {
+    byId("tuning").append(el("ul", { class: "list" }, ...DATA.tuning_sentences.map((text) => el("li", {}, text))));
+  }
   buildLinePlot(
     "variability", "Variability by layer",
     "ν of each layer; dashed: with shuffled labels; shaded: the layers adapted.",

@@ -1,4 +1,5 @@
-// The five plots: scores against costs, learning curves, scores by training rows, variability by layer, ROC curves.
+// The six plots: scores against costs, learning curves, scores by training rows, tuning curves, variability by layer, ROC
+// curves.
 
 const MOST_MULTIPLES = 12;
 // Of a panel with more points than this, only the tooltips have names.
@@ -208,6 +209,33 @@ function redrawRowsCurves(container, curves) {
     label: "score by number of training rows",
   });
   for (const { m, points } of series) drawSeries(plot, m, points, { marker: 5 });
+}
+
+// Tuning curves of a search on one task. So few trials leave the upper ends of the bands open: they end at the frame.
+function redrawTuning(container, curves) {
+  const [first] = curves;
+  const trials = curves.flatMap(({ points }) => points.map(([n]) => n));
+  const plot = drawFrame(container, {
+    x: scaleOf(trials, { pad: 0.04, whole: true }),
+    y: scaleOf(curves.flatMap(({ points }) => points.flatMap(([, score, low]) => [score, low])),
+      { least: first.percent ? 1 : 0 }),
+    xName: "trials, of which the best on the selection rows is taken",
+    yName: first.metric + (first.percent ? ", %" : ", negated"),
+    label: `${first.task}: tuning curves`,
+  });
+  const text = (value) => scoreText(first, value);
+  for (const { method, task, points } of curves) {
+    const m = METHOD_NUMBER.get(method);
+    const at = (n, value) => [plot.at.x(n), Math.min(Math.max(plot.at.y(value), plot.at.top), plot.at.bottom)];
+    drawBand(plot, m, points.map(([n, , low]) => at(n, low)), points.map(([n, , , high]) => at(n, high)));
+    drawLine(plot, m, points.map(([n, score]) => at(n, score)));
+    for (const [n, score, low, high] of points) {
+      const lines = [["trials", number(n)], [`median ${first.metric}`, text(score)], ["80 % band", `${text(low)} – ${text(high)}`]];
+      const tip = () => ({ m, title: method, under: task, lines });
+      const [x, y] = at(n, score);
+      drawPoint(plot, { m, x, y, r: 4, text: `${method}, best of ${number(n)} trials: ${text(score)}`, tip });
+    }
+  }
 }
 
 // One score on one task: how many report rows are kept when that share of the rows out of distribution passes.

@@ -45,6 +45,13 @@ class TuningCurve:
     low: NDArray[Any]
     high: NDArray[Any]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The curve in plain containers: points [trials, score, low, high], in percent where scores are shown so."""
+        ends = zip(self.scores, self.low, self.high, strict=True)
+        points = [[n, *(self.scale * float(value) for value in values)] for n, values in enumerate(ends, start=1)]
+        names = {"study": self.study, "method": self.method, "task": self.task, "metric": self.metric.replace("_", " ")}
+        return names | {"percent": self.scale == 100, "points": points}
+
 
 def tuning_curve(selection: Sequence[float], reported: Sequence[float], lowest: float, highest: float) -> NDArray[Any]:
     """The median score of the best of n random trials, with a band that holds for all n at once.
@@ -80,7 +87,7 @@ def _ranks(trials: int) -> NDArray[Any]:
     try:
         from opda.nonparametric import EmpiricalDistribution
     except ImportError as error:
-        raise RequestError("--plot-kind tuning needs opda: pip install 'petl-bench[search]'.") from error
+        raise RequestError("Tuning curves need opda: pip install 'petl-bench[search]'.") from error
     bands = EmpiricalDistribution.confidence_bands(
         np.arange(1.0, trials + 1), CONFIDENCE, a=0.0, b=trials + 1.0, generator=np.random.default_rng(0), n_jobs=1
     )
