@@ -251,7 +251,7 @@ def test_a_list_with_spaces_is_shown_as_the_shell_takes_it():
 def test_an_option_that_run_does_not_have_is_told(capsys):
     assert cli.main(["run", "task=smoke", "--dry-run"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("petl-bench: petl-bench run has no option --dry-run: it takes --force, --json, -m and")
+    assert err.startswith("petl-bench: run has no option --dry-run: it takes --force, --json, -m and")
     assert len(err.splitlines()) == 1
 
 

@@ -30,13 +30,6 @@ _log = logging.getLogger(__name__)
 # Within less nothing can be trained by `petl-bench choose`.
 _LEAST_SECONDS = 30
 
-# What Hydra takes after `petl-bench run`.
-_HYDRA_OPTIONS = (
-    "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
-    "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
-    "-cd", "--config-dir", "--experimental-rerun", "-i", "--info",
-)  # fmt: skip
-
 # Rows that `petl-bench compare` lists in a terminal.
 _ROWS_LISTED = 20
 
@@ -52,6 +45,8 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    from petl_bench.config_errors import check_options
+
     as_json = "--json" in arguments
     overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
     if any(one.startswith("data=") for one in overrides):
@@ -59,12 +54,7 @@ def run(arguments: list[str]) -> int:
 
         setup_logging()
         overrides = with_data(overrides, lengthen=True)
-    for option in (one for one in overrides if one.startswith("-")):
-        if option.partition("=")[0] not in _HYDRA_OPTIONS:
-            raise RequestError(
-                f"petl-bench run has no option {option}: it takes --force, --json, -m and --config-dir, and those of "
-                "Hydra that --hydra-help shows. `petl-bench plan` says what a run will cost."
-            )
+    check_options(overrides)
     settings = [one for one in overrides if one not in ("-m", "--multirun")]
     # Hydra itself would compose everything twice.
     if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in settings):

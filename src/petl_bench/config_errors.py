@@ -30,6 +30,24 @@ _HELP = "`petl-bench run --help` shows all groups and settings."
 _FREE_MAPPINGS = ("method.args", "backbone.architecture")
 
 
+# What Hydra takes after `petl-bench run`.
+_HYDRA_OPTIONS = (
+    "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
+    "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
+    "-cd", "--config-dir", "--experimental-rerun", "-i", "--info",
+)  # fmt: skip
+
+
+def check_options(words: list[str]) -> None:
+    """Raises RequestError for an option after `petl-bench run` that neither we nor Hydra know."""
+    for option in (word.partition("=")[0] for word in words if word.startswith("-")):
+        if option not in _HYDRA_OPTIONS:
+            raise RequestError(
+                f"run has no option {option}: it takes --force, --json, -m and --config-dir, and those of "
+                "Hydra that --hydra-help shows. `petl-bench plan` says what a run will cost."
+            )
+
+
 @contextmanager
 def explained(overrides: list[str]) -> Iterator[None]:
     """Within it, errors of Hydra and OmegaConf become a request error that says what is wrong with the overrides."""
