@@ -141,6 +141,13 @@ class TestNames:
         with pytest.raises(RequestError, match=r"task\.also_submit\.ax\.submission='/tmp/AX' must be a name"):
             config_from_dict(content)
 
+    @pytest.mark.parametrize("seed", [-1, 2**32])
+    def test_nor_is_its_seed_one_that_none_takes(self, seed):
+        content = load_config(["task=mnli"]).to_dict()
+        content["train"]["seed"] = seed
+        with pytest.raises(RequestError, match=rf"config\.train\.seed={seed} must lie in 0\.\.4294967295"):
+            config_from_dict(content)
+
     def test_names_that_are_too_long_together(self, command, tmp_path):
         (tmp_path / ("b" * 200)).mkdir()
         (tmp_path / ("b" * 200) / "config.json").write_text("{}")

@@ -44,7 +44,7 @@ from petl_bench.settings import (
 from petl_bench.tasks import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers import TRACKERS, TrackerConfig
-from petl_bench.training import TrainConfig, check_train, length_for
+from petl_bench.training import SEED_RANGE, TrainConfig, check_train, length_for
 
 _log = logging.getLogger(__name__)
 
@@ -314,6 +314,8 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
                 if value == MISSING and key not in content.get(group, {}):
                     raise ValueError(f"config.{group}.{key} is missing")
         check_names(run)
+        if run.train.seed not in SEED_RANGE:
+            raise ValueError(f"config.train.seed={run.train.seed} must lie in 0..{SEED_RANGE[-1]}")
     except ValueError as error:
         raise RequestError(f"The record's config does not fit this version of petl-bench: {error}.") from error
     return run

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from petl_bench.errors import RequestError, parse_bytes
 from petl_bench.settings import MISSING, check_choices, setting
 
+# Those that NumPy takes, too.
+SEED_RANGE = range(2**32)
+
 
 @dataclass
 class TrainConfig:
@@ -119,8 +122,8 @@ def check_train(train: TrainConfig, task_type: str) -> None:
         raise RequestError(f"train.checkpoint_seconds={train.checkpoint_seconds} must not be negative.")
     if not 0 <= train.weight_decay < math.inf:
         raise RequestError(f"train.weight_decay={train.weight_decay} must not be negative.")
-    if not 0 <= train.seed < 2**32:
-        raise RequestError(f"train.seed={train.seed} must lie in 0..{2**32 - 1}.")
+    if train.seed not in SEED_RANGE:
+        raise RequestError(f"train.seed={train.seed} must lie in 0..{SEED_RANGE[-1]}.")
     if not 0 <= train.warmup_share <= 1:
         raise RequestError(f"train.warmup_share={train.warmup_share} must lie in 0..1.")
     for key in ("cache_memory", "cache_disk"):
