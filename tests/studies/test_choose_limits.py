@@ -67,7 +67,7 @@ def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
 
     monkeypatch.setattr(worker, "make", make)
     monkeypatch.setattr("petl_bench.commands._LEAST_SECONDS", 1)
-    code, _, err = choose(*SMALL, *METHODS, "--time", "12s")
+    code, _, err = choose(*SMALL, *METHODS, "--time", "6s")
     assert code == 1
     assert "no training could be ended" in err
     assert len(made) <= 1
