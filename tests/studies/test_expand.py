@@ -219,7 +219,7 @@ class TestFiles:
     def test_unknown_names_are_told_with_the_nearest(self):
         with pytest.raises(RequestError, match="Did you mean low_resource"):
             open_study("low_resorce")
-        with pytest.raises(RequestError, match="nothere.yaml is not there: give the path"):
+        with pytest.raises(RequestError, match=r"nothere\.yaml is not there: give the path"):
             open_study("nothere.yaml")
 
     @pytest.mark.parametrize("name", study_names())
