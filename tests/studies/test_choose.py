@@ -106,6 +106,8 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     assert lines[0].startswith(f"recommended: {best} (")
     assert lines[1].strip() == found["command"]
     assert "rows that chose nothing, mean of 3 seeds" in lines[2]
+    of_baselines = [scores[found["metric"]] for scores in found["baselines"].values()]
+    assert ("  no better than " in out) == (max(of_baselines) >= found["score"])
     assert any(line.startswith("the search: ") for line in lines)
     assert out.index("trained: ") < out.index("mean ± sd over seeds")
     assert len(out[: out.index("trained: ")].splitlines()) <= 10

@@ -15,7 +15,7 @@ from petl_bench.process import cache_dir
 from petl_bench.records.schema import BASELINES
 from petl_bench.run.run import run
 from petl_bench.tasks import baselines
-from petl_bench.tasks.baselines import score_baselines
+from petl_bench.tasks.baselines import at_least_as_good, score_baselines
 from petl_bench.tasks.load import load_task
 
 
@@ -165,3 +165,10 @@ def test_a_run_outlives_baselines_that_fail(tiny, monkeypatch, caplog):
     record = run(tiny("method=head", "measure.baselines=true"))
     assert (record.status, record.baselines) == ("finished", {})
     assert "the baselines could not be scored: too many words (measure.baselines=false leaves it out)" in caplog.text
+
+
+def test_what_a_score_does_not_exceed_is_named():
+    scores = {"majority": {"mae": 0.5}, "tfidf": {"mae": 0.3}}
+    assert at_least_as_good(scores, "mae", 0.3, higher_is_better=True) == ["majority", "tfidf"]
+    assert at_least_as_good(scores, "mae", 0.3, higher_is_better=False) == ["tfidf"]
+    assert at_least_as_good(scores, "mae", 0.2, higher_is_better=False) == []

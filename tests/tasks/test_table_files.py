@@ -145,8 +145,8 @@ class TestRefused:
                 r"no comma separates fields.* holds a semicolon: save it with commas, or",
             ),
             (ROWS.replace(",", "\t"), r"no comma separates fields.* holds a tab: rename it to \.tsv"),
-            (ROWS.replace("label", "labels"), r"task.label_column=label is not .*'labels'\. Did you mean 'labels'\?"),
-            (ROWS.replace("label", "Label "), r"""Did you mean 'Label ', with a space at an end\? .* '"Label "'"""),
+            (ROWS.replace("label", "labels"), r"task.label_column=label is not .*'labels'\. Did you mean 'labels'\?$"),
+            (ROWS.replace("label", "Label "), r"""Did you mean 'Label ', with a space at an end\? .* '"Label "'\.$"""),
             ('"text;label"\na;b\nc;d\n', r"which has 'text;label'"),
         ],
     )

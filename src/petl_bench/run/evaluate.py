@@ -362,15 +362,15 @@ def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: 
 
 def _score_baselines(task: Task, record: Record) -> dict[str, dict[str, float]]:
     """Scores the baselines on the rows to report on, and logs the scores and those that the run does not exceed."""
-    from petl_bench.tasks.baselines import score_baselines
+    from petl_bench.tasks.baselines import at_least_as_good, score_baselines
 
     found, metric = score_baselines(task), task.settings.metric
     shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
     _log.info("baselines on %s: %s", task.report_split, shown)
-    sign = 1 if task.higher_is_better else -1
     mine = record.selected_scores.get(metric)
-    alike = [name for name, scores in found.items() if mine is not None and sign * scores[metric] >= sign * mine]
-    if alike and mine != 1.0:
+    if mine is None or mine == 1.0:
+        return found
+    if alike := at_least_as_good(found, metric, mine, higher_is_better=task.higher_is_better):
         words = "the method scores no better than %s: more epochs, another rate or another method may do"
         _log.warning(words, " and ".join(alike))
     return found

@@ -24,6 +24,7 @@ from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
 from petl_bench.studies.choice import REFERENCE, Choice
 from petl_bench.studies.progress import setting_name
+from petl_bench.tasks.baselines import at_least_as_good
 
 _log = logging.getLogger(__name__)
 
@@ -230,12 +231,9 @@ def _score_lines(choice: Choice, found: Answer) -> Iterator[str]:
     if record.baselines:
         scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
         yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
-        sign = 1 if percent else -1
-        if ahead := [name for name, by in record.baselines.items() if sign * by[metric] >= sign * found.score]:
-            hint = (
-                "give more --time" if run.share < 1 or choice.not_trained else "it needs other rows or another backbone"
-            )
-            yield f"  no better than {' and '.join(ahead)}: nothing here is worth its cost yet; {hint}"
+        if alike := at_least_as_good(record.baselines, metric, found.score, higher_is_better=percent):
+            hint = "more --time" if run.share < 1 or choice.not_trained else "other rows or another backbone"
+            yield f"  no better than {' and '.join(alike)}: {hint} may do"
 
 
 def _comparison_lines(found: Answer) -> Iterator[str]:

@@ -37,6 +37,12 @@ _WORD = rf"(?u)[{_CHINESE}]|[^\W{_CHINESE}]+"
 _log = logging.getLogger(__name__)
 
 
+def at_least_as_good(baselines: Scores, metric: str, score: float, *, higher_is_better: bool) -> list[str]:
+    """The baselines that a score does not exceed."""
+    sign = 1 if higher_is_better else -1
+    return [name for name, scores in baselines.items() if sign * scores[metric] >= sign * score]
+
+
 def score_baselines(task: Task) -> Scores:
     """Scores the baselines on the rows to report on, or reads the scores from the cache.
 

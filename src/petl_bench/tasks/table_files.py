@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +73,22 @@ class Table:
             RequestError: If there is no such column.
         """
         if name not in self.columns:
-            raise RequestError(f"{key} is not a column of {self.source}, which has {listed(self.names, name)}.")
+            raise RequestError(f"{key} is not a column of {self.source}, which has {_listed(self.names, name)}")
         return self.columns[name]
 
 
-def listed(names: Collection[str], near: str | None = None) -> str:
-    """The names of columns for a message, and the one that is nearest to what was asked for."""
-    text = ", ".join(map(repr, names))
+def _listed(names: Collection[str], wanted: str) -> str:
+    """The end of a message: the names of the columns, and the one that is nearest to what was wanted."""
+    text = f"{', '.join(map(repr, names))}."
     folded = {name.strip().casefold(): name for name in names}
-    found = difflib.get_close_matches((near or "").strip().casefold(), folded, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(wanted.strip().casefold(), folded, n=1, cutoff=0.75)
     if not found:
         return text
     name = folded[found[0]]
+    if name == name.strip():
+        return f"{text} Did you mean {name!r}?"
     # Hydra would take the spaces off.
-    space = "" if name == name.strip() else f""", with a space at an end? Write it as '"{name}"'"""
-    return f"{text}. Did you mean {name!r}{space or '?'}"
+    return f"""{text} Did you mean {name!r}, with a space at an end? Write it as '"{name}"'."""
 
 
 # Reads a table from the text of a file, given its name for messages.
@@ -217,7 +219,8 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
 
 def _check_separator(text: str, source: str) -> None:
     """Refuses comma-separated values whose first lines all hold something else that separates fields, and no comma."""
-    first = [line.strip() for line in text.splitlines()[:3] if line.strip()]
+    lines = islice(io.StringIO(text, newline=None), 3)
+    first = [line.strip() for line in lines if line.strip()]
     if len(first) < 2 or "," in first[0] or re.fullmatch('"[^"]*"', first[0]):
         return
     for separator, name, way_out in (
