@@ -15,7 +15,7 @@ from few_rows import few_demo_rows
 from forked import FORK_SERVER
 from found_records import find_records
 from petl_bench.config import load_config
-from petl_bench.errors import DivergedError, Interrupted
+from petl_bench.errors import DivergedError, Interrupted, OutOfMemoryError
 from petl_bench.process import in_process_group, is_main_process
 from petl_bench.records import OOD_SCORES
 from petl_bench.records.predictions import read_predictions
@@ -118,6 +118,19 @@ def everything(rank, folder):
     return found
 
 
+def out_of_memory(rank, folder):
+    """One process runs out of memory and ends; the other loses its answers."""
+
+    def failing(forward_backward, loop, indices, batch_rows):
+        if (rank, loop.state.progress.num_steps) == (1, 1):
+            raise MemoryError
+        return forward_backward(loop, indices, batch_rows)
+
+    with Patched("_forward_backward", failing), pytest.raises(OutOfMemoryError) as caught:
+        run(config(folder / f"node{rank}" / "memory", "method=lora", "train.seed=2"))
+    (folder / f"memory{rank}.txt").write_text(str(caught.value))
+
+
 def member(rank, port, folder):
     import torch
 
@@ -129,6 +142,7 @@ def member(rank, port, folder):
     # Accelerate would choose the number of threads otherwise.
     os.environ["OMP_NUM_THREADS"] = "1"
     (folder / f"{rank}.json").write_text(json.dumps(everything(rank, folder)))
+    out_of_memory(rank, folder)
     torch.distributed.destroy_process_group()
 
 
@@ -222,6 +236,15 @@ def test_a_loss_that_diverges_in_one_process_ends_both_with_one_record(group):
     (record,), _ = find_records([folder / "node0" / "diverged"])
     assert record.status == "diverged"
     assert "by update 2" in record.error
+
+
+def test_memory_that_one_process_lacks_is_what_the_record_says(group):
+    folder, _ = group
+    (record,), _ = find_records([folder / "node0" / "memory"])
+    assert record.status == "out_of_memory"
+    own = (folder / "memory1.txt").read_text()
+    assert own.startswith("Memory did not suffice")
+    assert record.error == (folder / "memory0.txt").read_text() == f"Process 1 of 2: {own}"
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

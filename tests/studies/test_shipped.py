@@ -43,6 +43,16 @@ SMALL = [
 QUICK = ("banking", "rte", "mrpc", "sst2")
 
 
+def cells_of(study, methods, tasks):
+    """The cells of some of its methods and tasks alone: a study that searches composes a config for each cell."""
+    narrowed = dataclasses.replace(
+        study,
+        methods={name: study.methods[name] for name in methods},
+        tasks={name: study.tasks[name] for name in tasks},
+    )
+    return cells(narrowed, [])
+
+
 def kinds():
     """One cell for every setting of a method that a shipped study has, numbers apart, on its quickest task."""
     found = {}
@@ -51,10 +61,9 @@ def kinds():
         tasks = sorted(
             study.tasks, key=lambda task: next((n for n, t in enumerate(QUICK) if task.startswith(t)), len(QUICK))
         )
-        for cell in cells(study, []):
-            if cell.task == tasks[0]:
-                chosen = [override for override in cell.overrides if override.startswith(("method", "layers"))]
-                found.setdefault(tuple(re.sub(r"=[\d.e-]+$", "=N", override) for override in chosen), cell)
+        for cell in cells_of(study, study.methods, tasks[:1]):
+            chosen = [override for override in cell.overrides if override.startswith(("method", "layers"))]
+            found.setdefault(tuple(re.sub(r"=[\d.e-]+$", "=N", override) for override in chosen), cell)
     params, seen = [], set()
     for overrides, cell in found.items():
         # Combinations of settings that others have one by one take long, and rarely show anything.
@@ -112,9 +121,10 @@ def narrowed():
     found, seen = {}, set()
     for name in study_names():
         _, study = open_study(name)
-        methods, tasks = list(study.methods), list(study.tasks)
-        for cell in cells(study, []):
-            if (cell.method == methods[0] or cell.task == tasks[0]) and not seen.issuperset(cell.overrides):
+        first, *others = study.methods
+        task = next(iter(study.tasks))
+        for cell in (*cells_of(study, [first], study.tasks), *cells_of(study, others, [task])):
+            if not seen.issuperset(cell.overrides):
                 seen.update(cell.overrides)
                 found.setdefault(name, []).append(cell)
     return found

@@ -27,6 +27,13 @@ def test_accelerate_lets_one_process_change_device_and_precision():
         )
 
 
+def test_the_processes_of_a_group_have_a_store_in_common():
+    assert hasattr(torch.distributed.distributed_c10d, "_get_default_store"), (
+        "torch has no distributed_c10d._get_default_store any more, so training/device.py cannot tell the other "
+        "processes of a group why one of them failed"
+    )
+
+
 def test_torch_lets_a_kernel_be_replaced_for_a_while():
     assert hasattr(torch.library.Library("aten", "IMPL"), "_destroy"), (
         "torch.library.Library has no _destroy any more, so training/device.py cannot restore torch's dropout kernel"

@@ -95,7 +95,8 @@ class StorageLog(OperatorListener):
         Returns:
             The storage's id, or None if storages on the tensor's device are not logged.
         """
-        if not self._is_logged(tensor.device):
+        # Asking a fake tensor for its `device` would dispatch an operator.
+        if not self._is_logged(tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device):
             return None
         storage = tensor.untyped_storage()
         # Fake tensors have no data pointer; the address of the storage itself identifies both kinds.
@@ -264,7 +265,7 @@ class FakeDeviceMode(FakeTensorMode):
             return True
         # Torch writes some fake kernels in functions of its own, which are not those of the model.
         with torch._C.DisableTorchFunction():
-            result: Any = super().__torch_dispatch__(func, types, args, kwargs)
+            result: Any = self.dispatch(func, types, args, kwargs or {})
         if func is _MSE_LOSS and result.dim() == 0:
             # The kernels shrink a tensor of all differences to the mean, whose storage stays as large.
             result = args[0].new_empty(args[0].numel())[0]

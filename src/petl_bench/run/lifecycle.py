@@ -30,7 +30,14 @@ from petl_bench.errors import (
     first_line,
     system_error,
 )
-from petl_bench.process import file_sha256, is_main_process, raise_interrupted, user_path, without_home
+from petl_bench.process import (
+    file_sha256,
+    in_process_group,
+    is_main_process,
+    raise_interrupted,
+    user_path,
+    without_home,
+)
 from petl_bench.records.run_key import backbone_name, run_key, run_name
 from petl_bench.records.schema import Record
 from petl_bench.records.store import (
@@ -48,16 +55,10 @@ from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.table_files import parquet_files, split_files
 from petl_bench.trackers import NoTracker, RunIdentity, Tracker, named
 
-# Settings that name places on this machine.
-RECORDED_PATHS = (
-    "data_root",
-    "runs_dir",
-    "backbone.path",
-    "method.init",
-    "task.train_file",
-    "task.validation_file",
-    "task.test_file",
-)
+_PATHS = (  # settings that name places on this machine
+    "data_root", "runs_dir", "backbone.path", "method.init",
+    "task.train_file", "task.validation_file", "task.test_file",
+)  # fmt: skip
 
 # What file systems allow, less the endings of files that are being written.
 _LONGEST_FOLDER = 220
@@ -70,7 +71,6 @@ _MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate m
 _ELSEWHERE = "set runs_dir=DIR (and PETL_BENCH_CACHE) to another disk, then repeat the command; finished runs are kept"
 
 _LOGGER = logging.getLogger("petl_bench")
-
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +93,7 @@ def identify(cfg: RunConfig) -> RunIdentity:
             f"of {length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or rename the folder of "
             "the backbone."
         )
-    for path in RECORDED_PATHS:
+    for path in _PATHS:
         group, _, name = path.rpartition(".")
         settings = config[group] if group else config
         settings[name] = settings[name] and without_home(settings[name])
@@ -200,15 +200,17 @@ class RunLifecycle(Generic[R]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         failure = None if error is None else self._explain(error)
+        if failure is not None and in_process_group():
+            # Imported here, as it brings torch, which naming a run does not need.
+            from petl_bench.training.device import first_failure, wait_for_group
+
+            failure = first_failure(failure, self.folder.path.name)
         try:
             if failure is not None and failure is not error:
                 _log.debug("the run failed", exc_info=error)
             if self.is_main:
                 self._write(failure)
-            if isinstance(failure, DivergedError):
-                # Imported here, as it brings torch, which naming a run does not need.
-                from petl_bench.training.device import wait_for_group
-
+            if isinstance(failure, DivergedError) and in_process_group():
                 # All processes of a group diverge at once, and its launcher ends them all when the first of them ends.
                 wait_for_group()
         finally:
@@ -217,10 +219,8 @@ class RunLifecycle(Generic[R]):
             raise failure from error
 
     def _write(self, failure: BaseException | None) -> None:
-        self.record.status, self.record.error = (
-            status_of(failure),
-            None if failure is None else without_home(str(failure)),
-        )
+        self.record.status = status_of(failure)
+        self.record.error = None if failure is None else without_home(str(failure))
         self.record.ended_at = datetime.now(UTC).isoformat(timespec="seconds")
         if isinstance(failure, RequestError):
             self._remove_empty_folder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 import warnings
@@ -11,10 +12,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of
-from petl_bench.errors import RequestError
+from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, RunError
 from petl_bench.process import in_process_group, is_main_process
 from petl_bench.training import TrainConfig
 
@@ -115,6 +116,37 @@ def wait_for_group() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def first_failure(failure: BaseException, run: str) -> BaseException:
+    """The failure with which a run ended in the first process of the group that failed.
+
+    When one process ends, its launcher and its missing answers end the others, which do not know why.
+
+    Args:
+        failure: This process's own.
+        run: The run's name, the same in every process.
+
+    Returns:
+        The first one, which names its process; this process's own where no other failed before, or none can be asked.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return failure
+    # An empty value asks without telling: a signal that ends every process says nothing of this run.
+    own = ""
+    if isinstance(failure, RunError):
+        own = json.dumps([failure.status, distributed.get_rank(), str(failure)])
+    try:
+        first = distributed.distributed_c10d._get_default_store().compare_set(f"petl_bench/{run}", "", own).decode()
+    except (RuntimeError, ValueError):  # the process that keeps the store is gone
+        return failure
+    if first in ("", own):
+        return failure
+    status, rank, message = json.loads(first)
+    if message == str(failure):  # a loss that diverged, which all processes see
+        return failure
+    kinds = {kind.status: kind for kind in (RunError, OutOfMemoryError, DivergedError)}
+    return kinds[status](f"Process {rank} of {distributed.get_world_size()}: {message}")
 
 
 def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:
