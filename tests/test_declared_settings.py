@@ -13,6 +13,7 @@ from petl_bench.cli import main
 from petl_bench.config import RunConfig, as_list, load_config, run_help, run_settings
 from petl_bench.errors import RequestError
 from petl_bench.process import CONFIG_VARIABLE
+from petl_bench.records.run_key import is_location
 from petl_bench.run.pretrain import PretrainConfig, TextsConfig
 from petl_bench.settings import MISSING, declared, option_names
 from petl_bench.studies.definition import ExecutorConfig, open_study
@@ -35,6 +36,14 @@ def test_every_setting_says_what_it_means():
 
 def test_the_mark_of_what_is_missing_is_omegaconfs():
     assert MISSING == omegaconf.MISSING
+
+
+def test_settings_that_are_paths_are_declared_as_such_and_are_no_part_of_the_run_key():
+    paths = {setting.name for setting in run_settings() if setting.is_path}
+    rows = {f"task.{role}_file" for role in ("train", "validation", "test")}
+    assert paths == {"data_root", "backbone.path", "method.init"} | rows
+    # `identify` replaces `method.init` by the content of the adapter.
+    assert all(is_location(name) for name in paths - {"method.init"})
 
 
 def test_choices_are_checked_where_they_are_declared():

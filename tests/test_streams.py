@@ -48,9 +48,9 @@ def test_a_full_disk_under_standard_output_is_told(listed):
     with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
         code, err = listed(full)
     assert code == 1
-    assert (
-        err
-        == "petl-bench: Standard output cannot be written: No space left on device. Give it a place that has room.\n"
+    assert err == (
+        "petl-bench: Standard output cannot be written: No space left on device. "
+        "Free disk space or redirect it elsewhere.\n"
     )
 
 

@@ -41,7 +41,7 @@ TINY_BACKBONES = {
 }
 
 # Settings under which a method has other capabilities than under its defaults.
-VARIANTS = {
+CAPABILITY_VARIANTS = {
     "coda": ("method.attention=k2all",),
     "head": ("method.pooler=true",),
     "houlsby": ("method.variant=pfeiffer", "method.variant=parallel"),
@@ -63,7 +63,7 @@ def print_catalog(kind: str | None, form: str, group: str | None = None) -> None
     kinds = [kind] if kind else list(_KINDS)
     rows = {name: (_KINDS | _ASKED_FOR)[name]() for name in kinds}
     if group is not None:
-        rows = {name: _of_group(name, found, group) for name, found in rows.items()}
+        rows = {name: _of_group(name, all_rows, group) for name, all_rows in rows.items()}
     if form == "json":
         print(json.dumps(rows if kind is None else rows[kind], indent=2))  # noqa: T201
         return
@@ -145,14 +145,14 @@ def list_studies() -> list[Row]:
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
         """One row an option: the command at the head of its file, and what the file says of it."""
-        found = []
+        described = []
         for name in option_names(group):
             lines = option_text(group, name).splitlines()
             header = [line[2:] for line in takewhile(lambda line: line[:2] == "# ", lines) if "@package" not in line]
             about = [line for line in header if not line.startswith("petl-bench ")]
             command = header[0] if header else f"petl-bench run {group}={name}"
-            found.append({group: name, "command": command, "about": " ".join(about)})
-        return found
+            described.append({group: name, "command": command, "about": " ".join(about)})
+        return described
 
     return rows
 
@@ -179,16 +179,16 @@ def list_settings() -> list[Row]:
     from petl_bench.tasks import TextsConfig
 
     groups = ((ExecutorConfig, "executor"), (TextsConfig, "texts"), (CodaPretraining, "phase"))
-    settings = [*run_settings(), *(one for kind, name in groups for one in declared(kind, name) if one.meaning)]
+    of_groups = (setting for kind, name in groups for setting in declared(kind, name) if setting.meaning)
     return [
         {
-            "setting": one.name,
-            "with": one.option,
-            "values": one.allowed,
-            "default": written(one.default),
-            "meaning": one.meaning,
+            "setting": setting.name,
+            "with": setting.option,
+            "values": setting.allowed,
+            "default": written(setting.default),
+            "meaning": setting.meaning,
         }
-        for one in settings
+        for setting in (*run_settings(), *of_groups)
     ]
 
 
@@ -196,11 +196,11 @@ def _of_group(kind: str, rows: list[Row], group: str) -> list[Row]:
     """The rows of settings that belong to a group or a method."""
     if kind != "settings":
         raise RequestError(f"petl-bench list {kind} shows all of them: leave out {group}.")
-    names = {row["setting"].partition(".")[0] for row in rows} | {row["with"].partition("=")[2] for row in rows} - {""}
-    found = [row for row in rows if group in (row["setting"].partition(".")[0], row["with"].partition("=")[2])]
-    if not found:
-        raise unknown_choice("petl-bench list settings: group or method", group, names)
-    return found
+    owners = [{row["setting"].partition(".")[0], row["with"].partition("=")[2]} for row in rows]
+    selected = [row for row, names in zip(rows, owners, strict=True) if group in names]
+    if not selected:
+        raise unknown_choice("petl-bench list settings: group or method", group, set().union(*owners) - {""})
+    return selected
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def probe_all() -> list[Capability]:
     """Tries every method, plugins and notable variants included, on every architecture of the anatomy table."""
     requests = []
     for name in all_methods():
-        requests += [[f"method={name}"], *([f"method={name}", variant] for variant in VARIANTS.get(name, ()))]
+        variants = CAPABILITY_VARIANTS.get(name, ())
+        requests += [[f"method={name}"], *([f"method={name}", variant] for variant in variants)]
     return [probe(request, architecture) for request in requests for architecture in TINY_BACKBONES]
 
 
@@ -241,7 +242,7 @@ def probe(request: list[str], architecture: str) -> Capability:
     # Apart, so that neither is composed anew for each pair.
     cfg = load_config(["layers=all", *request])
     settings = load_config([f"backbone={TINY_BACKBONES[architecture]}"]).backbone
-    label = " ".join(one.removeprefix("method=").removeprefix("method.") for one in request)
+    label = " ".join(override.removeprefix("method=").removeprefix("method.") for override in request)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -280,20 +281,24 @@ def _merging_refused(model: Any) -> str | None:
 
 
 def list_capabilities() -> list[Row]:
-    """Which architectures each method adapts, whether it merges, and whether it tags: found out by trying."""
+    """Which architectures each method adapts, whether it merges, and whether it tags; each is tried."""
     by_method: dict[str, list[Capability]] = {}
-    for found in probe_all():
-        by_method.setdefault(found.method, []).append(found)
-    return [_capability_row(method, found) for method, found in by_method.items()]
+    for probed in probe_all():
+        by_method.setdefault(probed.method, []).append(probed)
+    return [_capability_row(method, capabilities) for method, capabilities in by_method.items()]
 
 
-def _capability_row(method: str, found: list[Capability]) -> Row:
-    adapting = [one for one in found if not one.adapts]
-    tagging = [one.architecture for one in adapting if not one.tags]
-    reasons = [reason for one in found for reason in (one.adapts or one.merges, one.tags) if reason]
+def _capability_row(method: str, capabilities: list[Capability]) -> Row:
+    adapting = [item for item in capabilities if not item.adapts]
+    tagging = [item.architecture for item in adapting if not item.tags]
+    reasons = [reason for item in capabilities for reason in (item.adapts or item.merges, item.tags) if reason]
+    # The fields hold reasons against: none means yes.
+    adapts = {
+        item.architecture: "no" if item.adapts else "yes" if item.merges else "yes, merges" for item in capabilities
+    }
     return {
         "method": method,
-        **{one.architecture: "no" if one.adapts else "yes" if one.merges else "yes, merges" for one in found},
+        **adapts,
         "tagging": "yes" if len(tagging) == len(adapting) else ", ".join(tagging) or "no",
         "why not": "; ".join(dict.fromkeys(reasons)),
     }
@@ -320,21 +325,21 @@ def check_method(overrides: list[str]) -> list[CheckOutcome]:
     from petl_bench.testing import CHECKS, Subject
 
     cfg = load_config(["task=smoke", "layers=all", *overrides])
-    named = any(one.startswith("backbone=") for one in overrides)
-    backbones = (
-        [cfg.backbone] if named else [load_config([f"backbone={one}"]).backbone for one in TINY_BACKBONES.values()]
-    )
+    if any(override.startswith("backbone=") for override in overrides):
+        backbones = [cfg.backbone]
+    else:
+        backbones = [load_config([f"backbone={name}"]).backbone for name in TINY_BACKBONES.values()]
     outcomes = []
     for settings in backbones:
         subject = Subject(replace(cfg, backbone=settings), open_backbone(settings, cfg.layers))
         architecture = subject.backbone.anatomy.model_type
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcomes += [CheckOutcome(check.__name__, architecture, *_tried(check, subject)) for check in CHECKS]
+            outcomes += [CheckOutcome(check.__name__, architecture, *_outcome(check, subject)) for check in CHECKS]
     return outcomes
 
 
-def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str | None]:
+def _outcome(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str | None]:
     """The outcome of a check, and the reason where it is not `ok`."""
     try:
         reason = check(subject)
@@ -349,17 +354,18 @@ def _tried(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str |
 
 def check_lines(outcomes: list[CheckOutcome]) -> list[str]:
     """A line for each check and each outcome of it, with the reason and the architectures; and one for all."""
-    architectures = list(dict.fromkeys(one.architecture for one in outcomes))
-    checks = list(dict.fromkeys(one.check for one in outcomes))
+    architectures = list(dict.fromkeys(outcome.architecture for outcome in outcomes))
+    checks = list(dict.fromkeys(outcome.check for outcome in outcomes))
     lines = []
     for check in checks:
-        found: dict[tuple[str, str | None], list[str]] = {}
-        for one in (one for one in outcomes if one.check == check):
-            found.setdefault((one.status, one.reason), []).append(one.architecture)
-        for (status, reason), names in found.items():
+        by_result: dict[tuple[str, str | None], list[str]] = {}
+        for outcome in outcomes:
+            if outcome.check == check:
+                by_result.setdefault((outcome.status, outcome.reason), []).append(outcome.architecture)
+        for (status, reason), names in by_result.items():
             where = "" if len(names) == len(architectures) else f" on {', '.join(names)}"
             lines.append(f"{status:16}{check}{where}" + ("" if reason is None else f": {reason}"))
-    failed = len({one.check for one in outcomes if one.status == "failed"})
+    failed = len({outcome.check for outcome in outcomes if outcome.status == "failed"})
     return [*lines, f"{len(checks)} checks on {', '.join(architectures)}: {failed or 'none'} failed"]
 
 
@@ -375,7 +381,7 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "studies": list_studies,
 }
 
-# Long, or found out in seconds: only where they are asked for.
+# Long, or found out in seconds: shown only by name.
 _ASKED_FOR = {"settings": list_settings, "capabilities": list_capabilities}
 
 

@@ -1,4 +1,4 @@
-"""The command line: what is asked is done, and errors become messages and exit codes.
+"""The command line: runs the command that is asked for, and turns errors into messages and exit codes.
 
 Nothing heavy is imported here, so that `petl-bench --help` answers at once. The options of each command are in
 `parsers.py`, what it does is in `commands.py`.
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debugging() or error.filename is not None or error.errno not in _OUTPUT_ERRORS:
             return _unforeseen(error)
         _discard_output()
-        message = RunError(f"Standard output cannot be written: {error.strerror}. Give it a place that has room.")
+        fault = f"Standard output cannot be written: {error.strerror}."
+        message = RunError(f"{fault} Free disk space or redirect it elsewhere.")
         print_error(message)
         return message.exit_code
     except Exception as error:
@@ -81,14 +82,14 @@ def _with_config_dir(arguments: list[str]) -> list[str]:
     """Takes `--config-dir DIR` out of the arguments, wherever it stands, and sets the variable for it."""
     parser = argparse.ArgumentParser(prog="petl-bench", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", metavar="DIR")
-    found, others = parser.parse_known_args(arguments)
-    if found.config_dir is not None:
-        os.environ[CONFIG_VARIABLE] = str(user_path(found.config_dir, "--config-dir").absolute())
+    parsed, others = parser.parse_known_args(arguments)
+    if parsed.config_dir is not None:
+        os.environ[CONFIG_VARIABLE] = str(user_path(parsed.config_dir, "--config-dir").absolute())
     return others
 
 
 def _flush_output() -> None:
-    """Writes what is still to be written, as an error at the end of the process could no longer be told."""
+    """Writes what is still to be written, as an error at the end of the process could no longer be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 

@@ -48,16 +48,16 @@ def run(arguments: list[str]) -> int:
     from petl_bench.config_errors import check_options
 
     as_json = "--json" in arguments
-    overrides = ["force=true" if one == "--force" else one for one in arguments if one != "--json"]
-    if any(one.startswith("data=") for one in overrides):
+    overrides = ["force=true" if word == "--force" else word for word in arguments if word != "--json"]
+    if any(override.startswith("data=") for override in overrides):
         from petl_bench.config import with_data
 
         setup_logging()
-        overrides = with_data(overrides, lengthen=True)
+        overrides = with_data(overrides, adjust_training=True)
     check_options(overrides)
-    settings = [one for one in overrides if one not in ("-m", "--multirun")]
+    settings = [override for override in overrides if override not in ("-m", "--multirun")]
     # Hydra itself would compose everything twice.
-    if not any(one.startswith("-") or one.lstrip("+~").startswith("hydra") for one in settings):
+    if not any(text.startswith("-") or text.lstrip("+~").startswith("hydra") for text in settings):
         from petl_bench.config import combinations, load_config
 
         if settings != overrides:
@@ -82,8 +82,8 @@ def run(arguments: list[str]) -> int:
     def job(cfg: DictConfig) -> None:
         """Makes one run of a multirun, or the only one."""
         # Hydra would add text of its own; other processes (launchers) have no way but to raise.
-        told = _told(failures) if os.getpid() == this_process else nullcontext()
-        with told, explained(overrides):
+        collected = _failures_collected(failures) if os.getpid() == this_process else nullcontext()
+        with collected, explained(overrides):
             _one_run(from_hydra(cfg), as_json=as_json)
 
     sys.argv = ["petl-bench run", *map(as_list, overrides), *search_path()]
@@ -98,27 +98,27 @@ def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
 
     failures: list[RequestError | RunError] = []
     for overrides in combinations:
-        with _told(failures):
+        with _failures_collected(failures):
             _one_run(load_config(overrides), as_json=as_json)
     return _exit_code(failures)
 
 
 @contextmanager
-def _told(failures: list[RequestError | RunError]) -> Iterator[None]:
-    """Within it, an error of one of several runs is printed and kept, so that the others are made."""
+def _failures_collected(failures: list[RequestError | RunError]) -> Iterator[None]:
+    """Within it, an error of one of several runs is printed and collected, so that the others are made."""
     try:
         yield
     except (RequestError, RunError) as error:
         if debugging():
             raise
-        # One that has nothing to do with what is varied is the same for all.
+        # An error that has nothing to do with what is varied is the same for all runs: it is printed once.
         if str(error) not in map(str, failures):
             print_error(error)
         failures.append(error)
 
 
 def _exit_code(failures: list[RequestError | RunError]) -> int:
-    """That of several runs: one that failed says more than a request that was wrong."""
+    """The exit code of several runs: a run that failed says more than a request that was wrong."""
     return min((error.exit_code for error in failures), default=0)
 
 
@@ -126,9 +126,9 @@ def _one_run(config: RunConfig, *, as_json: bool) -> None:
     """Makes one run, and prints its folder with its scores or its record."""
     setup_logging()
     from petl_bench.records.run_key import run_name
-    from petl_bench.run.run import run as run_one
+    from petl_bench.run.run import run as make_run
 
-    record = run_one(config)
+    record = make_run(config)
     if is_main_process():
         folder = Path(config.runs_dir).expanduser() / run_name(record.config, record.run_key)
         _print(json.dumps(record.to_dict()) if as_json else f"{_summary(record)}\n  {folder}")
@@ -180,11 +180,11 @@ def _compare(parsed: argparse.Namespace) -> int:
 
     if parsed.limit is not None and parsed.limit < 0:
         raise RequestError(f"--limit={parsed.limit} must not be negative.")
-    found = compare_runs(parsed.run_a, parsed.run_b, parsed.data_root)
+    comparison = compare_runs(parsed.run_a, parsed.run_b, parsed.data_root)
     if parsed.json:
-        _print(json.dumps(found.to_dict(parsed.limit), indent=2))
+        _print(json.dumps(comparison.to_dict(parsed.limit), indent=2))
     else:
-        print_comparison(found, _ROWS_LISTED if parsed.limit is None else parsed.limit, _print)
+        print_comparison(comparison, _ROWS_LISTED if parsed.limit is None else parsed.limit, _print)
     return 0
 
 
@@ -210,13 +210,13 @@ def _predict(parsed: argparse.Namespace) -> int:
             _print(str(file))
         return 0
     if parsed.file:
-        found = predict_file(predictor, parsed.file, parsed.id_column)
-        lines = found.lines(as_json=parsed.json)
+        predictions = predict_file(predictor, parsed.file, parsed.id_column)
+        lines = predictions.lines(as_json=parsed.json)
         if parsed.out:
-            found.write(parsed.out)
-            lines = iter([json.dumps(found.summary()) if parsed.json else f"{found}\n  {parsed.out}"])
-        elif found.scores:
-            _log.info("%s", found)
+            predictions.write(parsed.out)
+            lines = iter([json.dumps(predictions.summary()) if parsed.json else f"{predictions}\n  {parsed.out}"])
+        elif predictions.scores:
+            _log.info("%s", predictions)
     elif parsed.text:
         lines = predict_texts(predictor, parsed.text, as_json=parsed.json)
     else:
@@ -248,7 +248,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.plot:
         check_picture(Path(parsed.plot))
     budget = None if parsed.budget is None else parse_bytes("--budget", parsed.budget)
-    rows = [row.to_dict() for row in plan(with_data(parsed.overrides, lengthen=True), budget)]
+    rows = [row.to_dict() for row in plan(with_data(parsed.overrides, adjust_training=True), budget)]
     if parsed.json:
         _print(json.dumps(rows, indent=2))
     else:
@@ -290,10 +290,10 @@ def _choose(parsed: argparse.Namespace) -> int:
     )
     # A study has several tasks, a choice has one.
     setup_logging()
-    overrides = with_data(parsed.overrides, lengthen=False)
-    of_task = [one for one in overrides if one.startswith(("task=", "method="))]
+    overrides = with_data(parsed.overrides, adjust_training=False)
+    of_task = [override for override in overrides if override.startswith(("task=", "method="))]
     executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
-    request = parse_request([*executor, *(one for one in overrides if one not in of_task)])
+    request = parse_request([*executor, *(override for override in overrides if override not in of_task)])
     if request.tasks is not None or request.seeds is not None:
         raise RequestError("petl-bench choose takes one task, as task=NAME, and seeds of its own.")
     request.overrides = of_task + request.overrides
@@ -333,7 +333,7 @@ def _check(parsed: argparse.Namespace) -> int:
 
     outcomes = check_method([f"method={parsed.method}", *parsed.overrides])
     _print(json.dumps(list(map(dataclasses.asdict, outcomes))) if parsed.json else "\n".join(check_lines(outcomes)))
-    return RunError.exit_code if any(one.status == "failed" for one in outcomes) else 0
+    return RunError.exit_code if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def _sync(parsed: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The configuration of a run: its schema, how Hydra composes it, and what is wrong with overrides, in one sentence.
+"""The configuration of a run: its schema, and how Hydra composes and checks it.
 
 Hydra stops here: what leaves this module are dataclasses.
 """
@@ -44,11 +44,9 @@ from petl_bench.settings import (
 from petl_bench.tasks import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
 from petl_bench.trackers import TRACKERS, TrackerConfig
-from petl_bench.training import SEED_RANGE, TrainConfig, check_train, length_for
+from petl_bench.training import SEED_RANGE, TrainConfig, check_train, training_for_few_rows
 
 _log = logging.getLogger(__name__)
-
-_SETTING = re.compile(r"(\w+\.[\w.]+|data_root|runs_dir|force)=")
 
 
 @dataclass
@@ -89,6 +87,11 @@ class RunConfig:
         return asdict(self)
 
 
+# An override of a setting in a group, or of one outside of groups, such as `runs_dir`.
+_UNGROUPED = "|".join(entry.name for entry in declared(RunConfig) if entry.meaning)
+_SETTING = re.compile(rf"(\w+\.[\w.]+|{_UNGROUPED})=")
+
+
 def register_schemas() -> None:
     """Makes the schema of a run, and of every registered method, known to Hydra."""
     _register(tuple(registry.all_methods().values()))
@@ -112,18 +115,18 @@ def run_settings() -> list[Setting]:
 @cache
 def _settings_with(methods: tuple[registry.Method, ...]) -> list[Setting]:
     groups = {name: kind for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)}
-    found = [one for name, kind in groups.items() for one in declared(kind, name)] + declared(RunConfig)
+    settings = [entry for name, kind in groups.items() for entry in declared(kind, name)] + declared(RunConfig)
     # Names of options and the groups themselves are chosen by group=option, and have no text.
-    found = [one for one in found if one.meaning]
+    settings = [entry for entry in settings if entry.meaning]
     for method in methods:
-        found += [] if method.settings is None else declared(method.settings, "method", f"method={method.name}")
-    return found
+        settings += [] if method.settings is None else declared(method.settings, "method", f"method={method.name}")
+    return settings
 
 
 def _takes_list(key: str) -> bool:
     """Whether it is a setting that takes a list, whatever the method."""
-    found = [one.is_list for one in run_settings() if one.name == key]
-    return bool(found) and all(found)
+    are_lists = [entry.is_list for entry in run_settings() if entry.name == key]
+    return bool(are_lists) and all(are_lists)
 
 
 def from_hydra(cfg: DictConfig) -> RunConfig:
@@ -195,8 +198,8 @@ def check_names(cfg: RunConfig) -> None:
     names |= {f"task.{key}": getattr(task, key) for key in ("name", "train_split", "validation_split", "test_split")}
     names |= {"task.subset": task.subset, "task.submission": task.submission}
     for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):
-        for name, one in splits.items():
-            names |= {f"task.{kind}.{name}.{key}": getattr(one, key) for key in ("subset", "split", "submission")}
+        for name, split in splits.items():
+            names |= {f"task.{kind}.{name}.{key}": getattr(split, key) for key in ("subset", "split", "submission")}
     for key, value in names.items():
         if value is not None:
             check_name(key, value)
@@ -222,9 +225,9 @@ def resolved(cfg: _Config) -> _Config:
         device = "cpu" if cfg.train.device == "auto" else cfg.train.device
         precision = "fp32" if cfg.train.precision == "auto" else cfg.train.precision
     train = replace(cfg.train, device=device, precision=precision)
-    found = replace(cfg, task=with_effective_draw(cfg.task), train=train)
-    check(found)
-    return found
+    resolved_cfg = replace(cfg, task=with_effective_draw(cfg.task), train=train)
+    check(resolved_cfg)
+    return resolved_cfg
 
 
 def load_config(overrides: list[str] | None = None, primary: str = "config") -> RunConfig:
@@ -240,7 +243,7 @@ def load_config(overrides: list[str] | None = None, primary: str = "config") -> 
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
     """
-    overrides = [as_list(one) for one in overrides or []]
+    overrides = [as_list(override) for override in overrides or []]
     register_schemas()
     with explained(overrides):
         return from_hydra(_composed(overrides, primary))
@@ -255,12 +258,12 @@ def combinations(overrides: list[str]) -> list[list[str]]:
     with explained(overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
     values = []
-    for text, one in zip(overrides, parsed, strict=True):
-        if one.is_sweep_override() and not one.is_discrete_sweep():
-            raise RequestError(f"{text}: -m takes values that are listed, as in {one.key_or_group}=1,2,3.")
-        sweep = one.sweep_string_iterator() if one.is_sweep_override() else None
-        values.append([text] if sweep is None else [f"{one.get_key_element()}={value}" for value in sweep])
-    return [list(one) for one in itertools.product(*values)]
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise RequestError(f"{text}: -m takes values that are listed, as in {override.key_or_group}=1,2,3.")
+        sweep = override.sweep_string_iterator() if override.is_sweep_override() else None
+        values.append([text] if sweep is None else [f"{override.get_key_element()}={value}" for value in sweep])
+    return [list(combination) for combination in itertools.product(*values)]
 
 
 def as_list(override: str) -> str:
@@ -276,16 +279,17 @@ def _composed(overrides: list[str], primary: str) -> DictConfig:
     Nearly all the time that Hydra takes goes into the options of groups. They are composed once for all configs that
     differ in plain settings only, which are then set as Hydra sets them.
     """
-    options = tuple(one for one in overrides if not _changes_setting(one))
+    options = tuple(override for override in overrides if not _changes_setting(override))
     cfg = copy.deepcopy(_composed_options(tuple(registry.all_methods()), own_config(), options, primary))
     try:
-        settings = OverridesParser.create().parse_overrides([one for one in overrides if _changes_setting(one)])
-        for setting in settings:
-            OmegaConf.update(cfg, setting.key_or_group, setting.value(), merge=True)
+        settings = OverridesParser.create().parse_overrides([text for text in overrides if _changes_setting(text)])
+        for override in settings:
+            OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
     except CONFIG_ERRORS:
         # Hydra says what is wrong with them.
         return compose_options(primary, overrides)
-    return compose_options(primary, overrides) if any(one.is_sweep_override() for one in settings) else cfg
+    is_sweep = any(override.is_sweep_override() for override in settings)
+    return compose_options(primary, overrides) if is_sweep else cfg
 
 
 def _changes_setting(override: str) -> bool:
@@ -321,32 +325,36 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
     return run
 
 
-def with_data(overrides: Sequence[str], *, lengthen: bool) -> list[str]:
+def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
     """The overrides of a command, with `data=FILE` as the settings of a task of a user's own.
 
     Args:
         overrides: As they were given.
-        lengthen: Whether few rows are trained for longer than others, unless the overrides say for how long.
+        adjust_training: Whether to adjust the number of epochs and the batch size to few rows, where the overrides do
+            not set them.
+
+    Returns:
+        The overrides with those settings in place of `data=FILE`.
 
     Raises:
         RequestError: If there is another task, too, or `data_settings` raises it.
     """
     from petl_bench.tasks.columns import data_settings
 
-    files = [one.removeprefix("data=") for one in overrides if one.startswith("data=")]
+    files = [override.removeprefix("data=") for override in overrides if override.startswith("data=")]
     if not files:
         return list(overrides)
-    others = [one for one in overrides if not one.startswith("data=")]
-    if len(files) > 1 or any(one.startswith(("task=", "task.train_file=")) for one in others):
+    others = [override for override in overrides if not override.startswith("data=")]
+    if len(files) > 1 or any(override.startswith(("task=", "task.train_file=")) for override in others):
         raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
-    given = dict(one.lstrip("+~").partition("=")[::2] for one in others)
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in others)
     settings, num_rows = data_settings(files[0], given)
-    if lengthen and "train.max_steps" not in given:
+    if adjust_training and "train.max_steps" not in given:
         # Of one file a fifth or less is held out.
         num_training = num_rows if "task.validation_file" in given else max(1, num_rows - num_rows // 5)
-        if longer := length_for(num_training, TrainConfig(), given):
-            settings += longer
-            _log.info("%s, as rows are few: settings of the command line take their place", ", ".join(longer))
+        if adjusted := training_for_few_rows(num_training, TrainConfig(), given):
+            settings += adjusted
+            _log.info("%s, as rows are few: settings of the command line take their place", ", ".join(adjusted))
     return [*settings, *others]
 
 
@@ -360,23 +368,24 @@ def run_help(overrides: list[str]) -> str:
     Raises:
         RequestError: If the overrides do not compose.
     """
-    overrides = [one for one in overrides if not one.startswith("-")]
+    overrides = [override for override in overrides if not override.startswith("-")]
     with explained(overrides):
         settings = compose_options("config", overrides, with_hydra=True)
     with open_dict(settings):
         template = str(settings.pop("hydra").help.template)
     values = OmegaConf.to_container(settings, resolve=True)
     here = ("", f"method={settings.method.name}")
-    lines = [line for one in run_settings() if one.option in here for line in _help_lines(one, values)]
+    shown = [entry for entry in run_settings() if entry.option in here]
+    lines = [line for entry in shown for line in _help_lines(entry, values)]
     return template.replace("$CONFIG", "\n".join(lines)).rstrip()
 
 
-def _help_lines(one: Setting, values: Any) -> list[str]:
+def _help_lines(entry: Setting, values: Any) -> list[str]:
     """A setting with its value and, beside or below it, its meaning."""
-    for part in one.name.split("."):
+    for part in entry.name.split("."):
         values = values[part]
-    head, width = f"{one.name}={written(values)}", min(get_terminal_size().columns, 120)
-    text = wrap(f"{one.meaning} ({one.allowed})", width - _HELP_INDENT)
+    head, width = f"{entry.name}={written(values)}", min(get_terminal_size().columns, 120)
+    text = wrap(f"{entry.meaning} ({entry.allowed})", width - _HELP_INDENT)
     beside = len(head) < _HELP_INDENT - 1
     first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
     return [first, *(" " * _HELP_INDENT + line for line in text)]

@@ -38,9 +38,9 @@ _HYDRA_OPTIONS = (
 )  # fmt: skip
 
 
-def check_options(words: list[str]) -> None:
+def check_options(overrides: list[str]) -> None:
     """Raises RequestError for an option after `petl-bench run` that neither we nor Hydra know."""
-    for option in (word.partition("=")[0] for word in words if word.startswith("-")):
+    for option in (override.partition("=")[0] for override in overrides if override.startswith("-")):
         if option not in _HYDRA_OPTIONS:
             raise RequestError(
                 f"run has no option {option}: it takes --force, --json, -m and --config-dir, and those of "
@@ -85,10 +85,10 @@ def _explain(error: Exception, overrides: list[str]) -> RequestError:
         return _unreadable(error.override)
     if match := re.match(r"Ambiguous value for argument '(.*)'\n", text):
         key, _, value = match.group(1).partition("=")
-        one, listed = shlex.quote(f'{key}="{value}"'), shlex.quote(f"{key}=[{value}]")
+        as_text, as_list = shlex.quote(f'{key}="{value}"'), shlex.quote(f"{key}=[{value}]")
         return RequestError(
-            f"{key}: {value} is more than one value: -m makes a run of each; write a list as {listed}, and one "
-            f"value as {one}."
+            f"{key}: {value} is more than one value: -m makes a run of each; write a list as {as_list}, and one "
+            f"value as {as_text}."
         )
     if match := re.search(r"Could not override '([^']+)'", text):
         return unknown_setting(match.group(1), _known_settings(overrides))
@@ -109,8 +109,8 @@ def _unknown_option(group: str, option: str, names: list[str]) -> RequestError:
 def _unknown_backbone(option: str, names: list[str]) -> RequestError:
     """The error for a backbone that is none of the options, but may be a model's name on the hub."""
     hub_id = re.compile(rf"^hub_id: (\S+/)?{re.escape(option.rpartition('/')[2])}$", re.MULTILINE)
-    if found := [name for name in names if hub_id.search(option_text("backbone", name))]:
-        return RequestError(f"backbone={option}: this model of the hub is backbone={found[0]} here.")
+    if same := [name for name in names if hub_id.search(option_text("backbone", name))]:
+        return RequestError(f"backbone={option}: this model of the hub is backbone={same[0]} here.")
     hint = f" A model of the hub is backbone=hub backbone.hub_id={option}." if re.search(r"[-/]", option) else ""
     return RequestError(f"{unknown_choice('backbone', option, names)}{hint}")
 
@@ -175,7 +175,7 @@ def _cause(error: BaseException) -> str:
 
 def _known_settings(overrides: list[str]) -> list[str]:
     """Keys of the config with the groups that the overrides choose, for suggestions; none if these do not compose."""
-    options = [one for one in overrides if one.partition("=")[0] in RUN_GROUPS and "," not in one]
+    options = [text for text in overrides if text.partition("=")[0] in RUN_GROUPS and "," not in text]
     GlobalHydra.instance().clear()
     try:
         return setting_names(compose_options("config", options))

@@ -76,7 +76,7 @@ _REFUSALS = {
     errno.EMFILE: "Too many files are open, so {file} could not be opened: raise the limit, e.g. with `ulimit -n 4096`",
     errno.ENFILE: "Too many files are open, so {file} could not be opened: close other programs",
     errno.EIO: "The disk reports an error at {file}: check it or {elsewhere}",
-    errno.ENOENT: "{file} is missing: do not rename or delete it meanwhile",
+    errno.ENOENT: "{file} is missing: do not rename or delete files while petl-bench runs",
 }
 
 
@@ -106,11 +106,11 @@ def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | Non
     Returns:
         The sentence; None if the error is not about a file.
     """
-    words = _REFUSALS.get(error.errno or 0)
-    if words is None and error.filename is None:
+    template = _REFUSALS.get(error.errno or 0)
+    if template is None and error.filename is None:
         return None
-    words = words or "{file} could not be read or written (" + str(error.strerror) + "): check it or {elsewhere}"
-    return words.format(file=error.filename or file, elsewhere=elsewhere) + "."
+    template = template or "{file} could not be read or written (" + str(error.strerror) + "): check it or {elsewhere}"
+    return template.format(file=error.filename or file, elsewhere=elsewhere) + "."
 
 
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600}

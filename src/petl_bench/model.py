@@ -59,12 +59,12 @@ def count_parameters(model: nn.Module, backbone: int, in_head: Callable[[str], b
     Returns:
         Numbers of parameters of the whole model, of the backbone, and of what is trained in the head and outside it.
     """
-    kept = [(name, parameter) for name, parameter in model.named_parameters() if _FROZEN_COPY not in name]
-    trained = [(name, parameter.numel()) for name, parameter in kept if parameter.requires_grad]
+    counted = [(name, parameter) for name, parameter in model.named_parameters() if _FROZEN_COPY not in name]
+    trained = [(name, parameter.numel()) for name, parameter in counted if parameter.requires_grad]
     head = sum(count for name, count in trained if in_head(name))
     trainable = sum(count for _, count in trained)
     return Params(
-        total=sum(parameter.numel() for _, parameter in kept),
+        total=sum(parameter.numel() for _, parameter in counted),
         backbone=backbone,
         trainable=trainable,
         trainable_method=trainable - head,
@@ -241,7 +241,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
             adapted = load_adapter(plain, adapter, is_trainable=True)
             if backbone.settings.dtype == "bf16":
                 store_frozen_in_bf16(adapted)
-            return adapted
+            return adapted.eval()
         if whole.is_dir():
             model: nn.Module = backbone.model_class.from_pretrained(
                 whole,
@@ -252,7 +252,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
             )
             if backbone.settings.pooling is not None:
                 read_pooled(model)
-            return model
+            return model.eval()
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"The weights in {folder.path} cannot be read ({error}): repeat the run with --force."
@@ -296,23 +296,25 @@ def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> No
     def is_adapted(name: str) -> bool:
         return plan.everything or anatomy.layer_number(name.removeprefix(_PEFT_PREFIX)) in plan.adapted
 
-    found = {name_here(name): tensor for name, tensor in stored.items()}
-    found = {name: found[name] for name in found if is_adapted(name) and not anatomy.in_head(name)}
+    tensors = {name_here(name): tensor for name, tensor in stored.items()}
+    tensors = {name: tensors[name] for name in tensors if is_adapted(name) and not anatomy.in_head(name)}
     fresh = get_peft_model_state_dict(model)
     own = {name: value for name, value in fresh.items() if not anatomy.in_head(name)}
-    faults = [f"lacks {name}" for name in own if name not in found]
-    faults += [f"holds {name}, for which this run has no place" for name in found if name not in own]
+    faults = [f"lacks {name}" for name in own if name not in tensors]
+    faults += [f"holds {name}, for which this run has no place" for name in tensors if name not in own]
     faults += [
-        f"holds {name} of the shape {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        f"holds {name} of the shape {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
         for name, value in own.items()
-        if name in found and found[name].shape != value.shape
+        if name in tensors and tensors[name].shape != value.shape
     ]
     if faults:
         options = {option.name for option in fields(method)} & set(made_with)
-        others = [f"method.{one}={made_with[one]}" for one in sorted(options) if made_with[one] != getattr(method, one)]
+        others = [
+            f"method.{name}={made_with[name]}" for name in sorted(options) if made_with[name] != getattr(method, name)
+        ]
         way_out = f" It was made with {', '.join(others)}." if others else ""
         raise RequestError(f"The adapter of method.init={method.init} does not fit: it {faults[0]}.{way_out}")
-    set_peft_model_state_dict(model, fresh | found)
+    set_peft_model_state_dict(model, fresh | tensors)
     _log.info("starts from the adapter in %s", folder)
 
 
@@ -346,7 +348,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
         is_trainable: Whether the adapter is going to be trained further.
 
     Returns:
-        The classifier with the adapter, in evaluation mode.
+        The classifier with the adapter, in evaluation mode unless `is_trainable`.
 
     Raises:
         RequestError: If the folder holds no adapter, or the backbone has too few layers.
@@ -361,9 +363,10 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
     noted = _NOTED.fullmatch(str(content["task_type"]))
     if noted is not None:
         content["task_type"], num_layers, pooling = noted.groups()
-        if num_layers is not None and (found := shorten(base, int(num_layers))) < int(num_layers):
+        if num_layers is not None and (num_layers_here := shorten(base, int(num_layers))) < int(num_layers):
             raise RequestError(
-                f"The adapter in {folder} is for the first {num_layers} layers of its base, but this one has {found}."
+                f"The adapter in {folder} is for the first {num_layers} layers of its base, but this one has "
+                f"{num_layers_here}."
             )
         if pooling is not None:
             base.config.classifier_pooling = pooling

@@ -10,6 +10,7 @@ from petl_bench import __version__
 from petl_bench.errors import RequestError
 from petl_bench.records import OOD_SCORES
 from petl_bench.reports.render import PLOT_KINDS
+from petl_bench.studies import EXECUTORS
 
 _KINDS = ("methods", "backbones", "tasks", "layers", "train", "trackers", "executors", "recipes", "studies")
 _LONG_KINDS = ("settings", "capabilities")
@@ -60,7 +61,7 @@ def build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argumen
         _add_fetch,
     )
     parsers = [add(commands) for add in added]
-    return parser, {one.prog.rpartition(" ")[2]: one for one in parsers}
+    return parser, {command.prog.rpartition(" ")[2]: command for command in parsers}
 
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str | None = None) -> None:
@@ -108,14 +109,14 @@ def _add_report(commands: _Subparsers) -> argparse.ArgumentParser:
     report.add_argument(
         "--layout",
         choices=("paper",),
-        help="of studies with published rows: a paper's rows and tasks in its own order, each cell ours (published)",
+        help="for studies with published rows: a paper's rows and tasks in its own order, each cell ours (published)",
     )
     report.add_argument("--html", metavar="FILE", help="also write one page with sortable tables and linked plots")
     report.add_argument(
         "--method-comparison", metavar="DIR", help="also write each run as peft's method_comparison suite keeps it"
     )
     report.add_argument(
-        "--columns", metavar="NAMES", help="of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"
+        "--columns", metavar="NAMES", help="columns of the table of scores, e.g. 'sst2 acc,estimated MiB,batch'"
     )
     report.add_argument("--wide", action="store_true", help="show all columns, even if there is no room for them")
     return report
@@ -142,7 +143,7 @@ def _add_list(commands: _Subparsers) -> argparse.ArgumentParser:
         "list", help="the options that there are: methods, backbones, tasks, studies and others; and all settings"
     )
     catalog.add_argument("kind", nargs="?", choices=_KINDS + _LONG_KINDS)
-    catalog.add_argument("group", nargs="?", help="of settings, those of this group or method, e.g. train or lora")
+    catalog.add_argument("group", nargs="?", help="with settings: only this group or method, e.g. train or lora")
     catalog.add_argument("--format", choices=("table", "md", "json"), default="table")
     catalog.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     return catalog
@@ -159,10 +160,8 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
         "--file", metavar="FILE", help="a .csv, .tsv, .jsonl, .parquet or .txt file; scored where it has labels"
     )
     source.add_argument("--submit", metavar="OUT_DIR", help="write the GLUE server's files for the task's test rows")
-    predict.add_argument(
-        "--out", metavar="FILE", help="of --file: a .csv, .jsonl or .parquet file to write, with texts"
-    )
-    predict.add_argument("--id-column", metavar="NAME", help="of --file: names the rows in --out; default: numbers")
+    predict.add_argument("--out", metavar="FILE", help="with --file: output file (.csv, .jsonl, .parquet)")
+    predict.add_argument("--id-column", metavar="NAME", help="with --file: column of row names; default: row numbers")
     predict.add_argument("--data-root", metavar="DIR", help="folder of the test rows; default: the run's own")
     _add_base(predict)
     predict.add_argument(
@@ -170,7 +169,7 @@ def _add_predict(commands: _Subparsers) -> argparse.ArgumentParser:
         nargs="?",
         const=next(iter(OOD_SCORES)),
         choices=OOD_SCORES,
-        help="of a run with task.ood: also say whether each text is in distribution, by the threshold of this score "
+        help="for a run with task.ood: also say whether each text is in distribution, by the threshold of this score "
         "(default: %(const)s)",
     )
     predict.add_argument("--json", action="store_true", help="print JSON lines")
@@ -185,7 +184,7 @@ def _add_base(command: argparse.ArgumentParser) -> None:
 def _add_export(commands: _Subparsers) -> argparse.ArgumentParser:
     export: argparse.ArgumentParser = commands.add_parser(
         "export",
-        help="a finished run's model for programs without petl_bench: of transformers alone, or ONNX",
+        help="export a finished run's model as a plain transformers model or as ONNX",
         description="Writes the model with its tokenizer, label names and a model card, and compares its logits with "
         "those of the run's model on some rows.",
     )
@@ -193,7 +192,7 @@ def _add_export(commands: _Subparsers) -> argparse.ArgumentParser:
     export.add_argument("--to", choices=("merged", "onnx"), required=True, help="onnx needs the extra `onnx`")
     export.add_argument("--out", metavar="DIR", required=True, help="a new folder")
     export.add_argument("--file", metavar="FILE", help="rows to compare on; default: those that the run reported on")
-    export.add_argument("--data-root", metavar="DIR", help="folder of the latter; default: the run's own")
+    export.add_argument("--data-root", metavar="DIR", help="folder of the rows reported on; default: the run's own")
     _add_base(export)
     export.add_argument("--json", action="store_true", help="print a JSON object")
     return export
@@ -218,20 +217,20 @@ def _add_choose(commands: _Subparsers) -> argparse.ArgumentParser:
     choose: argparse.ArgumentParser = commands.add_parser(
         "choose",
         usage="%(prog)s [options] [key=value ...]",
-        help="which method and settings, for your rows, within a memory and a time",
+        help="recommend a method and settings for your rows within limits of time and memory",
         description="Tries all methods with several settings, drops the worse ones step by step, and says which to "
-        "use, how good it is on rows that chose nothing, and what else is as good and cheaper. Settings are those of "
-        "`petl-bench run` but for method; runs_dir= names the folder, in which the same command goes on.",
+        "use, its score on rows not used for choosing, and what else is as good and cheaper. Settings are those of "
+        "`petl-bench run` except method; runs_dir= names the folder, in which the same command goes on.",
     )
     _add_overrides(choose, "e.g. data=tickets.csv backbone=minilm train.epochs=5")
-    choose.add_argument("--time", metavar="TIME", help="of the whole command, e.g. 90s, 30min, 2h; default: no limit")
-    choose.add_argument("--memory", metavar="SIZE", help="of one update by the estimate, e.g. 8GiB")
-    choose.add_argument("--latency", metavar="TIME", help="of one row, measured on this machine, e.g. 20ms")
-    choose.add_argument("--trainable", metavar="N", help="most trained parameters, e.g. 200000 or 1%%")
-    choose.add_argument("--methods", metavar="NAMES", help="to choose among, e.g. lora,houlsby,full; default: all")
+    choose.add_argument("--time", metavar="TIME", help="time limit for the whole command, e.g. 90s, 30min or 2h")
+    choose.add_argument("--memory", metavar="SIZE", help="limit on the estimated memory of one update, e.g. 8GiB")
+    choose.add_argument("--latency", metavar="TIME", help="limit on the time per row on this machine, e.g. 20ms")
+    choose.add_argument("--trainable", metavar="N", help="limit on the trained parameters, e.g. 200000 or 1%%")
+    choose.add_argument("--methods", metavar="NAMES", help="methods to compare, e.g. lora,houlsby,full; default: all")
     choose.add_argument(
         "--executor",
-        choices=("local", "slurm", "ray"),
+        choices=EXECUTORS,
         help="train in processes as `petl-bench study` does (executor.workers=N); default: in this one",
     )
     choose.add_argument("--json", action="store_true", help="print a JSON object")
@@ -249,10 +248,10 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
         "(which of them to run now), seeds=, runs_dir=, "
         "executor=local|slurm|ray with executor.workers= and more (`petl-bench list settings executor`).",
     )
-    words: Any = study.add_argument(
+    arguments: Any = study.add_argument(
         "name_and_overrides", nargs="+", metavar="NAME key=value", help="e.g. demo methods=lora,full executor.workers=2"
     )
-    words.completer = _studies
+    arguments.completer = _studies
     study.add_argument("--dry-run", action="store_true", help="say what would run and what it takes; write nothing")
     study.add_argument("--plan", action="store_true", help="the same, and keep the costs for the report's tables")
     study.add_argument("--wide", action="store_true", help="show all columns of --dry-run, whether they fit or not")
@@ -270,12 +269,12 @@ def _add_sweep(commands: _Subparsers) -> argparse.ArgumentParser:
         "method=. A sweep searches the sizes and the rate of a method in the ranges of `petl-bench study`'s search, by "
         "the primary metric on the selection rows.",
     )
-    words: Any = sweep.add_argument(
+    arguments: Any = sweep.add_argument(
         "name_and_overrides", nargs="+", metavar="STUDY key=value", help="e.g. task=mrpc method=lora,full data_root=DIR"
     )
-    words.completer = _studies
+    arguments.completer = _studies
     sweep.add_argument("--out", metavar="DIR", help="folder of the files; default: one file is printed")
-    sweep.add_argument("--runs", type=int, metavar="N", help="of each sweep; default: the study's trials, or 12")
+    sweep.add_argument("--runs", type=int, metavar="N", help="runs per sweep; default: the study's trials, or 12")
     return sweep
 
 
@@ -283,7 +282,7 @@ def _add_check(commands: _Subparsers) -> argparse.ArgumentParser:
     check: argparse.ArgumentParser = commands.add_parser(
         "check",
         usage="%(prog)s [options] METHOD [key=value ...]",
-        help="whether a method does what every method must, for authors of methods",
+        help="check that a method meets the requirements for methods (for authors of methods)",
         description="Tries a method on a tiny random model of every architecture, or on backbone=NAME, and prints each "
         "check with its outcome and the reason; exits with 1 if one failed.",
     )
@@ -361,8 +360,8 @@ def complete() -> None:
 def _studies(prefix: str, **others: object) -> Iterable[str]:
     from petl_bench.settings import option_names
 
-    found = [f"{group}=" for group in _OF_STUDIES] + option_names("study")
-    return [*(name for name in found if name.startswith(prefix)), *_settings(prefix, **others)]
+    words = [f"{group}=" for group in _OF_STUDIES] + option_names("study")
+    return [*(word for word in words if word.startswith(prefix)), *_settings(prefix, **others)]
 
 
 def _settings(prefix: str, **_others: object) -> Iterable[str]:
@@ -373,15 +372,15 @@ def _settings(prefix: str, **_others: object) -> Iterable[str]:
     except RequestError:
         # Of a folder of options that is wrong; the command itself will say so.
         return []
-    found = [f"{key}={value}" for value in values] if equals else values
-    return [one for one in found if one.startswith(prefix)]
+    words = [f"{key}={value}" for value in values] if equals else values
+    return [word for word in words if word.startswith(prefix)]
 
 
 def _names() -> list[str]:
     from petl_bench.config import run_settings
     from petl_bench.settings import RUN_GROUPS
 
-    return [f"{name}=" for name in (*RUN_GROUPS, *(one.name for one in run_settings()))]
+    return [f"{name}=" for name in (*RUN_GROUPS, *(setting.name for setting in run_settings()))]
 
 
 def _values(key: str) -> list[str]:
@@ -392,7 +391,7 @@ def _values(key: str) -> list[str]:
     from petl_bench.config import run_settings
 
     values: list[str] = []
-    for one in run_settings():
-        if one.name == key:
-            values += one.choices or (["true", "false"] if one.type == "bool" else [])
+    for setting in run_settings():
+        if setting.name == key:
+            values += setting.choices or (["true", "false"] if setting.type == "bool" else [])
     return list(dict.fromkeys(values))

@@ -139,10 +139,10 @@ def file_sha256(file: Path) -> str:
 
     Users and tools set the time of modification as they like, but not the time of the last change of the inode.
     """
-    found = file.stat()
-    if time.time() - found.st_ctime < _CLOCK_SECONDS:
+    status = file.stat()
+    if time.time() - status.st_ctime < _CLOCK_SECONDS:
         return _digest(file)
-    return _kept_digest(file, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    return _kept_digest(file, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 @lru_cache(maxsize=256)
@@ -197,7 +197,7 @@ def load_plugins(group: str, kind: str, add: Callable[[Any], object]) -> dict[st
             add(entry.load())
         except (Exception, SystemExit) as error:
             broken[entry.name] = f"The plugin {kind} {entry.name!r} ({entry.value}) cannot be used: {first_line(error)}"
-            _log.warning("%s; it is left out: mend or uninstall it", broken[entry.name])
+            _log.warning("%s; it is left out: fix or uninstall it", broken[entry.name])
     return broken
 
 

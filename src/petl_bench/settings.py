@@ -34,16 +34,32 @@ GROUPS = (*RUN_GROUPS, "study", "executor")
 _SUFFIX = ".yaml"
 
 
-def setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = None, is_path: bool = False) -> Any:
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    search: list[Any] | None = None,
+    is_path: bool = False,
+) -> Any:
     """Declares one setting of a dataclass.
 
     Args:
         default: Its default; `MISSING` where an option or the user must give it.
         meaning: What `petl-bench list settings` and `run --help` say of it.
         choices: The values that it may have besides null, where they are few.
+        search: Of an option of a method, the values that a search of hyper-parameters draws from; None: it is not
+            searched.
         is_path: Whether it names a file or a folder; in a study's file it is relative to that file.
+
+    Returns:
+        A field of the dataclass, which holds these in its metadata.
     """
-    metadata = {"help": meaning, "is_path": is_path} | ({} if choices is None else {"choices": choices})
+    metadata: dict[str, Any] = {"help": meaning, "is_path": is_path}
+    if choices is not None:
+        metadata["choices"] = choices
+    if search is not None:
+        metadata["search"] = search
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -51,13 +67,13 @@ def setting(default: Any, meaning: str, *, choices: tuple[str, ...] | None = Non
 
 def check_choices(group: str, settings: Any, *, free: str | None = None) -> None:
     """Raises RequestError for a value that is none of those that its setting allows; `free` may have any."""
-    for one in dataclasses.fields(settings):
-        if one.name == free:
+    for field in dataclasses.fields(settings):
+        if field.name == free:
             continue
-        value, choices = getattr(settings, one.name), one.metadata.get("choices")
-        may_be_null = value is None and "None" in str(one.type)
+        value, choices = getattr(settings, field.name), field.metadata.get("choices")
+        may_be_null = value is None and "None" in str(field.type)
         if choices is not None and not may_be_null and value not in choices:
-            raise unknown_choice(f"{group}.{one.name}", value, choices)
+            raise unknown_choice(f"{group}.{field.name}", value, choices)
 
 
 @dataclass(frozen=True)
@@ -97,14 +113,14 @@ class Setting:
 
 def declared(config: Any, group: str = "", option: str = "") -> list[Setting]:
     """The settings that a dataclass declares, in their order, as those of a group and of one of its options."""
-    found = []
-    for one in dataclasses.fields(config):
-        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        type_name = one.type.__name__ if isinstance(one.type, type) else str(one.type)
-        meaning, choices = one.metadata.get("help", ""), tuple(one.metadata.get("choices", ()))
-        name, is_path = f"{group}.{one.name}".lstrip("."), bool(one.metadata.get("is_path"))
-        found.append(Setting(name, type_name, default, meaning, choices, option, is_path))
-    return found
+    settings = []
+    for field in dataclasses.fields(config):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        type_name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        meaning, choices = field.metadata.get("help", ""), tuple(field.metadata.get("choices", ()))
+        name, is_path = f"{group}.{field.name}".lstrip("."), bool(field.metadata.get("is_path"))
+        settings.append(Setting(name, type_name, default, meaning, choices, option, is_path))
+    return settings
 
 
 def written(value: Any) -> str:
@@ -114,7 +130,7 @@ def written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
     return "" if value == MISSING else str(value)
 
 
@@ -134,10 +150,10 @@ def own_config() -> Path | None:
 
 @cache
 def _check_folder(folder: Path) -> None:
-    """Checks all files at once, so that a mistake is told with its file and line and not by what reads it later."""
+    """Checks all files at once, so that a mistake is reported with its file and line and not by what reads it later."""
     if not folder.is_dir():
         raise RequestError(f"--config-dir={folder} (or {CONFIG_VARIABLE}) is no folder.")
-    for group in sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith((".", "_"))):
+    for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
         if group.name not in GROUPS:
             raise unknown_choice(f"{folder} holds a folder that is no group: folder", group.name, GROUPS)
         for file in sorted(group.glob(f"*{_SUFFIX}")):
@@ -177,8 +193,8 @@ def option_names(group: str) -> list[str]:
 
 def option_file(group: str, name: str) -> Traversable | None:
     """The file of an option, or of what several have in common; None if there is none."""
-    found = (folder.joinpath(name + _SUFFIX) for folder in _folders(group))
-    return next((file for file in found if file.is_file()), None)
+    candidates = (folder.joinpath(name + _SUFFIX) for folder in _folders(group))
+    return next((file for file in candidates if file.is_file()), None)
 
 
 def option_text(group: str, name: str) -> str:
@@ -196,7 +212,7 @@ def _folders(group: str) -> Iterator[Traversable]:
 
 
 def _names(folder: Traversable) -> list[str]:
-    return [one.name for one in folder.iterdir() if one.name.endswith(_SUFFIX)] if folder.is_dir() else []
+    return [file.name for file in folder.iterdir() if file.name.endswith(_SUFFIX)] if folder.is_dir() else []
 
 
 def compose_options(primary: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
@@ -206,6 +222,9 @@ def compose_options(primary: str, overrides: list[str], *, with_hydra: bool = Fa
         primary: The file to start from, without its ending.
         overrides: As on the command line.
         with_hydra: Include Hydra's own section.
+
+    Returns:
+        The composed config, not yet checked.
     """
     from hydra import compose, initialize_config_module
 
@@ -230,5 +249,5 @@ def as_value(value: object) -> str:
     if re.fullmatch(r"[\w./-]+", text):
         return text
     # A backslash stands for itself, except before a quotation mark.
-    quoted = re.sub(r"\\+(?='|$)", lambda found: 2 * found[0], text).replace("'", "\\'")
+    quoted = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], text).replace("'", "\\'")
     return f"'{quoted}'"

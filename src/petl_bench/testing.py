@@ -64,8 +64,8 @@ def train(model: nn.Module, steps: int = 3, learning_rate: float = 1e-2) -> None
 def logits(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
     """The model's logits on these inputs, or on `batch()`."""
     with torch.no_grad():
-        found: torch.Tensor = model(**(inputs or batch())).logits
-    return found
+        values: torch.Tensor = model(**(inputs or batch())).logits
+    return values
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -128,16 +128,16 @@ def require(condition: object, sentence: str) -> None:
 
 
 def _require_close(
-    found: torch.Tensor, expected: torch.Tensor, sentence: str, *, rtol: float = 1e-5, atol: float = 1e-5
+    actual: torch.Tensor, expected: torch.Tensor, sentence: str, *, rtol: float = 1e-5, atol: float = 1e-5
 ) -> None:
-    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=rtol, atol=atol)
-    require(same, sentence if same else f"{sentence}: {_difference(found, expected)}")
+    same = actual.shape == expected.shape and torch.allclose(actual, expected, rtol=rtol, atol=atol)
+    require(same, sentence if same else f"{sentence}: {_difference(actual, expected)}")
 
 
-def _difference(found: torch.Tensor, expected: torch.Tensor) -> str:
-    if found.shape != expected.shape:
-        return f"their shapes are {tuple(found.shape)} and {tuple(expected.shape)}"
-    return f"the largest difference is {float((found - expected).abs().max()):.2g}"
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> str:
+    if actual.shape != expected.shape:
+        return f"their shapes are {tuple(actual.shape)} and {tuple(expected.shape)}"
+    return f"the largest difference is {float((actual - expected).abs().max()):.2g}"
 
 
 def _require_none(names: Iterable[str], sentence: str) -> None:
@@ -167,10 +167,10 @@ def the_head_is_trained(subject: Subject) -> None:
 
 def the_base_model_is_left_alone(subject: Subject) -> None:
     """Neither the method nor an update changes a weight that is not trained."""
-    there, trained = list(subject.fresh.state_dict().values()), trainable(subject.fresh)
+    tensors, trained = list(subject.fresh.state_dict().values()), trainable(subject.fresh)
     for name, weight in subject.plain.named_parameters():
-        kept = any(one.shape == weight.shape and torch.equal(one, weight) for one in there)
-        require(kept or name in trained or subject.in_head(name), f"adapting the base model changes its {name}")
+        is_unchanged = any(tensor.shape == weight.shape and torch.equal(tensor, weight) for tensor in tensors)
+        require(is_unchanged or name in trained or subject.in_head(name), f"adapting the base model changes its {name}")
     moved = (name for name in _moved(subject) if name not in trained)
     _require_none(moved, "{} is not trainable, and moves in three updates")
 
@@ -227,16 +227,16 @@ def it_is_saved_and_loads(subject: Subject) -> None:
         if not isinstance(model, PeftModel):
             saved = RunFolder(Path(folder))
             save_trained(saved, copy.deepcopy(model), subject.backbone, card=str)
-            found = logits(load_trained(saved, subject.backbone, ["0", "1"]).eval())
-            require(torch.equal(found, expected), f"loaded, it is another model: {_difference(found, expected)}")
+            actual = logits(load_trained(saved, subject.backbone, ["0", "1"]))
+            require(torch.equal(actual, expected), f"loaded, it is another model: {_difference(actual, expected)}")
             return
         model.save_pretrained(folder, save_embedding_layers=False)
         others = {file.name for file in Path(folder).iterdir()} - _ADAPTER_FILES
         _require_none(others, "besides an adapter's files it saves {}")
         for further in (False, True):
             loaded = PeftModel.from_pretrained(copy.deepcopy(subject.plain), folder, is_trainable=further)  # type: ignore[arg-type]
-            found = logits(loaded.eval())
-            require(torch.equal(found, expected), f"loaded, it is another model: {_difference(found, expected)}")
+            actual = logits(loaded.eval())
+            require(torch.equal(actual, expected), f"loaded, it is another model: {_difference(actual, expected)}")
             require(bool(trainable(loaded)) == further, f"is_trainable={further} is ignored as it loads")
 
 
@@ -270,15 +270,15 @@ def unloaded_it_is_the_base(subject: Subject) -> str | None:
     if reason := _no_adapter(subject, of_its_own=True):
         return reason
     model = subject.trained()
-    unloaded, kept = model.unload(), subject.plain.state_dict()
-    there, expected = ({n: type(m) for n, m in one.named_modules()} for one in (unloaded, subject.plain))
-    changed = (name for name in there | expected if there.get(name) != expected.get(name))
+    unloaded, plain_weights = model.unload(), subject.plain.state_dict()
+    actual, expected = ({n: type(m) for n, m in root.named_modules()} for root in (unloaded, subject.plain))
+    changed = (name for name in actual | expected if actual.get(name) != expected.get(name))
     _require_none(changed, "unloaded, {} is not the base model's module")
     saved_whole = model.peft_config["default"].to_dict().get("modules_to_save") or []
     for name, tensor in unloaded.state_dict().items():
         # PEFT leaves what it trained whole as it was trained.
         if not any(name.rpartition(".")[0].endswith(module) or f"{module}." in name for module in saved_whole):
-            require(torch.equal(tensor, kept[name]), f"unloaded, {name} is not the base model's")
+            require(torch.equal(tensor, plain_weights[name]), f"unloaded, {name} is not the base model's")
     num_states = len(unloaded(**batch(), output_hidden_states=True).hidden_states)
     require(num_states == subject.backbone.plan.num_layers + 1, "unloaded, it does not give every layer's states")
     return None
@@ -313,7 +313,7 @@ def gradient_checkpointing_changes_no_gradient(subject: Subject) -> str | None:
     """Gradients with and without checkpointing are the same, up to the order of sums."""
     if not subject.plain.supports_gradient_checkpointing:
         return f"transformers cannot checkpoint {type(subject.plain).__name__}"
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model = subject.adapted()
         if checkpointing:
@@ -321,8 +321,8 @@ def gradient_checkpointing_changes_no_gradient(subject: Subject) -> str | None:
         model.train()
         torch.manual_seed(3)
         model(**batch(), labels=LABELS).loss.backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    plain, checkpointed = found
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
     require(plain.keys() == checkpointed.keys(), "with checkpointing, other parameters have gradients")
     for name, gradient in plain.items():
         sentence = f"with checkpointing, {name} has another gradient"

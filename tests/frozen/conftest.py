@@ -13,9 +13,9 @@ from petl_bench.run.run import run
 @pytest.fixture
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("PETL_BENCH_CACHE", str(tmp_path / "cache"))
-    feature_cache._kept.clear()
+    feature_cache._memory_entries.clear()
     yield
-    feature_cache._kept.clear()
+    feature_cache._memory_entries.clear()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_scores_and_weights_are_the_same_to_the_bit(name, tiny, tmp_path, outcom
     for number, cache in enumerate(("off", "memory", "memory", "disk", "disk")):
         cfg = tiny(*FROZEN[name], SHORT, f"train.cache={cache}", "train.epochs=2", f"runs_dir={tmp_path}/runs{number}")
         if number == 3:
-            feature_cache._kept.clear()
+            feature_cache._memory_entries.clear()
         found[number] = outcome(cfg)
     assert [found[number][0].frozen.reused for number in range(5)] == [False, False, True, False, True]
     assert len({found[number][0].run_key for number in range(5)}) == 1, "where states are kept is no part of a run"
@@ -106,7 +106,7 @@ def test_a_finished_run_does_not_answer_for_the_times_of_another_mode(tiny, capl
     assert run(tiny(*flat, "train.cache=memory")) == cached
     uncached = run(tiny(*flat, "train.cache=off"))
     assert (uncached.frozen.cache, uncached.run_key, uncached.scores) == ("off", cached.run_key, cached.scores)
-    assert "made again: the times of the finished run are of train.cache=memory" in caplog.text
+    assert "running again: the finished run was timed with train.cache=memory" in caplog.text
     # Who does not ask for a mode takes the record that is there.
     assert run(tiny(*flat)) == run(tiny(*flat, "train.cache=off")) == uncached
 
@@ -264,7 +264,7 @@ def test_memory_keeps_to_its_budget(tiny):
     for seed in range(4):
         record = run(tiny(*options, f"train.seed={seed}"))
         assert record.frozen.cache == "memory"
-        assert sum(states.tensor.nbytes for states in feature_cache._kept.values()) <= 2**23
+        assert sum(states.tensor.nbytes for states in feature_cache._memory_entries.values()) <= 2**23
     assert record.frozen.bytes > 2**21, "four runs must be too much for the budget"
 
 

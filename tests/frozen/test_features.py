@@ -13,7 +13,7 @@ from behaviour.matrix import adapted
 from petl_bench.errors import RequestError
 from petl_bench.estimate.tensor_modes import StorageLog
 from petl_bench.frozen import batch_source
-from petl_bench.frozen.batch_source import _Cache
+from petl_bench.frozen.batch_source import _FeatureStore
 from petl_bench.frozen.features import _copied, _gathered, compute_features
 from petl_bench.frozen.split import FrozenLayers, SplitPoint
 from petl_bench.tasks.encode import EncodedRows
@@ -99,22 +99,22 @@ def test_where_features_are_kept_on_a_cuda_device(monkeypatch, setting, reads, f
     monkeypatch.setattr(batch_source, "_free_device_bytes", lambda: free)
     split = SplitPoint(12, tuple(range(reads)), in_tuples=False)
     frozen = SimpleNamespace(split=split, encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=64)))
-    cache = _Cache(frozen, {"train": rows(200, 16)}, TrainConfig(cache=setting), CUDA)
-    assert cache.place == place
+    store = _FeatureStore(frozen, {"train": rows(200, 16)}, TrainConfig(cache=setting), CUDA)
+    assert store.place == place
 
 
 def test_features_kept_on_the_device_are_the_ones_kept_in_memory(model, monkeypatch):
     frozen = frozen_layers(model, (1,))
-    cache = _Cache(frozen, {"train": rows(20, 16)}, TrainConfig(cache="off"), CPU)
-    cache.place = "device"
-    on_device = next(iter(cache.states().values()))
-    assert cache.features_seconds == cache.computed_seconds > 0
-    cache.place = "memory"
-    assert torch.equal(on_device.tensors[1], next(iter(cache.states().values())).tensors[1])
+    store = _FeatureStore(frozen, {"train": rows(20, 16)}, TrainConfig(cache="off"), CPU)
+    store.place = "device"
+    on_device = next(iter(store.features().values()))
+    assert store.features_seconds == store.computed_seconds > 0
+    store.place = "memory"
+    assert torch.equal(on_device.tensors[1], next(iter(store.features().values())).tensors[1])
 
 
 def test_a_cpu_has_no_other_memory_to_keep_features_in():
     split = SplitPoint(12, (12,), in_tuples=False)
     frozen = SimpleNamespace(split=split, encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=64)))
     with pytest.raises(RequestError, match=r"train\.cache=device .* train\.cache=memory"):
-        _Cache(frozen, {"train": rows(20, 16)}, TrainConfig(cache="device"), CPU)
+        _FeatureStore(frozen, {"train": rows(20, 16)}, TrainConfig(cache="device"), CPU)

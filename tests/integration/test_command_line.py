@@ -14,7 +14,10 @@ import pytest
 from few_rows import few_demo_rows
 from forked import Command
 from found_records import find_records
-from petl_bench import cli
+from petl_bench import catalog, cli
+from petl_bench.commands import COMMANDS
+from petl_bench.parsers import build_parsers
+from petl_bench.trackers import TRACKERS
 
 TINY = ["task=smoke", "backbone=tiny_bert", "task.num_train_examples=64", "train.epochs=1", "train.batch_size=16"]
 UNMEASURED = ["measure.ledger=false", "measure.inference=false"]
@@ -58,6 +61,15 @@ assert not heavy, ("petl_bench.run.run", heavy)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "usage: petl-bench" in done.stdout
+
+
+def test_the_parsers_name_what_the_packages_offer():
+    # The parsers do not import these lists, so that --help answers at once.
+    _, parsers = build_parsers()
+    choices = {name: {option.dest: option.choices for option in parser._actions} for name, parser in parsers.items()}
+    assert list(parsers) == ["run", *COMMANDS]
+    assert set(choices["list"]["kind"]) == {*catalog._KINDS, *catalog._ASKED_FOR}
+    assert ("none", *choices["sync"]["tracker"]) == TRACKERS
 
 
 @pytest.mark.parametrize("name", ["run", "report", "compare", "list", "predict", "sync", "dashboard", "fetch"])

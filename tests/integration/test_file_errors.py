@@ -90,7 +90,7 @@ def attempt(cfg, monkeypatch, folder, fails_at=-1, number=0):
     """Makes a run in an empty folder with an empty cache; gives its scores or its error, and the calls."""
     cfg.runs_dir = str(folder / "runs")
     monkeypatch.setenv("PETL_BENCH_CACHE", str(folder / "cache"))
-    feature_cache._kept.clear()
+    feature_cache._memory_entries.clear()
     with monkeypatch.context() as patch:
         files = FileSystem(patch, folder, fails_at, number)
         try:

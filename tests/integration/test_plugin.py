@@ -169,7 +169,7 @@ WRONG_METHODS = [
     (INIT, "SCALES = ", "raise SystemExit('it ends')\nSCALES = ", "it ends"),
     (INIT, 'name="scales"', 'name="lora"', "There are two methods named 'lora'"),
     (INIT, 'name="scales"', 'name="sc/ales"', "sc/ales"),
-    (INIT, "field(default=0.02, ", "field(", "non-default argument"),
+    (INIT, ' = setting(0.02, "Standard deviation of the factors, around 1, at first.")', "", "non-default argument"),
 ]
 WRONG_TUNERS = [
     (MODEL, "import torch\n", "import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),

@@ -71,11 +71,19 @@ def test_a_config_names_its_attention_and_takes_another_name_unchecked():
         ("_check_merge_allowed", ["self"]),
         ("_check_new_adapter_config", ["self", "config"]),
         ("_unload_and_optionally_merge", ["self", "merge", "progressbar", "safe_merge", "adapter_names"]),
+        ("_remove_adapter_name_from_key", ["key", "adapter_name"]),
+        (
+            "_get_adapter_state_dict",
+            ["model", "config", "adapter_name", "state_dict", "unwanted_adapter_names"],
+        ),
+        ("_remap_adapter_state_dict_for_load", ["model", "config", "adapter_name", "state_dict"]),
     ],
 )
 def test_pefts_tuner_has_the_methods_that_ours_override(name, parameters):
     found = [*inspect.signature(getattr(BaseTuner, name)).parameters]
-    assert found[: len(parameters)] == parameters, f"PEFT's BaseTuner.{name} has changed: see methods/base.py"
+    assert found[: len(parameters)] == parameters, (
+        f"PEFT's BaseTuner.{name} has changed: see methods/base.py and prefix/"
+    )
 
 
 @pytest.mark.parametrize("model_type", [name for name in all_anatomies() if name not in ("deberta-v2", "mpnet")])

@@ -12,8 +12,8 @@ from petl_bench.records.schema import (
     Memory,
     MemoryEstimate,
     Params,
-    Protocol,
     Record,
+    RunProtocol,
     Scores,
     Time,
 )
@@ -49,7 +49,7 @@ def record(
     config["task"] |= {"name": task}
     config["train"] |= {"seed": seed}
     metric = "mean_squared_error" if error_metric else "accuracy"
-    protocol = Protocol(
+    protocol = RunProtocol(
         task=task, metric=metric, higher_is_better=not error_metric, selection_split="validation",
         report_split="validation", selection="best", num_train_examples=100, num_eval_examples=50, max_length=32,
         seed=seed, precision="fp32", attention_implementation="sdpa", batching="length_grouped",

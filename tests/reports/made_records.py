@@ -16,8 +16,8 @@ from petl_bench.records.schema import (
     Memory,
     MemoryEstimate,
     Params,
-    Protocol,
     Record,
+    RunProtocol,
     Scores,
     Time,
 )
@@ -48,7 +48,7 @@ def made_record(method: str, task: str, seed: int, rows: int = 3000, variant: fl
     score = (top - below) * (1 - 0.35 * math.exp(-rows / 900)) + noise.gauss(0, 0.006)
     share = trained / BACKBONE_PARAMS
     record = Record(run_key=f"{method}-{task}-{seed}-{rows}-{variant}", config=config)
-    record.protocol = Protocol(
+    record.protocol = RunProtocol(
         task, metric, True, "validation", "validation", "best", rows, 872, 128, seed, "fp32", "sdpa", "length_grouped"
     )
     record.params = Params(BACKBONE_PARAMS + trained, BACKBONE_PARAMS, trained, trained - 770, 770, 100 * share)

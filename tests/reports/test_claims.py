@@ -7,7 +7,7 @@ import pytest
 from petl_bench.errors import RequestError
 from petl_bench.records.schema import HistoryEntry
 from petl_bench.records.study_file import Claim, PlannedCosts
-from petl_bench.reports.claims import KINDS, check_claim, claim_rows
+from petl_bench.reports.claims import CLAIM_TESTS, check_claim, claim_rows
 from reports.toy_study import MEASURED, key, record, study
 
 
@@ -68,7 +68,7 @@ def test_verdicts_by_hand(test, expected, numbers):
 
 def test_every_kind_was_tried():
     marks = test_verdicts_by_hand.pytestmark[0].args[1]
-    assert {test["kind"] for test, *_ in marks} == set(KINDS)
+    assert {test["kind"] for test, *_ in marks} == set(CLAIM_TESTS)
 
 
 def test_a_choice_that_moves():

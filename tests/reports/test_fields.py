@@ -15,7 +15,7 @@ from petl_bench.records.study_file import PlannedCosts
 from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.fields import AXES, FIELDS, MIB, QUANTITIES, Field
 from petl_bench.reports.groups import group_records, named_groups
-from petl_bench.reports.page import page_data
+from petl_bench.reports.page import PageInput, page_data
 from petl_bench.reports.results_table import backbone_results
 from petl_bench.reports.tables import scores_table
 from petl_bench.trackers import dashboard
@@ -68,7 +68,7 @@ def test_one_entry_adds_a_column_to_table_csv_json_and_page(monkeypatch):
     (line,) = csv.DictReader(io.StringIO(to_csv(found)))
     assert line["eval_seconds_mean"] == "1.0"
     assert json.loads(to_json(found, {}))["groups"][0]["eval_seconds_mean"] == 1.0
-    page = page_data(named_groups([made]), [made])
+    page = page_data(PageInput(named_groups([made]), [made]))
     assert page["rows"][0]["eval_seconds"] == 1.0
     assert {"key": "eval_seconds", "name": "eval s"}.items() <= page["columns"][-1].items()
 

@@ -14,7 +14,7 @@ from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.fields import FIELDS
 from petl_bench.reports.groups import group_records, named_groups
 from petl_bench.reports.machines import Machine, means_on_one_machine
-from petl_bench.reports.page import page_data
+from petl_bench.reports.page import PageInput, page_data
 from petl_bench.reports.report import write_report
 from reports.made_records import made_record
 
@@ -93,7 +93,7 @@ def test_json_has_the_costs_of_every_machine_and_none_over_all(tmp_path):
 
 
 def test_the_page_shows_one_machine_in_its_rows_and_all_in_a_table():
-    data = page_data(named_groups(TWO_MACHINES), TWO_MACHINES)
+    data = page_data(PageInput(named_groups(TWO_MACHINES), TWO_MACHINES))
     assert [row["train_seconds"] for row in data["rows"]] == [15.0]
     assert data["machines"] == [EPYC, XEON]
     header = data["costs"]["words"] + data["costs"]["numbers"]
@@ -102,7 +102,7 @@ def test_the_page_shows_one_machine_in_its_rows_and_all_in_a_table():
         (EPYC, "2", "15"),
         (XEON, "1", "90"),
     ]
-    assert page_data(named_groups(TWO_MACHINES[:2]), TWO_MACHINES[:2])["costs"] is None
+    assert page_data(PageInput(named_groups(TWO_MACHINES[:2]), TWO_MACHINES[:2]))["costs"] is None
 
 
 @pytest.mark.parametrize("plot_kind", ["pareto"])

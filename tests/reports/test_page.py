@@ -11,7 +11,7 @@ import pytest
 
 from petl_bench.records.study_file import StudyFile
 from petl_bench.reports.groups import named_groups
-from petl_bench.reports.page import page_data, write_page
+from petl_bench.reports.page import PageInput, page_data, write_page
 from petl_bench.reports.plots.tuning import TuningCurve
 from reports.made_records import METHODS, TASKS, made_record, made_study
 
@@ -48,7 +48,7 @@ def page(tmp_path_factory):
     }  # fmt: skip
     claim = {"claim": "LoRA is on par.", "source": "a paper", "verdict": "reproduced", "numbers": "-0.61 points"}
     file = tmp_path_factory.mktemp("page") / "page.html"
-    # On SST-2 "full" is told from all but LoRA and Houlsby; on the other tasks there is no test.
+    # On SST-2 "full" is significantly better than all but LoRA and Houlsby; on the other tasks there is no test.
     keys = {method: next(r.run_key for r in records if r.run_key.startswith(f"{method}-sst2")) for method in METHODS}
     alike = ("full", "lora", "houlsby")
     pairs = [(keys[a], keys[b], int((a in alike) > (b in alike))) for a, b in combinations(METHODS, 2)]
@@ -58,17 +58,17 @@ def page(tmp_path_factory):
         for task in ("sst2", "cola")
         for method, medians in (("lora", [0.5, 0.6, 0.7]), ("full", [0.55, 0.58, 0.69]))
     ]
-    data = page_data(
+    page = PageInput(
         named_groups(records),
         records,
+        notes=["not the same for all methods: epochs 3 (full); 10 (lora)"],
         published=[published],
         claims=[claim],
         pairs=pairs,
         incomplete=incomplete,
         tuning=curves,
     )
-    data["notes"] = ["not the same for all methods: epochs 3 (full); 10 (lora)"]
-    write_page(data, file)
+    write_page(page_data(page), file)
     return file.as_uri()
 
 
@@ -152,7 +152,7 @@ def test_the_box_names_no_winner_that_the_runs_do_not_carry(opened):
     }
     best = max(by_score, key=by_score.get)
     assert title == f"{best}, or one of 2 others"
-    assert "these runs do not tell it from" in text
+    assert "not significantly better than" in text
     assert sorted(texts(opened, "#use tbody td.text")) == ["full", "houlsby", "lora"]
     title, text = choose(opened, "cola")
     assert title.endswith("scores best, which may be chance")
@@ -306,7 +306,7 @@ def test_text_of_the_data_never_becomes_a_script(browser, tmp_path):
         record.hardware["processor"] = record.versions["torch"] = EVIL
     study = StudyFile(f"{EVIL} {{{{script}}}}", EVIL, [], [], [], [], deviations=[EVIL])
     rows = {"published": [{"row": EVIL, "why": EVIL}], "claims": [{"claim": EVIL, "verdict": EVIL, "numbers": EVIL}]}
-    write_page(page_data(named_groups(records), records, [study], **rows), tmp_path / "page.html")
+    write_page(page_data(PageInput(named_groups(records), records, [study], **rows)), tmp_path / "page.html")
     show(browser, (tmp_path / "page.html").as_uri())
     click(browser, "#rows .pin")
     assert browser.execute_script("return [window.hacked, document.images.length]") == [None, 0]

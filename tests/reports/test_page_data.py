@@ -19,7 +19,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.store import RunFolder
 from petl_bench.records.study_file import PlannedRun, StudyFile
 from petl_bench.reports.groups import named_groups
-from petl_bench.reports.page import SCRIPTS, STYLES, page_data, render_page, write_page
+from petl_bench.reports.page import SCRIPTS, STYLES, PageInput, page_data, render_page, write_page
 from petl_bench.reports.report import write_report
 from reports.generated import record as one_record
 from reports.made_records import made_record, made_study
@@ -33,7 +33,7 @@ def embedded(page: str) -> dict:
 
 
 def rendered(records: list, **more) -> str:
-    return render_page(page_data(named_groups(records), records, **more))
+    return render_page(page_data(PageInput(named_groups(records), records, **more)))
 
 
 def test_the_parts_of_the_page_are_shipped():
@@ -102,7 +102,7 @@ def test_rows_that_a_study_names_alike_are_told_apart():
 
 def test_a_page_needs_an_ending_that_browsers_open(tmp_path):
     with pytest.raises(RequestError, match=r"--html .*page.txt: the ending must be one of .html, .htm"):
-        write_page(page_data([], []), tmp_path / "page.txt")
+        write_page(page_data(PageInput([], [])), tmp_path / "page.txt")
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
 
     monkeypatch.setattr("petl_bench.process.os.fsync", full)
     with pytest.raises(OSError, match=r"page\.html"):
-        write_page(page_data([], []), file)
+        write_page(page_data(PageInput([], [])), file)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -123,7 +123,7 @@ def test_a_long_history_is_thinned_to_what_a_plot_can_show():
     record = made_record("lora", "cola", 0)
     first = record.history[0]
     record.history = [replace(first, step=step) for step in range(1, 1001)]
-    (row,) = page_data(named_groups([record]), [record])["rows"]
+    (row,) = page_data(PageInput(named_groups([record]), [record]))["rows"]
     steps = [step for step, *_ in row["history"]]
     assert len(steps) <= 121
     assert (steps[0], steps[-1]) == (1, 1000)
@@ -132,7 +132,7 @@ def test_a_long_history_is_thinned_to_what_a_plot_can_show():
 def test_fronts_join_rows_of_one_protocol_and_memory_names_its_batch():
     records = [made_record(method, "cola", 0) for method in ("lora", "full", "head")]
     records[2].config["train"]["epochs"] = 77
-    data = page_data(named_groups(records), records)
+    data = page_data(PageInput(named_groups(records), records))
     protocols = {row["method"]: row["protocol"] for row in data["rows"]}
     assert protocols["lora"] == protocols["full"] != protocols["head"]
     first = data["axes"][0]
@@ -145,7 +145,7 @@ def test_pairs_and_complete_tasks_go_by_the_runs():
     keys = [record.run_key for record in records]
     # The last is of a run that is not on the page.
     pairs = [(keys[0], keys[2], -1), (keys[0], "another", 1)]
-    data = page_data(named_groups(records), records, pairs=pairs, incomplete={keys[1], keys[3]})
+    data = page_data(PageInput(named_groups(records), records, pairs=pairs, incomplete={keys[1], keys[3]}))
     ids = {(row["method"], row["task"]): row["id"] for row in data["rows"]}
     assert data["pairs"] == [[ids["lora", "cola"], ids["full", "cola"], -1]]
     assert {(row["task"], row["complete"]) for row in data["rows"]} == {("cola", True), ("mrpc", False)}

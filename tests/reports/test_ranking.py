@@ -42,7 +42,7 @@ def paired_t(first, second):
     return scipy.stats.ttest_rel(first, second).pvalue
 
 
-def test_what_cannot_be_told_from_the_best_is_bold_too():
+def test_what_is_not_significantly_different_from_the_best_is_bold_too():
     found = column(records({"best": {"mrpc": BEST}, "second": {"mrpc": SECOND}, "worst": {"mrpc": WORST}}))
     assert found.bold == {"best", "second"}
     assert found.untested == ()
@@ -65,7 +65,7 @@ def test_with_too_few_seeds_nothing_is_bold_and_a_note_says_so():
     made = records({"a": {"mrpc": [0.8, 0.9]}, "b": {"mrpc": [0.7, 0.8]}, "c": {"mrpc": [0.8, 0.9]}})
     (table,) = results_tables(made)
     assert table.bold == frozenset()
-    assert "nothing is bold: too few seeds or data sets to tell methods apart" in table.notes
+    assert "nothing is bold: too few seeds or data sets for a test" in table.notes
     assert not any(note.startswith("bold: ") for note in table.notes)
 
 
@@ -81,7 +81,7 @@ def test_a_method_without_a_test_is_not_bold_and_is_named():
 def test_the_note_says_what_bold_means():
     (table,) = results_tables(records({"a": {"mrpc": BEST}, "b": {"mrpc": WORST}}))
     (note,) = [note for note in table.notes if "bold" in note]
-    assert note.startswith("bold: the best mean of a column and all that are not told from it (p >= 0.05, corrected")
+    assert note.startswith("bold: the best mean of a column and all that are not significantly different from it (p >=")
 
 
 def test_nothing_is_bold_where_there_is_nothing_to_compare():

@@ -13,7 +13,7 @@ import pytest
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Predictions, write_predictions
-from petl_bench.records.schema import Data, DeviceMemory, Memory, Params, Protocol, Record, Scores, Time
+from petl_bench.records.schema import Data, DeviceMemory, Memory, Params, Record, RunProtocol, Scores, Time
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.fields import FIELDS
@@ -30,7 +30,7 @@ from reports.made_records import made_record
 
 def made(score: float, *overrides: str, seed: int = 0, status: str = "finished", device: bool = False) -> Record:
     cfg = load_config(["task=smoke", *overrides, f"train.seed={seed}"])
-    protocol = Protocol(
+    protocol = RunProtocol(
         task=cfg.task.name, metric=cfg.task.metric, higher_is_better=True, selection_split="validation",
         report_split="validation", selection="best", num_train_examples=100, num_eval_examples=50, max_length=32,
         seed=seed, precision="fp32", attention_implementation="sdpa", batching="length_grouped",

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from petl_bench.records.schema import Inference, Layers, Memory, MemoryEstimate, Params, Protocol, Record, Scores, Time
+from petl_bench.records.schema import (
+    Inference,
+    Layers,
+    Memory,
+    MemoryEstimate,
+    Params,
+    Record,
+    RunProtocol,
+    Scores,
+    Time,
+)
 from petl_bench.records.study_file import PlannedRun, PublishedRow, StudyFile
 
 
@@ -15,7 +25,7 @@ def record(
         run_key=key,
         config={},
         status=status,
-        protocol=Protocol(
+        protocol=RunProtocol(
             task=task, metric=metric, higher_is_better=not error, selection_split="validation",
             report_split="validation", selection="best", num_train_examples=10, num_eval_examples=5, max_length=8,
             seed=seed, precision="fp32", attention_implementation=None, batching="shuffled",

@@ -13,7 +13,7 @@ from petl_bench import cli
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions, write_predictions
-from petl_bench.records.schema import Protocol, Record
+from petl_bench.records.schema import Record, RunProtocol
 from petl_bench.records.store import RunFolder
 from petl_bench.reports.run_comparison import AccuracyTest, RowDifference
 from petl_bench.run.compare import compare_runs
@@ -42,7 +42,7 @@ def finished(tmp_path, config, monkeypatch):
         settings = copy.deepcopy(config)
         settings["task"] |= task
         record = Record(name, settings, status=status)
-        record.protocol = Protocol(
+        record.protocol = RunProtocol(
             "custom", settings["task"]["metric"], True, "validation", "validation", "best", 10, len(texts), 128, 0,
             "fp32", "sdpa", "length_grouped",
         )  # fmt: skip

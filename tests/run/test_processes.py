@@ -243,7 +243,7 @@ def test_memory_that_one_process_lacks_is_what_the_record_says(group):
     (record,), _ = find_records([folder / "node0" / "memory"])
     assert record.status == "out_of_memory"
     own = (folder / "memory1.txt").read_text()
-    assert own.startswith("Memory did not suffice")
+    assert own.startswith("Out of memory")
     assert record.error == (folder / "memory0.txt").read_text() == f"Process 1 of 2: {own}"
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from petl_bench.backbones.anatomy import LayersConfig, place, resolve_layers
+from petl_bench.backbones.anatomy import LayersConfig, layer_window, resolve_layers
 from petl_bench.estimate.plan import extreme_plans
 from petl_bench.run.variability import bins_of, choose_layers, pooled_states, variability
 
@@ -136,7 +136,7 @@ def test_regression_targets_fall_into_classes_of_about_equal_size():
     ],
 )
 def test_strategies(strategy, k, window):
-    chosen = place(LayersConfig(name="variability", strategy=strategy, k=k), best=4, num_layers=6)
+    chosen = layer_window(LayersConfig(name="variability", strategy=strategy, k=k), best=4, num_layers=6)
     plan = resolve_layers(chosen, 6)
     assert (plan.bottom, plan.top, plan.head) == window
 

@@ -44,7 +44,7 @@ def test_a_time_that_is_over_before_anything_was_trained_is_a_sentence(choose, m
     monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 40.0)
     code, out, err = choose(*SMALL, *METHODS, "--time", "40s")
     assert (code, out) == (1, "")
-    assert "In --time 40s no training could be ended" in err
+    assert "No training could finish within --time 40s" in err
     code, out, err = choose(*SMALL, *METHODS, "--time", "10s")
     assert (code, out) == (2, "")
     assert "--time=10s is too short" in err
@@ -69,7 +69,7 @@ def test_a_training_that_does_not_end_in_time_is_stopped(choose, monkeypatch):
     monkeypatch.setattr("petl_bench.commands._LEAST_SECONDS", 1)
     code, _, err = choose(*SMALL, *METHODS, "--time", "6s")
     assert code == 1
-    assert "no training could be ended" in err
+    assert "No training could finish within --time 6s" in err
     assert len(made) <= 1
 
 
@@ -98,7 +98,7 @@ class TestTime:
             real(run, folder)
 
         def predict(self, candidates, share, seeds=1, *, reports=False):
-            known = {run.method for run, _ in self._made}
+            known = {run.method for run, _ in self._finished}
             names = [method if method in known else "lora" for method, _ in candidates]
             return seeds * sum(seconds(name, share) for name in names) if known else 0.0
 
@@ -171,14 +171,14 @@ def test_times_have_units():
 
 
 def test_a_method_that_fails_is_named_with_its_error(choose, monkeypatch):
-    made = run_module._make
+    train_and_evaluate = run_module._train_and_evaluate
 
-    def make(cfg, *others):
+    def failing_for_head(cfg, *others):
         if cfg.method.name == "head":
             raise RunError("The loss is not finite.")
-        made(cfg, *others)
+        train_and_evaluate(cfg, *others)
 
-    monkeypatch.setattr(run_module, "_make", make)
+    monkeypatch.setattr(run_module, "_train_and_evaluate", failing_for_head)
     code, out, _ = choose(*SMALL, *METHODS)
     assert code == 0
     assert "failed: head (The loss is not finite)" in out, out

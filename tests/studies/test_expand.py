@@ -12,7 +12,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.study_file import PublishedRow, read_study
 from petl_bench.run.lifecycle import identify
 from petl_bench.studies.definition import StudyConfig, open_study, parse_request, study_names
-from petl_bench.studies.expand import cells, expand, last_of_each_key, still_true
+from petl_bench.studies.expand import basis_is_current, cells, expand, last_of_each_key
 from petl_bench.studies.study import keep, prepare
 from studies.small_study import SMALL
 
@@ -66,16 +66,16 @@ def test_what_a_study_rests_on_is_noticed(tmp_path, monkeypatch):
         },
     )
     _, basis = expand("small", custom, [], tmp_path)
-    assert still_true(basis, custom, [])
-    assert not still_true(basis, custom, ["train.epochs=2"])
-    assert not still_true(basis, dataclasses.replace(custom, seeds=[1]), [])
-    assert not still_true({}, custom, [])
+    assert basis_is_current(basis, custom, [])
+    assert not basis_is_current(basis, custom, ["train.epochs=2"])
+    assert not basis_is_current(basis, dataclasses.replace(custom, seeds=[1]), [])
+    assert not basis_is_current({}, custom, [])
     os.utime(rows, (1, 1))
-    assert not still_true(basis, custom, [])
+    assert not basis_is_current(basis, custom, [])
     _, basis = expand("small", custom, [], tmp_path)
     rows.write_text(rows.read_text().replace("good", "mean"))
     os.utime(rows, (1, 1))
-    assert not still_true(basis, custom, [])
+    assert not basis_is_current(basis, custom, [])
 
 
 def test_a_kept_study_is_not_expanded_again(tmp_path, monkeypatch):

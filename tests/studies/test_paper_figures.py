@@ -100,7 +100,7 @@ COLUMNS = {
     "MNLI": ("mnli", None), "MNLI-m": ("mnli", None), "MNLI-mm": ("mnli", "mismatched_accuracy"),
     "SST-2": ("sst2", None), "SST": ("sst2", None), "MRPC": ("mrpc", None),
     "CoLA": ("cola", None), "QNLI": ("qnli", None), "QQP": ("qqp", None),
-    "RTE": ("rte", None), "STS-B": ("stsb", None),
+    "RTE": ("rte", None), "STS-B": ("stsb", None), "MRPC F1": ("mrpc", None), "QQP F1": ("qqp", None),
 }  # fmt: skip
 
 
@@ -125,25 +125,37 @@ def occurs(number: float, line: str) -> bool:
     return any(re.search(rf"(?<![\d.]){re.escape(text)}(?!\d|\.\d)", line) for text in texts_of(number))
 
 
-def table_rows() -> list[dict[tuple[str, str | None], list[float]]]:
-    """The rows of the notes' tables, values and spreads by task and metric."""
-    found, header = [], None
+def tables() -> list[list[list[str]]]:
+    """The notes' tables: their rows of cells, the header first."""
+    found, is_table = [], False
     for line in source_lines():
-        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
-        if not line.startswith("|"):
-            header = None
-        elif header is None:
-            header = [cell.strip() for cell in line.strip("|").split("|")]
-        elif not set(line) <= set("|- "):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            named = [(COLUMNS[name], cell) for name, cell in zip(header, cells, strict=False) if name in COLUMNS]
-            values = {column: [float(part) for part in cell.split("+-")] for column, cell in named if is_score(cell)}
-            found.append(values)
+        if line.startswith("|") and not set(line) <= set("|- "):
+            found += [] if is_table else [[]]
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        is_table = line.startswith("|")
     return found
 
 
+def transposed() -> list[list[list[str]]]:
+    """The tables that have a task in each row, turned."""
+    return [list(map(list, zip(*table, strict=True))) for table in tables() if table[1][0] in COLUMNS]
+
+
+def table_rows() -> list[dict[tuple[str, str | None], list[float]]]:
+    """What the notes say of a method, in a row or column of a table or in a sentence: values by task and metric."""
+    named = [zip(table[0], row, strict=False) for table in tables() for row in table[1:]]
+    named += [zip(table[0], column, strict=True) for table in transposed() for column in table[1:]]
+    sentences = [line for line in source_lines() if not line.startswith("|")]
+    named += [re.findall(r"([A-Z][\w-]+) ([\d.]+ \+- [\d.]+)", line) for line in sentences]
+    return [
+        {COLUMNS[name]: [float(part) for part in re.split(r"\+-|±", cell)] for name, cell in cells
+         if name in COLUMNS and is_score(cell)}
+        for cells in named
+    ]  # fmt: skip
+
+
 def is_score(cell: str) -> bool:
-    return bool(re.fullmatch(r"[\d.]+(\s*\+-\s*[\d.]+)?", cell))
+    return bool(re.fullmatch(r"[\d.]+(\s*(\+-|±)\s*[\d.]+)?", cell))
 
 
 def by_column(row: PublishedRow) -> dict[tuple[str, str | None], list[float]]:
@@ -159,7 +171,8 @@ def test_every_published_cell_is_in_the_notes(file):
     for row in loaded(file).published:
         numbers = [number for cell in row.cells.values() for number in cell]
         numbers += [row.average] if row.average is not None else []
-        lines = [line for line in source_lines() if all(occurs(number, line) for number in numbers)]
+        written = [*source_lines(), *(" ".join(column) for table in transposed() for column in table)]
+        lines = [line for line in written if all(occurs(number, line) for number in numbers)]
         assert lines, f"{row.row}: no line of the notes has all of {numbers}"
 
 

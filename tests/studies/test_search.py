@@ -9,7 +9,7 @@ import pytest
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import HistoryEntry, Protocol, Record
+from petl_bench.records.schema import HistoryEntry, Record, RunProtocol
 from petl_bench.records.study_file import PlannedRun, read_study
 from petl_bench.studies.definition import StudyConfig, open_study
 from petl_bench.studies.expand import expand, grow
@@ -31,7 +31,7 @@ def study(trials=4, methods=("lora", "head"), seeds=(0, 1), **search):
 
 
 def scored(folder, run, score):
-    protocol = Protocol(
+    protocol = RunProtocol(
         *(
             "smoke",
             "accuracy",

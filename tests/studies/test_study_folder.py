@@ -9,11 +9,11 @@ import shutil
 import pytest
 
 from petl_bench.errors import RequestError
-from petl_bench.records.schema import FrozenFeatures, HistoryEntry, Protocol, Record
+from petl_bench.records.schema import FrozenFeatures, HistoryEntry, Record, RunProtocol
 from petl_bench.records.study_file import PlannedCosts
 from petl_bench.studies.definition import parse_request
 from petl_bench.studies.expand import expand
-from petl_bench.studies.folder import StudyFolder, choose_settings, wanted_now
+from petl_bench.studies.folder import StudyFolder, choose_settings, is_ready
 from petl_bench.studies.study import keep, keep_costs, prepare
 from studies.small_study import SMALL
 
@@ -74,7 +74,7 @@ class TestRates:
     )
 
     def scored(self, folder, run, score, *, higher_is_better=True):
-        protocol = Protocol(
+        protocol = RunProtocol(
             "demo",
             "accuracy",
             higher_is_better,
@@ -97,7 +97,7 @@ class TestRates:
         folder = StudyFolder(tmp_path)
         assert len(file.runs) == 6
         trials = [run for run in file.runs if run.is_trial]
-        assert [run for run in file.runs if wanted_now(run)] == trials
+        assert [run for run in file.runs if is_ready(run)] == trials
         assert len(trials) == 4
         for run in trials[:-1]:
             self.scored(folder, run, {1e-4: 0.6, 1e-3: 0.7}[run.learning_rate])
@@ -107,7 +107,7 @@ class TestRates:
         self.scored(folder, trials[-1], 0.4)
         choose_settings(file, folder)
         assert {run.learning_rate: run.chosen for run in file.runs} == {1e-4: True, 1e-3: False}
-        assert [run.seed for run in file.runs if wanted_now(run) and not folder.ended(run)] == [2]
+        assert [run.seed for run in file.runs if is_ready(run) and not folder.ended(run)] == [2]
 
     def test_a_trial_that_is_made_again_opens_the_choice(self, tmp_path):
         file, _ = expand("small", self.STUDY, [], tmp_path)
@@ -123,7 +123,7 @@ class TestRates:
         folder.set_aside(trials[0])
         choose_settings(file, folder)
         assert all(run.chosen is None for run in file.runs)
-        assert [run for run in file.runs if wanted_now(run) and not folder.ended(run)] == [trials[0]]
+        assert [run for run in file.runs if is_ready(run) and not folder.ended(run)] == [trials[0]]
 
     def test_a_rate_that_failed_is_left_out(self, tmp_path):
         file, _ = expand("small", self.STUDY, [], tmp_path)

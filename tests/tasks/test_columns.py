@@ -95,12 +95,12 @@ def test_run_takes_a_file_and_says_what_it_took(tmp_path, monkeypatch, capsys):
     assert re.search(r"the method scores no better than (majority|tfidf)", err)
     # 80 rows train; settings that are given stay.
     lengths = ["train.batch_size=16", "train.epochs=20"]
-    assert with_data(["data=mine.csv"], lengthen=True)[-2:] == lengths
+    assert with_data(["data=mine.csv"], adjust_training=True)[-2:] == lengths
     assert "train.batch_size=16, train.epochs=20, as rows are few" in capsys.readouterr().err
-    assert with_data(["data=mine.csv", "train.epochs=2"], lengthen=True)[-2:] == [lengths[0], "train.epochs=2"]
+    assert with_data(["data=mine.csv", "train.epochs=2"], adjust_training=True)[-2:] == [lengths[0], "train.epochs=2"]
     for given in ("train.max_steps=9", "train=mine"):
-        assert not set(lengths) & set(with_data(["data=mine.csv", given], lengthen=True))
-    assert not set(lengths) & set(with_data(["data=mine.csv"], lengthen=False))
+        assert not set(lengths) & set(with_data(["data=mine.csv", given], adjust_training=True))
+    assert not set(lengths) & set(with_data(["data=mine.csv"], adjust_training=False))
     assert main(["run", "data=mine.csv", "task=mrpc"]) == 2
     assert "give one file, and no other task" in capsys.readouterr().err
 

@@ -309,8 +309,8 @@ class LayersConfig:
     )
     num_examples: int | None = setting(
         None,
-        "layers=variability: training rows that are looked at, drawn at random; null: all. Its values compare at the "
-        "same number only.",
+        "layers=variability: training rows that are looked at, drawn at random; null: all. Values are comparable only "
+        "between runs with the same number of rows.",
     )
     num_bins: int | None = setting(
         None,
@@ -366,7 +366,7 @@ def resolve_layers(layers: LayersConfig, num_layers: int) -> LayerPlan:
     return LayerPlan(layers.bottom, layers.top, head, num_layers)
 
 
-def place(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
+def layer_window(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
     """The window that a strategy makes of the best layer l* (1-based)."""
     width = min(layers.k or best, best)
     bottom, top, head = {

@@ -217,11 +217,11 @@ def shorten(model: Any, num_layers: int) -> int:
     """Takes the layers above the first `num_layers` off a loaded model; returns how many layers there were."""
     anatomy = anatomy_of(model.config.model_type)
     layers = anatomy.get_layers(model)
-    found = len(layers)
-    if found > num_layers:
+    num_loaded = len(layers)
+    if num_loaded > num_layers:
         del layers[num_layers:]
         _truncate(model.config, anatomy, num_layers)
-    return found
+    return num_loaded
 
 
 def attention_implementation(config: Any) -> str | None:
@@ -334,10 +334,12 @@ def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anat
         raise RunError(f"The weights in {folder} lack {len(lost)} tensors of the encoder, {lost[0]} among them.")
     if missing:
         _log.warning("new, not pretrained: %s", ", ".join(sorted(missing)))
-    kept = anatomy.num_layers(config)
+    num_layers = anatomy.num_layers(config)
     unused = [anatomy.layer_number(_with_prefix(name, anatomy)) for name in info["unexpected_keys"]]
-    if any(number is not None and number <= kept for number in unused):
-        raise RunError(f"The weights in {folder} hold tensors inside layers 1..{kept} that this architecture lacks.")
+    if any(number is not None and number <= num_layers for number in unused):
+        raise RunError(
+            f"The weights in {folder} hold tensors inside layers 1..{num_layers} that this architecture lacks."
+        )
     mismatched = [key for key in info["mismatched_keys"] if not is_within(key[0], anatomy.fresh_head)]
     if mismatched:
         raise RunError(f"The weights in {folder} do not fit config.json: {mismatched[0]}.")

@@ -1,4 +1,4 @@
-"""Settings of a backbone and of the layers that are adapted."""
+"""Settings of a backbone, and where its weights, its config and its tokenizer come from."""
 
 from __future__ import annotations
 
@@ -199,10 +199,10 @@ def _require_safetensors(folder: Path, what: str) -> None:
 
 
 def _check_hash(file: Path, expected: str) -> None:
-    found = file_sha256(file)
-    if found != expected:
+    actual = file_sha256(file)
+    if actual != expected:
         raise RunError(
-            f"{file} is corrupted: its sha256 is {found}, backbone.sha256 says {expected}. Delete it and install or "
+            f"{file} is corrupted: its sha256 is {actual}, backbone.sha256 says {expected}. Delete it and install or "
             "fetch it again."
         )
 

@@ -18,8 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from petl_bench.backbones.load import attention_implementation
 from petl_bench.estimate.tensor_modes import FlopCounter, StorageLog
-
-KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries")
+from petl_bench.records.schema import MEMORY_KINDS
 
 # Names of the attention kernels, by the fused operator that shows that the kernel was used.
 _KERNELS = {
@@ -111,7 +110,7 @@ def measure_update(
 
     device = next(model.parameters()).device
     counter = FlopCounter()
-    log = StorageLog(lambda place: place.type == device.type, counter)
+    log = StorageLog(lambda storage_device: storage_device.type == device.type, counter)
     weights = log.add_all([*model.parameters(), *model.buffers()])
     states = log.add_all(
         value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
@@ -151,11 +150,11 @@ def _forward_backward(
     Returns:
         Ids of the storages that the forward pass left, and the number of events at its end.
     """
-    before = log.alive
+    alive_before = log.alive
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         loss = model(**batch).loss
-    activations, forward_end = log.alive - before, len(log.events)
+    activations, forward_end = log.alive - alive_before, len(log.events)
     loss.backward()
     return activations, forward_end
 
@@ -182,22 +181,22 @@ def _summarize(
     timeline = list(accumulate(change for _, change in events))
     peak_moment = max(range(start, len(timeline)), key=timeline.__getitem__)
 
-    kind_of = {storage_id: "activations" for one in passes for storage_id in one.activations}
+    kind_of = {storage_id: "activations" for pass_ in passes for storage_id in pass_.activations}
     # Gradients and optimizer states may be allocated during a forward pass, but they are kept longer than activations.
     kind_of |= {storage_id: kind for kind, ids in reversed(kinds.items()) for storage_id in ids}
-    at_peak = dict.fromkeys(KINDS, 0)
+    at_peak = dict.fromkeys(MEMORY_KINDS, 0)
     for storage_id, change in events[: peak_moment + 1]:
         at_peak[kind_of.get(storage_id, "temporaries")] += change
 
-    ends = [end for one in passes for end in ((one.forward_end, "forward"), (one.backward_end, "backward"))]
+    ends = [end for pass_ in passes for end in ((pass_.forward_end, "forward"), (pass_.backward_end, "backward"))]
     return UpdateMemory(
         **{kind: sum(sizes[storage_id] for storage_id in ids) for kind, ids in kinds.items()},
-        activations=max(sum(sizes[storage_id] for storage_id in one.activations) for one in passes),
+        activations=max(sum(sizes[storage_id] for storage_id in pass_.activations) for pass_ in passes),
         at_peak=at_peak,
         peak=timeline[peak_moment],
         peak_phase=next((phase for end, phase in ends if peak_moment < end), "optimizer"),
         kernel=kernel,
-        flops=tuple(one.flops for one in passes),
+        flops=tuple(pass_.flops for pass_ in passes),
         timeline=tuple(timeline[start:]),
     )
 

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from petl_bench.backbones.anatomy import LayersConfig, check_variability, place
+from petl_bench.backbones.anatomy import LayersConfig, check_variability, layer_window
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError, RunError, first_line
@@ -107,11 +107,11 @@ def plan(overrides: list[str], budget: int | None = None) -> list[PlanRow]:
     full_peak = full.estimate.peak_bytes if isinstance(full, PlanRow) and full.estimate else None
 
     remaining = iter(estimated)
-    found = {method: next(remaining) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
-    failures = [row for row in found.values() if not isinstance(row, PlanRow)]
-    if len(failures) == len(found):
+    outcomes = {method: next(remaining) if isinstance(cfg, RunConfig) else cfg for method, cfg in configs.items()}
+    failures = [outcome for outcome in outcomes.values() if not isinstance(outcome, PlanRow)]
+    if len(failures) == len(outcomes):
         raise failures[0]
-    return [_complete(method, row, valid[0], full_peak) for method, row in found.items()]
+    return [_complete(method, outcome, valid[0], full_peak) for method, outcome in outcomes.items()]
 
 
 def split_methods(overrides: list[str]) -> dict[str, list[str]]:
@@ -134,10 +134,10 @@ def split_methods(overrides: list[str]) -> dict[str, list[str]]:
             raise RequestError(f"{key}={value}: plan takes several values for method= only; call it once for each.")
     if not named and any(override.startswith("recipe=") for override in others):
         return {"recipe": others}
-    wanted = [name.strip() for name in (named[-1] if named else ALL).split(",") if name.strip()]
-    if not wanted or "null" in wanted:
+    names = [name.strip() for name in (named[-1] if named else ALL).split(",") if name.strip()]
+    if not names or "null" in names:
         raise RequestError("method= names no method: `petl-bench list methods` shows them, method=all takes them all.")
-    methods = all_methods() if ALL in wanted else wanted
+    methods = all_methods() if ALL in names else names
     return {method: [*others, f"method={method}"] for method in methods}
 
 
@@ -237,4 +237,4 @@ def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
     check_variability(layers)
     widest = min(layers.k or num_layers, num_layers)
     choices = {1, widest, num_layers} if layers.strategy == "window_top_head" else {1, num_layers}
-    return [place(layers, best, num_layers) for best in sorted(choices)]
+    return [layer_window(layers, best, num_layers) for best in sorted(choices)]

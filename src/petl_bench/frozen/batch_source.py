@@ -16,7 +16,7 @@ from torch import nn
 
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.errors import RequestError, parse_bytes
-from petl_bench.frozen.cache import FeatureCache
+from petl_bench.frozen.cache import FeatureCache, prune
 from petl_bench.frozen.features import PackedFeatures, compute_features, feature_offsets
 from petl_bench.frozen.split import FrozenLayers, find_split, first_tokens
 from petl_bench.measure import available_memory_bytes
@@ -106,6 +106,9 @@ def open_batch_sources(
 
     Returns:
         Sources of features, or of token ids if no layer is frozen.
+
+    Raises:
+        RequestError: If `train.cache=device` asks for a CUDA device, and there is none.
     """
     device = accelerator.device
     rows = splits["train"]
@@ -114,25 +117,25 @@ def open_batch_sources(
         return BatchSources({name: BatchSource(rows, device) for name, rows in splits.items()})
     frozen = FrozenLayers(model, anatomy, split, accelerator.autocast)
     started = time.perf_counter()
-    cache = _Cache(frozen, splits, train, device)
-    states = cache.states()
-    cache_seconds = time.perf_counter() - started - cache.computed_seconds if states else None
+    store = _FeatureStore(frozen, splits, train, device)
+    features = store.features()
+    cache_seconds = time.perf_counter() - started - store.computed_seconds if features else None
     sources: dict[str, BatchSource] = {
-        name: FeatureBatchSource(rows, device, frozen, states.get(id(rows))) for name, rows in splits.items()
+        name: FeatureBatchSource(rows, device, frozen, features.get(id(rows))) for name, rows in splits.items()
     }
     described = FrozenFeatures(
         layers=split.depth,
         states=len(split.reads),
         first_token_only=split.first_token,
-        cache=cache.place,
-        bytes=sum(tensor.nbytes for flat in states.values() for tensor in flat.tensors.values()),
-        reused=cache.reused,
+        cache=store.place,
+        bytes=sum(tensor.nbytes for packed in features.values() for tensor in packed.tensors.values()),
+        reused=store.reused,
     )
-    _log_features(described, cache.features_seconds)
-    return BatchSources(sources, described, cache.features_seconds, cache_seconds)
+    _log_features(described, store.features_seconds)
+    return BatchSources(sources, described, store.features_seconds, cache_seconds)
 
 
-class _Cache:
+class _FeatureStore:
     """Chooses where the features of all splits are kept, one of `CACHE_PLACES`, and gets them from there."""
 
     def __init__(
@@ -148,7 +151,7 @@ class _Cache:
         self.features_seconds: float | None = None
         self.computed_seconds = 0.0
 
-    def states(self) -> dict[int, PackedFeatures]:
+    def features(self) -> dict[int, PackedFeatures]:
         """Returns features by the `id` of the rows; empty if none are kept."""
         if self.place == "off":
             return {}
@@ -158,10 +161,10 @@ class _Cache:
         folder = cache_dir() / _FOLDER
         try:
             if self.place == "memory":
-                found = {key: cache.in_memory(rows, self.memory) for key, rows in self.rows.items()}
+                cached = {key: cache.in_memory(rows, self.memory) for key, rows in self.rows.items()}
             else:
-                found = {key: cache.on_disk(rows, folder) for key, rows in self.rows.items()}
-                cache.keep_within(self.disk, folder)
+                cached = {key: cache.on_disk(rows, folder) for key, rows in self.rows.items()}
+                prune(folder, self.disk, cache.keys_in_use)
         except OSError as error:
             _log.warning(
                 "the features of the frozen layers cannot be kept in %s (%s): they are computed with every batch",
@@ -169,23 +172,23 @@ class _Cache:
             )
             self.place = "off"
             return {}
-        self.reused = all(one.reused for one in found.values())
-        known = [one.seconds for one in found.values() if one.seconds is not None]
-        self.features_seconds = sum(known) if len(known) == len(found) else None
-        self.computed_seconds = sum(one.seconds or 0.0 for one in found.values() if not one.reused)
-        return {key: one.features for key, one in found.items()}
+        self.reused = all(entry.reused for entry in cached.values())
+        known = [entry.seconds for entry in cached.values() if entry.seconds is not None]
+        self.features_seconds = sum(known) if len(known) == len(cached) else None
+        self.computed_seconds = sum(entry.seconds or 0.0 for entry in cached.values() if not entry.reused)
+        return {key: entry.features for key, entry in cached.items()}
 
     def _on_device(self) -> dict[int, PackedFeatures]:
         """Computes features that stay on the device; they end with the run, as other runs need the memory."""
         started = time.perf_counter()
-        found = {
+        features = {
             key: compute_features(self.frozen, rows, np.arange(len(rows)), self.device, self.train.eval_batch_size)
             for key, rows in self.rows.items()
         }
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.features_seconds = self.computed_seconds = time.perf_counter() - started
-        return found
+        return features
 
     def _bytes(self, rows: TokenRows) -> int:
         tokens = int(feature_offsets(rows, first_token=self.frozen.split.first_token)[-1])
@@ -222,7 +225,7 @@ def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
     of_an_epoch = steps_per_epoch(num_train, train)
     epochs, rest = divmod(steps, of_an_epoch)
     evaluations = math.ceil(steps / (train.evaluate_every or of_an_epoch))
-    # Rows out of distribution are told from all others by a pass over every split at the end.
+    # Rows out of distribution are recognised in a pass over every split at the end.
     at_the_end = sum(map(len, splits.values())) if "ood" in splits else 0
     return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ())) + at_the_end
 
@@ -249,7 +252,7 @@ def _one_length(rows: TokenRows, most: int = 4) -> np.ndarray:
 def _log_features(frozen: FrozenFeatures, seconds: float | None) -> None:
     place = CACHE_PLACES[frozen.cache]
     what = "the first token's state" if frozen.first_token_only else f"{frozen.states} states a token"
-    found = "found, computed" if frozen.reused else "computed"
+    origin = "found, computed" if frozen.reused else "computed"
     took = "in an unknown time" if seconds is None else f"in {seconds:.1f} s"
-    size = "" if frozen.cache == "off" else f" ({frozen.bytes / 2**20:,.0f} MiB, {found} {took})"
+    size = "" if frozen.cache == "off" else f" ({frozen.bytes / 2**20:,.0f} MiB, {origin} {took})"
     _log.info("layers 1..%d are frozen and run without dropout: %s, %s%s", frozen.layers, what, place, size)

@@ -99,7 +99,7 @@ class FeatureFile:
             if _crc(tensor) != content["crc32"]:
                 raise ValueError("its checksum is wrong")
             seconds = content.get("seconds")
-            found = CachedStates(tensor, None if seconds is None else float(seconds))
+            states = CachedStates(tensor, None if seconds is None else float(seconds))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -108,7 +108,7 @@ class FeatureFile:
             return None
         with suppress(OSError):
             os.utime(self.description)
-        return found
+        return states
 
     def remove(self) -> None:
         """Deletes the entry. Processes that have mapped it can still read it."""
@@ -162,7 +162,7 @@ def prune(folder: Path, budget: int, in_use: Collection[str]) -> None:
             if file not in whole and time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
                 file.unlink()
     total = sum(size for _, size, _ in entries)
-    for _, size, entry in sorted(entries, key=lambda one: one[0]):
+    for _, size, entry in sorted(entries, key=lambda item: item[0]):
         if total > budget and entry.key not in in_use:
             entry.remove()
             total -= size
@@ -180,7 +180,7 @@ _NOT_IN_KEY = (
 # Number of tokens whose states are part of the key.
 _PROBE_TOKENS = 64
 
-_kept: OrderedDict[str, CachedStates] = OrderedDict()
+_memory_entries: OrderedDict[str, CachedStates] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,15 @@ class FeatureCache:
         device: The model's device.
         precision: The run's precision.
         max_rows: Most rows of a forward pass.
+
+    Attributes:
+        keys_in_use: Keys of the entries on disk that it returned.
     """
 
     def __init__(self, frozen: FrozenLayers, device: torch.device, precision: str, max_rows: int) -> None:
         self.frozen, self.device, self.max_rows = frozen, device, max_rows
         self._digests = _digests(frozen, device, precision)
-        self._used: set[str] = set()
+        self.keys_in_use: set[str] = set()
 
     def in_memory(self, rows: TokenRows, budget: int) -> CachedFeatures:
         """Returns the features of all rows, kept in the process's memory.
@@ -221,20 +224,20 @@ class FeatureCache:
             budget: Bytes that later runs of this process may find; the least recently used entries are dropped.
         """
         keys = _Keys(self._digests, self.frozen, rows)
-        found = keys.find(_kept.get)
-        reused = found is not None
-        if found is None:
+        by_layer = keys.find(_memory_entries.get)
+        reused = by_layer is not None
+        if by_layer is None:
 
             def new(_layer: int, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
                 _make_room(budget - shape[0] * shape[1] * dtype.itemsize)
                 return torch.empty(shape, dtype=dtype)
 
-            found = self._compute(rows, new)
-        for layer, states in found.items():
-            _kept[keys.of(layer)] = states
-            _kept.move_to_end(keys.of(layer))
+            by_layer = self._compute(rows, new)
+        for layer, states in by_layer.items():
+            _memory_entries[keys.of(layer)] = states
+            _memory_entries.move_to_end(keys.of(layer))
         _make_room(budget)
-        return self._packed(rows, found, reused=reused)
+        return self._packed(rows, by_layer, reused=reused)
 
     def on_disk(self, rows: TokenRows, folder: Path) -> CachedFeatures:
         """Returns the features of all rows in memory-mapped files.
@@ -254,24 +257,20 @@ class FeatureCache:
         remove_abandoned(folder)
         lock = keys.of(self.frozen.split.depth)
         with FileLock(folder / f"{lock}.lock"):
-            found = keys.find(lambda key: FeatureFile(folder, key).read())
-            reused = found is not None
-            if found is None:
+            by_layer = keys.find(lambda key: FeatureFile(folder, key).read())
+            reused = by_layer is not None
+            if by_layer is None:
                 files = {layer: FeatureFile(folder, keys.of(layer), lock) for layer in self.frozen.split.reads}
                 try:
-                    found = self._compute(rows, lambda layer, shape, dtype: files[layer].create(shape, dtype))
+                    by_layer = self._compute(rows, lambda layer, shape, dtype: files[layer].create(shape, dtype))
                     for layer, file in files.items():
-                        file.finish(found[layer].tensor, found[layer].seconds)
+                        file.finish(by_layer[layer].tensor, by_layer[layer].seconds)
                 except BaseException:
                     for file in files.values():
                         file.discard()
                     raise
-            self._used |= {keys.of(layer) for layer in found}
-        return self._packed(rows, found, reused=reused)
-
-    def keep_within(self, budget: int, folder: Path) -> None:
-        """Deletes the least recently used files until the folder fits the budget; those of this run stay."""
-        prune(folder, budget, self._used)
+            self.keys_in_use |= {keys.of(layer) for layer in by_layer}
+        return self._packed(rows, by_layer, reused=reused)
 
     def _compute(self, rows: TokenRows, new: Any) -> dict[int, CachedStates]:
         """Computes the features of all rows into tensors that `new` makes, given layer, shape and type."""
@@ -288,18 +287,18 @@ class FeatureCache:
         seconds = time.perf_counter() - started
         return {layer: CachedStates(tensor, seconds) for layer, tensor in tensors.items()}
 
-    def _packed(self, rows: TokenRows, found: dict[int, CachedStates], *, reused: bool) -> CachedFeatures:
+    def _packed(self, rows: TokenRows, by_layer: dict[int, CachedStates], *, reused: bool) -> CachedFeatures:
         offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
-        known = [states.seconds for states in found.values() if states.seconds is not None]
+        known = [states.seconds for states in by_layer.values() if states.seconds is not None]
         # One computation makes the states of all layers: its seconds are not added up over them.
-        seconds = max(known) if len(known) == len(found) else None
-        tensors = {layer: states.tensor for layer, states in found.items()}
+        seconds = max(known) if len(known) == len(by_layer) else None
+        tensors = {layer: states.tensor for layer, states in by_layer.items()}
         return CachedFeatures(PackedFeatures(tensors, offsets), reused, seconds)
 
 
 def _make_room(budget: int) -> None:
-    while _kept and sum(states.tensor.nbytes for states in _kept.values()) > budget:
-        _kept.popitem(last=False)
+    while _memory_entries and sum(states.tensor.nbytes for states in _memory_entries.values()) > budget:
+        _memory_entries.popitem(last=False)
 
 
 def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict[int, str]:
@@ -321,13 +320,13 @@ def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict
     states = frozen.states_of(
         {"input_ids": probe[:, : settings.max_position_embeddings // 2]}, range(frozen.split.depth + 1)
     )
-    found = {}
-    for layer, modules in enumerate([frozen.foundation, *([layer] for layer in frozen.layers)]):
+    digests = {}
+    for layer, modules in enumerate([frozen.foundation, *([module] for module in frozen.layers)]):
         for module in modules:
             _add_weights(digest, module)
         _add_tensor(digest, states[layer])
-        found[layer] = hashlib.sha256(f"{digest.hexdigest()} {kinds[:layer]}".encode()).hexdigest()
-    return found
+        digests[layer] = hashlib.sha256(f"{digest.hexdigest()} {kinds[:layer]}".encode()).hexdigest()
+    return digests
 
 
 class _Keys:
@@ -345,17 +344,17 @@ class _Keys:
 
     def find(self, get: Callable[[str], CachedStates | None]) -> dict[int, CachedStates] | None:
         """Returns all features, or None if a layer is missing; first tokens are also found among all tokens."""
-        found = {}
+        by_layer = {}
         for layer in self._split.reads:
             states = get(self.of(layer))
             if states is None and self._split.first_token:
-                whole = get(self.of(layer, first_token=False))
+                all_tokens = get(self.of(layer, first_token=False))
                 first = torch.from_numpy(self._offsets[:-1])
-                states = None if whole is None else CachedStates(whole.tensor[first], whole.seconds)
+                states = None if all_tokens is None else CachedStates(all_tokens.tensor[first], all_tokens.seconds)
             if states is None:
                 return None
-            found[layer] = states
-        return found
+            by_layer[layer] = states
+        return by_layer
 
 
 def _tokens_digest(rows: TokenRows) -> str:

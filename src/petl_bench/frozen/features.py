@@ -45,29 +45,29 @@ class PackedFeatures:
     def padded(self, indices: np.ndarray) -> dict[int, torch.Tensor]:
         """Returns the states of these rows, padded with zeros, by layer; each of shape (rows, longest, d)."""
         starts, lengths = self.offsets[indices], self.offsets[indices + 1] - self.offsets[indices]
-        padded = _copied if next(iter(self.tensors.values())).device.type == "cpu" else _gathered
-        return {layer: padded(flat, starts, lengths) for layer, flat in self.tensors.items()}
+        pad = _copied if next(iter(self.tensors.values())).device.type == "cpu" else _gathered
+        return {layer: pad(packed, starts, lengths) for layer, packed in self.tensors.items()}
 
 
-def _copied(flat: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+def _copied(packed: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
     """Pads row by row: on the CPU the fastest way, as a row is one block of memory."""
     longest = int(lengths.max())
     if longest == 1:
-        return flat[torch.from_numpy(starts)][:, None]
-    new = flat.new_empty if (lengths == longest).all() else flat.new_zeros
-    batch = new((len(starts), longest, flat.shape[1]))
+        return packed[torch.from_numpy(starts)][:, None]
+    new = packed.new_empty if (lengths == longest).all() else packed.new_zeros
+    batch = new((len(starts), longest, packed.shape[1]))
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
-        batch[row, :length] = flat[start : start + length]
+        batch[row, :length] = packed[start : start + length]
     return batch
 
 
-def _gathered(flat: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+def _gathered(packed: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
     """Pads all rows with two kernels, as launching one a row takes longer."""
     positions = np.arange(int(lengths.max()))
-    is_padding = torch.from_numpy(positions >= lengths[:, None]).to(flat.device)
+    is_padding = torch.from_numpy(positions >= lengths[:, None]).to(packed.device)
     # What is read in the place of padding is the row's last token, and is overwritten.
-    index = torch.from_numpy(starts[:, None] + np.minimum(positions, lengths[:, None] - 1)).to(flat.device)
-    return flat[index].masked_fill_(is_padding[..., None], 0)
+    index = torch.from_numpy(starts[:, None] + np.minimum(positions, lengths[:, None] - 1)).to(packed.device)
+    return packed[index].masked_fill_(is_padding[..., None], 0)
 
 
 def feature_offsets(rows: TokenRows, *, first_token: bool) -> np.ndarray:
@@ -130,10 +130,10 @@ def fill_features(
         needed = np.resize(group, -(-_FEWEST_TOKENS // length)) if short else group
         states = frozen.states(collate(rows, needed).to(device).inputs)
         for layer, state in states.items():
-            flat = target(layer, state)
+            packed = target(layer, state)
             places = torch.from_numpy(offsets[positions][:, None] + np.arange(state.shape[1]))
             # One copy from the device for all rows of the pass.
-            flat[places.to(flat.device)] = state[: len(group)].to(flat.device)
+            packed[places.to(packed.device)] = state[: len(group)].to(packed.device)
 
 
 def _equal_lengths(lengths: np.ndarray, device: torch.device, max_rows: int | None) -> Iterator[np.ndarray]:
@@ -239,13 +239,13 @@ def _narrowing_matches(model: nn.Module, anatomy: Anatomy, layer: nn.Module, nar
     try:
         with perturbed(model), torch.no_grad():
             with _noted([layer.get_submodule(path) for path in paths]) as calls:
-                plain = [model(**inputs).logits for inputs in few]
+                logits = [model(**inputs).logits for inputs in few]
             alone = [(output_or_none(lambda: part(x[:, :1])), output[:, :1]) for part, (x, output) in calls.items()]  # noqa: B023
             layer.__class__ = narrowed
-            found = [output_or_none(lambda: model(**inputs).logits) for inputs in few]  # noqa: B023
+            narrowed_logits = [output_or_none(lambda: model(**inputs).logits) for inputs in few]  # noqa: B023
     finally:
         model.train(was_training)
-    return all(outputs_match(*pair) for pair in [*alone, *zip(found, plain, strict=True)])
+    return all(outputs_match(*pair) for pair in [*alone, *zip(narrowed_logits, logits, strict=True)])
 
 
 @contextmanager

@@ -120,18 +120,18 @@ class FrozenLayers:
         Returns:
             Hidden states by layer in rising order; each of shape (rows, tokens, d).
         """
-        found: dict[int, torch.Tensor] = {}
+        states: dict[int, torch.Tensor] = {}
         for module in (*self.embeddings, *self.layers):
             if module.training:
                 module.eval()
         with ExitStack() as stack:
-            stack.enter_context(_hooked(self.layers, found, layers))
+            stack.enter_context(_hooked(self.layers, states, layers))
             for layer in self.above:
                 stack.enter_context(_replaced(layer, self._pass_through()))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self.autocast())
             self.encoder(**inputs)
-        return found
+        return states
 
     @contextmanager
     def given(self, states: dict[int, torch.Tensor]) -> Iterator[None]:
@@ -216,26 +216,28 @@ def _frozen_part(
     model: nn.Module, parts: _Parts, inputs: dict[str, torch.Tensor], autocast: Autocast
 ) -> SplitPoint | None:
     """Returns the split point below which no hidden state requires a gradient."""
-    found: dict[int, torch.Tensor] = {}
-    asked: dict[str, Any] = {}
+    states: dict[int, torch.Tensor] = {}
+    encoder_kwargs: dict[str, Any] = {}
     kinds: set[type] = set()
     handles = [
-        parts.encoder.register_forward_pre_hook(lambda _, _args, kwargs: asked.update(kwargs), with_kwargs=True),
+        parts.encoder.register_forward_pre_hook(
+            lambda _, _args, kwargs: encoder_kwargs.update(kwargs), with_kwargs=True
+        ),
         parts.layers[0].register_forward_hook(lambda _, _args, output: kinds.add(type(output))),
     ]
     try:
-        with _hooked(parts.layers, found, range(len(parts.layers) + 1)), autocast(), torch.enable_grad():
+        with _hooked(parts.layers, states, range(len(parts.layers) + 1)), autocast(), torch.enable_grad():
             model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
     depth = 0
-    while depth < len(parts.layers) and depth + 1 in found and not found[depth + 1].requires_grad:
+    while depth < len(parts.layers) and depth + 1 in states and not states[depth + 1].requires_grad:
         depth += 1
     if depth == 0:
         return None
-    everything = asked.get("output_hidden_states") or parts.encoder.config.output_hidden_states
-    reads = tuple(range(depth + 1)) if everything else (depth,)
+    reads_all = encoder_kwargs.get("output_hidden_states") or parts.encoder.config.output_hidden_states
+    reads = tuple(range(depth + 1)) if reads_all else (depth,)
     return SplitPoint(depth, reads, in_tuples=kinds == {tuple})
 
 
@@ -267,18 +269,24 @@ class _Parts:
 
 
 @contextmanager
-def _hooked(layers: list[nn.Module], found: dict[int, torch.Tensor], wanted: Collection[int]) -> Iterator[None]:
-    """Records the input of the first layer, as number 0, and the outputs of layers, as far as they are wanted."""
+def _hooked(layers: list[nn.Module], states: dict[int, torch.Tensor], numbers: Collection[int]) -> Iterator[None]:
+    """Records hidden states into `states`: the input of the first layer, number 0, and the outputs of layers.
+
+    Args:
+        layers: All layers, numbered from 1.
+        states: Filled by forward passes within the context.
+        numbers: Of the states that are recorded.
+    """
 
     def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[0] = args[0] if args else kwargs["hidden_states"]
+        states[0] = args[0] if args else kwargs["hidden_states"]
 
     def record_output(number: int, _module: nn.Module, _args: Any, output: Any) -> None:
-        found[number] = output[0] if isinstance(output, tuple) else output
+        states[number] = output[0] if isinstance(output, tuple) else output
 
-    handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)] if 0 in wanted else []
+    handles = [layers[0].register_forward_pre_hook(record_input, with_kwargs=True)] if 0 in numbers else []
     for number, layer in enumerate(layers, start=1):
-        if number in wanted:
+        if number in numbers:
             handles.append(layer.register_forward_hook(partial(record_output, number)))
     try:
         yield

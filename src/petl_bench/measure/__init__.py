@@ -25,11 +25,12 @@ class MeasureConfig:
     )
     inference: bool = setting(
         True,
-        "Latency and throughput of the finished model: a few passes, at most 3 % of the training time beyond them.",
+        "Latency and throughput of the finished model: a few passes, then at most 3 % of the training time.",
     )
     predictions: bool = setting(
         True,
-        "Keep the outputs on every row that is reported on: tests of rows, and metrics that are thought of later.",
+        "Keep the outputs on every row that is reported on: needed for row-wise tests and for computing further "
+        "metrics later.",
     )
     baselines: bool = setting(
         True,
@@ -44,13 +45,13 @@ PACKAGES = ("petl-bench", "torch", "transformers", "peft", "accelerate", "datase
 @cache
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that can change a result; None where one is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    by_package: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            by_package[package] = None
+    return by_package
 
 
 def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
     """
     import torch
 
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "platform": platform.platform(),
         "processor": _processor(),
         "logical_cores": os.cpu_count(),
@@ -70,8 +71,8 @@ def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
         "num_processes": num_processes,
     }
     if on_cuda:
-        found["device"] = torch.cuda.get_device_name()
-    return found
+        machine["device"] = torch.cuda.get_device_name()
+    return machine
 
 
 def git() -> dict[str, Any] | None:

@@ -261,7 +261,7 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
     Returns:
         Their names, without the name of the encoder in front.
     """
-    found = []
+    names = []
     inside = f"{anatomy.encoder}." if hasattr(model, anatomy.encoder) else ""
     for name, module in model.named_modules():
         # Where PEFT trains a module as a whole, its wrapper holds the original and a copy for each adapter.
@@ -272,8 +272,8 @@ def norm_modules(model: nn.Module, anatomy: Anatomy, layers: list[int] | None) -
             continue
         number = anatomy.layer_number(plain)
         if layers is None or (number is not None and number - 1 in layers):
-            found.append(plain.removeprefix(inside))
-    return list(dict.fromkeys(found))
+            names.append(plain.removeprefix(inside))
+    return list(dict.fromkeys(names))
 
 
 def train_whole(config: Any, modules: Iterable[str]) -> None:
@@ -282,7 +282,7 @@ def train_whole(config: Any, modules: Iterable[str]) -> None:
 
 
 # Heads that PEFT trains and saves in every classifier, without being asked.
-_HEADS_KNOWN_TO_PEFT = ("classifier", "score")
+HEADS_KNOWN_TO_PEFT = ("classifier", "score")
 
 
 def train_head(config: Any, model: nn.Module, anatomy: Anatomy) -> None:
@@ -297,8 +297,8 @@ def train_head(config: Any, model: nn.Module, anatomy: Anatomy) -> None:
         anatomy: The anatomy of its architecture.
     """
     if config.task_type is not None and hasattr(config, "modules_to_save"):
-        found = (module for module in anatomy.head if hasattr(model, module))
-        train_whole(config, (module for module in found if module not in _HEADS_KNOWN_TO_PEFT))
+        present = (module for module in anatomy.head if hasattr(model, module))
+        train_whole(config, (module for module in present if module not in HEADS_KNOWN_TO_PEFT))
 
 
 def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.Module:
@@ -349,7 +349,7 @@ def _adapt_with_peft_config(
     options = peft_options(config, config_class)
     if config.start is not None and "init" in options:
         # The adapter on the disk takes the place of any initialisation.
-        options["init"] = next(one.default for one in fields(config) if one.name == "init")
+        options["init"] = next(option.default for option in fields(config) if option.name == "init")
     if issubclass(config_class, LayerwiseConfig):
         options["layers_to_transform"] = context.layers_to_transform
     elif (context.plan.bottom, context.plan.top) != (1, context.plan.head):

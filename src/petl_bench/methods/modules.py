@@ -81,11 +81,11 @@ def initialise(weight: torch.Tensor, init: str, std: float) -> None:
 NO_POOL = "none"
 
 
-class Features:
+class SideOutput:
     """Carries the side network's output from the encoder to the classifier, within one forward."""
 
     def __init__(self) -> None:
-        self.output: torch.Tensor | None = None
+        self.tensor: torch.Tensor | None = None
 
 
 class SideLayer(TunerLayer):
@@ -93,9 +93,9 @@ class SideLayer(TunerLayer):
 
     unmergeable: ClassVar[str | None] = "the side network reads every layer and replaces the head"
 
-    def __init__(self, base_layer: nn.Module, features: Features) -> None:
+    def __init__(self, base_layer: nn.Module, side_output: SideOutput) -> None:
         super().__init__(base_layer)
-        self.features = features
+        self.side_output = side_output
 
 
 class SideEncoder(SideLayer):
@@ -103,12 +103,13 @@ class SideEncoder(SideLayer):
 
     Args:
         base_layer: The encoder.
-        features: Shared with the classifier.
+        side_output: Shared with the classifier.
         new_network: Builds the side network of an adapter from its config.
+        container: Name of the attribute that holds the side networks by adapter.
     """
 
-    def __init__(self, base_layer: nn.Module, features: Features, new_network: Any, container: str) -> None:
-        super().__init__(base_layer, features)
+    def __init__(self, base_layer: nn.Module, side_output: SideOutput, new_network: Any, container: str) -> None:
+        super().__init__(base_layer, side_output)
         self.new_network, self.container = new_network, container
         self.adapter_layer_names = (container,)
         setattr(self, container, nn.ModuleDict({}))
@@ -139,16 +140,16 @@ class SideEncoder(SideLayer):
         if len(names) > 1:
             raise ValueError("one side network can classify at a time: activate one of " + ", ".join(names))
         config: Any = self.base_layer.config
-        wanted = kwargs.pop("output_hidden_states", None)
-        wanted = config.output_hidden_states if wanted is None else wanted
+        with_states = kwargs.pop("output_hidden_states", None)
+        with_states = config.output_hidden_states if with_states is None else with_states
         kwargs["return_dict"] = True
         with torch.no_grad():
             outputs = self.base_layer(*args, output_hidden_states=True, **kwargs)
         states, mask = outputs.hidden_states, kwargs.get("attention_mask")
         if mask is None:
             mask = torch.ones(states[0].shape[:2], device=states[0].device)
-        self.features.output = self.networks[names[0]]([state.detach() for state in states], mask)
-        return outputs if wanted else type(outputs)(**{k: v for k, v in outputs.items() if k != "hidden_states"})
+        self.side_output.tensor = self.networks[names[0]]([state.detach() for state in states], mask)
+        return outputs if with_states else type(outputs)(**{k: v for k, v in outputs.items() if k != "hidden_states"})
 
 
 class SideClassifier(SideLayer):
@@ -156,14 +157,16 @@ class SideClassifier(SideLayer):
 
     Args:
         base_layer: The head.
-        features: Where the side network leaves its output.
-        width: Width d of that output.
+        side_output: Shared with the encoder.
+        width: Width d of the side network's output.
         num_labels: Classes, or 1 for a value.
         container: Name under which the classifiers are kept, by adapter.
     """
 
-    def __init__(self, base_layer: nn.Module, features: Features, width: int, num_labels: int, container: str) -> None:
-        super().__init__(base_layer, features)
+    def __init__(
+        self, base_layer: nn.Module, side_output: SideOutput, width: int, num_labels: int, container: str
+    ) -> None:
+        super().__init__(base_layer, side_output)
         self.width, self.num_labels, self.container = width, num_labels, container
         self.adapter_layer_names = (container,)
         setattr(self, container, nn.ModuleDict({}))
@@ -181,7 +184,7 @@ class SideClassifier(SideLayer):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits, shape (batch, labels); of a tagger (batch, tokens, labels)."""
         names = self.active_in(self.classifiers)
-        output, self.features.output = self.features.output, None
+        output, self.side_output.tensor = self.side_output.tensor, None
         if not names or output is None:
             logits: torch.Tensor = self.base_layer(*args, **kwargs)
         else:
@@ -214,11 +217,11 @@ class SideTuner(AnatomyTuner):
 
     def create_layer(self, peft_config: Any, target: nn.Module, key: str) -> SideLayer:
         """See `AnatomyTuner.create_layer`."""
-        features: Features = self.__dict__.setdefault("_features", Features())
+        side_output: SideOutput = self.__dict__.setdefault("_side_output", SideOutput())
         config: Any = self.model.config
         if key == self.anatomy.encoder:
-            return SideEncoder(target, features, self.new_network, f"{self.prefix}network")
-        return SideClassifier(target, features, config.hidden_size, config.num_labels, f"{self.prefix}classifier")
+            return SideEncoder(target, side_output, self.new_network, f"{self.prefix}network")
+        return SideClassifier(target, side_output, config.hidden_size, config.num_labels, f"{self.prefix}classifier")
 
 
 def _head_of(model: nn.Module) -> str | None:
@@ -264,6 +267,6 @@ def pool(x: torch.Tensor, mask: torch.Tensor, how: str) -> torch.Tensor:
     return (x * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def fitting_heads(width: int, wanted: int = 4) -> int:
-    """The largest number of heads up to `wanted` that divides the width."""
-    return next(heads for heads in range(min(wanted, width), 0, -1) if width % heads == 0)
+def fitting_heads(width: int, max_heads: int = 4) -> int:
+    """The largest number of heads up to `max_heads` that divides the width."""
+    return next(heads for heads in range(min(max_heads, width), 0, -1) if width % heads == 0)

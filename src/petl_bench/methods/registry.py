@@ -50,7 +50,7 @@ class MethodConfig:
 
         A method may have an option `init` of its own; what is none of its `choices` is then a folder.
         """
-        declared = next(one for one in dataclasses.fields(self) if one.name == "init")
+        declared = next(option for option in dataclasses.fields(self) if option.name == "init")
         if declared.default is None:
             return self.init
         choices = declared.metadata.get("choices")
@@ -58,7 +58,7 @@ class MethodConfig:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The subclasses are made at run time, so pickle cannot import them; it gets them from the registry instead.
-        values = {known.name: getattr(self, known.name) for known in dataclasses.fields(self)}
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         return _make_config, (self.name, values)
 
 
@@ -96,8 +96,8 @@ class Method:
         name: Name of the method, as in `method=NAME`.
         summary: One line for `petl-bench list methods`.
         origin: `paper`, `authors' code`, `reconstruction`, or the library that implements the method.
-        settings: Dataclass that declares the options: name, type, default, and a help text in the field's metadata.
-            None if the method has no options.
+        settings: Dataclass that declares the options, each with `petl_bench.settings.setting`. None if the method has
+            no options.
         peft_config: "module:Class" of the PEFT config. The options are passed to its fields of the same names.
         tuner: "module:Class" of a PEFT tuner of our own, which is registered in PEFT together with `peft_config`.
         adapt: "module:function" called with the model, the `MethodConfig` and an `AdaptContext`; it returns the adapted
@@ -188,7 +188,7 @@ def _load_all() -> None:
 def _add_plugin(method: Any) -> None:
     if not isinstance(method, Method):
         raise TypeError(f"it is no Method but {type(method).__name__}")
-    # Made here, so that options of which no config can be made are told as those of a plugin.
+    # Made here, so that options of which no config can be made are reported as those of a plugin.
     _ = method.config
     register(method)
     _PLUGINS.add(method.name)
@@ -216,7 +216,7 @@ def unknown_method(name: str, known: Iterable[str]) -> RequestError:
     """The error for a name that is no method: why the plugin of this name cannot be used, or what methods there are."""
     _load_all()
     if name in _BROKEN:
-        return RequestError(f"{_BROKEN[name]}. Mend or uninstall it.")
+        return RequestError(f"{_BROKEN[name]}. Fix or uninstall it.")
     return unknown_choice("method", name, known)
 
 
@@ -247,11 +247,11 @@ def register_tuners() -> None:
         except Exception as error:
             if method.name not in _PLUGINS:
                 raise
-            # Importing a tuner may register all others meanwhile, and tell of this one.
+            # Importing a tuner may register all others meanwhile, and report this one.
             if _METHODS.pop(method.name, None) is None:
                 continue
             _BROKEN[method.name] = f"The tuner of the plugin method {method.name!r} cannot be used: {first_line(error)}"
-            _log.warning("%s; it is left out: mend or uninstall it", _BROKEN[method.name])
+            _log.warning("%s; it is left out: fix or uninstall it", _BROKEN[method.name])
 
 
 def register_tuner(name: str, config: str, model: str) -> None:

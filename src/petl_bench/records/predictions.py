@@ -123,11 +123,11 @@ class Predictions:
 def names_by_row(rows: Iterable[Iterable[str]]) -> NDArray[Any]:
     """Names of each row as an array of tuples; of dtype object, shape (rows,)."""
     tuples = [tuple(row) for row in rows]
-    found = np.empty(len(tuples), dtype=object)
+    array = np.empty(len(tuples), dtype=object)
     # Assigned at once, tuples of one length would become a second dimension.
     for index, names in enumerate(tuples):
-        found[index] = names
-    return found
+        array[index] = names
+    return array
 
 
 def predicted(outputs: NDArray[Any]) -> NDArray[Any]:
@@ -219,7 +219,7 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
         # A split with fewer classes than another has no values in the columns of the rest.
         outputs = [column for column in columns if not np.isnan(column).all()]
         in_names = "predicted" in table.column_names
-        found = Predictions(
+        predictions = Predictions(
             np.asarray(table["row_id"].to_pylist()),
             names_by_row(table["label"].to_pylist()) if in_names else table["label"].to_numpy(),
             np.stack(outputs, axis=1).astype(np.float32) if outputs else np.empty((len(table), 0), np.float32),
@@ -232,4 +232,4 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
         )
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; the run made again with force=true replaces it") from error
-    return found if len(found.labels) else None
+    return predictions if len(predictions.labels) else None

@@ -42,11 +42,11 @@ def read_text(file: Path) -> str:
         OSError: If it cannot be opened.
         ValueError: If it is no regular file, too large, or no text in UTF-8.
     """
-    found = file.stat()
+    status = file.stat()
     # Opening a pipe would wait for somebody to write; a folder has an error of its own.
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError("it is no regular file")
-    if found.st_size > _MOST_BYTES:
+    if status.st_size > _MOST_BYTES:
         raise ValueError(f"it is larger than {_MOST_BYTES // 2**20} MiB")
     return file.read_text(encoding="utf-8")
 
@@ -215,9 +215,9 @@ def _message(error: ErrorDetails, path: str) -> str:
         return f"{path} is missing"
     if error["type"] == "unexpected_keyword_argument":
         return f"{path} is not a setting of this version"
-    found = "null" if error["input"] is None else reprlib.repr(error["input"])
+    value = "null" if error["input"] is None else reprlib.repr(error["input"])
     expected = _EXPECTED.get(error["type"])
-    return f"{path or 'it'} is {found}, " + (f"not {expected}" if expected else error["msg"])
+    return f"{path or 'it'} is {value}, " + (f"not {expected}" if expected else error["msg"])
 
 
 def finite(value: Any) -> Any:

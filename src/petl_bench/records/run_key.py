@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ _LOCATIONS = (
 def is_location(setting: str) -> bool:
     """Whether a setting, by its name in overrides, can change no outcome; a recipe acts through what it sets."""
     path = tuple(setting.split("."))
-    return path[0] != "recipe" and any(path[: len(one)] == one for one in _LOCATIONS)
+    return path[0] != "recipe" and any(path[: len(location)] == location for location in _LOCATIONS)
 
 
 # Settings that came later, with the value that leaves the keys of older records as they were.
@@ -124,3 +125,37 @@ def _group(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
     for name in names:
         config = config.get(name, {})
     return config
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """How a run is called.
+
+    Attributes:
+        key: The run key; the tracker's id of the run.
+        name: Readable.
+        group: Method x task x backbone: what differs in seed alone.
+        job_type: The method.
+        folder: The run's folder.
+        config: The whole config.
+    """
+
+    key: str
+    name: str
+    group: str
+    job_type: str
+    folder: Path
+    config: dict[str, Any]
+
+
+def identity_of(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
+    """Names a run whose key is known, such as that of a record; reads no file."""
+    method = method_label(config["method"])
+    return RunIdentity(
+        key=key,
+        name=run_name(config, key),
+        group=f"{method}-{config['task']['name']}-{backbone_name(config['backbone'])}",
+        job_type=method,
+        folder=folder,
+        config=config,
+    )

@@ -28,7 +28,7 @@ from petl_bench.records.reading import (
 
 
 @dataclass
-class Protocol:
+class RunProtocol:
     """The protocol of a run: what it was trained on, selected on and scored on."""
 
     task: str
@@ -44,6 +44,12 @@ class Protocol:
     precision: str
     attention_implementation: str | None
     batching: str
+
+    def selected(self, scores: list[float]) -> float:
+        """The score of the weights that are selected, of the scores of all evaluations in their order."""
+        if self.selection != "best":
+            return scores[-1]
+        return max(scores) if self.higher_is_better else min(scores)
 
 
 @dataclass
@@ -223,6 +229,7 @@ BASELINES = {
 
 CACHE_PLACES = {"device": "kept on the device", "memory": "kept in memory", "disk": "kept on disk",
                 "off": "computed with every batch"}  # fmt: skip
+MEMORY_KINDS = tuple(kind.name.removesuffix("_bytes") for kind in dataclasses.fields(MemoryAtPeak))
 
 
 @dataclass
@@ -281,7 +288,7 @@ class Record:
     # finished, failed, out_of_memory, diverged or interrupted
     status: str = "finished"
     error: str | None = None
-    protocol: Protocol | None = None
+    protocol: RunProtocol | None = None
     layers: Layers | None = None
     frozen: FrozenFeatures | None = None
     params: Params | None = None
@@ -383,7 +390,7 @@ class Record:
         scores = [score for _, score in points if score is not None]
         if len(scores) < len(points):
             return None
-        mark = 0.95 * (max(scores) if self.protocol.selection == "best" else scores[-1])
+        mark = 0.95 * self.protocol.selected(scores)
         if mark <= 0:
             return None
         number = next(index for index, score in enumerate(scores) if score >= mark)

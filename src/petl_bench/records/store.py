@@ -130,11 +130,11 @@ class RunFolder:
 
     def stored_files(self, parts: Iterable[str] = _STORED) -> dict[str, str]:
         """Hex sha256 of each file of some parts that is read back, by its path in this folder."""
-        found: list[Path] = []
+        files: list[Path] = []
         for part in parts:
             inside = (file for file in (self.path / part).glob("[!.]*") if file.suffix in _READ_BACK)
-            found += [self.path / part, *inside]
-        return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(found) if file.is_file()}
+            files += [self.path / part, *inside]
+        return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(files) if file.is_file()}
 
     def check_stored(self, record: Record, part: str) -> None:
         """Compares stored files with those that the run wrote; older records do not know these.

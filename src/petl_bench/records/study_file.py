@@ -122,8 +122,7 @@ def selection_score(record: Record) -> float | None:
     if record.status != "finished" or record.protocol is None or not record.history:
         return None
     sign = 1.0 if record.protocol.higher_is_better else -1.0
-    scores = [sign * entry.scores[record.protocol.metric] for entry in record.history]
-    return max(scores) if record.protocol.selection == "best" else scores[-1]
+    return sign * record.protocol.selected([entry.scores[record.protocol.metric] for entry in record.history])
 
 
 def candidate_name(tried: Mapping[str, Any]) -> str:
@@ -211,15 +210,16 @@ class StudyFile:
     @property
     def digest(self) -> str:
         """Names what is to be run: equal for the same runs."""
-        what: list[Any] = [[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs]
+        identity: list[Any] = [[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs]
         if self.search is not None and self.search.cells:
             # The runs grow as the search goes on.
             of_search = [
-                [one.method, one.task, one.overrides, one.last, one.space, one.steps] for one in self.search.cells
+                [cell.method, cell.task, cell.overrides, cell.last, cell.space, cell.steps]
+                for cell in self.search.cells
             ]
-            what = [[self.search.trials, self.search.sampler, self.search.pruner, self.search.seed], of_search]
-            what.append(self.seeds)
-        text = json.dumps(what)
+            identity = [[self.search.trials, self.search.sampler, self.search.pruner, self.search.seed], of_search]
+            identity.append(self.seeds)
+        text = json.dumps(identity)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -108,18 +108,18 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
     least = test.get("at_least", 0)
     outcomes = []
     for other in test["than"]:
-        found = _differences(test["method"], other, test, ours)
-        if isinstance(found, Finding):
-            return found
-        if found.interval is None:
-            return found.too_few()
+        difference = _differences(test["method"], other, test, ours)
+        if isinstance(difference, Finding):
+            return difference
+        if difference.interval is None:
+            return difference.too_few()
         if test.get("needs", "mean") == "mean":
-            holds = found.interval[0] > 0 and found.mean >= least
+            holds = difference.interval[0] > 0 and difference.mean >= least
         else:
-            holds = _enough([mean > 0 and mean >= least for mean in found.by_task.values()], test["needs"])
-        outcomes.append(Finding(holds, found.text))
-    asked = f"; claimed: {least:g} points at least" if least else ""
-    return Finding(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + asked)
+            holds = _enough([mean > 0 and mean >= least for mean in difference.by_task.values()], test["needs"])
+        outcomes.append(Finding(holds, difference.text))
+    claimed = f"; claimed: {least:g} points at least" if least else ""
+    return Finding(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + claimed)
 
 
 def comparable(test: dict[str, Any], ours: StudyRecords) -> Finding:
@@ -127,17 +127,17 @@ def comparable(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
     On the mean, the whole 95 % interval decides: the claim is undecided if the bound lies within it.
     """
-    found = _differences(test["method"], test["to"], test, ours)
-    if isinstance(found, Finding):
-        return found
-    if found.interval is None:
-        return found.too_few()
+    difference = _differences(test["method"], test["to"], test, ours)
+    if isinstance(difference, Finding):
+        return difference
+    if difference.interval is None:
+        return difference.too_few()
     bound = -test["within"]
-    text = f"{found.text}; claimed: not more than {test['within']:g} behind"
+    text = f"{difference.text}; claimed: not more than {test['within']:g} behind"
     if test.get("needs", "mean") == "mean":
-        low, high = (round(end, 9) for end in found.interval)
+        low, high = (round(end, 9) for end in difference.interval)
         return Finding(True if low >= bound else False if high < bound else None, text, UNDECIDED)
-    return Finding(_enough([mean >= bound for mean in found.by_task.values()], test["needs"]), text)
+    return Finding(_enough([mean >= bound for mean in difference.by_task.values()], test["needs"]), text)
 
 
 def _enough(wins: list[bool], needs: str) -> bool:
@@ -189,11 +189,11 @@ def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecor
 
 def _by_seed(method: str, other: str, task: str, metric: str | None, ours: StudyRecords) -> dict[int, float]:
     metric = metric or ours.primary_metric(task) or ""
-    mine, theirs = ours.by_seed(method, task), ours.by_seed(other, task)
+    records, other_records = ours.by_seed(method, task), ours.by_seed(other, task)
     sign = -1 if is_error(metric) else 1
     scores = {
-        seed: (score_of(mine[seed], metric), score_of(theirs[seed], metric))
-        for seed in sorted(mine.keys() & theirs.keys())
+        seed: (score_of(records[seed], metric), score_of(other_records[seed], metric))
+        for seed in sorted(records.keys() & other_records.keys())
     }
     return {
         # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
@@ -224,11 +224,11 @@ def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
     """The largest number over the tasks, by a finished run or by the plan; None where neither is known."""
-    found = []
+    numbers = []
     for task in test["tasks"]:
         record = next(iter(ours.by_seed(test["method"], task).values()), None)
-        found.append(field.value(record) if record else field.planned_value(ours.costs(test["method"], task)))
-    return max((value for value in found if value is not None), default=None)
+        numbers.append(field.value(record) if record else field.planned_value(ours.costs(test["method"], task)))
+    return max((value for value in numbers if value is not None), default=None)
 
 
 def _rounded_as(value: float, claimed: float) -> float:
@@ -268,7 +268,7 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
         return not_run(cells, ours)
     logs = []
     for task in test["tasks"]:
-        of, over = ({seed: field.value(one) for seed, one in ours.by_seed(m, task).items()} for m in methods)
+        of, over = ({seed: field.value(record) for seed, record in ours.by_seed(m, task).items()} for m in methods)
         logs.append({seed: math.log(of[seed] / over[seed]) for seed in of if of[seed] and over.get(seed)})
     seeds = sorted(set.intersection(*map(set, logs)))
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
@@ -278,8 +278,8 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
-    found = True if low >= test["at_least"] else False if high < test["at_least"] else None
-    return Finding(found, text, UNDECIDED)
+    holds = True if low >= test["at_least"] else False if high < test["at_least"] else None
+    return Finding(holds, text, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
@@ -322,7 +322,7 @@ def same_choice(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ClaimTest:
     """A kind of test: how it is computed, and the keys that it takes."""
 
     test: Callable[[dict[str, Any], StudyRecords], Finding]
@@ -330,13 +330,13 @@ class Kind:
     optional: tuple[str, ...] = ()
 
 
-KINDS = {
-    "share_at_most": Kind(share_at_most, ("method", "percent")),
-    "params_at_most": Kind(params_at_most, ("method", "millions")),
-    "ratio": Kind(ratio, ("quantity", "of", "over", "at_least")),
-    "better": Kind(better, ("method", "than"), ("at_least", "metric", "needs")),
-    "comparable": Kind(comparable, ("method", "to", "within"), ("metric", "needs")),
-    "same_choice": Kind(same_choice, ("method", "tasks"), ("within",)),
+CLAIM_TESTS = {
+    "share_at_most": ClaimTest(share_at_most, ("method", "percent")),
+    "params_at_most": ClaimTest(params_at_most, ("method", "millions")),
+    "ratio": ClaimTest(ratio, ("quantity", "of", "over", "at_least")),
+    "better": ClaimTest(better, ("method", "than"), ("at_least", "metric", "needs")),
+    "comparable": ClaimTest(comparable, ("method", "to", "within"), ("metric", "needs")),
+    "same_choice": ClaimTest(same_choice, ("method", "tasks"), ("within",)),
 }
 
 _ONE_NAME = ("kind", "method", "to", "of", "over", "quantity", "metric", "needs")
@@ -347,8 +347,8 @@ _NAMES = ("than", "tasks")
 def apply_test(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Runs the test of a claim that has passed `check_claim`."""
     test = {"tasks": ours.study.tasks} | test
-    lists = {key: _listed(test[key]) for key in _NAMES if key in test}
-    return KINDS[test["kind"]].test(test | lists, ours)
+    lists = {key: _as_list(test[key]) for key in _NAMES if key in test}
+    return CLAIM_TESTS[test["kind"]].test(test | lists, ours)
 
 
 def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> None:
@@ -371,20 +371,20 @@ def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> N
     for key, value in test.items():
         if key in _ONE_NAME and not isinstance(value, str):
             raise RequestError(f"{where}.{key}={value} must be one name.")
-        if key in _NAMES and not (_listed(value) and all(isinstance(name, str) for name in _listed(value))):
+        if key in _NAMES and not (_as_list(value) and all(isinstance(name, str) for name in _as_list(value))):
             raise RequestError(f"{where}.{key}={value} must be a name or a list of names.")
-    if test.get("kind") not in KINDS:
-        raise unknown_choice(f"{where}.kind", test.get("kind"), KINDS)
-    kind = KINDS[test["kind"]]
-    allowed = ("kind", "tasks", *kind.required, *kind.optional)
+    if test.get("kind") not in CLAIM_TESTS:
+        raise unknown_choice(f"{where}.kind", test.get("kind"), CLAIM_TESTS)
+    claim_test = CLAIM_TESTS[test["kind"]]
+    allowed = ("kind", "tasks", *claim_test.required, *claim_test.optional)
     for key in test:
         if key not in allowed:
             raise unknown_choice(f"{where} has a key that kind={test['kind']} does not take: key", key, allowed)
-    for key in kind.required:
+    for key in claim_test.required:
         if key not in test:
             raise RequestError(f"{where} of kind={test['kind']} must give {key}.")
-    named = [name for key in ("method", "than", "to", "of", "over") for name in _listed(test.get(key, []))]
-    for names, known, what in ((named, methods, "method"), (_listed(test.get("tasks", [])), tasks, "task")):
+    named = [name for key in ("method", "than", "to", "of", "over") for name in _as_list(test.get(key, []))]
+    for names, known, what in ((named, methods, "method"), (_as_list(test.get("tasks", [])), tasks, "task")):
         for name in names:
             if name not in set(known):
                 raise unknown_choice(f"{where} names a {what} that the study does not have: {what}", name, known)
@@ -396,5 +396,5 @@ def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> N
             raise RequestError(f"{where}.{key}={test[key]} must be a number.")
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]

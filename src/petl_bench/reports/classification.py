@@ -48,10 +48,10 @@ def class_scores(predictions: Predictions, labels: list[str]) -> list[ClassScore
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    found = precision_recall_fscore_support(
+    scores = precision_recall_fscore_support(
         predictions.labels, predictions.predicted, labels=range(len(labels)), zero_division=np.nan
     )
-    precisions, recalls, f1s, supports = (values.tolist() for values in found)
+    precisions, recalls, f1s, supports = (values.tolist() for values in scores)
     return [
         ClassScores(label, _known(precision), _known(recall), _known(f1), support)
         for label, precision, recall, f1, support in zip(labels, precisions, recalls, f1s, supports, strict=True)
@@ -149,12 +149,12 @@ def roc_curves(known: Predictions, other: Predictions) -> dict[str, Array]:
     from sklearn.metrics import roc_curve
 
     is_known = np.repeat([1, 0], [len(known.labels), len(other.labels)])
-    found = {}
+    curves = {}
     for name in known.scores.keys() & other.scores.keys():
         false, true, _ = roc_curve(is_known, np.concatenate([known.scores[name], other.scores[name]]))
         # Of several points at one false-positive rate, the highest counts.
-        found[name] = true[np.searchsorted(false, _RATES, side="right") - 1]
-    return found
+        curves[name] = true[np.searchsorted(false, _RATES, side="right") - 1]
+    return curves
 
 
 def fit_temperature(logits: Array, labels: Array) -> float | None:

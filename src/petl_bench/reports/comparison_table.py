@@ -13,14 +13,14 @@ from petl_bench.reports.render import ReportTable
 from petl_bench.reports.significance import LEAST_DATA_SETS, LEAST_VALUES, POWER, SIGNIFICANCE
 
 
-def name(one: MethodComparison) -> str:
+def name(comparison: MethodComparison) -> str:
     """The method minus the reference."""
-    return f"{one.method} − {one.reference}"
+    return f"{comparison.method} − {comparison.reference}"
 
 
-def show(one: MethodComparison, difference: float, *, sign: bool = False) -> str:
+def show(comparison: MethodComparison, difference: float, *, sign: bool = False) -> str:
     """Formats a difference, in points if scores are percentages."""
-    return score_text(difference, in_percent=one.points, sign=sign).replace("-", "−")
+    return score_text(difference, in_percent=comparison.points, sign=sign).replace("-", "−")
 
 
 def show_p(p: float) -> str:
@@ -30,42 +30,44 @@ def show_p(p: float) -> str:
     return f"{p:.4f}".rstrip("0") if p < 0.01 else f"{p:.2g}"
 
 
-def sentence(one: MethodComparison) -> str:
+def sentence(comparison: MethodComparison) -> str:
     """A comparison as a sentence with its numbers."""
-    where = one.task if one.task is not None else "over data sets"
-    found = one.difference
-    if found is None:
-        return f"{where}: {name(one)}: no seed that both finished"
-    size = f"{show(one, found.mean, sign=True)}{' points' if one.points else ''}"
-    if found.interval:
-        size += f" [{show(one, found.interval[0])}, {show(one, found.interval[1])}]"
-    return f"{where}: {name(one)}: {size}, {_evidence(one, found)}: {_verdict(one)}"
+    where = comparison.task if comparison.task is not None else "over data sets"
+    difference = comparison.difference
+    if difference is None:
+        return f"{where}: {name(comparison)}: no seed that both finished"
+    size = f"{show(comparison, difference.mean, sign=True)}{' points' if comparison.points else ''}"
+    if difference.interval:
+        size += f" [{show(comparison, difference.interval[0])}, {show(comparison, difference.interval[1])}]"
+    return f"{where}: {name(comparison)}: {size}, {_evidence(comparison, difference)}: {_verdict(comparison)}"
 
 
-def _evidence(one: MethodComparison, found: Difference) -> str:
-    if one.task is None:
-        return _plural(found.n, "data set")
-    if found.test == "rows":
-        differing = "" if found.disagreements is None else f", which differ on {found.disagreements:,}"
-        return f"one run each on {found.rows:,} rows{differing}"
-    return _plural(found.n, "seed") + (f" x {found.rows:,} rows" if found.rows else "")
+def _evidence(comparison: MethodComparison, difference: Difference) -> str:
+    if comparison.task is None:
+        return _plural(difference.n, "data set")
+    if difference.test == "rows":
+        differing = "" if difference.disagreements is None else f", which differ on {difference.disagreements:,}"
+        return f"one run each on {difference.rows:,} rows{differing}"
+    return _plural(difference.n, "seed") + (f" x {difference.rows:,} rows" if difference.rows else "")
 
 
 def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _verdict(one: MethodComparison) -> str:
-    if one.p is None:
-        if one.task is None:
+def _verdict(comparison: MethodComparison) -> str:
+    if comparison.p is None:
+        if comparison.task is None:
             return f"too few to say anything about others ({LEAST_DATA_SETS} are needed)"
         return f"too few for a test ({LEAST_VALUES} are needed, with a spread)"
-    p = f"p = {show_p(one.p)}".replace("= <", "<") + (f", corrected for {one.family}" if one.family > 1 else "")
-    if one.verdict == "no difference shown":
+    p = f"p = {show_p(comparison.p)}".replace("= <", "<") + (
+        f", corrected for {comparison.family}" if comparison.family > 1 else ""
+    )
+    if comparison.verdict == "no difference shown":
         return f"no difference shown ({p})"
-    if one.difference is not None and one.difference.test == "rows":
-        return f"this run of {one.method} is {one.verdict} ({p}); another seed may give another order"
-    return f"{one.method} is {one.verdict} ({p})"
+    if comparison.difference is not None and comparison.difference.test == "rows":
+        return f"this run of {comparison.method} is {comparison.verdict} ({p}); another seed may give another order"
+    return f"{comparison.method} is {comparison.verdict} ({p})"
 
 
 def comparison_table(analysis: Analysis) -> ReportTable | None:
@@ -74,51 +76,53 @@ def comparison_table(analysis: Analysis) -> ReportTable | None:
     Without a reference of the user's it shows the comparisons with the best of each column.
     """
     reference = analysis.reference
-    chosen = [one for one in analysis.comparisons if reference or _is_with_best(one, analysis)]
+    chosen = [comparison for comparison in analysis.comparisons if reference or _is_with_best(comparison, analysis)]
     if not chosen:
         return None
     # Notes name the others once.
-    shown = [one for one in chosen if one.p is not None]
+    shown = [comparison for comparison in chosen if comparison.p is not None]
     results = analysis.results
     unit = "points" if results.all_in_percent else "score (errors negated)"
     header = ["task", "comparison", f"difference, {unit}", "95 % CI", "n", "rows", "p", "p corrected", "verdict"]
-    most_asked = tuple((column,) for column in (*header[:3], "verdict", "95 % CI", "p corrected"))
+    priority = tuple((column,) for column in (*header[:3], "verdict", "95 % CI", "p corrected"))
     against = f"with {reference}" if reference else "with the best mean"
     title = f"{results.title}: comparisons {against}"
-    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown), priority=most_asked)
+    return ReportTable(title, header, list(map(_cells, shown)), _notes(analysis, chosen, shown), priority=priority)
 
 
-def _is_with_best(one: MethodComparison, analysis: Analysis) -> bool:
+def _is_with_best(comparison: MethodComparison, analysis: Analysis) -> bool:
     """Whether the reference has the best mean of its column, among the methods that finished there."""
     results, averages = analysis.results, analysis.ranking.averages
-    if one.task is None:
+    if comparison.task is None:
         best = max(averages, key=lambda method: averages[method], default=None)
-        return one.method in averages and one.reference == best
-    sign = 1 if results.in_percent(one.task) else -1
-    means = {method: sign * score.mean for method in results.methods if (score := results.score(method, one.task))}
-    return one.reference == max(means, key=lambda method: means[method])
+        return comparison.method in averages and comparison.reference == best
+    sign = 1 if results.in_percent(comparison.task) else -1
+    means = {
+        method: sign * score.mean for method in results.methods if (score := results.score(method, comparison.task))
+    }
+    return comparison.reference == max(means, key=lambda method: means[method])
 
 
-def _cells(one: MethodComparison) -> list[str]:
-    found = one.difference
-    task = one.task or "data sets"
-    assert found
-    assert found.p is not None
-    assert one.p is not None
-    interval = f"[{show(one, found.interval[0])}, {show(one, found.interval[1])}]" if found.interval else MISSING
-    single = " (one run each)" if found.test == "rows" else ""
-    rows = f"{found.rows:,}" if found.rows else MISSING
-    difference = show(one, found.mean, sign=True)
+def _cells(comparison: MethodComparison) -> list[str]:
+    difference = comparison.difference
+    task = comparison.task or "data sets"
+    assert difference
+    assert difference.p is not None
+    assert comparison.p is not None
+    ends = [show(comparison, end) for end in difference.interval or ()]
+    interval = f"[{', '.join(ends)}]" if ends else MISSING
+    single = " (one run each)" if difference.test == "rows" else ""
+    rows = f"{difference.rows:,}" if difference.rows else MISSING
     return [
         task,
-        name(one),
-        difference,
+        name(comparison),
+        show(comparison, difference.mean, sign=True),
         interval,
-        str(found.n),
+        str(difference.n),
         rows,
-        show_p(found.p),
-        show_p(one.p),
-        one.verdict + single,
+        show_p(difference.p),
+        show_p(comparison.p),
+        comparison.verdict + single,
     ]
 
 
@@ -138,45 +142,47 @@ _TESTS = {
 
 def _notes(analysis: Analysis, chosen: Sequence[MethodComparison], shown: Sequence[MethodComparison]) -> list[str]:
     notes = [*_powers(shown), *_untested(chosen), *_data_sets(analysis.differences)]
-    used = dict.fromkeys(one.difference.test for one in shown if one.difference and one.difference.test)
+    used = dict.fromkeys(
+        comparison.difference.test for comparison in shown if comparison.difference and comparison.difference.test
+    )
     notes += [_TESTS[test] for test in used]
-    partial = {one.tasks for one in shown if one.task is None} - {tuple(analysis.results.tasks)}
+    partial = {comparison.tasks for comparison in shown if comparison.task is None} - {tuple(analysis.results.tasks)}
     notes += [
-        f"data sets, {name(one)}: the tasks that both finished: {', '.join(one.tasks)}"
-        for one in shown
-        if one.task is None and one.tasks in partial and one.difference
+        f"data sets, {name(comparison)}: the tasks that both finished: {', '.join(comparison.tasks)}"
+        for comparison in shown
+        if comparison.task is None and comparison.tasks in partial and comparison.difference
     ]
     family = "every pair of methods, as the best was picked by looking"
     if analysis.reference:
         family = f"the comparisons with {analysis.reference}"
-    method = "by Holm's method; over data sets by the largest statistic of each flip"
+    correction = "by Holm's method; over data sets by the largest statistic of each flip"
     return [
         *notes,
         f"difference: mean over the n seeds that both finished; verdict: p corrected < {SIGNIFICANCE}",
-        f"p corrected: for {family}, on each task, {method}",
+        f"p corrected: for {family}, on each task, {correction}",
     ]
 
 
 def _powers(shown: Sequence[MethodComparison]) -> list[str]:
     """Says for each task how large a difference its runs can show, and what seeds and rows add to the error."""
     notes = []
-    for task in dict.fromkeys(one.task for one in shown if one.task is not None):
+    for task in dict.fromkeys(comparison.task for comparison in shown if comparison.task is not None):
         known = [
-            (one, one.difference, one.difference.estimate)
-            for one in shown
-            if one.task == task and one.difference and one.difference.estimate
+            (comparison, comparison.difference, comparison.difference.estimate)
+            for comparison in shown
+            if comparison.task == task and comparison.difference and comparison.difference.estimate
         ]
         if not known:
             continue
-        one, first, _ = known[0]
-        size = median(estimate.detectable(other.family) for other, _, estimate in known)
-        unit = " points" if one.points else ""
-        note = f"{task}: {_evidence(one, first).partition(', which')[0]} show differences of about "
-        note += f"{show(one, size)}{unit} or more ({100 * POWER:.0f} % of the time)"
-        if first.test == "seeds and rows":
+        comparison, difference, _ = known[0]
+        size = median(estimate.detectable(comparison.family) for comparison, _, estimate in known)
+        unit = " points" if comparison.points else ""
+        note = f"{task}: {_evidence(comparison, difference).partition(', which')[0]} show differences of about "
+        note += f"{show(comparison, size)}{unit} or more ({100 * POWER:.0f} % of the time)"
+        if difference.test == "seeds and rows":
             seeds = median(estimate.error for _, _, estimate in known)
             rows = median(estimate.normal_error for _, _, estimate in known)
-            note += f"; standard error: seeds {show(one, seeds)}, rows {show(one, rows)}{unit}"
+            note += f"; standard error: seeds {show(comparison, seeds)}, rows {show(comparison, rows)}{unit}"
         notes.append(note)
     return notes
 
@@ -184,9 +190,9 @@ def _powers(shown: Sequence[MethodComparison]) -> list[str]:
 def _untested(chosen: Sequence[MethodComparison]) -> list[str]:
     """One note on the tasks where methods cannot be tested."""
     untested: dict[str, list[str]] = {}
-    for one in chosen:
-        if one.task is not None and one.p is None:
-            untested.setdefault(one.task, []).append(one.method)
+    for comparison in chosen:
+        if comparison.task is not None and comparison.p is None:
+            untested.setdefault(comparison.task, []).append(comparison.method)
     if not untested:
         return []
     where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in untested.items())
@@ -206,30 +212,31 @@ def _data_sets(differences: Differences) -> list[str]:
     return notes
 
 
-def comparison_row(one: MethodComparison) -> dict[str, Any]:
+def comparison_row(comparison: MethodComparison) -> dict[str, Any]:
     """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
-    found = one.difference
-    interval = found.interval if found else None
-    estimate = found.estimate if found else None
+    difference = comparison.difference
+    interval = difference.interval if difference else None
+    estimate = difference.estimate if difference else None
+    test = difference.test if difference else None
     return {
-        "table": one.results,
-        "task": one.task,
-        "tasks": list(one.tasks),
-        "method": one.method,
-        "reference": one.reference,
-        "n": found.n if found else 0,
-        "rows": found.rows if found else None,
-        "disagreements": found.disagreements if found else None,
-        "difference": found.mean if found else None,
+        "table": comparison.results,
+        "task": comparison.task,
+        "tasks": list(comparison.tasks),
+        "method": comparison.method,
+        "reference": comparison.reference,
+        "n": difference.n if difference else 0,
+        "rows": difference.rows if difference else None,
+        "disagreements": difference.disagreements if difference else None,
+        "difference": difference.mean if difference else None,
         "ci_low": interval[0] if interval else None,
         "ci_high": interval[1] if interval else None,
-        "seeds_error": estimate.error if estimate and found and "seeds" in (found.test or "") else None,
-        "rows_error": estimate.normal_error if estimate and found and found.test == "seeds and rows" else None,
-        "detectable": estimate.detectable(one.family) if estimate and one.task is not None else None,
-        "test": found.test if found else None,
-        "p": found.p if found else None,
-        "p_corrected": one.p,
-        "corrected_for": one.family,
-        "verdict": one.verdict,
-        "sentence": sentence(one),
+        "seeds_error": estimate.error if estimate and "seeds" in (test or "") else None,
+        "rows_error": estimate.normal_error if estimate and test == "seeds and rows" else None,
+        "detectable": estimate.detectable(comparison.family) if estimate and comparison.task is not None else None,
+        "test": test,
+        "p": difference.p if difference else None,
+        "p_corrected": comparison.p,
+        "corrected_for": comparison.family,
+        "verdict": comparison.verdict,
+        "sentence": sentence(comparison),
     }

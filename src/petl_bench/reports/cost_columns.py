@@ -25,7 +25,7 @@ def is_on_one_machine(groups: Sequence[Group]) -> bool:
 def cost_columns(results: ResultsTable) -> list[Field]:
     """The columns of costs in the table of scores: without those that several machines measured."""
     known = _known_costs(results)
-    return known if is_on_one_machine(results.groups()) else [one for one in known if not one.depends_on_machine]
+    return known if is_on_one_machine(results.groups()) else [field for field in known if not field.depends_on_machine]
 
 
 def _known_costs(results: ResultsTable) -> list[Field]:
@@ -105,38 +105,38 @@ def costs_by_machine(results: ResultsTable) -> ReportTable | None:
     groups = results.groups()
     if is_on_one_machine(groups):
         return None
-    columns = [one for one in _known_costs(results) if one.depends_on_machine or one == FIELDS["batch_size"]]
+    columns = [field for field in _known_costs(results) if field.depends_on_machine or field == FIELDS["batch_size"]]
     with_tasks = len(results.tasks) > 1
-    with_features = any(one.cache for group in groups for one in group.measured_costs)
+    with_features = any(costs.cache for group in groups for costs in group.measured_costs)
     rows = []
     for method in results.methods:
         for (machine, cache), by_task in _by_machine(results.groups_of(method)).items():
             row = [method, machine.name]
             row += [CACHE_PLACES.get(cache or "", MISSING)] * with_features
             row += [", ".join(by_task)] * with_tasks
-            values = [_over_tasks(column, (one.mean(column) for one in by_task.values())) for column in columns]
+            values = [_over_tasks(column, (costs.mean(column) for costs in by_task.values())) for column in columns]
             rows.append([*row, _seeds(by_task.values()), *values])
-    words = ["machine", *["features"] * with_features, *["tasks"] * with_tasks]
-    header = ["method", *words, "seeds", *(column.name for column in columns)]
+    text_columns = ["machine", *["features"] * with_features, *["tasks"] * with_tasks]
+    header = ["method", *text_columns, "seeds", *(column.name for column in columns)]
     notes = [
         "averaged over seeds with the same device, processor, threads, torch, precision and place of features only",
         *["features: where those of the frozen layers were kept"] * with_features,
         *cost_definitions(columns),
     ]
-    return ReportTable(f"{results.title}: costs by machine", header, rows, notes, prose=tuple(words))
+    return ReportTable(f"{results.title}: costs by machine", header, rows, notes, prose=tuple(text_columns))
 
 
 def _by_machine(groups: dict[str, Group]) -> dict[tuple[Machine, str | None], dict[str, MeasuredCosts]]:
     """A method's costs by machine and cache mode, then by task."""
-    found: dict[tuple[Machine, str | None], dict[str, MeasuredCosts]] = {}
+    by_place: dict[tuple[Machine, str | None], dict[str, MeasuredCosts]] = {}
     for task, group in groups.items():
-        for one in group.measured_costs:
-            found.setdefault((one.machine, one.cache), {})[task] = one
-    return found
+        for costs in group.measured_costs:
+            by_place.setdefault((costs.machine, costs.cache), {})[task] = costs
+    return by_place
 
 
 def _seeds(costs: Iterable[MeasuredCosts]) -> str:
-    numbers = sorted({len(one.records) for one in costs})
+    numbers = sorted({len(measured.records) for measured in costs})
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
@@ -150,13 +150,13 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
     if study.search is None:
         return []
     by_key = {record.run_key: record for record in records}
-    found = []
+    costs = []
     # Of a choice, the methods that were dropped on the way too.
     for method in dict.fromkeys([*study.methods, *(run.method for run in study.runs)]):
-        mine = [run for run in study.runs if run.method == method]
-        trials = [(run, by_key.get(run.key)) for run in mine if run.is_trial]
+        runs = [run for run in study.runs if run.method == method]
+        trials = [(run, by_key.get(run.key)) for run in runs if run.is_trial]
         ended = [record for _, record in trials if record is not None]
-        found.append(
+        costs.append(
             {
                 "study": study.name,
                 "method": method,
@@ -165,10 +165,10 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
                 "failed": sum(record.status != "finished" for record in ended),
                 "updates": sum(record.history[-1].step for record in ended if record.history),
                 "seconds": sum(device_seconds(record) for record in ended),
-                "chosen": {run.task: run.tried for run in mine if run.chosen},
+                "chosen": {run.task: run.tried for run in runs if run.chosen},
             }
         )
-    return found
+    return costs
 
 
 def device_seconds(record: Record) -> float:
@@ -186,11 +186,11 @@ def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     if not costs or study.search is None:
         return None
     rows = []
-    for one in costs:
-        settings = [one["chosen"].get(task) for task in study.tasks]
-        told = [MISSING if tried is None else _settings_text(tried) for tried in settings]
-        row = [one["method"], str(one["trials"]), str(one["runs"]), str(one["failed"]), f"{one['updates']:,}"]
-        rows.append([*row, f"{one['seconds'] / 60:.1f}", *told])
+    for cost in costs:
+        settings = [cost["chosen"].get(task) for task in study.tasks]
+        chosen = [MISSING if tried is None else _settings_text(tried) for tried in settings]
+        row = [cost["method"], str(cost["trials"]), str(cost["runs"]), str(cost["failed"]), f"{cost['updates']:,}"]
+        rows.append([*row, f"{cost['seconds'] / 60:.1f}", *chosen])
     search = study.search
     pruned = "" if search.pruner == "none" else f", {search.pruner}"
     prose = tuple(f"taken on {task}" for task in study.tasks)

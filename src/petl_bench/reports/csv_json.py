@@ -53,10 +53,10 @@ def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
         primary = scores.pop(row["metric"], _described(None))
         by_seed = primary.pop("by_seed")
         settings = row.pop("settings")
-        told = {name.replace(" ", "_"): settings.get(name) for name in _SETTINGS}
+        shown_settings = {name.replace(" ", "_"): settings.get(name) for name in _SETTINGS}
         flat = {
             **row,
-            **told,
+            **shown_settings,
             **primary,
             "seeds": " ".join(map(str, by_seed)),
             "unfinished": " ".join(row["unfinished"]),
@@ -81,10 +81,10 @@ def to_json(analyses: list[Analysis], of_studies: dict[str, Any]) -> str:
     content = {
         "groups": [row for analysis in analyses for row in _cell_rows(analysis)],
         "methods": [row for analysis in analyses for row in _method_rows(analysis)],
-        "comparisons": [comparison_row(one) for analysis in analyses for one in analysis.comparisons],
+        "comparisons": [comparison_row(comparison) for analysis in analyses for comparison in analysis.comparisons],
         "data_sets": {analysis.results.title: analysis.differences.data_sets for analysis in analyses},
     }
-    baselines = {one.results.title: found for one in analyses if (found := one.results.baselines())}
+    baselines = {analysis.results.title: scores for analysis in analyses if (scores := analysis.results.baselines())}
     return json.dumps(content | ({"baselines": baselines} if baselines else {}) | of_studies, indent=2)
 
 
@@ -175,7 +175,7 @@ def _costs(cell: Cell) -> dict[str, Any]:
     protocol = cell.group.first.protocol if cell.group else None
     shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
     means = {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
-    return shared | means | {"costs": [_measured(one) for one in cell.group.measured_costs] if cell.group else []}
+    return shared | means | {"costs": [_measured(costs) for costs in cell.group.measured_costs] if cell.group else []}
 
 
 def _measured(costs: MeasuredCosts) -> dict[str, Any]:
@@ -273,9 +273,13 @@ def _train_config(record: Record) -> dict[str, Any]:
 def _metrics(record: Record) -> list[dict[str, Any]]:
     """The evaluations while it trained, and at the end the scores that are reported."""
     metrics = [
-        {"step": one.step, "train loss": one.train_loss, "train samples": one.step * (record.batch_size or 0)}
-        | {f"valid {name}": score for name, score in one.scores.items()}
-        for one in record.history
+        {
+            "step": evaluation.step,
+            "train loss": evaluation.train_loss,
+            "train samples": evaluation.step * (record.batch_size or 0),
+        }
+        | {f"valid {name}": score for name, score in evaluation.scores.items()}
+        for evaluation in record.history
     ]
     if record.selected_scores:
         last = {key: metrics[-1][key] for key in ("step", "train loss", "train samples")} if metrics else {}
@@ -327,25 +331,25 @@ def _peft_config(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 def find_method_comparison(folders: Iterable[str]) -> dict[Path, dict[str, Any]]:
     """Results of PEFT's method comparison that lie right in these folders, by their files; others are passed over."""
-    found = {}
+    results = {}
     for file in sorted(file for folder in folders for file in Path(folder).glob("*.json")):
         try:
             content = read_json(file)
         except (OSError, ValueError):
             continue
         if isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in _SUITE_PARTS):
-            found[file] = finite(content)
-    return found
+            results[file] = finite(content)
+    return results
 
 
-def method_comparison_tables(found: dict[Path, dict[str, Any]]) -> list[ReportTable]:
+def method_comparison_tables(results: dict[Path, dict[str, Any]]) -> list[ReportTable]:
     """One table for each model and metric of results of PEFT's method comparison; nothing is averaged.
 
     Args:
-        found: From `find_method_comparison`.
+        results: From `find_method_comparison`.
     """
     rows: dict[tuple[str, str], list[list[str]]] = {}
-    for file, content in found.items():
+    for file, content in results.items():
         run, train, meta = (content[part] for part in _SUITE_PARTS)
         metrics, settings = train.get("metrics"), _part(run, "train_config")
         last = metrics[-1] if isinstance(metrics, list) and metrics and isinstance(metrics[-1], dict) else {}

@@ -108,13 +108,13 @@ class Differences:
     @cached_property
     def by_data_set(self) -> dict[Pair, dict[int, float]]:
         """The mean difference on each data set, by pair; only data sets with a task that both methods finished."""
-        found: dict[Pair, dict[int, float]] = {}
+        by_pair: dict[Pair, dict[int, float]] = {}
         for number, tasks in enumerate(self.data_sets):
             for pair in combinations(self.results.methods, 2):
                 means = [self.by_task[task][pair].mean for task in tasks if pair in self.by_task[task]]
                 if means:
-                    found.setdefault(pair, {})[number] = fmean(means)
-        return found
+                    by_pair.setdefault(pair, {})[number] = fmean(means)
+        return by_pair
 
     def over_data_sets(self, pairs: Sequence[Pair]) -> tuple[dict[Pair, Difference], dict[Pair, float]]:
         """Compares pairs over data sets.
@@ -169,8 +169,8 @@ def find_differences(results: ResultsTable, read: ReadPredictions = no_predictio
         column = _read_column(results, task, read)
         rows_of_task[task] = column.row_ids
         pairs = combinations([method for method in results.methods if method in column.scores], 2)
-        found = {pair: _difference(column, *pair) for pair in pairs}
-        by_task[task] = {pair: difference for pair, difference in found.items() if difference is not None}
+        differences = {pair: _difference(column, *pair) for pair in pairs}
+        by_task[task] = {pair: difference for pair, difference in differences.items() if difference is not None}
     return Differences(results, by_task, _data_sets(results, rows_of_task))
 
 
@@ -201,12 +201,12 @@ def _read_column(results: ResultsTable, task: str, read: ReadPredictions) -> _Co
             predictions = read(record)
             if predictions is None or record.protocol is None:
                 continue
-            found = _in_order_of_ids(predictions)
-            expected = expected or (found.row_ids, found.labels)
-            if not all(map(np.array_equal, expected, (found.row_ids, found.labels))):
+            ordered = _in_order_of_ids(predictions)
+            expected = expected or (ordered.row_ids, ordered.labels)
+            if not all(map(np.array_equal, expected, (ordered.row_ids, ordered.labels))):
                 of_other_rows += 1
                 continue
-            values = pseudo_values(metric, found.labels, found.predicted)
+            values = pseudo_values(metric, ordered.labels, ordered.predicted)
             if values is not None:
                 rows[method][record.protocol.seed] = sign * values
     if of_other_rows:
@@ -225,19 +225,19 @@ def _difference(column: _Column, first: str, second: str) -> Difference | None:
         return None
     by_seed = [column.scores[first][seed] - column.scores[second][seed] for seed in seeds]
     mean, n = fmean(by_seed), len(seeds)
-    mine, theirs = column.rows[first], column.rows[second]
-    if not all(seed in mine and seed in theirs for seed in seeds):
+    first_rows, second_rows = column.rows[first], column.rows[second]
+    if not all(seed in first_rows and seed in second_rows for seed in seeds):
         # Records from before predictions were kept say nothing about other rows.
         estimate = over_seeds(by_seed)
         return Difference(mean, n) if estimate is None else _tested(Difference(mean, n, "seeds"), estimate)
-    rows = np.stack([mine[seed] - theirs[seed] for seed in seeds])
+    rows = np.stack([first_rows[seed] - second_rows[seed] for seed in seeds])
     if n > 1:
         return _tested(Difference(mean, n, "seeds and rows", rows=rows.shape[1]), over_seeds_and_rows(rows, mean))
-    found = _tested(Difference(mean, n, "rows", rows=rows.shape[1]), over_rows(rows[0], mean))
+    difference = _tested(Difference(mean, n, "rows", rows=rows.shape[1]), over_rows(rows[0], mean))
     if column.metric != "accuracy":
-        return found
+        return difference
     only_first, only_second = int((rows[0] > 0).sum()), int((rows[0] < 0).sum())
-    return replace(found, p=mcnemar(only_first, only_second), disagreements=only_first + only_second)
+    return replace(difference, p=mcnemar(only_first, only_second), disagreements=only_first + only_second)
 
 
 def _tested(difference: Difference, estimate: Estimate) -> Difference:
@@ -246,26 +246,26 @@ def _tested(difference: Difference, estimate: Estimate) -> Difference:
 
 def _data_sets(results: ResultsTable, rows_of_task: Mapping[str, frozenset[str]]) -> list[list[str]]:
     """Groups tasks that are scored on the same rows, by their row ids or, where these are unknown, by their origin."""
-    found: list[list[str]] = []
+    data_sets: list[list[str]] = []
     origins = {group.task: _origin(group) for group in reversed(results.groups())}
 
     def same(task: str, other: str) -> bool:
         """Whether most of the smaller task's rows are rows of the other, or both have one origin."""
-        mine, theirs = rows_of_task[task], rows_of_task[other]
-        if mine and theirs:
-            return len(mine & theirs) > _SHARED_ROWS * min(len(mine), len(theirs))
+        rows, other_rows = rows_of_task[task], rows_of_task[other]
+        if rows and other_rows:
+            return len(rows & other_rows) > _SHARED_ROWS * min(len(rows), len(other_rows))
         return origins[task] == origins[other]
 
     for task in results.tasks:
         if task not in origins:
             continue
-        joined = [data_set for data_set in found if any(same(task, other) for other in data_set)]
+        joined = [data_set for data_set in data_sets if any(same(task, other) for other in data_set)]
         if not joined:
-            found.append([task])
+            data_sets.append([task])
             continue
         joined[0] += [other for data_set in joined[1:] for other in data_set] + [task]
-        found = [data_set for data_set in found if data_set not in joined[1:]]
-    return found
+        data_sets = [data_set for data_set in data_sets if data_set not in joined[1:]]
+    return data_sets
 
 
 def _origin(group: Group) -> tuple[Any, ...]:

@@ -46,11 +46,11 @@ _SHORT = {"accuracy": "acc", "matthews_correlation": "mcc"}
 
 
 def short_metric(metric: str | None) -> str:
-    """The name of a metric in the heading of a column; None: the task's primary one, which no record has told yet."""
+    """The name of a metric in the heading of a column; None: the task's primary one, unknown until a run finishes."""
     return "primary" if metric is None else _SHORT.get(metric, metric)
 
 
-Kind = Literal["parameters", "time", "memory", "operations", "score"]
+FieldKind = Literal["parameters", "time", "memory", "operations", "score"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Field:
     path: str
     name: str
     definition: str
-    kind: Kind
+    kind: FieldKind
     unit: float = 1
     digits: int = 0
     higher_is_better: bool = False
@@ -108,10 +108,10 @@ class Field:
 
     def value(self, record: Record) -> Any:
         """The number in the record's unit; None if it was not measured."""
-        found: Any = record
+        value: Any = record
         for name in self.path.split("."):
-            found = getattr(found, name, None)
-        return found
+            value = getattr(value, name, None)
+        return value
 
     def planned_value(self, costs: PlannedCosts | None) -> Any:
         """The number that `petl-bench plan` computed, in the record's unit; None if it computed none."""
@@ -149,11 +149,11 @@ OOD_FIGURES = {
 def _ood_fields() -> list[Field]:
     return [
         Field(
-            f"ood_{figure}_{score}", f"ood.{score}.{figure}", f"{name} {score}", f"{definition}; by {words}", "score",
-            unit=0.01, digits=1, higher_is_better=figure != "fpr95", table=False,
+            f"ood_{figure}_{score}", f"ood.{score}.{figure}", f"{name} {score}", f"{definition}; by {explanation}",
+            "score", unit=0.01, digits=1, higher_is_better=figure != "fpr95", table=False,
         )
         for figure, (name, definition) in OOD_FIGURES.items()
-        for score, words in OOD_SCORES.items()
+        for score, explanation in OOD_SCORES.items()
     ]  # fmt: skip
 
 

@@ -141,8 +141,9 @@ def one_per_seed(records: Iterable[Record]) -> tuple[list[Record], tuple[Record,
     """Returns the newest record of each seed, in the order of the seeds, and the records that these replace."""
     ordered = newest_last(records)
     newest = {_seed(record): record for record in ordered}
-    kept = {id(record) for record in newest.values()}
-    return [newest[seed] for seed in sorted(newest)], tuple(one for one in ordered if id(one) not in kept)
+    newest_ids = {id(record) for record in newest.values()}
+    replaced = tuple(record for record in ordered if id(record) not in newest_ids)
+    return [newest[seed] for seed in sorted(newest)], replaced
 
 
 def is_comparable(record: Record) -> bool:

@@ -94,8 +94,8 @@ def _leave_one_out_counts(
     totals = [(counts[:, None] * part).sum(axis=0) for part in parts]
     # The last case leaves nothing out.
     true, guessed, both = (np.vstack([total - part, total[None]]) for total, part in zip(totals, parts, strict=True))
-    found = metric(true, guessed, both, np.append(np.full(len(counts), len(labels) - 1.0), len(labels)))
-    return float(found[-1]), found[:-1][cell_of_row.ravel()]
+    scores = metric(true, guessed, both, np.append(np.full(len(counts), len(labels) - 1.0), len(labels)))
+    return float(scores[-1]), scores[:-1][cell_of_row.ravel()]
 
 
 # Metrics of rows with several names each, the entities of a sentence or the labels of a row, depend on the same counts,
@@ -126,8 +126,8 @@ _OF_NAMES: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
 def _leave_one_out_names(metric: str, labels: Array, predicted: Array) -> tuple[float, Array]:
     """The metric of all rows, and without each of them."""
     items = [[_items(metric, names) for names in rows] for rows in (labels, predicted)]
-    found_kinds = sorted({kind for rows in items for row in rows for kind, *_ in row})
-    kinds = {kind: index for index, kind in enumerate(found_kinds)}
+    all_kinds = sorted({kind for rows in items for row in rows for kind, *_ in row})
+    kinds = {kind: index for index, kind in enumerate(all_kinds)}
     sides = [*items, [true & guessed for true, guessed in zip(*items, strict=True)]]
     counts = [np.zeros((len(labels) + 1, max(len(kinds), 1))) for _ in sides]
     for count, rows in zip(counts, sides, strict=True):
@@ -136,8 +136,8 @@ def _leave_one_out_names(metric: str, labels: Array, predicted: Array) -> tuple[
                 count[number, kinds[kind]] += 1
     # The last case leaves nothing out.
     true, guessed, both = (count.sum(axis=0) - count for count in counts)
-    found = _OF_NAMES[metric](true, guessed, both, np.append(np.full(len(labels), len(labels) - 1.0), len(labels)))
-    return float(found[-1]), found[:-1]
+    scores = _OF_NAMES[metric](true, guessed, both, np.append(np.full(len(labels), len(labels) - 1.0), len(labels)))
+    return float(scores[-1]), scores[:-1]
 
 
 def _items(metric: str, names: tuple[str, ...]) -> set[tuple[Any, ...]]:

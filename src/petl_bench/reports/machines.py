@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from petl_bench.records.schema import Record
 from petl_bench.reports.fields import Field
@@ -38,12 +39,12 @@ class Machine:
     @classmethod
     def of(cls, record: Record) -> Machine:
         """The machine of a record."""
-        found = record.hardware
+        hardware = record.hardware
         return cls(
-            device=found.get("device"),
-            processor=found.get("processor"),
-            threads=found.get("torch_threads"),
-            processes=found.get("num_processes", 1),
+            device=hardware.get("device"),
+            processor=hardware.get("processor"),
+            threads=hardware.get("torch_threads"),
+            processes=hardware.get("num_processes", 1),
             torch=record.versions.get("torch"),
             precision=record.protocol.precision if record.protocol else None,
         )
@@ -68,7 +69,7 @@ class MeasuredCosts:
 
     Attributes:
         machine: Where they were measured.
-        cache: Where the features of the frozen layers were kept: `memory`, `disk` or `off`; None without frozen layers.
+        cache: Where the features of the frozen layers were kept, one of `CACHE_PLACES`; None without frozen layers.
         records: One a seed.
     """
 
@@ -92,20 +93,20 @@ def by_machine(records: Iterable[Record]) -> list[MeasuredCosts]:
 
     Of several records of a seed the newest counts.
     """
-    found: dict[tuple[Machine, str | None], dict[int | None, Record]] = {}
+    by_place: dict[tuple[Machine, str | None], dict[int | None, Record]] = {}
     for record in newest_last(records):
         cache = record.frozen.cache if record.frozen else None
         seed = record.protocol.seed if record.protocol else None
-        found.setdefault((Machine.of(record), cache), {})[seed] = record
-    costs = [MeasuredCosts(*where, tuple(by_seed.values())) for where, by_seed in found.items()]
-    return sorted(costs, key=lambda one: (-len(one.records), one.machine.name, one.cache or ""))
+        by_place.setdefault((Machine.of(record), cache), {})[seed] = record
+    costs = [MeasuredCosts(*where, tuple(by_seed.values())) for where, by_seed in by_place.items()]
+    return sorted(costs, key=lambda measured: (-len(measured.records), measured.machine.name, measured.cache or ""))
 
 
 def machines_of(costs: Iterable[MeasuredCosts]) -> list[Machine]:
     """The machines of some costs, those of the most records first."""
     counts: Counter[Machine] = Counter()
-    for one in costs:
-        counts[one.machine] += len(one.records)
+    for measured in costs:
+        counts[measured.machine] += len(measured.records)
     return sorted(counts, key=lambda machine: (-counts[machine], machine.name))
 
 
@@ -121,10 +122,10 @@ def cost_statistic(field: Field, costs: Sequence[MeasuredCosts], machine: Machin
         None if no run measured it there, or if several machines or cache modes did and none is named. Of several cache
         modes on the named machine, the one with the most records is described.
     """
-    mine = list(costs) if machine is None else [one for one in costs if one.machine == machine][:1]
-    if len(mine) != 1:
+    chosen = list(costs) if machine is None else [measured for measured in costs if measured.machine == machine][:1]
+    if len(chosen) != 1:
         return None
-    return Statistic.of(field.value(record) for record in mine[0].records)
+    return Statistic.of(field.value(record) for record in chosen[0].records)
 
 
 def means_on_one_machine(field: Field, first: Iterable[Record], second: Iterable[Record]) -> tuple[float, float] | None:
@@ -134,8 +135,8 @@ def means_on_one_machine(field: Field, first: Iterable[Record], second: Iterable
         None if no machine measured both.
     """
     costs = by_machine(first), by_machine(second)
-    for machine in machines_of(one for several in costs for one in several):
-        here = [cost_statistic(field, several, machine) for several in costs]
-        if here[0] and here[1]:
-            return here[0].mean, here[1].mean
+    for machine in machines_of(chain(*costs)):
+        statistics = [cost_statistic(field, of_method, machine) for of_method in costs]
+        if statistics[0] and statistics[1]:
+            return statistics[0].mean, statistics[1].mean
     return None

@@ -95,8 +95,17 @@ def published_table(study: StudyFile, records: Iterable[Record]) -> ReportTable 
         return None
     header = ["published row", "task", "metric", "published", "ours", "n", "difference", "params", "our params"]
     header += ["comparable", "published value is"]
-    most_asked = ("published row", "task", "published", "ours", "difference", "published value is", "comparable", "n")
-    priority = tuple((name,) for name in (*most_asked, "metric"))
+    first_columns = (
+        "published row",
+        "task",
+        "published",
+        "ours",
+        "difference",
+        "published value is",
+        "comparable",
+        "n",
+    )
+    priority = tuple((name,) for name in (*first_columns, "metric"))
     title = f"{study.name}: published and reproduced"
     return ReportTable(title, header, list(map(_cells, rows)), _notes(study), priority=priority)
 

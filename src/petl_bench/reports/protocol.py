@@ -24,18 +24,18 @@ _CHOSEN_BY_METHOD = (
 )
 
 # They change how fast scores are computed, or follow from another setting that is shown.
-_NOT_TOLD = (
+_NOT_SHOWN = (
     "eval_batch_size",
     "rows",
     "task.num_train_examples",
-    # Places; the hash of the rows tells whether they differ.
+    # Places; the hash of the rows shows whether they differ.
     "backbone.path",
     "task.train_file",
     "task.validation_file",
     "task.test_file",
 )
 
-_WORDS = {"data": "data (hash of the rows)", "max_steps": "most updates"}
+_SHOWN_NAMES = {"data": "data (hash of the rows)", "max_steps": "most updates"}
 
 
 def settings_of(record: Record) -> dict[str, str]:
@@ -46,9 +46,9 @@ def settings_of(record: Record) -> dict[str, str]:
         if protocol is None
         else {"training rows": f"{protocol.num_train_examples:,}", "scored rows": f"{protocol.num_eval_examples:,}"}
     )
-    settings = {name: value for name, value in recorded_settings(record).items() if name not in _NOT_TOLD}
-    words = {name: _WORDS.get(name, name.removeprefix("task.").replace("_", " ")) for name in settings}
-    return counts | {words[name]: "none" if value == "None" else value for name, value in settings.items()}
+    settings = {name: value for name, value in recorded_settings(record).items() if name not in _NOT_SHOWN}
+    shown_names = {name: _SHOWN_NAMES.get(name, name.removeprefix("task.").replace("_", " ")) for name in settings}
+    return counts | {shown_names[name]: "none" if value == "None" else value for name, value in settings.items()}
 
 
 def protocol_of(group: Group) -> tuple[tuple[str, str], ...]:
@@ -77,31 +77,31 @@ def setting_notes(results: ResultsTable) -> list[str]:
         for task in results.tasks
     }
     by_task = {task: methods for task, methods in by_task.items() if len(methods) > 1}
-    names = dict.fromkeys(name for settings in by_task.values() for one in settings.values() for name in one)
+    names = dict.fromkeys(name for methods in by_task.values() for settings in methods.values() for name in settings)
     notes = []
     for name in names:
         values = {
             task: {method: settings.get(name, "default") for method, settings in methods.items()}
             for task, methods in by_task.items()
         }
-        differing = {task: mine for task, mine in values.items() if len(set(mine.values())) > 1}
-        for tasks, mine in _alike(differing):
+        differing = {task: by_method for task, by_method in values.items() if len(set(by_method.values())) > 1}
+        for tasks, by_method in _alike(differing):
             where = "" if len(tasks) == len(values) else f" on {', '.join(tasks)}"
-            notes.append(f"not the same for all methods{where}: {name} {_by_value(mine)}")
+            notes.append(f"not the same for all methods{where}: {name} {_by_value(by_method)}")
     return notes
 
 
 def _alike(by_task: Mapping[str, Mapping[str, str]]) -> list[tuple[list[str], dict[str, str]]]:
     """Joins the tasks on which no method has another value than on those before."""
     joined: list[tuple[list[str], dict[str, str]]] = []
-    for task, mine in by_task.items():
+    for task, values in by_task.items():
         for tasks, known in joined:
-            if all(known.get(method, value) == value for method, value in mine.items()):
+            if all(known.get(method, value) == value for method, value in values.items()):
                 tasks.append(task)
-                known |= mine
+                known |= values
                 break
         else:
-            joined.append(([task], dict(mine)))
+            joined.append(([task], dict(values)))
     return joined
 
 
@@ -109,7 +109,7 @@ def _by_value(values: Mapping[str, str]) -> str:
     methods: dict[str, list[str]] = {}
     for method, value in values.items():
         methods.setdefault(value, []).append(method)
-    return "; ".join(f"{value} ({', '.join(mine)})" for value, mine in methods.items())
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in methods.items())
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ def still_improving(group: Group) -> bool:
 
 def improving_notes(results: ResultsTable) -> list[str]:
     """Names the methods that longer training might have made better, task by task."""
-    found = {
+    improving = {
         task: [group.label for group in results.groups() if group.task == task and still_improving(group)]
         for task in results.tasks
     }
-    where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in found.items() if methods)
+    where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in improving.items() if methods)
     return [f"still improving at the last evaluation, longer training may give more: {where}"] if where else []

@@ -18,7 +18,7 @@ class ColumnRanking:
     """The methods of one column against its best.
 
     Attributes:
-        bold: The best method and all that no test tells from it; empty where no test is possible.
+        bold: The best method and all that are not significantly different from it; empty where no test is possible.
         p: By method, the p value against the best, corrected for all pairs of the column, as the best was picked by
             looking.
         untested: The methods that have too few seeds for a test, or too few data sets.
@@ -115,16 +115,21 @@ class Analysis:
         1 if the first is better, -1 if it is worse, 0 if no difference is shown, corrected for all pairs of the task.
         Tests of single runs are left out, as they do not speak of methods.
         """
-        pairs = self.comparisons if self.reference is None else compare_methods(self.differences, None)
+        comparisons = self.comparisons if self.reference is None else compare_methods(self.differences, None)
         signs = {"better": 1, "worse": -1, "no difference shown": 0}
-        found = []
-        for one in pairs:
-            if one.task is None or one.verdict not in signs or one.difference is None or one.difference.test == "rows":
+        pairs = []
+        for comparison in comparisons:
+            if comparison.task is None or comparison.verdict not in signs:
                 continue
-            groups = [self.results.cells[method, one.task].group for method in (one.method, one.reference)]
+            if comparison.difference is None or comparison.difference.test == "rows":
+                continue
+            groups = [
+                self.results.cells[method, comparison.task].group
+                for method in (comparison.method, comparison.reference)
+            ]
             first, second = (group.first.run_key for group in groups if group is not None)
-            found.append((first, second, signs[one.verdict]))
-        return found
+            pairs.append((first, second, signs[comparison.verdict]))
+        return pairs
 
 
 def analyse(all_differences: Sequence[Differences], statistic: str, reference: str | None) -> list[Analysis]:
@@ -141,7 +146,7 @@ def analyse(all_differences: Sequence[Differences], statistic: str, reference: s
     Raises:
         RequestError: If no table has a finished run of the named method.
     """
-    labels = dict.fromkeys(group.label for found in all_differences for group in found.results.groups())
+    labels = dict.fromkeys(group.label for differences in all_differences for group in differences.results.groups())
     if reference is not None and reference not in labels:
         raise RequestError(
             f"--compare {reference}: no finished run of it here; there are {', '.join(labels) or 'none'}."
@@ -171,7 +176,7 @@ def rank_methods(differences: Differences, statistic: str = "mean") -> Ranking:
     tasks = {task: _task_ranking(differences, task, statistic) for task in results.tasks}
     averages = _averages(differences, statistic)
     average = _column(averages, _compare_over_data_sets(differences, combinations(averages, 2)))
-    ranks, blocks = average_ranks({method: found for method in results.methods if (found := results.scores(method))})
+    ranks, blocks = average_ranks({method: scores for method in results.methods if (scores := results.scores(method))})
     return Ranking(tasks, averages, average, ranks, blocks)
 
 
@@ -204,8 +209,14 @@ def _column(centres: dict[str, float], comparisons: list[MethodComparison]) -> C
         comparisons: Of all pairs of methods, corrected for all of them.
     """
     # Tests of single runs say nothing about methods.
-    about_methods = [one for one in comparisons if one.difference and one.difference.test != "rows"]
-    p = {frozenset((one.method, one.reference)): one.p for one in about_methods if one.p is not None}
+    about_methods = [
+        comparison for comparison in comparisons if comparison.difference and comparison.difference.test != "rows"
+    ]
+    p = {
+        frozenset((comparison.method, comparison.reference)): comparison.p
+        for comparison in about_methods
+        if comparison.p is not None
+    }
     among = set().union(*p)
     # In the order of the table, so that of equal methods the first is the best.
     tested = [method for method in centres if method in among]
@@ -238,7 +249,7 @@ def compare_methods(differences: Differences, reference: str | None = None) -> l
     if differences.are_averaged:
         methods = [method for method in results.methods if results.groups_of(method)]
         comparisons += _compare_over_data_sets(differences, _pairs(methods, reference))
-    return comparisons if reference else [_lower_first(one) for one in comparisons]
+    return comparisons if reference else [_lower_first(comparison) for comparison in comparisons]
 
 
 def _pairs(methods: list[str], reference: str | None) -> Iterable[Pair]:
@@ -247,30 +258,43 @@ def _pairs(methods: list[str], reference: str | None) -> Iterable[Pair]:
     return [(method, reference) for method in methods if method != reference] if reference in methods else []
 
 
-def _lower_first(one: MethodComparison) -> MethodComparison:
-    if one.difference is None or one.difference.mean <= 0:
-        return one
-    return replace(one, method=one.reference, reference=one.method, difference=one.difference.turned())
+def _lower_first(comparison: MethodComparison) -> MethodComparison:
+    if comparison.difference is None or comparison.difference.mean <= 0:
+        return comparison
+    return replace(
+        comparison, method=comparison.reference, reference=comparison.method, difference=comparison.difference.turned()
+    )
 
 
 def _compare_on_task(differences: Differences, task: str, pairs: Iterable[Pair]) -> list[MethodComparison]:
     """Compares pairs on one task; their p values are corrected for one another by Holm's method."""
-    found = {pair: differences.on_task(task, *pair) for pair in pairs}
-    tested = {pair: one.p for pair, one in found.items() if one is not None and one.p is not None}
+    by_pair = {pair: differences.on_task(task, *pair) for pair in pairs}
+    tested = {
+        pair: difference.p
+        for pair, difference in by_pair.items()
+        if difference is not None and difference.p is not None
+    }
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     results = differences.results
     return [
         MethodComparison(
-            results.title, task, (task,), *pair, results.in_percent(task), one, corrected.get(pair), len(corrected)
+            results.title,
+            task,
+            (task,),
+            *pair,
+            results.in_percent(task),
+            difference,
+            corrected.get(pair),
+            len(corrected),
         )
-        for pair, one in found.items()
+        for pair, difference in by_pair.items()
     ]
 
 
 def _compare_over_data_sets(differences: Differences, pairs: Iterable[Pair]) -> list[MethodComparison]:
     """Compares pairs over the data sets that both finished, all of them in one test."""
     pairs = list(pairs)
-    found, corrected = differences.over_data_sets(pairs)
+    by_pair, corrected = differences.over_data_sets(pairs)
     results = differences.results
     finished = {method: results.groups_of(method).keys() for pair in pairs for method in pair}
     return [
@@ -280,7 +304,7 @@ def _compare_over_data_sets(differences: Differences, pairs: Iterable[Pair]) -> 
             tuple(task for task in results.tasks if task in finished[pair[0]] and task in finished[pair[1]]),
             *pair,
             True,
-            found.get(pair),
+            by_pair.get(pair),
             corrected.get(pair),
             len(corrected),
         )

@@ -50,19 +50,19 @@ class ReportTable:
 
 def with_columns(table: ReportTable, names: Collection[str]) -> ReportTable:
     """The table with these columns alone, in its own order; notes that define the others are left out with them."""
-    kept = [number for number, name in enumerate(table.header) if name in names]
-    gone = tuple(f"{name}: " for name in table.header if name not in names)
+    shown = [number for number, name in enumerate(table.header) if name in names]
+    removed = tuple(f"{name}: " for name in table.header if name not in names)
     return replace(
         table,
-        header=[table.header[number] for number in kept],
-        rows=[[row[number] for number in kept] for row in table.rows],
-        notes=[note for note in table.notes if not note.startswith(gone)] if gone else table.notes,
-        bold=frozenset((row, kept.index(column)) for row, column in table.bold if column in kept),
+        header=[table.header[number] for number in shown],
+        rows=[[row[number] for number in shown] for row in table.rows],
+        notes=[note for note in table.notes if not note.startswith(removed)] if removed else table.notes,
+        bold=frozenset((row, shown.index(column)) for row, column in table.bold if column in shown),
         prose=tuple(name for name in table.prose if name in names),
     )
 
 
-def choose_columns(tables: Sequence[ReportTable], asked: Sequence[str]) -> list[ReportTable]:
+def choose_columns(tables: Sequence[ReportTable], requested: Sequence[str]) -> list[ReportTable]:
     """Each table with its first column and those that are asked for, by their names or how these begin.
 
     A table without one of them, as that of another task may be, has the others.
@@ -70,17 +70,17 @@ def choose_columns(tables: Sequence[ReportTable], asked: Sequence[str]) -> list[
     Raises:
         RequestError: If a name is no column of any table, or the beginning of several of one.
     """
-    found = {word: [_columns(table, word) for table in tables] for word in asked}
-    for word, of_tables in found.items():
-        for names in of_tables:
-            if len(names) > 1 or not any(of_tables):
+    matches = {request: [_columns(table, request) for table in tables] for request in requested}
+    for request, by_table in matches.items():
+        for names in by_table:
+            if len(names) > 1 or not any(by_table):
                 what = f"may be {' or '.join(names)}" if names else "is no column"
                 known = dict.fromkeys(name for table in tables for name in table.header)
-                raise RequestError(f"--columns: {word} {what} of the table: it has {', '.join(known)}.")
+                raise RequestError(f"--columns: {request} {what} of the table: it has {', '.join(known)}.")
     chosen = []
     for number, table in enumerate(tables):
-        kept = {table.header[0]}.union(*(of_tables[number] for of_tables in found.values()))
-        chosen.append(replace(with_columns(table, kept), whole=True))
+        shown = {table.header[0]}.union(*(by_table[number] for by_table in matches.values()))
+        chosen.append(replace(with_columns(table, shown), whole=True))
     return chosen
 
 
@@ -95,11 +95,11 @@ def _beginning(names: Sequence[str], word: str) -> list[str]:
 
 def _left_out(table: ReportTable, names: Collection[str], why: str) -> ReportTable:
     """The table with the named columns, and a note that names the others."""
-    gone = [name for name in table.header if name not in names]
-    if table.whole or not gone:
+    hidden = [name for name in table.header if name not in names]
+    if table.whole or not hidden:
         return table
     narrow = with_columns(table, names)
-    return replace(narrow, notes=[*narrow.notes, f"{why}: {', '.join(gone)}"])
+    return replace(narrow, notes=[*narrow.notes, f"{why}: {', '.join(hidden)}"])
 
 
 # Columns of a table on a page, unless the user asks for others.
@@ -120,18 +120,18 @@ def fitted(table: ReportTable, width: int) -> ReportTable:
         cells = [row[number] for row in table.rows]
         words = [word for cell in cells for word in cell.split()] if name in table.prose else cells
         widths[name] = 1 + max(map(cell_len, [*name.split(" "), *words]), default=0)
-    kept = _first(table, lambda names: sum(widths[name] for name in names) <= width)
-    return _left_out(table, kept, "columns for which there is no room, see --wide")
+    shown = _first(table, lambda names: sum(widths[name] for name in names) <= width)
+    return _left_out(table, shown, "columns for which there is no room, see --wide")
 
 
 def _first(table: ReportTable, has_room: Callable[[list[str]], bool]) -> list[str]:
     """The columns that are asked for the most and for which there is room; two groups of them in any case."""
     groups = table.by_priority()
-    kept = [name for group in groups[:2] for name in group]
+    columns = [name for group in groups[:2] for name in group]
     for group in groups[2:]:
-        if has_room(kept + group):
-            kept += group
-    return kept
+        if has_room(columns + group):
+            columns += group
+    return columns
 
 
 _WIDEST = 1000
@@ -349,9 +349,9 @@ def _check_file(option: str, file: Path, endings: tuple[str, ...]) -> None:
         raise RequestError(f"{option} {file}: the ending must be one of {', '.join(endings)}.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        there = file.exists()
+        existed = file.exists()
         file.open("ab").close()
-        if not there:
+        if not existed:
             file.unlink()
     except OSError as error:
         raise RunError(f"{option} {file} cannot be written ({error.strerror}): name another place.") from error

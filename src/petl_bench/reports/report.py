@@ -29,7 +29,7 @@ from petl_bench.reports.csv_json import (
 )
 from petl_bench.reports.differences import find_differences
 from petl_bench.reports.groups import NamedGroup, group_records, named_groups, panel_groups
-from petl_bench.reports.page import page_data, write_page
+from petl_bench.reports.page import PageInput, page_data, write_page
 from petl_bench.reports.papers import paper_tables, study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import TuningCurve, draw_tuning, tuning_curves
@@ -123,8 +123,8 @@ def read_report_input(folders: list[str], *, may_be_empty: bool = False) -> Repo
         by_study.setdefault(study_folder, []).append(record)
     others = by_study.pop(None, [])
     read = [(study, by_study[path]) for path in paths if (study := read_study(path)) is not None]
-    studies = [(study, _own(study, found)) for study, found in read]
-    searches = [(study, found) for study, found in read if study.search is not None]
+    studies = [(study, _own(study, records)) for study, records in read]
+    searches = [(study, records) for study, records in read if study.search is not None]
     groups = group_records(others)
     if not groups and not studies and not may_be_empty:
         raise RequestError(f"No finished run below {', '.join(folders)}: `petl-bench run` makes one.")
@@ -201,7 +201,7 @@ def write_report(
     if form == "csv":
         write(to_csv(analyses))
     elif form == "json":
-        costs = [one for study, records in report_input.searches for one in search_costs(study, records)]
+        costs = [cost for study, records in report_input.searches for cost in search_costs(study, records)]
         further = ({"searches": costs} if costs else {}) | (
             {"method_comparison": [*foreign.values()]} if foreign else {}
         )
@@ -245,16 +245,16 @@ def write_rows_report(folders: list[str], form: str, write: Callable[[str], None
     if form == "csv":
         raise RequestError("--rows has several tables, which are not one CSV file: use --format json.")
     report_input = read_report_input(folders)
-    found = all_task_rows(report_input.all_results, report_input.read_predictions)
-    if not found:
+    all_rows = all_task_rows(report_input.all_results, report_input.read_predictions)
+    if not all_rows:
         raise RequestError(
             f"No classification run below {', '.join(folders)} has kept predictions: a run made again with force=true "
             "and measure.predictions=true keeps them."
         )
     if form == "json":
-        write(json.dumps([rows.to_dict() for rows in found], indent=2, allow_nan=False))
+        write(json.dumps([rows.to_dict() for rows in all_rows], indent=2, allow_nan=False))
     else:
-        _show([table for rows in found for table in rows.tables()], form, write, wide=wide)
+        _show([table for rows in all_rows for table in rows.tables()], form, write, wide=wide)
 
 
 def write_paper_report(folders: list[str], form: str, write: Callable[[str], None], *, wide: bool = False) -> None:
@@ -281,9 +281,9 @@ def write_paper_report(folders: list[str], form: str, write: Callable[[str], Non
 
 
 def _further_tables(analyses: list[Analysis]) -> list[ReportTable]:
-    results = [analysis.results for analysis in analyses]
-    tables = [table for one in results if (table := ood_table(one)) is not None]
-    tables += [table for one in results if (table := costs_by_machine(one)) is not None]
+    all_results = [analysis.results for analysis in analyses]
+    tables = [table for results in all_results if (table := ood_table(results)) is not None]
+    tables += [table for results in all_results if (table := costs_by_machine(results)) is not None]
     return tables + [table for analysis in analyses if (table := comparison_table(analysis)) is not None]
 
 
@@ -327,34 +327,36 @@ def write_files(
             _draw(named, plot_kind, Path(plot), headlines[0] if len(headlines) == 1 else None)
         _log.info("plot: %s", Path(plot).resolve())
     if page:
-        compared = study_json(report_input.studies)
-        data = page_data(
-            named,
-            list(report_input.found.values()),
-            studies,
-            compared["published"],
-            compared["claims"],
-            [table for analysis in analyses if (table := comparison_table(analysis)) is not None],
-            {key for analysis in analyses for key in analysis.bold_runs()},
-            [
-                table
-                for rows in all_task_rows(report_input.all_results, report_input.read_predictions)
-                for table in rows.tables()
-            ],
-            {record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
-            [pair for analysis in analyses for pair in analysis.tested_pairs()],
-            {key for results in report_input.all_results for key in results.incomplete_runs()},
-            _tuning(report_input),
-        )
-        data["descriptions"] = headlines + data["descriptions"]
-        data["notes"] = [
-            note
-            for results in report_input.all_results
-            for note in (*setting_notes(results), *improving_notes(results), *baseline_notes(results))
-        ]
-        data["missing"] = [text for results in report_input.all_results for text in results.missing()]
-        write_page(data, Path(page))
+        write_page(page_data(_page_input(report_input, analyses, named, headlines)), Path(page))
         _log.info("page: %s", Path(page).resolve())
+
+
+def _page_input(
+    report_input: ReportInput, analyses: list[Analysis], named: list[NamedGroup], headlines: list[str]
+) -> PageInput:
+    all_results, compared = report_input.all_results, study_json(report_input.studies)
+    all_rows = all_task_rows(all_results, report_input.read_predictions)
+    return PageInput(
+        named=named,
+        records=list(report_input.found.values()),
+        studies=[study for study, _ in report_input.studies],
+        headlines=headlines,
+        notes=[
+            note
+            for results in all_results
+            for note in (*setting_notes(results), *improving_notes(results), *baseline_notes(results))
+        ],
+        missing=[text for results in all_results for text in results.missing()],
+        published=compared["published"],
+        claims=compared["claims"],
+        comparisons=[table for analysis in analyses if (table := comparison_table(analysis)) is not None],
+        classes=[table for rows in all_rows for table in rows.tables()],
+        bold={key for analysis in analyses for key in analysis.bold_runs()},
+        incomplete={key for results in all_results for key in results.incomplete_runs()},
+        pairs=[pair for analysis in analyses for pair in analysis.tested_pairs()],
+        roc={record.run_key: curves for record in report_input.records if (curves := report_input.roc_curves(record))},
+        tuning=_tuning(report_input),
+    )
 
 
 def _tuning(report_input: ReportInput) -> list[TuningCurve]:

@@ -55,8 +55,8 @@ class StudyRecords:
         """The finished records of this cell, in the order of their seeds."""
         if self.rate_open(method, task):
             return {}
-        found = {run.seed: self._records.get(run.key) for run in self._runs(method, task)}
-        return {seed: record for seed, record in found.items() if record is not None and is_comparable(record)}
+        records = {run.seed: self._records.get(run.key) for run in self._runs(method, task)}
+        return {seed: record for seed, record in records.items() if record is not None and is_comparable(record)}
 
     def replaced(self, method: str, task: str) -> tuple[Record, ...]:
         """The finished records of this cell in whose place `by_seed` has newer ones of the same run."""
@@ -151,13 +151,13 @@ class ResultsTable:
 
     def groups(self) -> list[Group]:
         """All groups with finished runs, method by method."""
-        found = (self.cells[method, task].group for method in self.methods for task in self.tasks)
-        return [group for group in found if group is not None]
+        groups = (self.cells[method, task].group for method in self.methods for task in self.tasks)
+        return [group for group in groups if group is not None]
 
     def groups_of(self, method: str) -> dict[str, Group]:
         """A method's groups by task."""
-        found = {task: self.cells[method, task].group for task in self.tasks}
-        return {task: group for task, group in found.items() if group is not None}
+        groups = {task: self.cells[method, task].group for task in self.tasks}
+        return {task: group for task, group in groups.items() if group is not None}
 
     def metric(self, task: str) -> str | None:
         """The primary metric of a task's column; None if no run has finished."""
@@ -192,15 +192,15 @@ class ResultsTable:
 
         Without those of a task whose runs were trained or scored on different rows, so that there are several.
         """
-        found: dict[str, dict[str, float]] = {}
+        by_name: dict[str, dict[str, float]] = {}
         for task in self.tasks:
             groups = [self.cells[method, task].group for method in self.methods]
-            kept = [record.baselines for group in groups if group for record in group.records if record.baselines]
-            for name in dict.fromkeys(name for baselines in kept for name in baselines):
-                scores = {baselines.get(name, {}).get(self.metric(task) or "") for baselines in kept}
+            recorded = [record.baselines for group in groups if group for record in group.records if record.baselines]
+            for name in dict.fromkeys(name for baselines in recorded for name in baselines):
+                scores = {baselines.get(name, {}).get(self.metric(task) or "") for baselines in recorded}
                 if len(scores) == 1 and (score := scores.pop()) is not None:
-                    found.setdefault(name, {})[task] = score
-        return found
+                    by_name.setdefault(name, {})[task] = score
+        return by_name
 
     def missing(self) -> list[str]:
         """Describes each cell of a study in which seeds are missing."""
@@ -214,14 +214,14 @@ class ResultsTable:
     def incomplete_runs(self) -> set[str]:
         """The keys of the runs on tasks that not every method with runs has finished, with all planned seeds."""
         methods = [method for method in self.methods if self.groups_of(method)]
-        found = set[str]()
+        run_keys = set[str]()
         for task in self.tasks:
             cells = [self.cells[method, task] for method in methods]
             groups = [cell.group for cell in cells if cell.group is not None]
-            wanted = max((cell.planned or 0 for cell in cells), default=0)
-            if len(groups) < len(cells) or any(len(group.seeds) < wanted for group in groups):
-                found.update(record.run_key for group in groups for record in group.records)
-        return found
+            planned = max((cell.planned or 0 for cell in cells), default=0)
+            if len(groups) < len(cells) or any(len(group.seeds) < planned for group in groups):
+                run_keys.update(record.run_key for group in groups for record in group.records)
+        return run_keys
 
     @cached_property
     def _firsts(self) -> dict[str, Group]:
@@ -232,15 +232,15 @@ def backbone_results(groups: list[Group]) -> list[ResultsTable]:
     """Makes one table per backbone for runs of no study, methods with the fewest trained parameters first."""
     all_results = []
     for backbone in dict.fromkeys(group.backbone for group in groups):
-        mine = [group for group in groups if group.backbone == backbone]
-        found = {(group.label, group.task): Cell(group) for group in mine}
+        of_backbone = [group for group in groups if group.backbone == backbone]
+        finished = {(group.label, group.task): Cell(group) for group in of_backbone}
         sizes: dict[str, int] = {}
-        for group in mine:
+        for group in of_backbone:
             assert group.first.params
             sizes.setdefault(group.label, group.first.params.trainable)
         methods = sorted(sizes, key=lambda label: (sizes[label], label))
-        tasks = list(dict.fromkeys(group.task for group in mine))
-        cells = {(method, task): found.get((method, task), Cell()) for method in methods for task in tasks}
+        tasks = list(dict.fromkeys(group.task for group in of_backbone))
+        cells = {(method, task): finished.get((method, task), Cell()) for method in methods for task in tasks}
         all_results.append(ResultsTable(backbone, methods, tasks, cells))
     return all_results
 

@@ -70,32 +70,35 @@ class TaskRows:
         """Plain containers for JSON."""
         methods = [
             {
-                "method": one.method,
-                "runs": one.runs,
+                "method": method_rows.method,
+                "runs": method_rows.runs,
                 "calibration": {
                     name: None if value is None else {"mean": value.mean, "sd": value.sd}
-                    for name, value in one.calibration.items()
+                    for name, value in method_rows.calibration.items()
                 },
-                "no_scaling_because": one.reason,
-                "classes": [asdict(scores) for scores in one.classes],
-                "confusion_matrix": one.confusions.tolist(),
+                "no_scaling_because": method_rows.reason,
+                "classes": [asdict(scores) for scores in method_rows.classes],
+                "confusion_matrix": method_rows.confusions.tolist(),
             }
-            for one in self.methods
+            for method_rows in self.methods
         ]
         return {"table": self.title, "task": self.task, "labels": self.labels, "methods": methods}
 
     def tables(self) -> list[ReportTable]:
         """Calibration, scores of classes, and confusions where there are not too many classes."""
-        found = [self._calibration(), self._classes()]
-        return [*found, self._confusions()] if len(self.labels) <= _WIDEST_MATRIX else found
+        tables = [self._calibration(), self._classes()]
+        return [*tables, self._confusions()] if len(self.labels) <= _WIDEST_MATRIX else tables
 
     def _calibration(self) -> ReportTable:
         names = list(self.methods[0].calibration)
-        rows = [[one.method, str(one.runs), *map(_mean, one.calibration.values())] for one in self.methods]
+        rows = [
+            [method_rows.method, str(method_rows.runs), *map(_mean, method_rows.calibration.values())]
+            for method_rows in self.methods
+        ]
         reasons: dict[str, list[str]] = {}
-        for one in self.methods:
-            if one.reason is not None:
-                reasons.setdefault(one.reason, []).append(one.method)
+        for method_rows in self.methods:
+            if method_rows.reason is not None:
+                reasons.setdefault(method_rows.reason, []).append(method_rows.method)
         notes = [
             "mean ± sd over the runs; lower is better, except for the temperature",
             f"ECE: expected calibration error, {ECE_BINS} bins of equal numbers of rows; Brier: 0 to 2",
@@ -105,10 +108,15 @@ class TaskRows:
 
     def _classes(self) -> ReportTable:
         rows = [
-            [label, one.method, *map(_percent, (scores.precision, scores.recall, scores.f1)), f"{scores.support:,}"]
+            [
+                label,
+                method_rows.method,
+                *map(_percent, (scores.precision, scores.recall, scores.f1)),
+                f"{scores.support:,}",
+            ]
             for number, label in enumerate(self.labels)
-            for one in self.methods
-            for scores in [one.classes[number]]
+            for method_rows in self.methods
+            for scores in [method_rows.classes[number]]
         ]
         notes = [
             "in percent, of the rows of all runs together",
@@ -121,9 +129,9 @@ class TaskRows:
 
     def _confusions(self) -> ReportTable:
         rows = [
-            [label, one.method, *(f"{count:,}" for count in one.confusions[number].tolist())]
+            [label, method_rows.method, *(f"{count:,}" for count in method_rows.confusions[number].tolist())]
             for number, label in enumerate(self.labels)
-            for one in self.methods
+            for method_rows in self.methods
         ]
         notes = ["rows of a class by what they are predicted as, of all runs together"]
         return ReportTable(f"{self._name}: confusion matrix", ["class", "method", *self.labels], rows, notes)
@@ -145,8 +153,8 @@ def _percent(value: float | None) -> str:
 
 def all_task_rows(all_results: Iterable[ResultsTable], read: ReadSplit) -> list[TaskRows]:
     """Collects what the predictions say of the methods on every classification task of some results tables."""
-    found = (task_rows(results, task, read) for results in all_results for task in results.tasks)
-    return [rows for rows in found if rows is not None]
+    all_rows = (task_rows(results, task, read) for results in all_results for task in results.tasks)
+    return [rows for rows in all_rows if rows is not None]
 
 
 def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | None:
@@ -179,35 +187,39 @@ def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | N
 
 
 def _method_rows(method: str, records: list[Record], labels: list[str], read: ReadSplit) -> MethodRows | None:
-    kept = {record.run_key: found for record in records if (found := read(record, "report")) is not None}
-    if not kept:
+    by_run = {record.run_key: predictions for record in records if (predictions := read(record, "report")) is not None}
+    if not by_run:
         return None
     calibrated = [
-        calibrations(kept[record.run_key], read(record, "selection")) for record in records if record.run_key in kept
+        calibrations(by_run[record.run_key], read(record, "selection"))
+        for record in records
+        if record.run_key in by_run
     ]
     row_ids, labels_of_rows, outputs = (
-        np.concatenate([getattr(one, part) for one in kept.values()]) for part in ("row_ids", "labels", "outputs")
+        np.concatenate([getattr(predictions, part) for predictions in by_run.values()])
+        for part in ("row_ids", "labels", "outputs")
     )
     together = Predictions(row_ids, labels_of_rows, outputs)
     return MethodRows(
         method=method,
-        runs=len(kept),
+        runs=len(by_run),
         calibration=_over_runs(calibrated),
         classes=class_scores(together, labels),
         confusions=confusion_matrix(together, len(labels)),
-        reason=next((one.reason for one in calibrated if one.reason is not None), None),
+        reason=next((item.reason for item in calibrated if item.reason is not None), None),
     )
 
 
-def _over_runs(found: list[Calibrations]) -> dict[str, Statistic | None]:
+def _over_runs(calibrated: list[Calibrations]) -> dict[str, Statistic | None]:
     """Each number over the runs; with temperature scaling only if all runs have it."""
-    unscaled, scaled = [one.unscaled for one in found], [one.scaled for one in found if one.scaled is not None]
-    if len(scaled) < len(found):
+    unscaled = [item.unscaled for item in calibrated]
+    scaled = [item.scaled for item in calibrated if item.scaled is not None]
+    if len(scaled) < len(calibrated):
         scaled = []
     return {
-        "ECE": Statistic.of(one.ece for one in unscaled),
-        "Brier": Statistic.of(one.brier for one in unscaled),
-        "ECE scaled": Statistic.of(one.ece for one in scaled),
-        "Brier scaled": Statistic.of(one.brier for one in scaled),
-        "temperature": Statistic.of(one.temperature for one in scaled),
+        "ECE": Statistic.of(calibration.ece for calibration in unscaled),
+        "Brier": Statistic.of(calibration.brier for calibration in unscaled),
+        "ECE scaled": Statistic.of(calibration.ece for calibration in scaled),
+        "Brier scaled": Statistic.of(calibration.brier for calibration in scaled),
+        "temperature": Statistic.of(calibration.temperature for calibration in scaled),
     }

@@ -102,30 +102,30 @@ class RunComparison:
     def to_dict(self, limit: int | None = None) -> dict[str, Any]:
         """Plain containers for JSON, with at most `limit` rows; `num_differences` counts all of them."""
         shown = dataclasses.replace(self, differences=self.differences[:limit])
-        found: dict[str, Any] = finite(dataclasses.asdict(shown))
-        return found | {"num_differences": len(self.differences)}
+        content: dict[str, Any] = finite(dataclasses.asdict(shown))
+        return content | {"num_differences": len(self.differences)}
 
 
-def print_comparison(found: RunComparison, limit: int, write: Callable[[str], None]) -> None:
+def print_comparison(comparison: RunComparison, limit: int, write: Callable[[str], None]) -> None:
     """Prints a comparison for the terminal.
 
     Args:
-        found: The comparison.
+        comparison: The comparison.
         limit: The largest number of rows to list.
         write: Prints a line.
     """
-    for name, run in (("A", found.a), ("B", found.b)):
+    for name, run in (("A", comparison.a), ("B", comparison.b)):
         write(f"{name}: {run.method}, {run.backbone}, seed {run.seed} ({run.folder})")
-    print_table(_figures(found))
-    if found.differences[:limit]:
-        print_table(_rows(found, limit))
+    print_table(_figures(comparison))
+    if comparison.differences[:limit]:
+        print_table(_rows(comparison, limit))
 
 
-def _figures(found: RunComparison) -> ReportTable:
+def _figures(comparison: RunComparison) -> ReportTable:
     """The table of the metrics, with what the comparison says as its notes."""
-    title = f"{found.task}, {found.split}: {found.rows:,} shared rows"
-    rows = [_line(figure) for figure in (*found.metrics, *found.calibration)]
-    return ReportTable(title, ["metric", "A", "B", "difference", "interval"], rows, list(_notes(found)))
+    title = f"{comparison.task}, {comparison.split}: {comparison.rows:,} shared rows"
+    rows = [_line(figure) for figure in (*comparison.metrics, *comparison.calibration)]
+    return ReportTable(title, ["metric", "A", "B", "difference", "interval"], rows, list(_notes(comparison)))
 
 
 def _line(figure: Figure) -> list[str]:
@@ -138,24 +138,24 @@ def _line(figure: Figure) -> list[str]:
     return [figure.name, show(figure.a), show(figure.b), show(figure.a - figure.b, "+"), interval]
 
 
-def _notes(found: RunComparison) -> Iterator[str]:
-    counts = [run.rows for run in (found.a, found.b)]
-    if max(counts) > found.rows:
+def _notes(comparison: RunComparison) -> Iterator[str]:
+    counts = [run.rows for run in (comparison.a, comparison.b)]
+    if max(counts) > comparison.rows:
         yield f"run A has predicted {counts[0]:,} rows, run B {counts[1]:,}: rows of only one of them are left out"
-    if found.accuracy_test is not None:
-        yield _accuracy_sentence(found.accuracy_test)
-    if found.agreement_percent is not None:
-        yield f"both runs predict the same label for {found.agreement_percent:.2f} % of the rows"
-    for figure in found.metrics:
+    if comparison.accuracy_test is not None:
+        yield _accuracy_sentence(comparison.accuracy_test)
+    if comparison.agreement_percent is not None:
+        yield f"both runs predict the same label for {comparison.agreement_percent:.2f} % of the rows"
+    for figure in comparison.metrics:
         if figure.interval is not None:
             low, high = figure.interval
             shown = "does not contain" if low > 0 or high < 0 else "contains"
             yield f"{figure.name}: the 95 % interval of the difference A - B over rows {shown} 0"
-    if found.temperatures is not None:
-        a, b = found.temperatures
+    if comparison.temperatures is not None:
+        a, b = comparison.temperatures
         yield f"scaled: logits divided by a temperature, fitted on the selection split: A {a:.2f}, B {b:.2f}"
     yield "tests and intervals are about these two runs on other rows; other seeds may differ in another way"
-    yield from found.notes
+    yield from comparison.notes
 
 
 def _accuracy_sentence(test: AccuracyTest) -> str:
@@ -170,11 +170,11 @@ def _accuracy_sentence(test: AccuracyTest) -> str:
     return f"{sentence}: run {'A' if test.only_a_right > test.only_b_right else 'B'} is better"
 
 
-def _rows(found: RunComparison, limit: int) -> ReportTable:
+def _rows(comparison: RunComparison, limit: int) -> ReportTable:
     """The table of the rows for which the runs predict different labels or values."""
-    shown = found.differences[:limit]
-    is_classification = found.agreement_percent is not None
-    with_texts = any(one.texts is not None for one in shown)
+    shown = comparison.differences[:limit]
+    is_classification = comparison.agreement_percent is not None
+    with_texts = any(difference.texts is not None for difference in shown)
     header = [
         "row",
         "id",
@@ -186,16 +186,21 @@ def _rows(found: RunComparison, limit: int) -> ReportTable:
     ]
     rows = [
         [
-            str(one.row),
-            one.row_id,
-            *(value if isinstance(value, str) else f"{value:.4f}" for value in (one.label, one.a, one.b)),
-            *([one.right or ""] if is_classification else []),
-            *([" | ".join(one.texts or [])] if with_texts else []),
+            str(difference.row),
+            difference.row_id,
+            *(
+                value if isinstance(value, str) else f"{value:.4f}"
+                for value in (difference.label, difference.a, difference.b)
+            ),
+            *([difference.right or ""] if is_classification else []),
+            *([" | ".join(difference.texts or [])] if with_texts else []),
         ]
-        for one in shown
+        for difference in shown
     ]
     what = "labels" if is_classification else "values, the farthest apart first"
     count = (
-        f"{len(shown):,} of {len(found.differences):,}" if len(shown) < len(found.differences) else f"{len(shown):,}"
+        f"{len(shown):,} of {len(comparison.differences):,}"
+        if len(shown) < len(comparison.differences)
+        else f"{len(shown):,}"
     )
     return ReportTable(f"Rows with different predicted {what}: {count}", header, rows, [], prose=("text",))

@@ -157,8 +157,8 @@ def over_seeds(differences: Sequence[float]) -> Estimate | None:
     difference other than 0: scores are counts of rows, so a few equal differences are a coincidence, which a t test
     would take for certainty.
     """
-    found = Statistic.of(differences)
-    estimate = found.estimate if found else None
+    statistic = Statistic.of(differences)
+    estimate = statistic.estimate if statistic else None
     if estimate is not None and estimate.error < 1e-12:
         return Estimate(0.0, 0.0, estimate.df) if abs(estimate.mean) < 1e-12 else None
     return estimate

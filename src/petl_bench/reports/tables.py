@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from petl_bench.records import OOD_SCORES
 from petl_bench.records.predictions import Ood
-from petl_bench.records.schema import BASELINES, MemoryAtPeak
+from petl_bench.records.schema import BASELINES, MEMORY_KINDS
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text, short_metric
 from petl_bench.reports.protocol import improving_notes, setting_notes
@@ -47,10 +46,10 @@ def cell_text(results: ResultsTable, method: str, task: str, statistic: str) -> 
 
 def counts(cells: list[Cell]) -> str:
     """Formats how many seeds finished over the tasks, and for an incomplete study of how many."""
-    found = [len(cell.group.records) if cell.group else 0 for cell in cells if cell.group or cell.planned]
-    if not found:
+    finished = [len(cell.group.records) if cell.group else 0 for cell in cells if cell.group or cell.planned]
+    if not finished:
         return MISSING
-    text = _span(found)
+    text = _span(finished)
     planned = [cell.planned for cell in cells if cell.planned]
     complete = all(cell.group and len(cell.group.records) >= cell.planned for cell in cells if cell.planned)
     return text if complete else f"{text}/{_span(planned)}"
@@ -68,7 +67,7 @@ def parameter_cells(columns: list[Field], cells: list[Cell]) -> list[str]:
         largest = max(records, key=FIELDS["params_trainable"].value)
         return [column.text(column.value(largest)) for column in columns]
     planned = [cell.costs for cell in cells if cell.costs and cell.costs.trainable_method is not None]
-    costs = max(planned, key=lambda one: (one.trainable_method or 0) + (one.trainable_head or 0), default=None)
+    costs = max(planned, key=lambda cost: (cost.trainable_method or 0) + (cost.trainable_head or 0), default=None)
     return [column.text(column.planned_value(costs)) for column in columns]
 
 
@@ -206,7 +205,7 @@ def headline(results: ResultsTable) -> str | None:
 
 
 def ood_table(results: ResultsTable) -> ReportTable | None:
-    """Makes the table of how well each method tells rows of its classes from others; None without such rows."""
+    """Makes the table of how well each method separates rows of its classes from others; None without such rows."""
     fields = [field for field in FIELDS.values() if field.path.startswith("ood.")]
     shown = [field for field in fields if field.path.endswith((".auroc", ".fpr95"))]
     groups = [group for task in results.tasks for group in results.groups() if group.task == task and group.first.ood]
@@ -217,9 +216,9 @@ def ood_table(results: ResultsTable) -> ReportTable | None:
         statistics = [group.statistic(field) for field in shown]
         cells = [
             MISSING
-            if one is None
-            else field.text(one.mean) + (f" ± {field.text(one.sd)}" if one.sd is not None else "")
-            for field, one in zip(shown, statistics, strict=True)
+            if statistic is None
+            else field.text(statistic.mean) + (f" ± {field.text(statistic.sd)}" if statistic.sd is not None else "")
+            for field, statistic in zip(shown, statistics, strict=True)
         ]
         rows.append(
             [
@@ -231,7 +230,7 @@ def ood_table(results: ResultsTable) -> ReportTable | None:
             ]
         )
     notes = [f"{name}: {definition}" for name, definition in (OOD_FIGURES[key] for key in ("auroc", "fpr95"))]
-    notes += [f"{score}: {words}" for score, words in OOD_SCORES.items()]
+    notes += [f"{score}: {explanation}" for score, explanation in OOD_SCORES.items()]
     notes += dict.fromkeys(
         f"{group.task}: {ood.num_examples:,} rows out of distribution ({_ood_kind(ood)})"
         for group in groups
@@ -271,13 +270,13 @@ def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
     notes = []
     if any(column.bold for column in scored.values()):
         notes.append(
-            f"bold: the best {statistic} of a column and all that are not told from it (p >= {SIGNIFICANCE}, corrected "
-            "for every pair of the column)"
+            f"bold: the best {statistic} of a column and all that are not significantly different from it "
+            f"(p >= {SIGNIFICANCE}, corrected for every pair of the column)"
         )
     untested = {name: column.untested for name, column in scored.items() if column.untested}
     if none := [name for name in untested if not scored[name].bold]:
         where = "" if len(none) == len(scored) else f" in {', '.join(none)}"
-        notes.append(f"nothing is bold{where}: too few seeds or data sets to tell methods apart")
+        notes.append(f"nothing is bold{where}: too few seeds or data sets for a test")
     notes += [
         f"{name}: no test against the best, for want of seeds: {', '.join(methods)}"
         for name, methods in untested.items()
@@ -328,8 +327,6 @@ _PLANNED_PARAMS = (FIELDS["params_trainable_method"], FIELDS["params_trainable_h
 
 _PLANNED_FLOPS = ("train_step_flops", "inference_flops")
 
-KINDS = [field.name.removesuffix("_bytes") for field in fields(MemoryAtPeak)]
-
 
 def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
     """Makes the table of `petl-bench plan`, one row per method.
@@ -341,7 +338,7 @@ def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
     estimate = counted[0]["memory"]["estimate"]
     with_budget = "fits" in counted[0]
     header = ["method", "layers", *(field.name for field in _PLANNED_PARAMS)]
-    header += [f"{kind} MiB" for kind in KINDS]
+    header += [f"{kind} MiB" for kind in MEMORY_KINDS]
     header += ["peak MiB", "x below full", *(FIELDS[key].name for key in _PLANNED_FLOPS)]
     header += ["fits", "largest batch"] if with_budget else []
     title = (
@@ -349,8 +346,8 @@ def cost_table(rows: list[dict[str, Any]]) -> ReportTable:
         f"{estimate['sequence_length']} tokens, {counted[0]['precision']}, AdamW, {estimate['device']} kernels"
     )
     cells = [_cost_cells(row, with_budget) for row in counted]
-    most_asked = ("method", "peak MiB", "x below full", "fits", "largest batch", _SHARE.name)
-    priority = tuple((name,) for name in most_asked)
+    first_columns = ("method", "peak MiB", "x below full", "fits", "largest batch", _SHARE.name)
+    priority = tuple((name,) for name in first_columns)
     return ReportTable(title, header, cells, _cost_notes(rows, estimate), priority=priority)
 
 
@@ -361,7 +358,7 @@ def _cost_cells(row: dict[str, Any], with_budget: bool) -> list[str]:
         row["label"],
         f"{layers['bottom']}-{layers['top']}",
         *(field.text(params[field.path.rpartition(".")[2]]) for field in _PLANNED_PARAMS),
-        *(f"{estimate[f'{kind}_bytes'] / MIB:,.1f}" for kind in KINDS),
+        *(f"{estimate[f'{kind}_bytes'] / MIB:,.1f}" for kind in MEMORY_KINDS),
         f"{estimate['peak_bytes'] / MIB:,.1f}",
         MISSING if reduction is None else f"{reduction:.2f}",
         *(f"{flops[key] / FIELDS[key].unit:,.1f}" for key in _PLANNED_FLOPS),

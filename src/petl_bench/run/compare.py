@@ -169,38 +169,42 @@ def _summary(run: _Run) -> RunSummary:
 
 
 def _metrics(names: list[str], a: Predictions, b: Predictions) -> list[Figure]:
-    scores = [compute_metrics(names, kept.predicted, kept.labels) for kept in (a, b)]
+    scores = [compute_metrics(names, rows.predicted, rows.labels) for rows in (a, b)]
     figures = [Figure(name, scores[0][name], scores[1][name], METRICS[name].higher_is_better) for name in names]
     # Of accuracy, McNemar's test says more.
-    return [one if one.name == "accuracy" else replace(one, interval=_interval(one, a, b)) for one in figures]
+    return [
+        figure if figure.name == "accuracy" else replace(figure, interval=_interval(figure, a, b)) for figure in figures
+    ]
 
 
 def _interval(figure: Figure, a: Predictions, b: Predictions) -> tuple[float, float] | None:
     """The 95 % interval of the difference for other rows; None for fewer than `_LEAST_ROWS`."""
-    values = [pseudo_values(figure.name, kept.labels, kept.predicted) for kept in (a, b)]
+    values = [pseudo_values(figure.name, rows.labels, rows.predicted) for rows in (a, b)]
     if len(a.labels) < _LEAST_ROWS or values[0] is None or values[1] is None:
         return None
     return over_rows(values[0] - values[1], figure.a - figure.b).interval()
 
 
 def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:
-    right = [kept.predicted == kept.labels for kept in (a, b)]
+    right = [rows.predicted == rows.labels for rows in (a, b)]
     only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     return AccuracyTest(only_a, only_b, mcnemar(only_a, only_b))
 
 
-def _add_calibration(found: RunComparison, runs: tuple[_Run, _Run], rows: tuple[Predictions, Predictions]) -> None:
+def _add_calibration(
+    comparison: RunComparison, runs: tuple[_Run, _Run], predictions: tuple[Predictions, Predictions]
+) -> None:
     """Adds the calibration, after temperature scaling too if both runs allow it, else why they do not."""
     a, b = (
-        calibrations(kept, _read_predictions(run.folder, run.record, "selection"))
-        for run, kept in zip(runs, rows, strict=True)
+        calibrations(rows, _read_predictions(run.folder, run.record, "selection"))
+        for run, rows in zip(runs, predictions, strict=True)
     )
-    found.calibration = _calibration_figures("", a.unscaled, b.unscaled)
+    comparison.calibration = _calibration_figures("", a.unscaled, b.unscaled)
     if a.scaled is None or b.scaled is None:
-        found.notes.append(f"calibration without temperature scaling: {a.reason or b.reason}")
+        comparison.notes.append(f"calibration without temperature scaling: {a.reason or b.reason}")
     else:
-        found.calibration += _calibration_figures(", scaled", a.scaled, b.scaled)
-        found.temperatures = (a.scaled.temperature, b.scaled.temperature)
+        comparison.calibration += _calibration_figures(", scaled", a.scaled, b.scaled)
+        comparison.temperatures = (a.scaled.temperature, b.scaled.temperature)
 
 
 def _calibration_figures(suffix: str, a: Calibration, b: Calibration) -> list[Figure]:
@@ -243,17 +247,17 @@ def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[
     ]
 
 
-def _add_texts(found: RunComparison, record: Record, data_root: str | None) -> None:
+def _add_texts(comparison: RunComparison, record: Record, data_root: str | None) -> None:
     """Adds the texts of the rows, which are read again, or a note that says why they cannot be shown."""
     try:
         config = config_from_dict(record.config)
         rows = load_task(config.task, data_root or config.data_root).report
     except (RequestError, RunError) as error:
-        found.notes.append(f"the texts of the rows cannot be shown: {error}")
+        comparison.notes.append(f"the texts of the rows cannot be shown: {error}")
         return
     texts = dict(zip(rows.ids().tolist(), zip(*rows.texts, strict=True), strict=True))
-    if any(one.row_id not in texts for one in found.differences):
-        found.notes.append("the texts of the rows cannot be shown: the task has other rows by now")
+    if any(difference.row_id not in texts for difference in comparison.differences):
+        comparison.notes.append("the texts of the rows cannot be shown: the task has other rows by now")
         return
-    for one in found.differences:
-        one.texts = list(texts[one.row_id])
+    for difference in comparison.differences:
+        difference.texts = list(texts[difference.row_id])

@@ -11,7 +11,7 @@ import numpy as np
 from petl_bench.backbones.load import Backbone, attention_implementation
 from petl_bench.config import RunConfig
 from petl_bench.records.predictions import Tagging
-from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, Protocol, Time
+from petl_bench.records.schema import Data, DeviceMemory, Inference, Layers, RunProtocol, Time
 from petl_bench.tasks.encode import encode
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import cut_entities, entities
@@ -101,13 +101,13 @@ def _warn_of_small_classes(task: Task) -> None:
     trained = by_split.pop("train")
     few = np.flatnonzero(trained < _FEW_ROWS)
     if len(few):
-        named = _listed([f"{task.labels[index]!r} ({trained[index]})" for index in few])
-        _log.warning("fewer than %d training rows for %d of %d classes: %s", _FEW_ROWS, len(few), len(trained), named)
+        names = _abbreviated([f"{task.labels[index]!r} ({trained[index]})" for index in few])
+        _log.warning("fewer than %d training rows for %d of %d classes: %s", _FEW_ROWS, len(few), len(trained), names)
     for name, scored in by_split.items():
         unknown = np.flatnonzero((trained == 0) & (scored > 0))
         if len(unknown):
-            named = _listed([repr(task.labels[index]) for index in unknown])
-            _log.warning("%d rows of %s are of classes without a training row: %s", scored[unknown].sum(), name, named)
+            names = _abbreviated([repr(task.labels[index]) for index in unknown])
+            _log.warning("%d rows of %s are of classes without a training row: %s", scored[unknown].sum(), name, names)
 
 
 def _rows_of_each(labels: list[str], rows: Rows) -> np.ndarray:
@@ -164,10 +164,10 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
     counts = np.bincount(indices, minlength=len(labels))
     order = np.argsort(-counts, kind="stable").tolist()
     shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
-    return f"{len(labels)} classes of the training rows: {_listed(shares)}"
+    return f"{len(labels)} classes of the training rows: {_abbreviated(shares)}"
 
 
-def _listed(items: list[str]) -> str:
+def _abbreviated(items: list[str]) -> str:
     """All of a few items; of many, the first and the last two."""
     return ", ".join(items if len(items) <= _CLASSES_LISTED else [*items[:2], "...", *items[-2:]])
 
@@ -184,9 +184,9 @@ def _label_counts(labels: list[str], given: np.ndarray) -> str:
     """The labels of multi-label training rows with their shares, and how many rows have none."""
     shares = given.mean(axis=0)
     order = np.argsort(-shares, kind="stable").tolist()
-    named = [f"{labels[index]!r} {100 * shares[index]:.1f} %" for index in order]
+    shown = [f"{labels[index]!r} {100 * shares[index]:.1f} %" for index in order]
     without = int((given.sum(axis=1) == 0).sum())
-    return f"{len(labels)} labels of the training rows: {_listed(named)}; {without:,} rows without a label"
+    return f"{len(labels)} labels of the training rows: {_abbreviated(shown)}; {without:,} rows without a label"
 
 
 def describe_tagging(task: Task, encoded: dict[str, EncodedRows]) -> Tagging | None:
@@ -251,7 +251,7 @@ def _length_that_keeps(task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(np.argmax(np.cumsum(at_least) >= (1 - _CUT_SHARE) * lengths.sum())) + 1
 
 
-def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
+def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> RunProtocol:
     """Describes what was asked and how it is scored.
 
     Args:
@@ -263,7 +263,7 @@ def describe_protocol(cfg: RunConfig, task: Task, model: nn.Module) -> Protocol:
         What the record keeps of the protocol.
     """
     model_config: Any = model.config
-    return Protocol(
+    return RunProtocol(
         task=cfg.task.name,
         metric=cfg.task.metric,
         higher_is_better=task.higher_is_better,

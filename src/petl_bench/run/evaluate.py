@@ -17,7 +17,7 @@ from petl_bench.config import RunConfig
 from petl_bench.errors import DivergedError, first_line
 from petl_bench.methods.peft import merged
 from petl_bench.records.predictions import Predictions, names_by_row
-from petl_bench.records.schema import HistoryEntry, Inference, Protocol, Record, Scores
+from petl_bench.records.schema import HistoryEntry, Inference, Record, RunProtocol, Scores
 from petl_bench.reports.fields import shown_score
 from petl_bench.run.describe import describe_inference
 from petl_bench.tasks.load import Task
@@ -85,12 +85,12 @@ def predict_outputs(
         DivergedError: If an output is not finite.
     """
     batches = sorted_batches(source.rows.lengths, batch_size)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    own_batches = batches[accelerator.process_index :: accelerator.num_processes]
     was_training = model.training
     model.eval()
     outputs_by_batch: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode(), accelerator.autocast():
-        for indices in tqdm(mine, desc="evaluating", leave=False, delay=2, disable=None):
+        for indices in tqdm(own_batches, desc="evaluating", leave=False, delay=2, disable=None):
             outputs = source.forward(model, source.batch(indices))
             outputs_by_batch.append(_read_outputs(values(outputs).float().cpu().numpy(), source.rows, indices))
     model.train(was_training)
@@ -214,7 +214,7 @@ class Evaluator(Callback):
         """
         task = self.task
         best, last = progress.history[progress.best], progress.history[-1]
-        found = of_last = self._report(last.scores, self._last_outputs)
+        selected = of_last = self._report(last.scores, self._last_outputs)
         best_scores, selection_outputs = of_last.scores, self._last_outputs
         if best is not last:
             last_weights = trainable_weights(self.model)
@@ -224,13 +224,13 @@ class Evaluator(Callback):
             if selection == "last":
                 load_trainable_weights(self.model, last_weights)
             else:
-                found, selection_outputs = of_best, self._best_outputs
+                selected, selection_outputs = of_best, self._best_outputs
         if selection_outputs is None:
             selection_outputs = self._predict("selection")
-        self._threshold = found.threshold
-        outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | found.outputs
+        self._threshold = selected.threshold
+        outputs = {"report" if task.reports_on_selection else "selection": selection_outputs} | selected.outputs
         scores = Scores(best=best_scores, last=of_last.scores, best_epoch=best.epoch)
-        return scores, {split: self._predictions(split, one) for split, one in outputs.items()}
+        return scores, {split: self._predictions(split, values) for split, values in outputs.items()}
 
     def _report(self, selection_scores: dict[str, float], selection_outputs: np.ndarray | None) -> _Reported:
         """Scores the report split, unless it is the selection split, and the extra splits under their names.
@@ -250,8 +250,8 @@ class Evaluator(Callback):
             scores = self._scores("report", outputs["report"], task.settings.metrics)
         for name, extra in task.extra.items():
             outputs[name] = self._predict(name)
-            found = self._scores(name, outputs[name], extra.metrics)
-            scores |= {f"{name}_{metric}": value for metric, value in found.items()}
+            extra_scores = self._scores(name, outputs[name], extra.metrics)
+            scores |= {f"{name}_{metric}": value for metric, value in extra_scores.items()}
         return _Reported(scores, outputs, self._threshold)
 
     def _predict(self, split: str) -> np.ndarray:
@@ -271,11 +271,11 @@ class Evaluator(Callback):
             names = label_names(outputs, task.labels or [], threshold)
             return sign * compute_metrics([metric], names, given)[metric]
 
-        return max(sorted(THRESHOLDS, key=lambda one: abs(one - 0.5)), key=score)
+        return max(sorted(THRESHOLDS, key=lambda threshold: abs(threshold - 0.5)), key=score)
 
     def _scores(self, split: str, outputs: np.ndarray, metrics: list[str]) -> dict[str, float]:
-        found = self._predictions(split, outputs)
-        return compute_metrics(metrics, found.predicted, found.labels)
+        predictions = self._predictions(split, outputs)
+        return compute_metrics(metrics, predictions.predicted, predictions.labels)
 
     def _predictions(self, split: str, outputs: np.ndarray) -> Predictions:
         task = self.task
@@ -300,7 +300,7 @@ class ProgressReport(Callback):
         peaks: Counts the first updates as a phase of their own.
     """
 
-    def __init__(self, protocol: Protocol, tracker: Tracker, peaks: PeakMemory) -> None:
+    def __init__(self, protocol: RunProtocol, tracker: Tracker, peaks: PeakMemory) -> None:
         self._protocol, self._tracker, self._peaks = protocol, tracker, peaks
 
     def on_resume(self, progress: Progress) -> None:
@@ -364,16 +364,16 @@ def _score_baselines(task: Task, record: Record) -> dict[str, dict[str, float]]:
     """Scores the baselines on the rows to report on, and logs the scores and those that the run does not exceed."""
     from petl_bench.tasks.baselines import at_least_as_good, score_baselines
 
-    found, metric = score_baselines(task), task.settings.metric
-    shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in found.items())
+    baselines, metric = score_baselines(task), task.settings.metric
+    shown = ", ".join(f"{name} {shown_score(metric, scores[metric])}" for name, scores in baselines.items())
     _log.info("baselines on %s: %s", task.report_split, shown)
-    mine = record.selected_scores.get(metric)
-    if mine is None or mine == 1.0:
-        return found
-    if alike := at_least_as_good(found, metric, mine, higher_is_better=task.higher_is_better):
-        words = "the method scores no better than %s: more epochs, another rate or another method may do"
-        _log.warning(words, " and ".join(alike))
-    return found
+    score = record.selected_scores.get(metric)
+    if score is None or score == 1.0:
+        return baselines
+    if alike := at_least_as_good(baselines, metric, score, higher_is_better=task.higher_is_better):
+        message = "the method scores no better than %s: more epochs, another rate or another method may help"
+        _log.warning(message, " and ".join(alike))
+    return baselines
 
 
 def try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:

@@ -85,7 +85,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
     assert protocol
     assert params
     labels = record.classes or []
-    listed = ", ".join(labels[:_LABELS_LISTED]) + (", ..." if len(labels) > _LABELS_LISTED else "")
+    shown_labels = ", ".join(labels[:_LABELS_LISTED]) + (", ..." if len(labels) > _LABELS_LISTED else "")
     revision = f", revision {config.backbone.revision}" if config.backbone.revision and not config.backbone.path else ""
     licence = "unknown" if config.backbone.path else config.backbone.license or "unknown"
     about = {
@@ -94,7 +94,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
         else f"{base_name(config.backbone)}{revision}",
         "Licence of the base model": None if config.backbone.weights == "random" else licence,
         "Task": f"{task.name} ({task.type})",
-        "Labels": f"{len(labels)} ({listed})" if labels else None,
+        "Labels": f"{len(labels)} ({shown_labels})" if labels else None,
         "Threshold": f"a label is given from a probability of {record.threshold:g}" if record.threshold else None,
         "Training rows": f"{protocol.num_train_examples:,} of {record.data.dataset}" if record.data else None,
     }
@@ -118,7 +118,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
         "Precision": train.precision,
         "Versions": ", ".join(f"{name} {record.versions[name]}" for name in _VERSIONS if record.versions.get(name)),
     }
-    return [listing(about), "## Scores", *_scored(record), "## Training", listing(training)]
+    return [markdown_list(about), "## Scores", *_scored(record), "## Training", markdown_list(training)]
 
 
 def _scored(record: Record) -> list[str]:
@@ -140,7 +140,7 @@ def _scored(record: Record) -> list[str]:
 _VERSIONS = ("petl-bench", "torch", "transformers", "peft")
 
 
-def listing(items: dict[str, Any]) -> str:
+def markdown_list(items: dict[str, Any]) -> str:
     """A Markdown list of what is not None."""
     return "\n".join(f"- {name}: {value}" for name, value in items.items() if value is not None)
 
@@ -156,21 +156,21 @@ def _usage(config: RunConfig, record: Record, form: str) -> str:
     texts, space = (
         (f"{texts}.split(), is_split_into_words=True", ", add_prefix_space=True") if is_tagger else (texts, "")
     )
-    asked = f"inputs = tokenizer({texts}, truncation=True, max_length={config.task.max_length}, return_tensors="
+    tokenize = f"inputs = tokenizer({texts}, truncation=True, max_length={config.task.max_length}, return_tensors="
     if form == "onnx":
-        given = "inputs = {one.name: inputs[one.name] for one in session.get_inputs()}"
-        code = [*_load_onnx(space), f'{asked}"np")', given, "outputs = session.run(None, inputs)[0][0]"]
+        select_inputs = "inputs = {one.name: inputs[one.name] for one in session.get_inputs()}"
+        code = [*_load_onnx(space), f'{tokenize}"np")', select_inputs, "outputs = session.run(None, inputs)[0][0]"]
     else:
         loading = _load_model(config, kind, space) if form == "model" else _load_adapter(config, record, kind, space)
-        code = [*loading, f'{asked}"pt")', "with torch.no_grad():", "    outputs = model(**inputs).logits[0]"]
-    shown = {
+        code = [*loading, f'{tokenize}"pt")', "with torch.no_grad():", "    outputs = model(**inputs).logits[0]"]
+    answer = {
         "classification": "config.id2label[int(outputs.argmax())]",
         "regression": "float(outputs[0])",
         "multilabel": "[config.id2label[i] for i, one in enumerate(outputs.tolist()) if one >= "
         f"{logit(record.threshold or 0.5):.6g}]",
         "tagging": "[config.id2label[i] for i in outputs.argmax(-1).tolist()]",
     }[config.task.type]
-    return "\n".join(["```python", *code, f"print({shown})", "```"])
+    return "\n".join(["```python", *code, f"print({answer})", "```"])
 
 
 def _load_onnx(space: str) -> list[str]:
@@ -279,7 +279,7 @@ def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_
         return predict_logits(model, source, _CHECKED_BATCH, accelerator)
 
     # Weights that were stored in bf16 keep their values.
-    model = run.load_model().float().eval()
+    model = run.load_model().float()
     expected = logits(model)
     with RunFolder(target.parent).replace_folder(target.name) as folder:
         exported = _to_onnx(run, model, source, folder) if form == "onnx" else _to_plain(run, model, folder)
@@ -394,5 +394,5 @@ class _OnnxModel(nn.Module):
         import torch
 
         inputs = {"attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
-        wanted = {one.name: inputs[one.name].numpy() for one in self._session.get_inputs()}
-        return SimpleNamespace(logits=torch.from_numpy(self._session.run(None, wanted)[0]))
+        arrays = {node.name: inputs[node.name].numpy() for node in self._session.get_inputs()}
+        return SimpleNamespace(logits=torch.from_numpy(self._session.run(None, arrays)[0]))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import model_files
-from petl_bench.config import RunConfig, config_from_dict, resolved
+from petl_bench.config import RunConfig, config_from_dict, resolved, run_settings
 from petl_bench.errors import (
     DivergedError,
     Interrupted,
@@ -38,7 +38,7 @@ from petl_bench.process import (
     user_path,
     without_home,
 )
-from petl_bench.records.run_key import backbone_name, run_key, run_name
+from petl_bench.records.run_key import RunIdentity, backbone_name, identity_of, run_key, run_name
 from petl_bench.records.schema import Record
 from petl_bench.records.store import (
     ADAPTER_CONFIG,
@@ -53,12 +53,7 @@ from petl_bench.run.variability import resolved_layers
 from petl_bench.tasks.load import find_labels
 from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.table_files import parquet_files, split_files
-from petl_bench.trackers import NoTracker, RunIdentity, Tracker, named
-
-_PATHS = (  # settings that name places on this machine
-    "data_root", "runs_dir", "backbone.path", "method.init",
-    "task.train_file", "task.validation_file", "task.test_file",
-)  # fmt: skip
+from petl_bench.trackers import NoTracker, Tracker
 
 # What file systems allow, less the endings of files that are being written.
 _LONGEST_FOLDER = 220
@@ -93,11 +88,13 @@ def identify(cfg: RunConfig) -> RunIdentity:
             f"of {length} bytes, too long for a folder ({_LONGEST_FOLDER}): shorten task.name, or rename the folder of "
             "the backbone."
         )
-    for path in _PATHS:
+    # Settings that name places on this machine.
+    for path in ("runs_dir", *(setting.name for setting in run_settings() if setting.is_path)):
         group, _, name = path.rpartition(".")
         settings = config[group] if group else config
-        settings[name] = settings[name] and without_home(settings[name])
-    return named(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
+        if settings.get(name):
+            settings[name] = without_home(settings[name])
+    return identity_of(config, key, Path(cfg.runs_dir).expanduser() / run_name(config, key))
 
 
 def local_files(cfg: RunConfig) -> dict[str, Path]:
@@ -110,32 +107,32 @@ def local_files(cfg: RunConfig) -> dict[str, Path]:
         Paths by the file's part in the run, such as `train` or `mnli/train.parquet`. Files may be missing.
     """
     task = cfg.task
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     in_folder = task.source == "folder" and cfg.data_root is not None
     if task.source == "files" or in_folder:
-        named = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
-        for role, file in named.items():
+        files_by_role = {"train": task.train_file, "validation": task.validation_file, "test": task.test_file}
+        for role, file in files_by_role.items():
             if file:
                 path = user_path(f"{cfg.data_root}/{file}" if in_folder else file, f"task.{role}_file")
-                found |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
+                files |= {f"{role}/{part.name}": part for part in parquet_files(path)} or {role: path}
     if task.source == "hub" and cfg.data_root is not None:
         splits = [task.train_split, task.validation_split, *([task.test_split] if task.protocol == "test" else [])]
-        wanted = [(task.subset, split) for split in splits if split is not None]
-        wanted += [(extra.subset, extra.split) for extra in task.also_report.values()]
+        pairs = [(task.subset, split) for split in splits if split is not None]
+        pairs += [(extra.subset, extra.split) for extra in task.also_report.values()]
         root = user_path(cfg.data_root, "data_root")
-        found |= {
+        files |= {
             file.name if subset is None else f"{subset}/{file.name}": file
-            for subset, split in wanted
+            for subset, split in pairs
             for file in split_files(root, subset, split)
         }
-    found |= {f"ood/{file.name}": file for file in ood_files(task, cfg.data_root)}
+    files |= {f"ood/{file.name}": file for file in ood_files(task, cfg.data_root)}
     if cfg.backbone.path is not None:
         folder = user_path(cfg.backbone.path, "backbone.path")
-        found |= model_files(folder)
+        files |= model_files(folder)
     if cfg.method.start is not None:
         folder = find_adapter(cfg.method.start)
-        found |= {f"init/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    return found
+        files |= {f"init/{name}": folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    return files
 
 
 def _content_hashes(cfg: RunConfig) -> dict[str, str]:
@@ -277,7 +274,7 @@ class RunLifecycle(Generic[R]):
             return RunError(sentence)
         if isinstance(error, MemoryError) or any(message in str(error).lower() for message in _MEMORY_MESSAGES):
             return OutOfMemoryError(
-                "Memory did not suffice: raise train.accumulation (same updates, smaller passes), lower "
+                "Out of memory: raise train.accumulation (same updates, smaller passes), lower "
                 "train.batch_size or train.eval_batch_size, or shorten task.max_length."
             )
         if isinstance(error, Exception):
@@ -328,7 +325,7 @@ class FinishedRun:
     labels: list[str] | None
 
     def load_model(self) -> nn.Module:
-        """The trained model.
+        """The trained model, in evaluation mode.
 
         Raises:
             RequestError: If the run kept no weights.
@@ -350,6 +347,9 @@ def open_finished(run_dir: str | Path, base: str | None = None, *, any_base: boo
         run_dir: The run's folder.
         base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
         any_base: Whether to go on with another backbone than the one that the run was trained on.
+
+    Returns:
+        The run's record and settings, and its backbone, whose weights are not loaded yet.
 
     Raises:
         RequestError: If there is no finished run, or the backbone is missing or another one.

@@ -39,14 +39,14 @@ _CHUNK = 512
 @contextmanager
 def last_linear_input(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Within it, the list holds what the last linear layer of the model's latest forward pass read, shape (n, d)."""
-    found: list[torch.Tensor] = []
+    latest: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        found[:] = [inputs[0]]
+        latest[:] = [inputs[0]]
 
-    handles = [one.register_forward_pre_hook(keep) for one in model.modules() if isinstance(one, nn.Linear)]
+    handles = [module.register_forward_pre_hook(keep) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
-        yield found
+        yield latest
     finally:
         for handle in handles:
             handle.remove()
@@ -73,15 +73,15 @@ def logits_and_vectors(
 
     # A process may have no batch of its own to know it by.
     num_classes = classifier_of(model).config.num_labels
-    with last_linear_input(model) as found:
+    with last_linear_input(model) as latest:
 
         def values(outputs: Any) -> torch.Tensor:
             """Logits and vectors side by side, shape (batch, classes + d)."""
-            if not found or found[0].shape[:-1] != outputs.logits.shape[:-1]:
+            if not latest or latest[0].shape[:-1] != outputs.logits.shape[:-1]:
                 raise RunError(
                     "task.ood: the model has no last linear layer that reads one vector a row: leave it out."
                 )
-            return torch.cat([outputs.logits.float(), found[0].float()], dim=1)
+            return torch.cat([outputs.logits.float(), latest[0].float()], dim=1)
 
         both = predict_outputs(model, source, batch_size, accelerator, values)
     return both[:, :num_classes], both[:, num_classes:]
@@ -120,9 +120,9 @@ class Detector:
         covariance = LedoitWolf(assume_centered=True).fit(vectors - means[index]).covariance_
         # As for scikit-learn's `precision_`, directions without any variance do not count.
         variances, axes = np.linalg.eigh(covariance)
-        kept = variances > len(variances) * np.finfo(np.float64).eps * variances.max()
-        factor = axes[:, kept] / np.sqrt(variances[kept])
-        return cls(*(one.astype(np.float32) for one in (means, factor, _at_unit_length(vectors))))
+        has_variance = variances > len(variances) * np.finfo(np.float64).eps * variances.max()
+        factor = axes[:, has_variance] / np.sqrt(variances[has_variance])
+        return cls(*(array.astype(np.float32) for array in (means, factor, _at_unit_length(vectors))))
 
     def scores(self, logits: Array, vectors: Array) -> dict[str, Array]:
         """The four scores of each row.
@@ -143,19 +143,19 @@ class Detector:
         distances = cdist(vectors @ factor, self.means.astype(np.float64) @ factor, "sqeuclidean")
         units = _at_unit_length(vectors).astype(np.float32)
         chunks = np.split(units, range(_CHUNK, len(units), _CHUNK))
-        found = {
+        scores = {
             "msp": np.exp(logits.max(axis=1) - energy),
             "energy": energy,
             "mahalanobis": -distances.min(axis=1),
             "cosine": np.concatenate([(chunk @ self.directions.T).max(axis=1) for chunk in chunks]),
         }
-        return {name: values.astype(np.float32) for name, values in found.items()}
+        return {name: values.astype(np.float32) for name, values in scores.items()}
 
     def save(self, folder: Path) -> None:
         """Writes the detector into a run's folder."""
         from safetensors.numpy import save_file
 
-        arrays = {one.name: np.ascontiguousarray(getattr(self, one.name)) for one in fields(self)}
+        arrays = {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}
         save_file(arrays, folder / DETECTOR_FILE)
 
     @classmethod
@@ -231,7 +231,10 @@ class Detection:
     def added_to(self, predictions: Mapping[str, Predictions], rows: Rows) -> dict[str, Predictions]:
         """Adds the scores to the predictions by split, and the rows out of distribution as the split `ood`."""
         assert rows.labels is not None
-        added = {split: replace(one, scores=self.scores.get(split, one.scores)) for split, one in predictions.items()}
+        added = {
+            split: replace(of_split, scores=self.scores.get(split, of_split.scores))
+            for split, of_split in predictions.items()
+        }
         return added | {"ood": Predictions(rows.ids(), rows.labels, self.logits, scores=self.scores["ood"])}
 
 
@@ -249,6 +252,9 @@ def detect(
 
     Returns:
         The detector, the scores of all rows, and how well each score tells them apart.
+
+    Raises:
+        RunError: If no linear layer of the model reads one vector a row.
     """
     assert task.labels is not None
     assert task.ood is not None
@@ -263,10 +269,10 @@ def detect(
             continue
         logits, vectors = logits_and_vectors(model, sources[split], batch_size, accelerator)
         scores[split] = detector.scores(logits, vectors)
-    found = {
+    by_score = {
         name: judged(scores["report"][name], scores["ood"][name], scores["selection"][name]) for name in scores["ood"]
     }
     settings = task.settings
     assert settings.ood is not None
-    described = Ood(settings.ood, settings.ood_share, task.labels, len(task.ood), f"share of {FPR_RULE}", **found)
+    described = Ood(settings.ood, settings.ood_share, task.labels, len(task.ood), f"share of {FPR_RULE}", **by_score)
     return Detection(described, scores, logits, detector)

@@ -155,8 +155,8 @@ class Predictor:
         logits, vectors = logits_and_vectors(self._model, source, batch_size, self._accelerator)
         scores = self._detector.scores(logits, vectors)[self.ood].tolist()
         return [
-            replace(one, ood_score=score, in_distribution=score >= self._ood_threshold)
-            for one, score in zip(self._predictions(logits), scores, strict=True)
+            replace(prediction, ood_score=score, in_distribution=score >= self._ood_threshold)
+            for prediction, score in zip(self._predictions(logits), scores, strict=True)
         ], predicted(logits)
 
     def _predictions(self, logits: np.ndarray) -> list[Prediction]:
@@ -172,11 +172,11 @@ class Predictor:
 
 
 def _entities(rows: TaggedRows, tags: np.ndarray) -> list[Prediction]:
-    found = []
+    predictions = []
     for text, spans, of_row in zip(rows.texts[0], rows.spans, tags, strict=True):
         places = entity_places(of_row, spans)
-        found.append(Prediction(text=text, entities=[Entity(kind, a, b, text[a:b]) for kind, a, b in places]))
-    return found
+        predictions.append(Prediction(text=text, entities=[Entity(kind, a, b, text[a:b]) for kind, a, b in places]))
+    return predictions
 
 
 def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> Iterator[str]:
@@ -234,7 +234,7 @@ def _lines(predictor: Predictor, examples: dict[str, list[str]], *, as_json: boo
         for text in example:
             check_text(text, place)
     if empty := [place for place, example in examples.items() if not any(text.strip() for text in example)]:
-        _log.warning("no words in %s: what is predicted there says nothing", listed(empty))
+        _log.warning("no words in %s: predictions for these rows are meaningless", listed(empty))
     texts = tuple([example[i] for example in examples.values()] for i in range(len(columns)))
     rows = rows_of_texts(texts, predictor.task)
     yield from as_lines(predictor, predictor.predict(rows), as_json=as_json, first=first)
@@ -260,8 +260,9 @@ def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bo
         yield "\t".join(_header(predictor))
     for number, prediction in enumerate(predictions, start=first):
         if prediction.entities is not None:
-            for one in prediction.entities:
-                yield "\t".join([str(number), one.type, str(one.start), str(one.end), " ".join(one.text.split())])
+            for entity in prediction.entities:
+                span = [str(entity.start), str(entity.end)]
+                yield "\t".join([str(number), entity.type, *span, " ".join(entity.text.split())])
         elif prediction.probabilities is None:
             yield f"{prediction.value:.4f}"
         else:
@@ -278,9 +279,9 @@ def _header(predictor: Predictor) -> list[str]:
         return ["row", "type", "start", "end", "text"]
     if predictor.labels is None:
         return ["value"]
-    scored = [] if predictor.ood is None else ["in_distribution", "ood_score"]
-    what = "labels" if predictor.task.type == "multilabel" else "label"
-    return [*scored, what, *(f"p({label})" for label in predictor.labels)]
+    score_columns = [] if predictor.ood is None else ["in_distribution", "ood_score"]
+    label_column = "labels" if predictor.task.type == "multilabel" else "label"
+    return [*score_columns, label_column, *(f"p({label})" for label in predictor.labels)]
 
 
 def submit(predictor: Predictor, out_dir: str, data_root: str | None) -> Iterator[Path]:
@@ -309,7 +310,7 @@ def _write_submission(file: Path, rows: Rows, predictions: list[Prediction], pre
     with atomic_write(file) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow(["index", "prediction"])
-        writer.writerows([index, _submitted(one, predictor)] for index, one in enumerate(predictions))
+        writer.writerows([index, _submitted(prediction, predictor)] for index, prediction in enumerate(predictions))
 
 
 def _submitted(prediction: Prediction, predictor: Predictor) -> Any:

@@ -66,14 +66,14 @@ class FilePredictions:
         Raises:
             RequestError: If the file's ending is none of these, or a text column is called like a column of answers.
         """
-        suffix, answers = check_out(out), [_content(one) for one in self.predictions]
+        suffix, answers = check_out(out), [_content(prediction) for prediction in self.predictions]
         if suffix != ".jsonl":
-            answers = [_flat(one) for one in answers]
-        asked = [("id", self.ids), *self.texts.items(), *([] if self.gold is None else [("gold", self.gold)])]
-        names = [*(name for name, _ in asked), *answers[0]]
+            answers = [_flat(answer) for answer in answers]
+        columns = [("id", self.ids), *self.texts.items(), *([] if self.gold is None else [("gold", self.gold)])]
+        names = [*(name for name, _ in columns), *answers[0]]
         if twice := [name for name in names if names.count(name) > 1]:
             raise RequestError(f"--out has a column {twice[0]!r} of its own: rename the column of the texts.")
-        lines = [{name: values[row] for name, values in asked} | answer for row, answer in enumerate(answers)]
+        lines = [{name: values[row] for name, values in columns} | answer for row, answer in enumerate(answers)]
         with atomic_write(user_path(out, "--out")) as partial:
             _WRITERS[suffix](lines, partial)
 
@@ -105,7 +105,7 @@ def _write_csv(lines: list[dict[str, Any]], file: Path) -> None:
         writer.writerow(lines[0])
         for line in lines:
             cells = line.values()
-            writer.writerow([json.dumps(one) if isinstance(one, list | dict) else one for one in cells])
+            writer.writerow([json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in cells])
 
 
 def _write_json_lines(lines: list[dict[str, Any]], file: Path) -> None:
@@ -143,11 +143,11 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
         RequestError: If the file cannot be read, or a label is none of the task's.
     """
     task = predictor.task
-    wanted = [*columns_of_texts(task), task.label_column, *([] if id_column is None else [id_column])]
+    columns = [*columns_of_texts(task), task.label_column, *([] if id_column is None else [id_column])]
     if task.type != "tagging" and file.lower().removesuffix(".gz").endswith(".txt"):
-        table = read_table(file, "--file", wanted, lambda text, source: _one_a_line(text, source, task.text_columns))
+        table = read_table(file, "--file", columns, lambda text, source: _one_a_line(text, source, task.text_columns))
     else:
-        table = read_file(task, file, "--file", wanted)
+        table = read_file(task, file, "--file", columns)
     # Without their labels, so that no row is left out.
     unlabelled = {name: cells for name, cells in table.columns.items() if name != task.label_column}
     rows = rows_of_table(replace(table, columns=unlabelled), task, predictor.labels)
@@ -219,9 +219,9 @@ def _references(table: Table, predictor: Predictor) -> tuple[list[int], np.ndarr
         names = entity_tags(labels)
         return positions, names_by_row([names[tag] for tag in of_row] for of_row in rows.labels)
     if task.type == "multilabel":
-        return positions, names_by_row([labels[one] for one in np.flatnonzero(of_row)] for of_row in rows.labels)
+        return positions, names_by_row([labels[index] for index in np.flatnonzero(of_row)] for of_row in rows.labels)
     if (known := known_classes(task, all_labels)) is None:
         return positions, rows.labels
     # Rows of the classes that were left out as out of distribution have no right answer.
-    kept = np.isin(rows.labels, known)
-    return np.asarray(positions)[kept].tolist(), np.searchsorted(known, rows.labels[kept])
+    is_known = np.isin(rows.labels, known)
+    return np.asarray(positions)[is_known].tolist(), np.searchsorted(known, rows.labels[is_known])

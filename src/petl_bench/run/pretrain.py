@@ -24,7 +24,7 @@ from petl_bench.records.reading import check_hash, finite, validate
 from petl_bench.records.run_key import backbone_name, run_key
 from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
-from petl_bench.run.export import listing
+from petl_bench.run.export import markdown_list
 from petl_bench.run.lifecycle import RunLifecycle
 from petl_bench.run.run import open_checkpoints
 from petl_bench.settings import check_choices, setting
@@ -117,7 +117,7 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     """
     # Before all else: conf/pretrain.yaml sets options that other methods do not have.
     able = [name for name, method in all_methods().items() if method.pretraining]
-    for name in (one.partition("=")[2] for one in overrides if one.startswith("method=")):
+    for name in (override.partition("=")[2] for override in overrides if override.startswith("method=")):
         if name not in able:
             raise RequestError(f"method={name} has no training phase without labels: use one of {', '.join(able)}.")
     ConfigStore.instance().store(group="schema", name="pretrain", node=PretrainConfig)
@@ -182,7 +182,7 @@ def pretrain(cfg: PretrainConfig) -> tuple[Pretraining, Path]:
     record = Pretraining(key, config)
     with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
         _log.info("pretraining %s", folder.path)
-        _make(cfg, sources, record, lifecycle, accelerator)
+        _pretrain(cfg, sources, lifecycle, accelerator)
     return record, folder.path
 
 
@@ -197,22 +197,22 @@ def _recorded(cfg: PretrainConfig) -> dict[str, Any]:
 
 def _read_texts(cfg: PretrainConfig) -> dict[str, Rows]:
     """The texts by task or file, without their labels."""
-    found: dict[str, Rows] = {}
+    texts: dict[str, Rows] = {}
     for name in cfg.texts.tasks:
         task = load_config([f"task={name}"]).task
-        found[name] = replace(load_task(task, cfg.data_root).train, labels=None)
+        texts[name] = replace(load_task(task, cfg.data_root).train, labels=None)
     for file in cfg.texts.files:
-        found[Path(file).name] = Rows((_lines(user_path(file, "texts.files")),), None)
+        texts[Path(file).name] = Rows((_lines(user_path(file, "texts.files")),), None)
     generator = np.random.default_rng(cfg.task.data_seed)
-    for name, rows in found.items():
+    for name, rows in texts.items():
         drawn = rows.take(generator.permutation(len(rows))[: cfg.texts.most])
         if len(drawn) <= cfg.texts.held_out:
             raise RequestError(
                 f"{name} gives {len(drawn)} texts, of which texts.held_out={cfg.texts.held_out} are kept apart: give "
                 "more texts, or lower that number."
             )
-        found[name] = drawn
-    return found
+        texts[name] = drawn
+    return texts
 
 
 def _lines(file: Path) -> list[str]:
@@ -223,26 +223,22 @@ def _lines(file: Path) -> list[str]:
     return [check_text(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _make(
-    cfg: PretrainConfig,
-    sources: dict[str, Rows],
-    record: Pretraining,
-    lifecycle: RunLifecycle[Pretraining],
-    accelerator: Accelerator,
+def _pretrain(
+    cfg: PretrainConfig, sources: dict[str, Rows], lifecycle: RunLifecycle[Pretraining], accelerator: Accelerator
 ) -> None:
     """Trains and stores the adapter, and fills in the record.
 
     Args:
         cfg: The whole config.
         sources: Texts by task or file.
-        record: The record.
-        lifecycle: Knows the folder, and whether this process writes.
+        lifecycle: The record, its folder, and whether this process writes.
         accelerator: The process's device, precision and place among the processes.
     """
     from accelerate.utils import set_seed
 
     from petl_bench.model import save_adapter
 
+    record = lifecycle.record
     record.versions, record.git = versions(), git()
     record.hardware = hardware(on_cuda=accelerator.device.type == "cuda", num_processes=accelerator.num_processes)
     backbone = open_backbone(cfg.backbone, cfg.layers)
@@ -261,7 +257,7 @@ def _make(
     set_seed(cfg.train.seed)
     student = _student(cfg, backbone)
     record.trainable = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-    progress = _train(cfg, student, train, held_out, record, lifecycle, accelerator)
+    progress = _train(cfg, student, train, held_out, lifecycle, accelerator)
     record.updates, record.resumed_at_updates = progress.num_steps, progress.resumed_at
     record.train_seconds, record.eval_seconds = progress.train_seconds, progress.eval_seconds
     if lifecycle.is_main:
@@ -287,7 +283,7 @@ def _card(cfg: PretrainConfig, record: Pretraining) -> str:
         "Seed": cfg.train.seed,
     }
     use = "A start for runs of petl_bench: `method.init=FOLDER`. It has no head and gives no answers by itself."
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{listing(about)}\n\n{use}\n"))
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{markdown_list(about)}\n\n{use}\n"))
 
 
 def _student(cfg: PretrainConfig, backbone: Backbone) -> PeftModel:
@@ -331,7 +327,6 @@ def _train(
     student: PeftModel,
     train: EncodedRows,
     held_out: EncodedRows,
-    record: Pretraining,
     lifecycle: RunLifecycle[Pretraining],
     accelerator: Accelerator,
 ) -> Progress:
@@ -342,8 +337,7 @@ def _train(
         student: The encoder with its adapter; changed in place.
         train: Texts to train on.
         held_out: Texts on which the distance from the dense encoder is measured.
-        record: Gets the history.
-        lifecycle: Knows the folder of the checkpoints.
+        lifecycle: The record, which gets the history, and the folder of the checkpoints.
         accelerator: The process's device, precision and place among the processes.
     """
     from accelerate.utils import set_seed
@@ -363,14 +357,14 @@ def _train(
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, rates, lambda name: "modules_to_save" in name))
     schedule = build_schedule(optimizer, cfg.train, num_steps)
     state = TrainingState(model, optimizer, schedule, accelerator, extra=RankAllocation(student))
-    record.history = state.progress.history
+    lifecycle.record.history = state.progress.history
     source, held_out_source = BatchSource(train, accelerator.device), BatchSource(held_out, accelerator.device)
     batches = sorted_batches(held_out.lengths, cfg.train.eval_batch_size)
 
     def evaluate() -> dict[str, float]:
-        found = plain.held_out_distances(held_out_source.batch(indices).inputs for indices in batches)
-        _log.info("update %d of %d: distance %.4f", state.progress.num_steps, num_steps, found[_METRIC])
-        return found
+        distances = plain.held_out_distances(held_out_source.batch(indices).inputs for indices in batches)
+        _log.info("update %d of %d: distance %.4f", state.progress.num_steps, num_steps, distances[_METRIC])
+        return distances
 
     loop = TrainingLoop(
         state,

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from petl_bench.frozen.batch_source import BatchSources
     from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.checkpoint import Checkpoints, Progress
 
@@ -78,15 +77,15 @@ def run(cfg: RunConfig) -> Record:
             _log.info("finished already: %s", identity.folder)
             return done
         assert done.frozen
-        _log.info("made again: the times of the finished run are of train.cache=%s", done.frozen.cache)
+        _log.info("running again: the finished run was timed with train.cache=%s", done.frozen.cache)
     record = Record(run_key=identity.key, config=identity.config, key_version=KEY_VERSION)
     with RunLifecycle(record, folder) as lifecycle, freed_memory_kept():
-        _make(cfg, identity, lifecycle)
+        _train_and_evaluate(cfg, identity, lifecycle)
     return record
 
 
-def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
-    """Makes a run from its rows to its scores, and fills in its record."""
+def _train_and_evaluate(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]) -> None:
+    """Carries out a run from its rows to its scores, and fills in its record."""
     from petl_bench.frozen.batch_source import open_batch_sources
     from petl_bench.measure.run_costs import PeakMemory
     from petl_bench.training.device import compile_layers
@@ -99,13 +98,13 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     record.hardware = hardware(on_cuda=on_cuda, num_processes=accelerator.num_processes)
 
     with peaks.phase("load"):
-        parts = _load(cfg, identity, record, accelerator)
+        loaded = _load(cfg, identity, record, accelerator)
     # What cannot be run is refused above, and leaves no folder.
     _log.info("run %s", identity.folder)
-    task, backbone = parts.task, parts.backbone
-    model = accelerator.unwrap_model(parts.model)
+    task, backbone = loaded.task, loaded.backbone
+    model = accelerator.unwrap_model(loaded.model)
     record.data, record.protocol = describe_data(cfg, task), describe_protocol(cfg, task, model)
-    record.tagging = describe_tagging(task, parts.encoded)
+    record.tagging = describe_tagging(task, loaded.encoded)
 
     # The memory estimate comes before training, so that a run that exceeds the memory has it in its record.
     record.memory = Memory()
@@ -116,13 +115,13 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
 
     # Features of the frozen layers are computed once; training and evaluation start from them.
     with peaks.phase("features"):
-        sources = open_batch_sources(model, backbone.anatomy, parts.encoded, cfg.train, accelerator)
+        sources = open_batch_sources(model, backbone.anatomy, loaded.encoded, cfg.train, accelerator)
         record.frozen = sources.frozen
     if cfg.train.compile:
         compile_layers(model, backbone.anatomy, record.frozen.layers if record.frozen else 0)
 
     evaluator = Evaluator(model, task, sources.by_split, cfg.train.eval_batch_size, accelerator)
-    progress = _train(cfg, parts.model, backbone, sources, evaluator, accelerator, peaks, lifecycle)
+    progress = _train(cfg, loaded, evaluator, peaks, lifecycle)
     with peaks.phase("eval"):
         predictions, detector = _score(evaluator, progress, cfg.train.selection, record)
     peaks.log()
@@ -130,7 +129,7 @@ def _make(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLifecycle[Record]
     record.memory.device = describe_device_memory(peaks)
     record.memory.process_peak_rss_bytes = peaks.process_peak_rss_bytes
     if lifecycle.is_main:
-        trained = accelerator.unwrap_model(parts.model, keep_fp32_wrapper=False)
+        trained = accelerator.unwrap_model(loaded.model, keep_fp32_wrapper=False)
         if cfg.train.save_weights:
             assert record.params
             card = partial(model_card, record)
@@ -160,9 +159,9 @@ def _score(
     record.scores, predictions = evaluator.final_scores(progress, selection)
     detector, task = None, evaluator.task
     if task.ood is not None:
-        found = detect(evaluator.model, task, evaluator.sources, evaluator.batch_size, evaluator.accelerator)
-        record.ood, detector = found.described, found.detector
-        predictions = found.added_to(predictions, task.ood)
+        detection = detect(evaluator.model, task, evaluator.sources, evaluator.batch_size, evaluator.accelerator)
+        record.ood, detector = detection.described, detection.detector
+        predictions = detection.added_to(predictions, task.ood)
     record.threshold = evaluator.threshold
     if record.tagging is not None:
         reported = predictions["report"]
@@ -171,7 +170,7 @@ def _score(
 
 
 @dataclass
-class _Parts:
+class _LoadedRun:
     """What a run is made of: its rows, as token ids too, and the adapted model, prepared for its device."""
 
     task: Task
@@ -180,7 +179,7 @@ class _Parts:
     model: nn.Module
 
 
-def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Accelerator) -> _Parts:
+def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Accelerator) -> _LoadedRun:
     """Loads the task's rows and the backbone, and makes of it the model that the method trains.
 
     Args:
@@ -213,7 +212,7 @@ def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Ac
     if identify(cfg).key != identity.key:
         raise RunError("The local files of the rows or the backbone changed while they were read: run it again.")
     _log_params(record.params)
-    return _Parts(task, backbone, encoded, accelerator.prepare_model(model))
+    return _LoadedRun(task, backbone, encoded, accelerator.prepare_model(model))
 
 
 def encode_task(task: Task, backbone: Backbone) -> dict[str, EncodedRows]:
@@ -275,24 +274,14 @@ def _estimate(cfg: RunConfig, backbone: Backbone, labels: list[str] | None, reco
 
 
 def _train(
-    cfg: RunConfig,
-    model: nn.Module,
-    backbone: Backbone,
-    sources: BatchSources,
-    evaluator: Evaluator,
-    accelerator: Accelerator,
-    peaks: PeakMemory,
-    lifecycle: RunLifecycle[Record],
+    cfg: RunConfig, loaded: _LoadedRun, evaluator: Evaluator, peaks: PeakMemory, lifecycle: RunLifecycle[Record]
 ) -> Progress:
     """Trains the model, from a checkpoint if an interrupted run left one.
 
     Args:
         cfg: The whole config.
-        model: The adapted model, as prepared for its device.
-        backbone: What the model was made of; its anatomy says what belongs to the head.
-        sources: Batches of all splits.
-        evaluator: Scores the model on the selection split.
-        accelerator: The process's device, precision and place among the processes.
+        loaded: The adapted model, and the backbone that it was made of.
+        evaluator: Scores the model on the selection split, and has the batches of all splits.
         peaks: Measures memory by phase.
         lifecycle: The record that the history goes to, with its folder and tracker.
 
@@ -305,9 +294,10 @@ def _train(
     from petl_bench.training.checkpoint import TrainingState
     from petl_bench.training.loop import TrainingLoop, build_optimizer, build_schedule, num_training_steps
 
-    source, record = sources.by_split["train"], lifecycle.record
+    model, accelerator = loaded.model, evaluator.accelerator
+    source, record = evaluator.sources["train"], lifecycle.record
     assert record.protocol
-    optimizer = build_optimizer(model, cfg.train, backbone.anatomy.in_head)
+    optimizer = build_optimizer(model, cfg.train, loaded.backbone.anatomy.in_head)
     schedule = build_schedule(optimizer, cfg.train, num_training_steps(len(source.rows), cfg.train))
     plain: Any = accelerator.unwrap_model(model)
     is_balanced = cfg.train.class_weights == "balanced"

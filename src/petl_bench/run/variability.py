@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from petl_bench.backbones.anatomy import LayersConfig, check_variability, place
+from petl_bench.backbones.anatomy import LayersConfig, check_variability, layer_window
 from petl_bench.backbones.load import Backbone, open_backbone
 from petl_bench.backbones.source import BackboneConfig
 from petl_bench.errors import RequestError, RunError
@@ -50,30 +50,30 @@ def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None 
         raise ValueError("a hidden state is not finite")
     if not np.isfinite(labels).all():
         raise ValueError("a label is not finite")
-    found, sizes = np.unique(labels, return_counts=True)
-    if num_classes is not None and set(found.tolist()) != set(range(num_classes)):
-        missing = sorted(set(range(num_classes)) - set(found.tolist()))
+    classes, sizes = np.unique(labels, return_counts=True)
+    if num_classes is not None and set(classes.tolist()) != set(range(num_classes)):
+        missing = sorted(set(range(num_classes)) - set(classes.tolist()))
         if missing:
             raise ValueError(f"class {missing[0]} has no example among {len(labels)} rows")
         raise ValueError(f"labels outside 0..{num_classes - 1}")
-    if len(found) < 2:
+    if len(classes) < 2:
         raise ValueError("at least two classes are needed")
     if sizes.max() < 2:
         raise ValueError("no class has two examples, so there is no spread within classes")
-    means = np.stack([states[labels == label].mean(axis=0) for label in found])
-    between = (means - means.mean(axis=0)) / np.sqrt(len(found))
+    means = np.stack([states[labels == label].mean(axis=0) for label in classes])
+    between = (means - means.mean(axis=0)) / np.sqrt(len(classes))
     _, singular, directions = np.linalg.svd(between, full_matrices=False)
-    kept = singular > singular.max() * max(between.shape) * np.finfo(np.float64).eps
+    nonzero = singular > singular.max() * max(between.shape) * np.finfo(np.float64).eps
     # Means that differ by less than rounding are the same.
-    kept &= singular > np.abs(states).max() * max(between.shape) * np.finfo(np.float64).eps
-    if not kept.any():
+    nonzero &= singular > np.abs(states).max() * max(between.shape) * np.finfo(np.float64).eps
+    if not nonzero.any():
         return math.inf
-    scaled = directions[kept] / singular[kept, None]
+    scaled = directions[nonzero] / singular[nonzero, None]
     spread = [
         np.square((states[labels == label] - mean) @ scaled.T).sum(axis=1).mean()
-        for label, mean in zip(found, means, strict=True)
+        for label, mean in zip(classes, means, strict=True)
     ]
-    return float(np.sum(spread) / len(found) ** 2)
+    return float(np.sum(spread) / len(classes) ** 2)
 
 
 def bins_of(targets: np.ndarray, num_bins: int) -> np.ndarray:
@@ -145,10 +145,10 @@ def choose_layers(
         raise RequestError(
             "layers=variability: every layer gives all classes the same mean state; choose another plan."
         )
-    chosen = place(layers, int(np.argmin(measured)) + 1, len(measured))
+    chosen = layer_window(layers, int(np.argmin(measured)) + 1, len(measured))
     _report(measured, null_line, chosen, len(rows))
-    found = Layers(chosen.bottom, chosen.top, chosen.head, len(measured), measured, null_line, len(rows))  # type: ignore[arg-type]
-    return chosen, found
+    described = Layers(chosen.bottom, chosen.top, chosen.head, len(measured), measured, null_line, len(rows))  # type: ignore[arg-type]
+    return chosen, described
 
 
 def _labelled_rows(layers: LayersConfig, task: Task) -> tuple[Rows, np.ndarray, int | None]:
@@ -195,7 +195,7 @@ def word_states(
     tokens = np.sort(np.concatenate(drawn))
     row_of_token = np.searchsorted(encoded.offsets, tokens, side="right") - 1
     layer_states = _layer_states(backbone, device)
-    found: np.ndarray | None = None
+    vectors: np.ndarray | None = None
     chosen = np.unique(row_of_token)
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
@@ -203,12 +203,12 @@ def word_states(
             states = layer_states(collate(encoded, indices).to(torch.device(device)).inputs)
         words = np.flatnonzero(np.isin(row_of_token, indices))
         places = np.searchsorted(indices, row_of_token[words]), tokens[words] - encoded.offsets[row_of_token[words]]
-        if found is None:
-            found = np.empty((len(states), len(tokens), states[0].shape[-1]), dtype=np.float32)
+        if vectors is None:
+            vectors = np.empty((len(states), len(tokens), states[0].shape[-1]), dtype=np.float32)
         for layer, state in enumerate(states):
-            found[layer, words] = state.float().cpu().numpy()[places]
-    assert found is not None
-    return found, encoded.labels[tokens]
+            vectors[layer, words] = state.float().cpu().numpy()[places]
+    assert vectors is not None
+    return vectors, encoded.labels[tokens]
 
 
 def _layer_states(backbone: Backbone, device: str) -> Callable[[Any], list[torch.Tensor]]:
@@ -264,10 +264,10 @@ def pooled_states(backbone: Backbone, rows: Rows, max_length: int, batch_size: i
         weights = is_text[..., None].float()
         # The state of a row of special tokens alone is zero.
         means = [(state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1) for state in states]
-        found = torch.stack(means).cpu().numpy()
+        batch_means = torch.stack(means).cpu().numpy()
         if pooled is None:
-            pooled = np.empty((len(found), len(rows), found.shape[2]), dtype=np.float32)
-        pooled[:, indices] = found
+            pooled = np.empty((len(batch_means), len(rows), batch_means.shape[2]), dtype=np.float32)
+        pooled[:, indices] = batch_means
     assert pooled is not None
     return pooled
 

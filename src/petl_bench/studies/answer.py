@@ -45,7 +45,7 @@ class Answer:
         score: The mean score on the reported rows, in the unit of the metric.
         interval: What one more training would score on as many other rows, 95 %; None where that is not known.
         comparisons: Of all other finalists with it.
-        cheaper: Of those that cannot be told apart from it, what they cost less, by name.
+        cheaper: What the methods cost less that show no significant difference from it, by name.
     """
 
     recommended: str
@@ -59,16 +59,17 @@ class Answer:
     @property
     def best(self) -> tuple[PlannedRun, Record]:
         """Of its runs the one that is best where nothing is reported."""
-        return max(self.runs, key=lambda one: _selection(one[1]))
+        return max(self.runs, key=lambda run_and_record: _selection(run_and_record[1]))
 
 
 def answer(choice: Choice) -> Answer:
     """Finds the recommended settings: the best on the selection rows; the reported rows only say how good they are."""
-    found = [(run, record) for run in choice.study.runs if (record := choice.record(run)) is not None]
-    finals = [(run, record) for run, record in found if not run.is_trial]
+    finished = [(run, record) for run in choice.study.runs if (record := choice.record(run)) is not None]
+    finals = [(run, record) for run, record in finished if not run.is_trial]
+    longest = max(run.share for run, _ in finished)
+    reported = finals or [(run, record) for run, record in finished if run.share == longest]
     by_settings: dict[tuple[str, str], list[tuple[PlannedRun, Record]]] = {}
-    longest = max(run.share for run, _ in found)
-    for run, record in finals or [one for one in found if one[0].share == longest]:
+    for run, record in reported:
         by_settings.setdefault((run.method, run.candidate), []).append((run, record))
     most = max(map(len, by_settings.values()))
     best = max(
@@ -78,17 +79,18 @@ def answer(choice: Choice) -> Answer:
     name = best[0][0].method
 
     def read(record: Record) -> Any:
-        run = next(run for run, one in found if one.run_key == record.run_key)
+        run = next(run for run, other in finished if other.run_key == record.run_key)
         return choice.folder.run_folder(run).read_predictions(record, "report")
 
     score, interval = _score(best, read)
     comparisons: dict[str, MethodComparison] = {}
     if finals:
         differences = find_differences(study_results(choice.study, [record for _, record in finals]), read)
-        comparisons = {one.method: one for one in compare_methods(differences, name) if one.difference is not None}
-    alike = [one for one in comparisons if comparisons[one].verdict == "no difference shown"]
+        compared = compare_methods(differences, name)
+        comparisons = {comparison.method: comparison for comparison in compared if comparison.difference is not None}
+    alike = [method for method, comparison in comparisons.items() if comparison.verdict == "no difference shown"]
     first = {run.method: record for run, record in reversed(finals)}
-    cheaper = {one: words for one in alike if (words := _savings(first[one], first[name]))}
+    cheaper = {method: savings for method in alike if (savings := _savings(first[method], first[name]))}
     return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
 
 
@@ -127,7 +129,7 @@ def _score(
     return mean, (max(low, 0.0), min(high, 1.0) if protocol.higher_is_better else high)
 
 
-def _savings(record: Record, than: Record) -> list[str]:
+def _savings(record: Record, other: Record) -> list[str]:
     """What a run costs less than another, in words."""
     costs = {
         "params_trainable": "trained parameters",
@@ -135,19 +137,21 @@ def _savings(record: Record, than: Record) -> list[str]:
         "inference_latency_ms": "latency",
     }
     ratios = {}
-    for key, what in costs.items():
-        mine, other = (FIELDS[key].value(one) for one in (record, than))
-        if mine is not None and other:
-            ratios[what] = mine / other
-    if not _is_faster(record, than):
+    for key, label in costs.items():
+        cost, others_cost = FIELDS[key].value(record), FIELDS[key].value(other)
+        if cost is not None and others_cost:
+            ratios[label] = cost / others_cost
+    if not _is_faster(record, other):
         ratios.pop("latency", None)
-    return [f"{100 * ratio:.0f} % of its {what}" for what, ratio in ratios.items() if ratio < _CHEAPER]
+    return [f"{100 * ratio:.0f} % of its {label}" for label, ratio in ratios.items() if ratio < _CHEAPER]
 
 
-def _is_faster(record: Record, than: Record) -> bool:
+def _is_faster(record: Record, other: Record) -> bool:
     """Whether the middle halves of both latencies lie apart: on a busy machine medians differ without a reason."""
-    mine, others = (one.inference.latency_ms_quartiles if one.inference else None for one in (record, than))
-    return mine is not None and others is not None and mine[1] < others[0]
+    if record.inference is None or other.inference is None:
+        return False
+    quartiles, others_quartiles = record.inference.latency_ms_quartiles, other.inference.latency_ms_quartiles
+    return quartiles is not None and others_quartiles is not None and quartiles[1] < others_quartiles[0]
 
 
 def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
@@ -159,42 +163,46 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
         write: Prints text.
         as_json: Whether to print a JSON object instead.
     """
-    found = answer(choice)
+    result = answer(choice)
     if as_json:
-        write(json.dumps(_as_dict(choice, found, seconds), indent=2))
+        write(json.dumps(_as_dict(choice, result, seconds), indent=2))
         write = _log.debug
     else:
-        for line in (*_score_lines(choice, found), *_comparison_lines(found), *_search_lines(choice, found, seconds)):
+        for line in (
+            *_score_lines(choice, result),
+            *_comparison_lines(result),
+            *_search_lines(choice, result, seconds),
+        ):
             write(line)
-    if found.on_all_rows:
+    if result.on_all_rows:
         picture = choice.folder.path / PICTURE
         write_report([str(choice.folder.path)], "json" if as_json else "table", str(picture), write)
 
 
-def _as_dict(choice: Choice, found: Answer, seconds: float) -> dict[str, Any]:
-    run, record = found.best
+def _as_dict(choice: Choice, result: Answer, seconds: float) -> dict[str, Any]:
+    run, record = result.best
     assert record.protocol
     differences = {
         name: {
-            "difference": one.difference.mean,
-            "interval": one.difference.interval,
-            "p_corrected": one.p,
-            "verdict": one.verdict,
-            "cheaper": found.cheaper.get(name, []),
+            "difference": comparison.difference.mean,
+            "interval": comparison.difference.interval,
+            "p_corrected": comparison.p,
+            "verdict": comparison.verdict,
+            "cheaper": result.cheaper.get(name, []),
         }
-        for name, one in found.comparisons.items()
-        if one.difference is not None
+        for name, comparison in result.comparisons.items()
+        if comparison.difference is not None
     }
     return {
-        "method": "lora" if found.recommended == REFERENCE else found.recommended,
+        "method": "lora" if result.recommended == REFERENCE else result.recommended,
         "settings": run.tried,
         "command": shlex.join(choice.command(run)),
-        "on_all_rows": found.on_all_rows,
+        "on_all_rows": result.on_all_rows,
         "share_of_training": run.share,
         "metric": record.protocol.metric,
-        "score": found.score,
-        "interval_of_other_rows": found.interval,
-        "seeds": [one.seed for one, _ in found.runs],
+        "score": result.score,
+        "interval_of_other_rows": result.interval,
+        "seeds": [run.seed for run, _ in result.runs],
         "report_rows": record.protocol.num_eval_examples,
         "baselines": record.baselines,
         "compared_with_it": differences,
@@ -208,20 +216,20 @@ def _as_dict(choice: Choice, found: Answer, seconds: float) -> dict[str, Any]:
     }
 
 
-def _score_lines(choice: Choice, found: Answer) -> Iterator[str]:
+def _score_lines(choice: Choice, result: Answer) -> Iterator[str]:
     """What to run, and how well it does."""
-    run, record = found.best
+    run, record = result.best
     assert record.protocol
     metric, percent = record.protocol.metric, record.protocol.higher_is_better
     unit = " %" if percent else ""
     settings = ", ".join(f"{setting_name(key)} {value}" for key, value in run.tried.items())
-    yield f"recommended: {found.recommended} ({settings})\n  {shlex.join(choice.command(run))}"
-    shown = f"score: {metric} {score_text(found.score, in_percent=percent)}{unit}"
-    if found.on_all_rows:
-        seeds = "one seed" if len(found.runs) == 1 else f"mean of {len(found.runs)} seeds"
+    yield f"recommended: {result.recommended} ({settings})\n  {shlex.join(choice.command(run))}"
+    shown = f"score: {metric} {score_text(result.score, in_percent=percent)}{unit}"
+    if result.on_all_rows:
+        seeds = "one seed" if len(result.runs) == 1 else f"mean of {len(result.runs)} seeds"
         interval = ""
-        if found.interval is not None:
-            low, high = (score_text(end, in_percent=percent) for end in found.interval)
+        if result.interval is not None:
+            low, high = (score_text(end, in_percent=percent) for end in result.interval)
             interval = f"; one training on as many other rows: {low} to {high} (95 %)"
         yield f"{shown} on {record.protocol.num_eval_examples:,} rows that chose nothing, {seeds}{interval}"
     else:
@@ -231,31 +239,31 @@ def _score_lines(choice: Choice, found: Answer) -> Iterator[str]:
     if record.baselines:
         scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
         yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
-        if alike := at_least_as_good(record.baselines, metric, found.score, higher_is_better=percent):
+        if alike := at_least_as_good(record.baselines, metric, result.score, higher_is_better=percent):
             hint = "more --time" if run.share < 1 or choice.not_trained else "other rows or another backbone"
             yield f"  no better than {' and '.join(alike)}: {hint} may do"
 
 
-def _comparison_lines(found: Answer) -> Iterator[str]:
+def _comparison_lines(result: Answer) -> Iterator[str]:
     """What else is as good and cheaper, and what the choice gains over LoRA at its default."""
-    protocol = found.best[1].protocol
+    protocol = result.best[1].protocol
     assert protocol
     percent = protocol.higher_is_better
-    for name, words in found.cheaper.items():
-        points = _points(found.comparisons[name], percent=percent)
-        yield f"not told apart from it, and cheaper: {name} ({points}; {', '.join(words)})"
-    if found.comparisons and not found.cheaper:
-        yield "none of the others that were trained on all rows is cheaper and as good, as far as these rows show"
-    against = found.comparisons.get(REFERENCE) or found.comparisons.get("lora")
-    if against is not None:
-        gain = replace(against, difference=against.difference.turned() if against.difference else None)
-        told = {"worse": "gains", "better": "loses"}.get(against.verdict, "no gain shown")
-        yield f"against LoRA at its default: {told}, {_points(gain, percent=percent)}"
+    for name, savings in result.cheaper.items():
+        points = _points(result.comparisons[name], percent=percent)
+        yield f"no significant difference, and cheaper: {name} ({points}; {', '.join(savings)})"
+    if result.comparisons and not result.cheaper:
+        yield "no other method that was trained on all rows is cheaper without a significant difference on these rows"
+    reference = result.comparisons.get(REFERENCE) or result.comparisons.get("lora")
+    if reference is not None:
+        gain = replace(reference, difference=reference.difference.turned() if reference.difference else None)
+        verdict = {"worse": "gains", "better": "loses"}.get(reference.verdict, "no gain shown")
+        yield f"against LoRA at its default: {verdict}, {_points(gain, percent=percent)}"
 
 
-def _search_lines(choice: Choice, found: Answer, seconds: float) -> Iterator[str]:
+def _search_lines(choice: Choice, result: Answer, seconds: float) -> Iterator[str]:
     """What the search took and left out, and where the weights are."""
-    methods = {one.method for one in choice.trained} - {REFERENCE}
+    methods = {run.method for run in choice.trained} - {REFERENCE}
     yield f"the search: {len(choice.trained)} trainings of {len(methods)} methods, {seconds / 60:.1f} min"
     if left_out := choice.state.left_out:
         yield "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in left_out.items())
@@ -263,16 +271,17 @@ def _search_lines(choice: Choice, found: Answer, seconds: float) -> Iterator[str
         yield "failed: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in failed.items())
     if not_trained := choice.not_trained:
         yield f"not trained, as the time did not suffice: {', '.join(not_trained)}"
-    if found.on_all_rows:
-        yield f"trained: {choice.folder.path / found.best[0].folder}\n"
+    if result.on_all_rows:
+        yield f"trained: {choice.folder.path / result.best[0].folder}\n"
     else:
         yield "no weights were kept: the command trains them; so does this one, given again with more --time\n"
 
 
-def _points(one: MethodComparison, *, percent: bool) -> str:
-    assert one.difference is not None
-    text = f"{score_text(one.difference.mean, in_percent=percent, sign=True)}{' points' if percent else ''}"
-    if one.difference.interval is None:
+def _points(comparison: MethodComparison, *, percent: bool) -> str:
+    difference = comparison.difference
+    assert difference is not None
+    text = f"{score_text(difference.mean, in_percent=percent, sign=True)}{' points' if percent else ''}"
+    if difference.interval is None:
         return text
-    low, high = (score_text(end, in_percent=percent, sign=True) for end in one.difference.interval)
+    low, high = (score_text(end, in_percent=percent, sign=True) for end in difference.interval)
     return f"{text}, {low} to {high}"

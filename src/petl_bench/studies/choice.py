@@ -78,18 +78,18 @@ class Limits:
         """
         configs: dict[str, RunConfig] = {}
         reasons: dict[str, str] = {}
-        for one in candidates:
-            name = size_name(one)
+        for candidate in candidates:
+            name = size_name(candidate)
             if name in configs or name in reasons:
                 continue
             try:
-                configs[name] = resolved(load_config(candidate_settings(one, overrides)))
+                configs[name] = resolved(load_config(candidate_settings(candidate, overrides)))
             except RequestError as error:
                 reasons[name] = str(error)
         if configs and (self.memory_bytes or self.trainable or self.trainable_percent):
             rows = estimate_all([(cfg, None) for cfg in configs.values()])
-            found = {name: self.exceeded_by(row) for name, row in zip(configs, rows, strict=True)}
-            reasons |= {name: reason for name, reason in found.items() if reason is not None}
+            exceeded = {name: self.exceeded_by(row) for name, row in zip(configs, rows, strict=True)}
+            reasons |= {name: reason for name, reason in exceeded.items() if reason is not None}
         return reasons
 
 
@@ -114,6 +114,10 @@ def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]
     method, tried = candidate
     others = [(method, tried | {POOLING: "mean"})] if is_open and cfg.task.type != "tagging" else []
     return [candidate, *others]
+
+
+# The numbers of the first steps. Those that halve the candidates follow, then those on all rows.
+HEAD_STEP, DEFAULTS_STEP, SETTINGS_STEP = range(3)
 
 
 @dataclass
@@ -190,7 +194,7 @@ def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
         return ChoiceState(request)
     try:
         content = read_json(file)
-        steps = [Step(**step | {"candidates": [tuple(one) for one in step["candidates"]]}) for step in content["steps"]]
+        steps = [Step(**step | {"candidates": list(map(tuple, step["candidates"]))}) for step in content["steps"]]
         state = ChoiceState(**content | {"steps": steps})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RequestError(f"{file} cannot be read ({error}): {elsewhere}.") from error
@@ -201,16 +205,20 @@ def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
 
 def _differences(before: list[Any], now: list[Any]) -> list[str]:
     """In what two requests differ, in words."""
-    found = []
+    differences = []
     for what, old, new in zip(("settings", "methods"), before[:2], now[:2], strict=True):
-        parts = [("it had", [one for one in old if one not in new]), ("now", [one for one in new if one not in old])]
-        if told := [f"{which} {' '.join(ones)}" for which, ones in parts if ones]:
-            found.append(f"its {what} ({', '.join(told)})")
+        parts = []
+        if gone := [item for item in old if item not in new]:
+            parts.append(f"it had {' '.join(gone)}")
+        if added := [item for item in new if item not in old]:
+            parts.append(f"now {' '.join(added)}")
+        if parts:
+            differences.append(f"its {what} ({', '.join(parts)})")
     limits = [name for name in before[2] | now[2] if before[2].get(name) != now[2].get(name)]
-    found += [f"the limit {name} ({before[2].get(name)}, now {now[2].get(name)})" for name in limits]
-    if not found and before[3] != now[3]:
-        found.append("its rows")
-    return found
+    differences += [f"the limit {name} ({before[2].get(name)}, now {now[2].get(name)})" for name in limits]
+    if not differences and before[3] != now[3]:
+        differences.append("its rows")
+    return differences
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,7 @@ class Choice:
     def not_trained(self) -> list[str]:
         """The methods that keep to the limits and that time did not suffice for."""
         tried = {run.method for run in self.trained} | set(self.failed)
-        return [name for name, _ in self.state.steps[1].candidates if name not in tried]
+        return [name for name, _ in self.state.steps[DEFAULTS_STEP].candidates if name not in tried]
 
 
 class Durations:
@@ -260,12 +268,12 @@ class Durations:
     Args:
         folder: The study's.
         rows: What its runs see.
-        made: The runs that finished, with their records.
+        finished: The runs that finished, with their records.
     """
 
-    def __init__(self, folder: StudyFolder, rows: ChoiceRows, made: Sequence[tuple[PlannedRun, Record]]) -> None:
-        self._rows, self._made = rows, made
-        rests = sorted(rest for run, record in made if (rest := _rest_seconds(folder, run, record)) is not None)
+    def __init__(self, folder: StudyFolder, rows: ChoiceRows, finished: Sequence[tuple[PlannedRun, Record]]) -> None:
+        self._rows, self._finished = rows, finished
+        rests = sorted(rest for run, record in finished if (rest := _rest_seconds(folder, run, record)) is not None)
         # The first runs of a process also import what the others find there.
         self._rest = rests[len(rests) // 4] if rests else 0.0
 
@@ -284,14 +292,14 @@ class Durations:
         """
         features, total = 0.0, 0.0
         for method, _ in candidates:
-            known = self._longest("lora" if method == REFERENCE else method)
-            if known is None:
-                alike = [self.predict([(one, {})], share, reports=reports) for one in self._alike()]
+            longest = self._longest("lora" if method == REFERENCE else method)
+            if longest is None:
+                alike = [self.predict([(other, {})], share, reports=reports) for other in self._alike()]
                 total += seeds * max(alike, default=0.0)
                 continue
-            before, record = known
+            longest_share, record = longest
             assert record.time
-            ratio = share / before
+            ratio = share / longest_share
             of_scoring = 1.0 if self._rows.subsets[0].by_rows else ratio
             seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
             if reports:
@@ -304,11 +312,11 @@ class Durations:
 
     def _longest(self, method: str) -> tuple[float, Record] | None:
         """The longest training of a method, with its share of a whole one."""
-        mine = [(float(run.share), record) for run, record in self._made if run.method == method]
-        return max(mine, key=lambda one: one[0], default=None)
+        trainings = [(float(run.share), record) for run, record in self._finished if run.method == method]
+        return max(trainings, key=lambda training: training[0], default=None)
 
     def _alike(self) -> list[str]:
-        methods = {run.method for run, _ in self._made} - {REFERENCE}
+        methods = {run.method for run, _ in self._finished} - {REFERENCE}
         return ["lora"] if "lora" in methods else sorted(methods)
 
 
@@ -331,8 +339,8 @@ def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float
 def _training_seconds(record: Record, ratio: float) -> float:
     """Seconds of a training with so many times the updates; the first ones of each take longer."""
     assert record.time
-    steps, first = record.history[-1].step, record.time.warm_up_updates
-    if steps <= first:
+    updates, first = record.history[-1].step, record.time.warm_up_updates
+    if updates <= first:
         return record.time.train_seconds * ratio
-    each = (record.time.train_seconds - record.time.warm_up_seconds) / (steps - first)
-    return record.time.warm_up_seconds + each * max(0.0, ratio * steps - first)
+    each = (record.time.train_seconds - record.time.warm_up_seconds) / (updates - first)
+    return record.time.warm_up_seconds + each * max(0.0, ratio * updates - first)

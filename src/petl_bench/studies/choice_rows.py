@@ -19,7 +19,7 @@ from petl_bench.studies.search import SearchConfig, steps_of
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
-from petl_bench.training import length_for
+from petl_bench.training import training_for_few_rows
 
 # Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
 _EVERY, _FEWEST_ROWS = 5, 60
@@ -36,13 +36,13 @@ class Subset:
         share: Of the whole training.
         by_rows: Whether they see fewer rows, or else train for fewer epochs.
         overrides: The settings that make it so.
-        words: The same for messages.
+        description: The same for messages.
     """
 
     share: float
     by_rows: bool
     overrides: list[str]
-    words: str
+    description: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class ChoiceRows:
     shorter: list[Subset]
     counts: dict[str, int]
     fingerprint: str
+
+    @property
+    def lengths(self) -> list[float]:
+        """Shares of a whole training on all rows that the last ones may have, the whole first."""
+        return [1.0, *(subset.share for subset in reversed(self.shorter))]
 
 
 def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRows:
@@ -97,26 +102,24 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
             task = replace(task, protocol="held_out")
         loaded = load_task(task, cfg.data_root)
         parts = {"train": loaded.train, "selection": loaded.selection, "report": loaded.report}
-    added += length_for(len(parts["train"]), cfg.train, given)
+    added += training_for_few_rows(len(parts["train"]), cfg.train, given)
     whole = load_config([*overrides, *added, "method=lora"])
     is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
     subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])
     digest = hashlib.sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()
-    shorter = [one for one in _shortened(whole, []) if one.share < 1]
+    shorter = [subset for subset in _shortened(whole, []) if subset.share < 1]
     return ChoiceRows(added, subsets, shorter, {name: len(part) for name, part in parts.items()}, digest)
 
 
 def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
     """Writes the rows that train and choose in the first steps: fewer rows where there are many, else fewer epochs."""
     task, train = cfg.task, parts["train"]
-    names = {"selection": parts["selection"], "train": train}
+    by_file = {"selection": parts["selection"], "train": train}
     by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
     if by_rows:
         order = np.random.default_rng(task.data_seed).permutation(len(train))
-        names |= {
-            f"train-{round(1 / share)}th": train.take(_of_each(train, labels, order, share)) for share in _SUBSETS
-        }
-    for name, rows in names.items():
+        by_file |= {_file_name(share): train.take(_of_each(train, labels, order, share)) for share in _SUBSETS}
+    for name, rows in by_file.items():
         _write(rows, labels, task, folder / f"{name}.jsonl")
     settings = [
         *("task.source=files", as_setting("task.validation_file", folder / "selection.jsonl"), "task.test_file=null"),
@@ -126,27 +129,27 @@ def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] 
         return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")])
     return [
         Subset(
-            len(names[name]) / len(train),
+            len(by_file[name]) / len(train),
             True,
             [*settings, as_setting("task.train_file", folder / f"{name}.jsonl")],
-            f"{len(names[name]):,} rows",
+            f"{len(by_file[name]):,} rows",
         )
-        for name in map(_name, _SUBSETS)
+        for name in map(_file_name, _SUBSETS)
     ]
 
 
-def _name(share: float) -> str:
+def _file_name(share: float) -> str:
     return f"train-{round(1 / share)}th"
 
 
 def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: float) -> np.ndarray:
     """A share of the rows of each class, at least one; of a larger share, the smaller is a part."""
     classes = _classes(rows, labels)
-    kept = [
+    taken = [
         order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
         for index in range(max(len(labels or ()), 1))
     ]
-    return np.sort(np.concatenate(kept))
+    return np.sort(np.concatenate(taken))
 
 
 def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
@@ -163,7 +166,8 @@ def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
         # One epoch cannot be made shorter.
         return [Subset(1.0, False, settings, "all rows")]
     return [
-        Subset(share, False, [*settings, one], one.removeprefix("train.").replace("=", " ")) for share, one in lengths
+        Subset(share, False, [*settings, length], length.removeprefix("train.").replace("=", " "))
+        for share, length in lengths
     ]
 
 
@@ -205,13 +209,11 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
     every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
     for index in range(max(len(labels or ()), 1)):
         for number, row in enumerate(order[classes[order] == index]):
-            part = (
-                "report"
-                if number % every["report"] == 3
-                else "selection"
-                if number % every["selection"] == 2
-                else "train"
-            )
+            part = "train"
+            if number % every["report"] == 3:
+                part = "report"
+            elif number % every["selection"] == 2:
+                part = "selection"
             parts[first.setdefault(together[row], part)].append(int(row))
     for part in ("selection", "report"):
         if len(parts[part]) < _FEWEST_ROWS // 10:

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
 from petl_bench.studies.choice import (
+    DEFAULTS_STEP,
+    HEAD_STEP,
     POOLING,
     REFERENCE,
     SEEDS,
+    SETTINGS_STEP,
     TRIAL_SEED,
     Candidate,
     Choice,
@@ -43,7 +47,7 @@ from petl_bench.studies.definition import StudyRequest
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import StudyCell, compose, last_of_each_key, planned_runs
 from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.search import RATE, SearchConfig, default_space, draw
+from petl_bench.studies.search import RATE, REDUCTION, SearchConfig, default_space, draw
 from petl_bench.studies.worker import work
 
 # It is a layer plan, which every method can have.
@@ -57,8 +61,6 @@ _PLANS = (
     *((4, 3, 1), (3, 3, 1), (2, 3, 1), (1, 3, 1), (1, 2, 1), (1, 1, 1)),
 )
 _WITHOUT_TIME = (4, 3, 3)
-# A step keeps one of so many candidates.
-_REDUCTION = 3
 # Time that is kept for the answer, and for what takes longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
 # Of the time left, the methods' first trainings may take this share, or all that the last ones do not need.
@@ -98,17 +100,17 @@ def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None,
             raise unknown_choice("--methods", name, all_methods())
     folder = StudyFolder(Path(request.runs_dir or f"runs/choose-{cfg.task.name}").expanduser())
     rows = prepare_rows(cfg, overrides, folder.path)
-    asked = [sorted(overrides), sorted(names), asdict(replace(limits, seconds=None)), rows.fingerprint]
-    state = read_state(folder, asked)
+    choice_request = [sorted(overrides), sorted(names), asdict(replace(limits, seconds=None)), rows.fingerprint]
+    state = read_state(folder, choice_request)
     state.allow(limits.seconds)
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in rows.counts.items()))
-    maker = _Maker(request, limits, rows, state, folder, [*overrides, *rows.overrides], cfg.task.name, started)
-    maker.halve(names)
-    return Choice(maker.study(), folder, state, limits, rows, [*overrides, *rows.overrides])
+    halving = _Halving(request, limits, rows, state, folder, [*overrides, *rows.overrides], cfg.task.name, started)
+    halving.run(names)
+    return Choice(halving.study(), folder, state, limits, rows, [*overrides, *rows.overrides])
 
 
-class _Maker:
-    """Makes the steps of a choice one after the other."""
+class _Halving:
+    """The steps of a choice, made one after the other."""
 
     def __init__(
         self,
@@ -127,32 +129,35 @@ class _Maker:
         self._begun = started - state.seconds
         self._planned: dict[int, list[PlannedRun]] = {}
 
-    def halve(self, methods: list[str]) -> None:
+    def run(self, methods: list[str]) -> None:
         """Makes all steps; what was decided before stays decided."""
-        candidates, state, subsets = self._fitting(methods), self._state, self._rows.subsets
-        # The first trainings tell what the others take, and what the head is to read.
-        self._step(0, lambda: Step(0, with_poolings(candidates[0], self._overrides), [TRIAL_SEED]))
+        candidates, state = self._fitting(methods), self._state
+        # The first trainings show how long the others take, and what the head is to read.
+        self._step(HEAD_STEP, lambda: Step(0, with_poolings(candidates[0], self._overrides), [TRIAL_SEED]))
         if state.first is None:
-            best = next((tried for (_, tried), _ in self._ranked([0])), {})
+            best = next((tried for (_, tried), _ in self._ranked([HEAD_STEP])), {})
             state.pooling = {key: value for key, value in best.items() if key == POOLING}
             state.first = self._first_subset(candidates)
-        candidates, first = [(method, tried | state.pooling) for method, tried in candidates], state.first
-        self._step(1, lambda: Step(first, candidates, [TRIAL_SEED]))
-        last = [1] if self._ranked([1]) else [0]
-        if not self._ranked(last):
+        defaults, first = [(method, tried | state.pooling) for method, tried in candidates], state.first
+        self._step(DEFAULTS_STEP, lambda: Step(first, defaults, [TRIAL_SEED]))
+        # The steps by whose scores the next one is decided.
+        deciding = [DEFAULTS_STEP] if self._ranked([DEFAULTS_STEP]) else [HEAD_STEP]
+        if not self._ranked(deciding):
             raise RunError(self._why_nothing())
         if state.settings is None:
             state.settings, state.finalists = self._affordable()
-        self._step(2, lambda: Step(first, self._draws(), [TRIAL_SEED]))
-        last = [*last, 2]
-        count = len(self._ranked(last))
-        for number, subset in enumerate(range(first + 1, len(subsets)), start=3):
-            kept = [one for one, _ in self._ranked(last)[: math.ceil(count / _REDUCTION ** (number - 2))]]
-            self._step(number, lambda: self._in_time(subset, kept))  # noqa: B023
+        self._step(SETTINGS_STEP, lambda: Step(first, self._draws(), [TRIAL_SEED]))
+        deciding = [*deciding, SETTINGS_STEP]
+        count, number = len(self._ranked(deciding)), SETTINGS_STEP
+        for subset in range(first + 1, len(self._rows.subsets)):
+            number += 1
+            most = math.ceil(count / REDUCTION ** (number - SETTINGS_STEP))
+            better = [candidate for candidate, _ in self._ranked(deciding)[:most]]
+            self._step(number, partial(self._in_time, subset, better))
             # Where a step could not be made in time, the one before decides.
-            last = [number] if self._ranked([number]) else last
-        finals = 3 + len(subsets) - first - 1
-        self._step(finals, lambda: self._finals(last))
+            deciding = [number] if self._ranked([number]) else deciding
+        finals = number + 1
+        self._step(finals, lambda: self._finals(deciding))
         self._step(finals + 1, lambda: self._more_seeds(finals))
 
     def study(self) -> StudyFile:
@@ -162,10 +167,8 @@ class _Maker:
         names = dict.fromkeys(run.method for run in finals or runs.values())
         seeds = sorted({run.seed for run in finals}) or [TRIAL_SEED]
         plan = SearchPlan(max(self._state.settings or 1, 1), "qmc", "halving", TRIAL_SEED)
-        description = "The runs of petl-bench choose"
-        return StudyFile(
-            f"choose-{self._task}", description, list(names), [self._task], seeds, list(runs.values()), search=plan
-        )
+        name, description = f"choose-{self._task}", "The runs of petl-bench choose"
+        return StudyFile(name, description, list(names), [self._task], seeds, list(runs.values()), search=plan)
 
     # What each step trains.
 
@@ -182,34 +185,34 @@ class _Maker:
             self._state.decided = True
             for name, why in self._state.left_out.items():
                 _log.info("left out, %s: %s", name, why)
-        found = [one for one in defaults if one[0] not in self._state.left_out]
-        if not found:
+        fitting = [candidate for candidate in defaults if candidate[0] not in self._state.left_out]
+        if not fitting:
             reasons = "; ".join(f"{name}: {why}" for name, why in self._state.left_out.items())
             raise RequestError(f"No method keeps to the limits ({reasons}): raise them, or lower train.batch_size.")
-        return sorted(found, key=lambda one: _FIRST.index(one[0]) if one[0] in _FIRST else len(_FIRST))
+        order = {name: position for position, name in enumerate(_FIRST)}
+        return sorted(fitting, key=lambda candidate: order.get(candidate[0], len(order)))
 
     def _first_subset(self, candidates: list[Candidate]) -> int:
-        """The longest trainings that all methods can have at their defaults; few updates tell little of a method.
-
-        Of many rows a ninth makes updates enough.
-        """
+        """The longest trainings that all methods can have at their defaults; few updates say little of a method."""
         subsets, durations = self._rows.subsets, self._durations()
+        # Of many rows a ninth makes updates enough.
         if subsets[0].by_rows:
             return 0
-        seconds = [durations.predict(candidates, one.share) for one in subsets]
-        return max((number for number, one in enumerate(seconds) if one < _FIRST_SHARE * self._left()), default=0)
+        needed = [durations.predict(candidates, subset.share) for subset in subsets]
+        affordable = [number for number, seconds in enumerate(needed) if seconds < _FIRST_SHARE * self._left()]
+        return max(affordable, default=0)
 
     def _draws(self) -> list[Candidate]:
         """Further settings of each method that was trained at its default, in turn."""
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
-        for (method, _), _ in self._ranked([1]) if count else []:
+        for (method, _), _ in self._ranked([DEFAULTS_STEP]) if count else []:
             space = default_space(load_config([*self._overrides, f"method={method}"]))
             search = SearchConfig(count, sampler="qmc", seed=TRIAL_SEED)
             drawn.append([(method, tried | self._state.pooling) for tried in draw(search, space, method, "choose")])
-        found = [one for group in zip(*drawn, strict=True) for one in group]
-        too_large = self._limits.left_out(found, self._overrides)
-        return [one for one in found if size_name(one) not in too_large]
+        in_turn = [candidate for group in zip(*drawn, strict=True) for candidate in group]
+        too_large = self._limits.left_out(in_turn, self._overrides)
+        return [candidate for candidate in in_turn if size_name(candidate) not in too_large]
 
     def _in_time(self, subset: int, candidates: list[Candidate]) -> Step:
         """The step with these candidates; without any, if it would leave no time for the best of them on all rows."""
@@ -220,19 +223,19 @@ class _Maker:
     def _finals(self, steps: list[int]) -> Step:
         """The best settings of the best methods, and LoRA at its default: as many, and for as long, as time allows."""
         best: dict[str, Candidate] = {}
-        for one, _ in self._ranked(steps):
-            best.setdefault(one[0], one)
-        default = next((one for one in self._state.steps[1].candidates if one[0] == "lora"), None)
-        reference = [] if default is None else [(REFERENCE, {RATE: default[1][RATE]})]
+        for (method, tried), _ in self._ranked(steps):
+            best.setdefault(method, (method, tried))
+        defaults = dict(self._state.steps[DEFAULTS_STEP].candidates)
+        reference = [(REFERENCE, {RATE: defaults["lora"][RATE]})] if "lora" in defaults else []
         most = min(self._state.finalists, len(best))
         # Several methods with one seed each rather than one with several, as shorter trainings chose them.
         plans = [(1.0, SEEDS, number) for number in range(most, min(most, 2) - 1, -1)]
-        plans += [(share, SEEDS[:1], number) for share in self._lengths() for number in range(most, 0, -1)]
+        plans += [(share, SEEDS[:1], number) for share in self._rows.lengths for number in range(most, 0, -1)]
         durations = self._durations()
         # Without the comparison rather than without a score on rows that chose nothing.
         for others, (share, seeds, number) in product((reference, []), plans):
             chosen = list(best.values())[:number]
-            chosen += [one for one in others if ("lora", one[1]) not in chosen]
+            chosen += [(name, tried) for name, tried in others if ("lora", tried) not in chosen]
             if durations.predict(chosen, share, len(seeds), reports=True) < self._left():
                 return Step(None, chosen, seeds, share)
         _log.warning("the time that is left does not suffice for a training on all rows")
@@ -242,31 +245,28 @@ class _Maker:
         """Further seeds of the best, and of LoRA at its default, where there was one and time allows."""
         finals = self._state.steps[number]
         ranked = self._ranked([number]) if finals.share == 1 and len(finals.seeds) == 1 else []
-        chosen = [one for place, (one, _) in enumerate(ranked) if place == 0 or one[0] == REFERENCE]
+        chosen = [candidate for rank, (candidate, _) in enumerate(ranked) if rank == 0 or candidate[0] == REFERENCE]
         if not chosen or self._durations().predict(chosen, 1.0, len(SEEDS) - 1, reports=True) >= self._left():
             return Step(None, [], [])
         return Step(None, chosen, SEEDS[1:])
-
-    def _lengths(self) -> list[float]:
-        """Shares of a whole training on all rows that the last ones may have, the whole first."""
-        return [1.0, *(one.share for one in reversed(self._rows.shorter))]
 
     def _affordable(self) -> tuple[int, int]:
         """How many settings of each method can be tried, and how many methods trained on all rows, in time."""
         if self._limits.seconds is None:
             return _WITHOUT_TIME[:2]
-        tried, durations = [one for one, _ in self._ranked([1]) or self._ranked([0])], self._durations()
+        ranked = self._ranked([DEFAULTS_STEP]) or self._ranked([HEAD_STEP])
+        tried, durations = [candidate for candidate, _ in ranked], self._durations()
         shares = [subset.share for subset in self._rows.subsets[self._state.first or 0 :]]
         means = [durations.predict(tried, share) / len(tried) for share in shares]
         last = durations.predict(tried, 1.0, reports=True) / len(tried)
         for settings, finalists, seeds in _PLANS:
             count = settings * len(tried)
-            runs = [count - len(tried), *(math.ceil(count / _REDUCTION**k) for k in range(1, len(shares)))]
+            runs = [count - len(tried), *(math.ceil(count / REDUCTION**k) for k in range(1, len(shares)))]
             seconds = sum(number * mean for number, mean in zip(runs, means, strict=True))
             seconds += seeds * (finalists + 1) * last
             if seconds < self._left():
-                words = "%d settings of each method, the best %d on all rows with %d seeds: about %.0f s"
-                _log.info(words, settings, finalists, seeds, seconds)
+                plan = "%d settings of each method, the best %d on all rows with %d seeds: about %.0f s"
+                _log.info(plan, settings, finalists, seeds, seconds)
                 return settings, finalists
         return 1, 1
 
@@ -282,8 +282,8 @@ class _Maker:
         self.study().write(self._folder.path)
         if not left:
             return
-        what = "all rows" if step.subset is None else self._rows.subsets[step.subset].words
-        _log.info("step %d: %d trainings, %s", number + 1, len(left), what)
+        rows = "all rows" if step.subset is None else self._rows.subsets[step.subset].description
+        _log.info("step %d: %d trainings, %s", number + 1, len(left), rows)
         plan = self._folder.write_plan(replace(self.study(), runs=runs, search=None))
         if self._request.has_executor:
             self._make_by_workers(number, plan, left)
@@ -317,12 +317,12 @@ class _Maker:
 
     def _step_end(self, number: int) -> float:
         """When a step is to end: the first two in time for two trainings on all rows, as long as can be."""
-        if number > 1 or self._end() == math.inf:
+        if number > DEFAULTS_STEP or self._end() == math.inf:
             return self._end()
-        begun, default = self._state.steps[0].begun, self._state.steps[0].candidates[:1]
-        left, predict = self._end() - begun, self._durations().predict
-        kept = [predict(default, share, 2, reports=True) for share in self._lengths()]
-        return begun + left - next((one for one in kept if one < (1 - _FIRST_SHARE) * left), (1 - _FIRST_SHARE) * left)
+        head_step, predict = self._state.steps[HEAD_STEP], self._durations().predict
+        most = (1 - _FIRST_SHARE) * (self._end() - head_step.begun)
+        needed = [predict(head_step.candidates[:1], share, 2, reports=True) for share in self._rows.lengths]
+        return self._end() - next((seconds for seconds in needed if seconds < most), most)
 
     def _runs(self, number: int) -> list[PlannedRun]:
         """The runs of a step, candidate by candidate."""
@@ -331,7 +331,7 @@ class _Maker:
         step = self._state.steps[number]
         added, share = list[str](), 1.0
         if step.subset is None and step.share < 1:
-            shorter = next(one for one in self._rows.shorter if one.share == step.share)
+            shorter = next(subset for subset in self._rows.shorter if subset.share == step.share)
             added, share = list(shorter.overrides), step.share
         elif step.subset is not None:
             subset = self._rows.subsets[step.subset]
@@ -339,34 +339,34 @@ class _Maker:
             measure = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
             added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
         planned = []
-        for one in step.candidates:
-            settings = last_of_each_key([*candidate_settings(one, self._overrides), *added])
-            cell = StudyCell(one[0], self._task, settings, one[1])
-            is_trial = step.subset is not None
-            found = planned_runs(cell, compose(cell, self._folder.path), [] if is_trial else step.seeds, step.seeds)
-            planned += [replace(run, is_trial=is_trial, chosen=not is_trial, share=share) for run in found]
+        is_trial = step.subset is not None
+        for method, tried in step.candidates:
+            settings = last_of_each_key([*candidate_settings((method, tried), self._overrides), *added])
+            cell = StudyCell(method, self._task, settings, tried)
+            runs = planned_runs(cell, compose(cell, self._folder.path), [] if is_trial else step.seeds, step.seeds)
+            planned += [replace(run, is_trial=is_trial, chosen=not is_trial, share=share) for run in runs]
         return self._planned.setdefault(number, planned)
 
     def _finished(self, number: int) -> list[tuple[PlannedRun, Record]]:
-        found = ((run, self._folder.record(run)) for run in self._runs(number))
-        return [(run, record) for run, record in found if record is not None and record.status == "finished"]
+        records = ((run, self._folder.record(run)) for run in self._runs(number))
+        return [(run, record) for run, record in records if record is not None and record.status == "finished"]
 
     def _ranked(self, steps: list[int]) -> list[tuple[Candidate, float]]:
         """The candidates of steps that finished and are fast enough, the best on the selection rows first."""
         limit = self._limits.latency_ms
-        found = []
+        scored = []
         for number in steps:
             for run, record in self._finished(number):
                 score = selection_score(record)
                 speed = record.inference.latency_ms_median if record.inference else math.inf
                 if score is not None and (limit is None or speed <= limit):
-                    found.append(((run.method, run.tried), score))
-        return sorted(found, key=lambda one: -one[1])
+                    scored.append(((run.method, run.tried), score))
+        return sorted(scored, key=lambda candidate_and_score: -candidate_and_score[1])
 
     def _durations(self) -> Durations:
         """What further trainings will take, by all that were made."""
-        made = [one for number in range(len(self._state.steps)) for one in self._finished(number)]
-        return Durations(self._folder, self._rows, made)
+        finished = [training for number in range(len(self._state.steps)) for training in self._finished(number)]
+        return Durations(self._folder, self._rows, finished)
 
     # Time.
 
@@ -387,14 +387,14 @@ class _Maker:
         self._state.keep(self._folder)
 
     def _why_nothing(self) -> str:
-        records = [self._folder.record(run) for number in (0, 1) for run in self._runs(number)]
-        ended = [one for one in records if one is not None and one.status != "interrupted"]
-        finished = [one for one in ended if one.status == "finished"]
-        if ended and not finished:
+        records = [self._folder.record(run) for number in (HEAD_STEP, DEFAULTS_STEP) for run in self._runs(number)]
+        ended = [record for record in records if record is not None and record.status != "interrupted"]
+        has_finished = any(record.status == "finished" for record in ended)
+        if ended and not has_finished:
             return f"No training could be made: {ended[0].error}"
-        if finished:
+        if has_finished:
             return f"No method answers a row within --latency {self._limits.latency_ms:g}ms on this machine."
         return (
-            f"In --time {self._limits.seconds:g}s no training could be ended, as {self._elapsed():.0f} s went by until "
-            "here: give several minutes; the same command with more time goes on."
+            f"No training could finish within --time {self._limits.seconds:g}s, as {self._elapsed():.0f} s have been "
+            "used already: give several minutes; the same command with more time goes on."
         )

@@ -21,9 +21,9 @@ from petl_bench.records.run_key import is_location
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
 from petl_bench.settings import as_setting, check_choices, option_names, option_text, setting
+from petl_bench.studies import EXECUTORS
 from petl_bench.studies.search import SearchConfig, check_search
-
-EXECUTORS = ("local", "slurm", "ray")
+from petl_bench.training import SEED_RANGE
 
 
 @dataclass
@@ -122,7 +122,7 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
             raise RequestError(f"The study {path} cannot be read: {error}.") from error
         check_name("The study's name", path.stem)
         study = _parse(text, str(path))
-        _place(study, path.parent)
+        _resolve_paths(study, path.parent)
         return path.stem, study
     names = study_names()
     if name_or_file not in names:
@@ -145,12 +145,12 @@ def _parse(text: str, where: str) -> StudyConfig:
     return study
 
 
-def _place(study: StudyConfig, folder: Path) -> None:
+def _resolve_paths(study: StudyConfig, folder: Path) -> None:
     """Makes the relative paths of a study's settings those of files beside it, wherever the command is given."""
-    paths = {one.name for one in run_settings() if one.is_path}
-    names = {(one.name, choice) for one in run_settings() for choice in one.choices}
+    paths = {option.name for option in run_settings() if option.is_path}
+    names = {(option.name, choice) for option in run_settings() for choice in option.choices}
 
-    def placed(override: str) -> str:
+    def resolve(override: str) -> str:
         """A setting whose relative path, if it has one, is made absolute from the study's folder."""
         key, _, value = override.partition("=")
         value = value.strip("'\"")
@@ -166,7 +166,7 @@ def _place(study: StudyConfig, folder: Path) -> None:
         *(cell.settings for cell in study.cells),
     ]
     for overrides in settings:
-        overrides[:] = map(placed, overrides)
+        overrides[:] = map(resolve, overrides)
 
 
 def _normalized(content: Any) -> Any:
@@ -237,8 +237,8 @@ def _check_search(study: StudyConfig, where: str) -> None:
 
 def check_seeds(where: str, seeds: list[int]) -> None:
     """Raises RequestError if seeds are none, come twice or are out of range."""
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise RequestError(f"{where} must name at least one seed, each once, in 0..{2**32 - 1}.")
+    if not seeds or len(set(seeds)) < len(seeds) or not all(seed in SEED_RANGE for seed in seeds):
+        raise RequestError(f"{where} must name at least one seed, each once, in 0..{SEED_RANGE[-1]}.")
 
 
 _OWN = re.compile(r"(methods|tasks|seeds|runs_dir|executor(?:\.[\w.]+)?)=(.*)", re.DOTALL)
@@ -271,7 +271,11 @@ class StudyRequest:
 
     def departures(self, study: StudyConfig) -> list[str]:
         """What the command sets in place of the study's own settings, as far as it can change a score."""
-        given = [without_home(one) for one in self.overrides if not is_location(one.lstrip("+~").partition("=")[0])]
+        given = [
+            without_home(override)
+            for override in self.overrides
+            if not is_location(override.lstrip("+~").partition("=")[0])
+        ]
         if self.seeds is not None and self.seeds != study.seeds:
             given.append(f"seeds={','.join(map(str, self.seeds))}")
         return given
@@ -375,11 +379,11 @@ def study_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
     Raises:
         RequestError: If there is no name, or more than one.
     """
-    names = [one for one in arguments if "=" not in one and not one.startswith("~")]
+    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]
     if len(names) != 1:
         given = f"{len(names)} are given ({', '.join(names)})" if names else "none is given"
         raise RequestError(
             f"petl-bench study takes the name of one study and settings as key=value, but {given}: "
             "`petl-bench list studies` shows the names."
         )
-    return names[0], [one for one in arguments if one != names[0]]
+    return names[0], [argument for argument in arguments if argument != names[0]]

@@ -9,13 +9,15 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from petl_bench.errors import RequestError, RunError, unknown_choice
 from petl_bench.process import gpu_may_be_there
 from petl_bench.records.study_file import PlannedRun
-from petl_bench.studies.definition import EXECUTORS, ExecutorConfig
+from petl_bench.studies import EXECUTORS
+from petl_bench.studies.definition import ExecutorConfig
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.worker import work, write_failure
 
@@ -49,13 +51,9 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
     Raises:
         RequestError: If the executor is unknown, or its package or cluster is missing.
     """
-    if settings.name == "local":
-        return LocalWorkers(settings, folder, plan, runs)
-    if settings.name == "slurm":
-        return SlurmWorkers(settings, folder, plan, runs)
-    if settings.name == "ray":
-        return RayWorkers(settings, folder, plan, runs)
-    raise unknown_choice("executor", settings.name, EXECUTORS)
+    if settings.name not in EXECUTORS:
+        raise unknown_choice("executor", settings.name, EXECUTORS)
+    return _CLASSES[settings.name](settings, folder, plan, runs)
 
 
 # A run whose process is killed so often, while the study lives, has failed.
@@ -148,11 +146,11 @@ class LocalWorkers:
 
     def _held_by(self, pid: int) -> list[PlannedRun]:
         """The runs that a process of this machine held when it ended."""
-        mine = {"pid": pid, "host": socket.gethostname()}
+        process = {"pid": pid, "host": socket.gethostname()}
         return [
             run
             for run in self._runs.values()
-            if (holder := self._folder.last_holder(run)) is not None and mine.items() <= holder.items()
+            if (holder := self._folder.last_holder(run)) is not None and process.items() <= holder.items()
         ]
 
     def _log(self, number: int) -> Path:
@@ -208,11 +206,11 @@ def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits
         import submitit
     except ImportError as error:
         raise RequestError("executor=slurm needs submitit: pip install 'petl-bench[slurm]'.") from error
-    place = folder.path.resolve() / ".study" / "submitit"
+    jobs = folder.private.resolve() / "submitit"
     try:
-        executor = submitit.AutoExecutor(folder=place, cluster=settings.cluster if submits else "debug")
+        executor = submitit.AutoExecutor(folder=jobs, cluster=settings.cluster if submits else "debug")
         if not submits:
-            executor.cluster, executor._executor = "slurm", _without_a_cluster(submitit.SlurmExecutor)(place)
+            executor.cluster, executor._executor = "slurm", _without_a_cluster(submitit.SlurmExecutor)(jobs)
         executor.update_parameters(**settings.submitit)
     except (RuntimeError, ValueError, NameError, TypeError, AssertionError) as error:
         raise RequestError(
@@ -316,11 +314,13 @@ class RayWorkers:
             num_cpus=1, num_gpus=1 / settings.runs_per_gpu if gpus else 0
         )
         # Rows and caches are found by variables, which a running cluster does not know.
-        known = {name: value for name, value in os.environ.items() if name.startswith(("PETL_BENCH_", "WANDB_", "HF_"))}
+        variables = {
+            name: value for name, value in os.environ.items() if name.startswith(("PETL_BENCH_", "WANDB_", "HF_"))
+        }
         if count > 1:
-            known["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+            variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
         path = str(folder.path.resolve())
-        self._tasks = [task.remote(path, plan, [run.key for run in runs], known) for _ in range(count)]
+        self._tasks = [task.remote(path, plan, [run.key for run in runs], variables) for _ in range(count)]
 
     def alive(self) -> bool:
         """See `Workers.alive`."""
@@ -337,3 +337,8 @@ class RayWorkers:
         for task in self._tasks:
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+_CLASSES: dict[str, Callable[..., Workers]] = dict(
+    zip(EXECUTORS, (LocalWorkers, SlurmWorkers, RayWorkers), strict=True)
+)

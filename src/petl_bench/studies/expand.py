@@ -99,9 +99,13 @@ def planned_runs(cell: StudyCell, cfg: RunConfig, seeds: list[int], trial_seeds:
         cfg: Its config, as `compose` gives it.
         seeds: Those that are reported.
         trial_seeds: Those that choose; they may be among `seeds`.
+
+    Returns:
+        A run for each seed, those that only choose first.
     """
     planned = []
-    for seed in [*([one for one in trial_seeds if one not in seeds] if cell.tried else []), *seeds]:
+    only_trials = [seed for seed in trial_seeds if seed not in seeds] if cell.tried else []
+    for seed in [*only_trials, *seeds]:
         identity = identify(replace(cfg, train=replace(cfg.train, seed=seed)))
         overrides = [*map(_without_home, cell.overrides), f"train.seed={seed}"]
         is_reported = seed in seeds
@@ -119,13 +123,13 @@ def planned_runs(cell: StudyCell, cfg: RunConfig, seeds: list[int], trial_seeds:
     return planned
 
 
-def grow(study: StudyFile, folder: StudyFolder, places: Collection[tuple[str, str]] = (), *, ask: bool = True) -> None:
+def grow(study: StudyFile, folder: StudyFolder, pairs: Collection[tuple[str, str]] = (), *, ask: bool = True) -> None:
     """Adds to a study what an adaptive search has asked for by now; nothing where all trials are known from the start.
 
     Args:
         study: Its runs are added to.
         folder: Where the search keeps its journal.
-        places: The methods and tasks whose next trial is asked for, if that is due.
+        pairs: The methods and tasks whose next trial is asked for, if that is due.
         ask: False only reads what was asked for.
 
     Raises:
@@ -136,31 +140,31 @@ def grow(study: StudyFile, folder: StudyFolder, places: Collection[tuple[str, st
     plan = study.search
     search = SearchConfig(plan.trials, sampler=plan.sampler, pruner=plan.pruner, seed=plan.seed)
     for cell in plan.cells:
-        is_due = ask and (cell.method, cell.task) in places
-        # A process that starts anew finds trials that have ended already.
-        while any(folder.ended(run) for run in _grow_cell(cell, study, search, folder, ask=is_due)) and is_due:
-            pass
+        is_due = ask and (cell.method, cell.task) in pairs
+        trials = _grow_cell(cell, study, search, folder, ask=is_due)
+        # A process that starts anew finds trials that have ended already: then the next ones are due, too.
+        while is_due and any(folder.ended(run) for run in trials):
+            trials = _grow_cell(cell, study, search, folder, ask=True)
 
 
 def _grow_cell(
     cell: SearchedCell, study: StudyFile, search: SearchConfig, folder: StudyFolder, *, ask: bool
 ) -> list[PlannedRun]:
     """Adds the runs of a cell that were asked for by now; returns the trials among them."""
-    place = (cell.method, cell.task)
-    known = {(run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == place}
-    asked = advance(search, cell, known, folder, ask=ask)
-    cell.is_open = len(asked) < search.trials or any(one.is_open for one in asked)
+    pair = (cell.method, cell.task)
+    known = {(run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == pair}
+    trials = advance(search, cell, known, folder, ask=ask)
+    cell.is_open = len(trials) < search.trials or any(trial.is_open for trial in trials)
     plain, added = StudyCell(cell.method, cell.task, cell.overrides), list[PlannedRun]()
-    for trial in asked:
+    for trial in trials:
         whole = _with(plain, trial.tried, cell.last)
         for share, length in cell.steps[: trial.num_steps]:
             if (whole.candidate, share) in known:
                 continue
-            own = replace(whole, overrides=last_of_each_key([*whole.overrides, length]))
+            step = replace(whole, overrides=last_of_each_key([*whole.overrides, length]))
             seeds = study.seeds if (share, length) == tuple(cell.steps[-1]) else []
-            runs = [
-                replace(run, share=share) for run in planned_runs(own, compose(own, folder.path), seeds, [search.seed])
-            ]
+            planned = planned_runs(step, compose(step, folder.path), seeds, [search.seed])
+            runs = [replace(run, share=share) for run in planned]
             known |= {(run.candidate, run.share): run for run in runs if run.is_trial}
             added += [run for run in runs if run.is_trial]
             study.runs += runs
@@ -178,7 +182,7 @@ def _search_plan(study: StudyConfig, overrides: list[str]) -> SearchPlan | None:
     return plan
 
 
-def still_true(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
+def basis_is_current(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
     """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
     return basis.get("fingerprint") == _fingerprint(study, overrides) and all(
         _state(Path(file)) == state for file, state in basis["inputs"].items()
@@ -189,7 +193,7 @@ def grid(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
     """Every method on every task, with none of the settings that are tried."""
     for method, of_method in study.methods.items():
         for task, of_task in study.tasks.items():
-            mine = [
+            settings = [
                 *study.settings,
                 *(of_method or [f"method={method}"]),
                 *(of_task or [f"task={task}"]),
@@ -197,7 +201,7 @@ def grid(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
                   for override in cell.settings),
                 *overrides,
             ]  # fmt: skip
-            yield StudyCell(method, task, last_of_each_key(mine))
+            yield StudyCell(method, task, last_of_each_key(settings))
 
 
 def cells(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
@@ -320,5 +324,7 @@ def _state(path: Path) -> list[int | str]:
 
 
 def _stamp(file: Path) -> list[int]:
-    found = file.stat() if file.exists() else None
-    return [] if found is None else [found.st_size, found.st_mtime_ns]
+    if not file.exists():
+        return []
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -122,16 +122,16 @@ class StudyFolder:
 
     def set_aside(self, run: PlannedRun) -> None:
         """Renames a failed run's record, so that the run is made again; a training starts from its start."""
-        with self.held(run) as mine:
-            if mine and (record := self.run_folder(run).read()) is not None and record.status in FAILURES:
+        with self.held(run) as is_ours:
+            if is_ours and (record := self.run_folder(run).read()) is not None and record.status in FAILURES:
                 file = self.path / run.folder / RECORD_FILE
                 file.replace(file.with_name(f"{record.status}-{int(time.time())}.json"))
                 self.run_folder(run).remove_checkpoints()
 
     def tidy(self, run: PlannedRun) -> None:
         """Deletes what a killed process left next to a record."""
-        with self.held(run) as mine:
-            if mine and self.ended(run):
+        with self.held(run) as is_ours:
+            if is_ours and self.ended(run):
                 self.run_folder(run).remove_leftovers()
 
     def read_basis(self) -> dict[str, Any]:
@@ -182,26 +182,26 @@ def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
     early. The same records give the same choice in every process.
     """
     still_searched = {(cell.method, cell.task) for cell in (study.search.cells if study.search else ()) if cell.is_open}
-    several = [run for run in study.runs if run.tried]
-    for place, group in groupby(sorted(several, key=_cell), key=_cell):
-        mine = list(group)
-        trials = [run for run in mine if run.is_trial]
+    with_settings = [run for run in study.runs if run.tried]
+    for pair, group in groupby(sorted(with_settings, key=_pair), key=_pair):
+        runs = list(group)
+        trials = [run for run in runs if run.is_trial]
         if not trials:
             # What `petl-bench choose` trains last was chosen before.
             continue
-        is_open = place in still_searched or not all(folder.ended(run) for run in trials)
+        is_open = pair in still_searched or not all(folder.ended(run) for run in trials)
         best = None if is_open else _best_settings(trials, folder)
-        for run in mine:
+        for run in runs:
             if run.seed in study.seeds:
                 run.chosen = None if is_open else run.candidate == best
 
 
-def wanted_now(run: PlannedRun) -> bool:
-    """Whether a run can be made now: settings that were not taken end with their trials."""
+def is_ready(run: PlannedRun) -> bool:
+    """Whether a run can be made now: where settings are tried, all but the trials wait for the choice among them."""
     return run.is_trial or run.chosen is True
 
 
-def _cell(run: PlannedRun) -> tuple[str, str]:
+def _pair(run: PlannedRun) -> tuple[str, str]:
     return run.method, run.task
 
 
@@ -213,8 +213,8 @@ def _best_settings(trials: list[PlannedRun], folder: StudyFolder) -> str:
             record = folder.record(run)
             scores.setdefault(run.candidate, []).append(None if record is None else selection_score(record))
     means = {
-        name: statistics.fmean(score for score in found if score is not None)
-        for name, found in scores.items()
-        if None not in found
+        name: statistics.fmean(score for score in of_seeds if score is not None)
+        for name, of_seeds in scores.items()
+        if None not in of_seeds
     }
     return max(means or scores, key=lambda name: means.get(name, 0.0))

@@ -69,16 +69,16 @@ class StudyProgress:
         if not now and time.monotonic() - self._drawn < _SECONDS:
             return
         self._drawn = time.monotonic()
-        wanted = _expected(self._runs)
-        statuses = {run.key: self._folder.status(run) for run in wanted}
+        runs = _expected(self._runs)
+        statuses = {run.key: self._folder.status(run) for run in runs}
         counts = Counter(statuses.values())
         if self._live is not None:
-            self._live.update(self._table(wanted, statuses, counts), refresh=True)
+            self._live.update(self._table(runs, statuses, counts), refresh=True)
             return
-        for run in wanted:
+        for run in runs:
             if self._folder.ended(run) and run.key not in self._logged:
                 self._logged.add(run.key)
-                _log.info("%s (%s)", self._line(run), self._summary(wanted, statuses, counts))
+                _log.info("%s (%s)", self._line(run), self._summary(runs, statuses, counts))
 
     def _line(self, run: PlannedRun) -> str:
         record = self._folder.record(run)
@@ -90,34 +90,34 @@ class StudyProgress:
         metric = record.protocol.metric
         return f"{where}{rate}: {shown_score(metric, record.selected_scores[metric])}"
 
-    def _summary(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> str:
+    def _summary(self, runs: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> str:
         failed = sum(counts[status] for status in FAILURES)
-        left = [run for run in wanted if statuses[run.key] not in (FINISHED, *FAILURES)]
-        parts = [f"{counts[FINISHED]} of {len(wanted)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
+        left = [run for run in runs if statuses[run.key] not in (FINISHED, *FAILURES)]
+        parts = [f"{counts[FINISHED]} of {len(runs)} done", f"{counts[RUNNING]} running", f"{failed} failed"]
         expected = expected_seconds(left, self._runs, self._folder)
         if expected is None:
             return ", ".join(parts)
         return ", ".join([*parts, f"{_duration(sum(expected) / max(1, counts[RUNNING]))} left"])
 
-    def _table(self, wanted: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Group:
+    def _table(self, runs: list[PlannedRun], statuses: dict[str, str], counts: Counter[str]) -> Group:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        tasks = list(dict.fromkeys(run.task for run in wanted))
+        tasks = list(dict.fromkeys(run.task for run in runs))
         table.add_column("method")
         for task in tasks:
             # As text: brackets in names are no markup.
             table.add_column(Text(task), justify="center")
-        for method in dict.fromkeys(run.method for run in wanted):
+        for method in dict.fromkeys(run.method for run in runs):
             cells = []
             for task in tasks:
-                mine = [statuses[run.key] for run in wanted if (run.method, run.task) == (method, task)]
-                cells.append("".join(_MARKS.get(status, "✗") for status in mine))
+                of_cell = [statuses[run.key] for run in runs if (run.method, run.task) == (method, task)]
+                cells.append("".join(_MARKS.get(status, "✗") for status in of_cell))
             table.add_row(Text(method), *cells)
         # Above the table and not in it, because the table may be narrower.
-        return Group(Text(self._summary(wanted, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
+        return Group(Text(self._summary(runs, statuses, counts)), table, "✓ finished  ▶ running  · waiting  ✗ failed")
 
 
 def expected_seconds(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFolder) -> list[float] | None:
@@ -214,23 +214,23 @@ def _print_script(study: Study, write: Callable[[str], None]) -> None:
 
 def _plan_table(study: Study, costs: list[PlannedCosts]) -> ReportTable:
     by_cell = {(cost.method, cost.task): cost for cost in costs}
-    found: dict[tuple[str, str, float | None], list[tuple[PlannedRun, str]]] = {}
+    by_row: dict[tuple[str, str, float | None], list[tuple[PlannedRun, str]]] = {}
     for run, status in study.statuses():
-        found.setdefault((run.method, run.task, run.learning_rate), []).append((run, status))
-    with_rates = any(rate is not None for _, _, rate in found)
-    to_make = [run for mine in found.values() for run, status in mine if status not in (FINISHED, *FAILURES)]
+        by_row.setdefault((run.method, run.task, run.learning_rate), []).append((run, status))
+    with_rates = any(rate is not None for _, _, rate in by_row)
+    to_make = [run for runs in by_row.values() for run, status in runs if status not in (FINISHED, *FAILURES)]
     expected = expected_seconds(to_make, study.file.runs, study.folder)
     seconds = {} if expected is None else {run.key: took for run, took in zip(to_make, expected, strict=True)}
     rows = []
-    for (method, task, rate), mine in found.items():
-        left = [run for run, status in mine if status not in (FINISHED, *FAILURES)]
-        failed = sum(status in FAILURES for _, status in mine)
+    for (method, task, rate), runs in by_row.items():
+        left = [run for run, status in runs if status not in (FINISHED, *FAILURES)]
+        failed = sum(status in FAILURES for _, status in runs)
         cost = by_cell.get((method, task)) or PlannedCosts(method, task)
         rows.append(
             [
                 f"{method} on {task}",
                 *([MISSING if rate is None else f"{rate:g}"] if with_rates else []),
-                *(str(count) if count else MISSING for count in (len(left), len(mine) - len(left) - failed, failed)),
+                *(str(count) if count else MISSING for count in (len(left), len(runs) - len(left) - failed, failed)),
                 _duration(sum(seconds[run.key] for run in left)) if left and seconds else MISSING,
                 MISSING if cost.peak_bytes is None else f"{cost.peak_bytes / MIB:,.0f}",
                 _count(cost.batch_size),
@@ -263,18 +263,18 @@ def _count(number: int | None) -> str:
 
 def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) -> None:
     """Prints how many runs there are of each kind, and each one that failed with its reason."""
-    found = study.statuses()
+    statuses = study.statuses()
     if as_json:
-        write(json.dumps([asdict(run) | {"status": status} for run, status in found], indent=2))
+        write(json.dumps([asdict(run) | {"status": status} for run, status in statuses], indent=2))
         return
-    counts = Counter(status for _, status in found)
+    counts = Counter(status for _, status in statuses)
     counted = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in _ORDER if counts[status])
-    write(f"{study.file.name}: {len(found)} runs: {counted}")
-    for run, status in found:
+    write(f"{study.file.name}: {len(statuses)} runs: {counted}")
+    for run, status in statuses:
         if status in FAILURES:
             record = study.folder.record(run)
             reason = record.error if record is not None else None
             write(f"  {status.replace('_', ' ')}: {run.method} on {run.task}, seed {run.seed}: {reason}")
-    if any(status in FAILURES for _, status in found):
+    if any(status in FAILURES for _, status in statuses):
         write("  `--retry failed` makes these again")
     write(f"  petl-bench report {study.folder.path}")

@@ -23,6 +23,7 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import get_method
 from petl_bench.records.study_file import PlannedRun, SearchedCell, candidate_name, selection_score
 from petl_bench.studies.folder import StudyFolder
+from petl_bench.training import SEED_RANGE
 
 if TYPE_CHECKING:
     import optuna
@@ -34,12 +35,14 @@ RATE = "train.learning_rate"
 
 # A method's rates reach as far below its default rate, and above it.
 _FACTOR = 10.0
-# Hyperband trains a third of the trials three times as long.
-_REDUCTION = 3
+# Each step of Hyperband, or of `petl-bench choose`, trains the better third of the candidates three times as long.
+REDUCTION = 3
 _JOURNAL = "search.journal"
 _SETTING = re.compile(r"\w+\.[\w.]+")
 
 Space = Mapping[str, Any]
+# By settings, as `candidate_name` gives them, and share of the training.
+Trials = Mapping[tuple[str, float], PlannedRun]
 
 
 @dataclass
@@ -71,7 +74,7 @@ class SearchConfig:
 
 def check_search(search: SearchConfig) -> None:
     """Raises RequestError for a value outside its range."""
-    if search.trials < 1 or not 0 <= search.seed < 2**32:
+    if search.trials < 1 or search.seed not in SEED_RANGE:
         raise RequestError(f"search.trials={search.trials} must be at least 1, search.seed a whole number from 0.")
     for key, value, allowed in (("sampler", search.sampler, SAMPLERS), ("pruner", search.pruner, PRUNERS)):
         if value not in allowed:
@@ -88,28 +91,36 @@ def check_search(search: SearchConfig) -> None:
 
 def _check_values(values: Any, where: str) -> None:
     if isinstance(values, list):
-        if not values or not all(isinstance(one, int | float | str) for one in values):
+        if not values or not all(isinstance(value, int | float | str) for value in values):
             raise RequestError(f"{where} must list at least one number or word.")
         return
-    numbers: list[Any] = [values.get(key) for key in ("low", "high")] if isinstance(values, dict) else []
-    is_range = len(numbers) == 2 and values.keys() <= {"low", "high", "log"}
-    if not is_range or not all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
+    ends: list[Any] = [values.get(key) for key in ("low", "high")] if isinstance(values, dict) else []
+    is_range = len(ends) == 2 and values.keys() <= {"low", "high", "log"}
+    if not is_range or not all(type(end) in (int, float) and math.isfinite(end) for end in ends):
         raise RequestError(f"{where} must be a list of values, or low and high with log: true or false.")
-    if not numbers[0] < numbers[1] or (values.get("log") and numbers[0] <= 0):
+    low, high = ends
+    if low >= high or (values.get("log") and low <= 0):
         raise RequestError(f"{where}: low must be less than high, and above 0 with log: true.")
 
 
-def default_space(cfg: RunConfig) -> dict[str, Any]:
+def default_space(cfg: RunConfig, given: Collection[str] = ()) -> dict[str, Any]:
     """The ranges that a method declares in its folder: its sizes, and two decades of rates around its rate.
 
     Args:
         cfg: A run of the method; its rate is the middle of the range.
+        given: Settings that have a value already: of these only the rate is searched.
     """
     settings = get_method(cfg.method.name).settings
     options = dataclasses.fields(settings) if settings is not None else ()
-    sizes = {f"method.{one.name}": one.metadata["search"] for one in options if "search" in one.metadata}
+    sizes = {f"method.{option.name}": option.metadata["search"] for option in options if "search" in option.metadata}
     rate = cfg.train.learning_rate
-    return sizes | {RATE: {"low": rate / _FACTOR, "high": rate * _FACTOR, "log": True}}
+    rates = {"low": rate / _FACTOR, "high": rate * _FACTOR, "log": True}
+    return {name: values for name, values in sizes.items() if name not in given} | {RATE: rates}
+
+
+def reports_selection_rows(cfg: RunConfig) -> bool:
+    """Whether the rows by which a run's settings would be chosen are those that it reports."""
+    return cfg.task.protocol not in ("held_out", "test")
 
 
 def space_of(search: SearchConfig, method: str, task: str, cfg: RunConfig, given: Collection[str]) -> dict[str, Any]:
@@ -128,13 +139,12 @@ def space_of(search: SearchConfig, method: str, task: str, cfg: RunConfig, given
     Raises:
         RequestError: If the rows that choose would be the rows that are reported, or there are too few settings.
     """
-    if cfg.task.protocol not in ("held_out", "test"):
+    if reports_selection_rows(cfg):
         raise RequestError(
             f"{method} on {task}: a search chooses by the selection rows, which task.protocol={cfg.task.protocol} also "
             "reports: add task.protocol=held_out, or task.protocol=test with rows of its own for each."
         )
-    default = {key: values for key, values in default_space(cfg).items() if key == RATE or key not in given}
-    space = default | search.space.get(method, {})
+    space = default_space(cfg, given) | search.space.get(method, {})
     count = math.prod(_num_values(values) for values in space.values())
     if count < search.trials:
         raise RequestError(
@@ -148,10 +158,11 @@ def _num_values(values: Any) -> float:
     if isinstance(values, list):
         return len(values)
     low, high = values["low"], values["high"]
-    return high - low + 1 if _is_whole(values) else math.inf
+    return high - low + 1 if is_integer_range(values) else math.inf
 
 
-def _is_whole(values: Mapping[str, Any]) -> bool:
+def is_integer_range(values: Mapping[str, Any]) -> bool:
+    """Whether a range is one of whole numbers."""
     return type(values["low"]) is int and type(values["high"]) is int
 
 
@@ -167,14 +178,14 @@ def draw(search: SearchConfig, space: Space, method: str, task: str) -> list[dic
     Returns:
         One mapping from settings to values a trial.
     """
-    found: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
     for point in _points(search, len(space), _seed_of(search.seed, method, task)):
         tried = {key: _value(values, position) for (key, values), position in zip(space.items(), point, strict=True)}
-        if tried not in found:
-            found.append(tried)
-        if len(found) == search.trials:
+        if tried not in drawn:
+            drawn.append(tried)
+        if len(drawn) == search.trials:
             break
-    return found
+    return drawn
 
 
 def _points(search: SearchConfig, dimensions: int, seed: int) -> Iterator[np.ndarray]:
@@ -195,11 +206,11 @@ def _value(values: Any, position: float) -> Any:
     if isinstance(values, list):
         return values[int(position * len(values))]
     low, high = values["low"], values["high"]
-    if _is_whole(values):
+    if is_integer_range(values):
         # Each number has the same share of the range, or of its logarithm.
         low, high = low - 0.5, high + 0.5
-    found = low * (high / low) ** position if values.get("log") else low + (high - low) * position
-    return round(found) if _is_whole(values) else float(f"{found:.3g}")
+    value = low * (high / low) ** position if values.get("log") else low + (high - low) * position
+    return round(value) if is_integer_range(values) else float(f"{value:.3g}")
 
 
 def _seed_of(*parts: object) -> int:
@@ -216,7 +227,7 @@ def steps_of(search: SearchConfig, cfg: RunConfig) -> list[tuple[float, str]]:
     whole: int = getattr(cfg.train, key)
     if search.pruner == "none":
         return [(1.0, f"train.{key}={whole}")]
-    lengths = sorted({math.ceil(whole / _REDUCTION**power) for power in range(3)})
+    lengths = sorted({math.ceil(whole / REDUCTION**power) for power in range(3)})
     if len(lengths) == 1:
         raise RequestError(
             f"search.pruner={search.pruner} ends trainings early, and train.{key}={whole} has no early end: raise it."
@@ -240,12 +251,7 @@ class AskedTrial:
 
 
 def advance(
-    search: SearchConfig,
-    cell: SearchedCell,
-    runs: Mapping[tuple[str, float], PlannedRun],
-    folder: StudyFolder,
-    *,
-    ask: bool,
+    search: SearchConfig, cell: SearchedCell, planned: Trials, folder: StudyFolder, *, ask: bool
 ) -> list[AskedTrial]:
     """Tells Optuna of the trials of a method on a task that have ended, and asks for the next one.
 
@@ -255,7 +261,7 @@ def advance(
     Args:
         search: How many, by which sampler and pruner.
         cell: The method, the task and the ranges.
-        runs: The trials that are planned for them, by their settings and share of the training.
+        planned: The trials that are planned for them.
         folder: The study's; it holds the journal.
         ask: False only reads the journal.
 
@@ -267,21 +273,21 @@ def advance(
         return []
     folder.private.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.private / "search.lock"):
-        _mend(folder.private / _JOURNAL)
+        _repair(folder.private / _JOURNAL)
         study = _open_study(search, cell, folder)
         if ask:
-            for one in study.get_trials(deepcopy=False):
-                if not one.state.is_finished():
-                    _tell(study, one, cell, runs, folder)
-            trials = _whole(study, cell)
-            if len(trials) < search.trials and all(one.state.is_finished() for one in trials):
+            for trial in study.get_trials(deepcopy=False):
+                if not trial.state.is_finished():
+                    _tell(study, trial, cell, planned, folder)
+            trials = _complete_trials(study, cell)
+            if len(trials) < search.trials and all(trial.state.is_finished() for trial in trials):
                 _ask(study, search, cell, len(trials))
-        return [_asked(one) for one in _whole(study, cell)]
+        return [_asked_trial(trial) for trial in _complete_trials(study, cell)]
 
 
-def _whole(study: optuna.Study, cell: SearchedCell) -> list[optuna.trial.FrozenTrial]:
+def _complete_trials(study: optuna.Study, cell: SearchedCell) -> list[optuna.trial.FrozenTrial]:
     """The trials whose settings were all written before a process may have been killed."""
-    return [one for one in study.get_trials(deepcopy=False) if len(one.params) == len(cell.space)]
+    return [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == len(cell.space)]
 
 
 def _ask(study: optuna.Study, search: SearchConfig, cell: SearchedCell, number: int) -> None:
@@ -295,47 +301,44 @@ def _ask(study: optuna.Study, search: SearchConfig, cell: SearchedCell, number: 
 
 
 def _tell(
-    study: optuna.Study,
-    open_trial: optuna.trial.FrozenTrial,
-    cell: SearchedCell,
-    runs: Mapping[tuple[str, float], PlannedRun],
-    folder: StudyFolder,
+    study: optuna.Study, open_trial: optuna.trial.FrozenTrial, cell: SearchedCell, planned: Trials, folder: StudyFolder
 ) -> None:
     """Reports the steps of an open trial that have ended since, and closes it after the last one that it is to make."""
     from optuna.trial import Trial, TrialState
 
     trial = Trial(study, open_trial._trial_id)
-    tried, values = candidate_name(_rounded(open_trial.params)), dict(open_trial.intermediate_values)
+    candidate, scores = candidate_name(_rounded(open_trial.params)), dict(open_trial.intermediate_values)
     while len(open_trial.params) == len(cell.space):
-        if len(values) == len(cell.steps):
-            study.tell(trial, values[max(values)])
+        if len(scores) == len(cell.steps):
+            study.tell(trial, scores[max(scores)])
             return
-        if values and trial.should_prune():
+        if scores and trial.should_prune():
             study.tell(trial, state=TrialState.PRUNED)
             return
-        run = runs.get((tried, cell.steps[len(values)][0]))
+        run = planned.get((candidate, cell.steps[len(scores)][0]))
         record = None if run is None or not folder.ended(run) else folder.record(run)
         if record is None:
             return
         score = selection_score(record)
         if score is None:
             break
-        trial.report(score, _REDUCTION ** len(values))
-        values[_REDUCTION ** len(values)] = score
+        length = REDUCTION ** len(scores)
+        trial.report(score, length)
+        scores[length] = score
     study.tell(trial, state=TrialState.FAIL)
 
 
-def _asked(trial: optuna.trial.FrozenTrial) -> AskedTrial:
+def _asked_trial(trial: optuna.trial.FrozenTrial) -> AskedTrial:
     is_open, has_failed = not trial.state.is_finished(), trial.state.name == "FAIL"
     return AskedTrial(_rounded(trial.params), len(trial.intermediate_values) + (is_open or has_failed), is_open)
 
 
 def _rounded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are written in overrides."""
-    return {key: float(f"{one:.3g}") if isinstance(one, float) else one for key, one in params.items()}
+    return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
-def _mend(journal: Path) -> None:
+def _repair(journal: Path) -> None:
     """Removes a last line that a process was killed while writing."""
     if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
         with journal.open("r+b") as stream:
@@ -365,11 +368,11 @@ def _open_study(search: SearchConfig, cell: SearchedCell, folder: StudyFolder) -
         storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=None, pruner=None
     )
     # What is proposed depends on the journal alone, not on how often processes were started.
-    seed = _seed_of(search.seed, cell.method, cell.task, len(_whole(study, cell)))
+    seed = _seed_of(search.seed, cell.method, cell.task, len(_complete_trials(study, cell)))
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, search.trials // 3))
     study.pruner = optuna.pruners.NopPruner()
     if search.pruner == "hyperband":
-        study.pruner = optuna.pruners.HyperbandPruner(1, _REDUCTION ** (len(cell.steps) - 1), _REDUCTION)
+        study.pruner = optuna.pruners.HyperbandPruner(1, REDUCTION ** (len(cell.steps) - 1), REDUCTION)
     return study
 
 
@@ -380,7 +383,7 @@ def _distributions(space: Space) -> dict[str, Any]:
         """Optuna's form of a list of values, or of a range."""
         if isinstance(values, list):
             return CategoricalDistribution(values)
-        kind: Any = IntDistribution if _is_whole(values) else FloatDistribution
+        kind: Any = IntDistribution if is_integer_range(values) else FloatDistribution
         return kind(values["low"], values["high"], log=bool(values.get("log")))
 
     return {key: distribution(values) for key, values in space.items()}

@@ -22,10 +22,10 @@ from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, r
 from petl_bench.settings import as_setting, own_config
 from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study, parse_request, study_and_overrides
 from petl_bench.studies.executors import start_workers
-from petl_bench.studies.expand import Basis, StudyCell, compose, expand, grid, grow, still_true
+from petl_bench.studies.expand import Basis, StudyCell, basis_is_current, compose, expand, grid, grow
 from petl_bench.studies.folder import FINISHED, StudyFolder, choose_settings
 from petl_bench.studies.progress import StudyProgress
-from petl_bench.studies.search import RATE, default_space, space_of
+from petl_bench.studies.search import RATE, default_space, is_integer_range, reports_selection_rows, space_of
 from petl_bench.tasks.load import trained_labels
 from petl_bench.trackers import SELECTION_SCORE
 
@@ -60,7 +60,7 @@ class Study:
         self.update()
         return [(run, self.folder.status(run)) for run in self.runs if run.is_asked_for]
 
-    def places(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[tuple[str, str]]:
         """The methods and tasks that are asked for."""
         methods, tasks = self.request.methods or self.file.methods, self.request.tasks or self.file.tasks
         return [
@@ -77,7 +77,7 @@ class Study:
             ask: Also ask for the next trials, where that is due.
         """
         if self.file.search is not None and self.file.search.cells:
-            grow(self.file, self.folder, self.places(), ask=ask)
+            grow(self.file, self.folder, self.pairs(), ask=ask)
             self.runs[:] = self.request.narrowed(self.file.runs, self.config)
         choose_settings(self.file, self.folder)
 
@@ -89,19 +89,19 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
         RequestError: If it, or what is asked of it, cannot work.
     """
     name, config = open_study(name_or_file)
-    given = request.departures(config)
-    if given:
-        config = replace(config, deviations=[*config.deviations, f"set on the command line: {', '.join(given)}"])
+    departures = request.departures(config)
+    if departures:
+        config = replace(config, deviations=[*config.deviations, f"set on the command line: {', '.join(departures)}"])
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
     folder = StudyFolder(request.folder(name))
-    found, known = _read(folder), folder.read_basis()
-    if found is not None and known.get("runs") == found.digest and still_true(known, config, request.overrides):
-        file, basis = found, known
+    stored, basis = _read(folder), folder.read_basis()
+    if stored is not None and basis.get("runs") == stored.digest and basis_is_current(basis, config, request.overrides):
+        file = stored
     else:
         file, basis = expand(name, config, request.overrides, folder.path)
         basis["runs"] = file.digest
-        file.costs = _still_right(found, file)
+        file.costs = _unchanged_costs(stored, file)
     return Study(file, folder, request.narrowed(file.runs, config), config, request, basis)
 
 
@@ -114,13 +114,13 @@ def _read(folder: StudyFolder) -> StudyFile | None:
         return None
 
 
-def _still_right(found: StudyFile | None, file: StudyFile) -> list[PlannedCosts]:
-    """The costs that were counted of cells whose runs are the same."""
-    if found is None:
+def _unchanged_costs(stored: StudyFile | None, now: StudyFile) -> list[PlannedCosts]:
+    """The costs that were counted of the methods and tasks whose runs are the same."""
+    if stored is None:
         return []
-    before, now = ({(run.method, run.task, run.key) for run in one.runs} for one in (found, file))
-    changed = {(method, task) for method, task, _ in before ^ now}
-    return [cost for cost in found.costs if (cost.method, cost.task) not in changed]
+    runs_before, runs_now = ({(run.method, run.task, run.key) for run in file.runs} for file in (stored, now))
+    changed = {(method, task) for method, task, _ in runs_before ^ runs_now}
+    return [cost for cost in stored.costs if (cost.method, cost.task) not in changed]
 
 
 def keep(study: Study) -> None:
@@ -152,17 +152,17 @@ def plan_costs(study: Study) -> list[PlannedCosts]:
 
     Cells that cost the same are counted once.
     """
-    asked_for = study.places()
+    pairs = study.pairs()
     configs = {
         (cell.method, cell.task): resolved(compose(cell, study.folder.path))
         for cell in grid(study.config, study.request.overrides)
-        if (cell.method, cell.task) in asked_for
+        if (cell.method, cell.task) in pairs
     }
-    keys = {name: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for name, cfg in configs.items()}
-    distinct = {keys[name]: cfg for name, cfg in configs.items()}
+    keys = {pair: cost_key(cfg, cfg.layers, trained_labels(cfg.task)) for pair, cfg in configs.items()}
+    distinct = {keys[pair]: cfg for pair, cfg in configs.items()}
     _log.info("counting costs: %d methods and tasks, of which %d differ", len(configs), len(distinct))
     counted = dict(zip(distinct, estimate_all([(cfg, None) for cfg in distinct.values()]), strict=True))
-    return [_planned_costs(*name, counted[keys[name]]) for name in configs]
+    return [_planned_costs(*pair, counted[keys[pair]]) for pair in configs]
 
 
 def _planned_costs(method: str, task: str, row: PlanRow | Exception) -> PlannedCosts:
@@ -210,16 +210,16 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
     if left:
         _make(study, left)
         # Settings that were taken; unless somebody has begun another study here.
-        if (found := _read(study.folder)) is not None and found.digest == study.file.digest:
+        if (stored := _read(study.folder)) is not None and stored.digest == study.file.digest:
             keep(study)
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
 
 
 def _check_data(study: Study) -> None:
     """Refuses a folder of rows that is not there once, where every run that is left would fail by it."""
-    overrides = (one for run, status in study.statuses() if status != FINISHED for one in run.overrides)
-    for setting in dict.fromkeys(one for one in overrides if one.startswith("data_root=")):
-        root = setting.partition("=")[2].strip("'\"")
+    overrides = (override for run, status in study.statuses() if status != FINISHED for override in run.overrides)
+    for override in dict.fromkeys(override for override in overrides if override.startswith("data_root=")):
+        root = override.partition("=")[2].strip("'\"")
         if root != "null":
             check_folder(user_path(root, "data_root"), "data_root")
 
@@ -264,7 +264,8 @@ def write_sweeps(arguments: list[str], runs: int | None, out: str | None, write:
     """
     if runs is not None and runs < 1:
         raise RequestError(f"--runs={runs} must be at least 1.")
-    texts = {name: yaml.safe_dump(one, sort_keys=False, width=1000) for name, one in sweeps(arguments, runs).items()}
+    contents = sweeps(arguments, runs)
+    texts = {name: yaml.safe_dump(content, sort_keys=False, width=1000) for name, content in contents.items()}
     if out is None and len(texts) > 1:
         raise RequestError(f"These are {len(texts)} sweeps, a file for each method and task: add --out DIR.")
     for name, text in texts.items():
@@ -290,34 +291,34 @@ def sweeps(arguments: list[str], runs: int | None) -> dict[str, dict[str, Any]]:
     Raises:
         RequestError: If the arguments name neither, or settings do not compose.
     """
-    if any("=" not in one and not one.startswith("~") for one in arguments):
+    if any("=" not in argument and not argument.startswith("~") for argument in arguments):
         name, overrides = study_and_overrides(arguments)
         name, config = open_study(name)
     else:
-        given = {key: one.partition("=")[2].split(",") for key in ("method", "task") for one in arguments
-                 if one.startswith(f"{key}=")}  # fmt: skip
-        if len(given) < 2:
+        names = {key: argument.partition("=")[2].split(",") for key in ("method", "task") for argument in arguments
+                 if argument.startswith(f"{key}=")}  # fmt: skip
+        if len(names) < 2:
             raise RequestError("petl-bench sweep takes the name of a study, or task=NAMES and method=NAMES.")
-        overrides = [one for one in arguments if not one.startswith(("method=", "task="))]
-        name, config = (
-            "",
-            StudyConfig(methods={one: [] for one in given["method"]}, tasks={one: [] for one in given["task"]}),
+        overrides = [argument for argument in arguments if not argument.startswith(("method=", "task="))]
+        name = ""
+        config = StudyConfig(
+            methods={method: [] for method in names["method"]}, tasks={task: [] for task in names["task"]}
         )
     request = parse_request(overrides)
     folder = request.folder(name) if name else Path(request.runs_dir or "runs").expanduser()
-    found = {}
+    contents = {}
     for cell in grid(config, request.overrides):
         if cell.method in (request.methods or config.methods) and cell.task in (request.tasks or config.tasks):
             title = "-".join(filter(None, (name, cell.task, cell.method)))
             check_name("The name of a sweep", title)
-            found[title] = {"name": title} | _sweep(cell, config, folder.absolute(), runs)
-    return found
+            contents[title] = {"name": title} | _sweep(cell, config, folder.absolute(), runs)
+    return contents
 
 
 def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) -> dict[str, Any]:
     cfg, search = compose(cell, folder), study.search
-    given = {one.lstrip("+~").partition("=")[0]: one for one in cell.overrides}
-    if cfg.task.protocol not in ("held_out", "test"):
+    given = {override.lstrip("+~").partition("=")[0]: override for override in cell.overrides}
+    if reports_selection_rows(cfg):
         _log.warning(
             "%s: the rows by which the sweep chooses are those that are reported: task.protocol=held_out keeps them "
             "apart",
@@ -328,11 +329,13 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
     elif search is not None:
         space = space_of(search, cell.method, cell.task, cfg, given)
     else:
-        space = {key: values for key, values in default_space(cfg).items() if key == RATE or key not in given}
+        space = default_space(cfg, given)
     is_grid = all(isinstance(values, list) for values in space.values())
-    places = {one.name for one in run_settings() if one.is_path}
-    fixed = [_absolute(one, key) if key in places else one for key, one in given.items() if key not in space]
-    own = own_config()
+    paths = {option.name for option in run_settings() if option.is_path}
+    fixed = [
+        _absolute(override, key) if key in paths else override for key, override in given.items() if key not in space
+    ]
+    config_dir = own_config()
     return {
         "method": "grid" if is_grid else "bayes" if search is not None and search.sampler == "tpe" else "random",
         **({} if is_grid else {"run_cap": runs or (search.trials if search is not None else _SWEEP_RUNS)}),
@@ -340,8 +343,14 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
         "metric": {"name": SELECTION_SCORE, "goal": "maximize"},
         # W&B waits for every run of a sweep, so one that is there already is made again.
         "command": [
-            *("petl-bench", "run", *([] if own is None else ["--config-dir", str(own)]), "--force", "tracker=wandb"),
-            *(one for one in fixed if not one.startswith(("runs_dir=", "tracker="))),
+            *(
+                "petl-bench",
+                "run",
+                *([] if config_dir is None else ["--config-dir", str(config_dir)]),
+                "--force",
+                "tracker=wandb",
+            ),
+            *(override for override in fixed if not override.startswith(("runs_dir=", "tracker="))),
             f"runs_dir={folder}",
             _DRAWN,
         ],
@@ -352,7 +361,7 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
 def _absolute(override: str, key: str) -> str:
     """A setting that names a file or a folder, from whatever folder the command is given."""
     value = override.partition("=")[2].strip("'\"")
-    is_name = value in ("", "null") or any(one.name == key and value in one.choices for one in run_settings())
+    is_name = value in ("", "null") or any(option.name == key and value in option.choices for option in run_settings())
     return override if is_name else as_setting(key, str(user_path(value, key).absolute()))
 
 
@@ -360,15 +369,14 @@ def _drawn(values: Any) -> dict[str, Any]:
     """A range as W&B writes it."""
     if isinstance(values, list):
         return {"values": values}
-    low, high = values["low"], values["high"]
-    is_whole = type(low) is int and type(high) is int
-    if values.get("log"):
-        spread = (
-            {"distribution": "q_log_uniform_values", "q": 1} if is_whole else {"distribution": "log_uniform_values"}
-        )
+    is_integer = is_integer_range(values)
+    if not values.get("log"):
+        distribution: dict[str, Any] = {"distribution": "int_uniform" if is_integer else "uniform"}
+    elif is_integer:
+        distribution = {"distribution": "q_log_uniform_values", "q": 1}
     else:
-        spread = {"distribution": "int_uniform" if is_whole else "uniform"}
-    return spread | {"min": low, "max": high}
+        distribution = {"distribution": "log_uniform_values"}
+    return distribution | {"min": values["low"], "max": values["high"]}
 
 
 @contextmanager

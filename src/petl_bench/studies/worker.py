@@ -18,7 +18,7 @@ from petl_bench.errors import Interrupted, RequestError, RunError, explained_ref
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.expand import grow
-from petl_bench.studies.folder import StudyFolder, choose_settings, wanted_now
+from petl_bench.studies.folder import StudyFolder, choose_settings, is_ready
 
 # Before looking again at what other processes do.
 _PAUSE = 1.0
@@ -36,23 +36,24 @@ def work(path: Path, plan: str, keys: list[str]) -> None:
     """
     folder = StudyFolder(path)
     study = folder.read_plan(plan)
-    unwanted = {run.key for run in study.runs} - set(keys)
-    places = {(run.method, run.task) for run in study.runs if run.key not in unwanted}
+    others = {run.key for run in study.runs} - set(keys)
+    pairs = {(run.method, run.task) for run in study.runs if run.key not in others}
     made: set[str] = set()
     while True:
-        grow(study, folder, places)
+        grow(study, folder, pairs)
         choose_settings(study, folder)
         # Seed by seed: halfway through, every method can be compared already.
         by_seed = sorted(study.runs, key=lambda run: study.seeds.index(run.seed) if run.seed in study.seeds else -1)
-        wanted = [run for run in by_seed if run.key not in unwanted and (run.method, run.task) in places]
+        # The given runs, and those that a search has added for the same methods and tasks.
+        runs = [run for run in by_seed if run.key not in others and (run.method, run.task) in pairs]
         # What was made here and has not ended could not be recorded: once is enough.
-        left = [run for run in wanted if run.is_asked_for and run.key not in made and not folder.ended(run)]
+        left = [run for run in runs if run.is_asked_for and run.key not in made and not folder.ended(run)]
         if not left:
             return
-        before = len(made)
-        made |= {run.key for run in left if wanted_now(run) and _make_if_free(run, folder)}
-        if len(made) == before:
-            if all(not wanted_now(run) for run in left) and not _trials_left(left, study.runs, folder):
+        made_now = {run.key for run in left if is_ready(run) and _make_if_free(run, folder)}
+        made |= made_now
+        if not made_now:
+            if not any(is_ready(run) for run in left) and not _trials_left(left, study.runs, folder):
                 return
             # Others work on what is left; should one of them be killed, its run is taken over.
             time.sleep(_PAUSE)
@@ -68,8 +69,8 @@ def _trials_left(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFo
 def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
     if folder.ended(run):
         return False
-    with folder.held(run) as mine:
-        if not mine or folder.ended(run):
+    with folder.held(run) as is_ours:
+        if not is_ours or folder.ended(run):
             return False
         make(run, folder)
         if folder.ended(run):

@@ -47,7 +47,9 @@ class TaskConfig:
     test_file: str | None = setting(
         None, "File with rows to report on; those of validation_file then only choose the checkpoint.", is_path=True
     )
-    text_columns: list[str] = setting(MISSING, "Columns of the texts: one, or two for pairs.")
+    text_columns: list[str] = setting(
+        MISSING, "Columns of the texts: one, or two for pairs; further ones are joined to the second."
+    )
     label_column: str = setting("label", "Column of the label, the value, the labels or the tags.")
     type: str = setting("classification", "What is asked of each row.", choices=TYPES)
     labels: list[str] | None = setting(
@@ -122,7 +124,7 @@ class TextsConfig:
     tasks: list[str] = setting([], "Tasks whose training rows are taken.")
     files: list[str] = setting([], "Files with one text a line.")
     most: int | None = setting(None, "Texts of each task or file at most, drawn by task.data_seed; null: all.")
-    held_out: int = setting(64, "Texts of each task or file that are kept apart, to tell how far the training is.")
+    held_out: int = setting(64, "Texts of each task or file that are held out to measure progress.")
 
 
 def has_validation(task: TaskConfig) -> bool:
@@ -155,13 +157,17 @@ def check_task(task: TaskConfig) -> None:
             "then `petl-bench predict RUN_DIR --submit OUT_DIR` writes its predictions."
         )
     _check_files(task)
+    _check_multilabel(task)
     if task.source == "files" and task.train_file is None:
         raise RequestError(f"task={task.name} reads your own rows: give task.train_file=FILE.")
     if task.metric not in task.metrics:
         raise RequestError(f"task.metric={task.metric} is not among task.metrics={list(task.metrics)}: add it.")
     _check_names(task)
     _check_draw(task)
-    _check_clue(task)
+    find_transform(task.transform)
+    if task.unlabelled and task.type != "classification":
+        raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")
+    _check_fewclue_split(task)
     for key in ("num_train_examples", "rows_per_class", "num_held_out_examples", "max_length"):
         count = getattr(task, key)
         if count is not None and count < 1:
@@ -202,11 +208,8 @@ def _check_shares(task: TaskConfig, shares: list[float]) -> None:
         )
 
 
-def _check_clue(task: TaskConfig) -> None:
-    """What `petl_bench.tasks.columns` offers is asked for where it has an effect."""
-    find_transform(task.transform)
-    if task.unlabelled and task.type != "classification":
-        raise RequestError(f"task.unlabelled={task.unlabelled} is for task.type=classification, not {task.type}.")
+def _check_fewclue_split(task: TaskConfig) -> None:
+    """A split of FewCLUE is chosen for its own tasks alone, and is one of theirs."""
     has_split = task.train_split == f"train_{task.fewclue_split}"
     if has_split and task.fewclue_split not in FEWCLUE_SPLITS:
         raise unknown_choice("task.fewclue_split", task.fewclue_split, FEWCLUE_SPLITS)
@@ -249,6 +252,10 @@ def _check_files(task: TaskConfig) -> None:
         raise RequestError(f"task.protocol={task.protocol} needs task.validation_split: name one.")
     if task.source == "folder" and (task.train_file is None or task.validation_file is None):
         raise RequestError(f"task={task.name} must name task.train_file and task.validation_file.")
+
+
+def _check_multilabel(task: TaskConfig) -> None:
+    """Labels can be told apart, and the threshold is not chosen on the rows that are reported on."""
     if task.type != "multilabel":
         return
     if not task.label_separator:

@@ -38,7 +38,17 @@ _log = logging.getLogger(__name__)
 
 
 def at_least_as_good(baselines: Scores, metric: str, score: float, *, higher_is_better: bool) -> list[str]:
-    """The baselines that a score does not exceed."""
+    """The baselines that a score does not exceed.
+
+    Args:
+        baselines: The metrics of each baseline, as `score_baselines` gives them.
+        metric: The metric to compare by.
+        score: The score of a trained model.
+        higher_is_better: Which way the metric is better.
+
+    Returns:
+        Their names.
+    """
     sign = 1 if higher_is_better else -1
     return [name for name, scores in baselines.items() if sign * scores[metric] >= sign * score]
 
@@ -56,26 +66,26 @@ def score_baselines(task: Task) -> Scores:
     settings = task.settings
     made_by = [_VERSION, version("scikit-learn"), settings.type, settings.metrics, task.fingerprint()]
     file = cache_dir() / "baselines" / f"{hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:32]}.json"
-    if (kept := _kept(file)) is not None:
-        return kept
+    if (cached := _read_cached(file)) is not None:
+        return cached
     in_names = settings.type in ("tagging", "multilabel")
     references = task.given_names(task.report) if in_names else task.report.labels
     assert references is not None
     predicted = {"majority": _most_frequent(task), "tfidf": _by_words(task)}
-    found = {
+    scores = {
         name: compute_metrics(settings.metrics, values, references)
         for name, values in predicted.items()
         if values is not None
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, with_hash({"scores": found}))
+        write_json(file, with_hash({"scores": scores}))
     except OSError as error:
         _log.warning("the scores of the baselines could not be cached in %s (%s)", file.parent, error)
-    return found
+    return scores
 
 
-def _kept(file: Path) -> Scores | None:
+def _read_cached(file: Path) -> Scores | None:
     """The scores in a file of the cache; None where there is none, or a broken one."""
     try:
         content = read_json(file)

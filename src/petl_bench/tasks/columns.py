@@ -92,10 +92,10 @@ def _find_span(text: str, target: Any, number: int, place: str) -> tuple[int, in
     span, index = (target.get(name) if isinstance(target, dict) else None for name in names)
     if not isinstance(span, str) or not span or type(index) is not int:
         raise RequestError(f"{place}: 'target' must hold a text in {names[0]} and a whole number in {names[1]}.")
-    found = [begin for begin in range(len(text)) if text.startswith(span, begin)]
-    if not found:
+    occurrences = [begin for begin in range(len(text)) if text.startswith(span, begin)]
+    if not occurrences:
         raise RequestError(f"{place}: {names[0]} is {span!r}, which is nowhere in the text: correct or remove the row.")
-    begin = min(found, key=lambda position: abs(position - index))
+    begin = min(occurrences, key=lambda position: abs(position - index))
     return begin, begin + len(span)
 
 
@@ -157,23 +157,23 @@ def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:
     settings = ["task=custom", as_setting("task.train_file", path)]
     if "task.name" not in given and (name := _task_name(path)):
         settings.insert(1, as_setting("task.name", name))
-    wanted = [key for key in ("task.text_columns", "task.label_column") if key not in given]
+    missing = [key for key in ("task.text_columns", "task.label_column") if key not in given]
     names = [name for name in read_table(path, "data", ()).names if name != given.get("task.group_column")]
     table = replace(read_table(path, "data", names), names=names)
     if not table.num_rows:
         raise RequestError(f"{table.source} holds no rows.")
-    if not wanted:
+    if not missing:
         return settings, table.num_rows
     label = given.get("task.label_column") or _label_column(table)
     taken = []
-    if "task.text_columns" in wanted:
+    if "task.text_columns" in missing:
         texts = _text_columns(table, label)
         taken.append(f"text column{'s' * (len(texts) > 1)} {', '.join(map(repr, texts))}")
         settings.append("task.text_columns=[" + ",".join(map(as_value, texts)) + "]")
-    if "task.label_column" in wanted:
+    if "task.label_column" in missing:
         taken.append(f"label column {label!r}")
         settings.append(as_setting("task.label_column", label))
-    _log.info("data=%s: %s (%s would say otherwise)", path, ", ".join(taken), ", ".join(wanted))
+    _log.info("data=%s: %s (%s would say otherwise)", path, ", ".join(taken), ", ".join(missing))
     return settings, table.num_rows
 
 
@@ -186,14 +186,16 @@ def _task_name(path: str) -> str:
 
 def _label_column(table: Table) -> str:
     named = [name for name in table.names if name.strip().casefold() in _LABEL_NAMES and _may_be_labels(table, name, 1)]
-    found = named or [one for one in table.names if _may_be_labels(table, one, 3) and not _is_text(table, one)]
-    if len(found) != 1:
-        which = f"{', '.join(map(repr, found))} all look like it" if found else "none repeats its values as labels do"
+    candidates = named or [name for name in table.names if _may_be_labels(table, name, 3) and not _is_text(table, name)]
+    if len(candidates) != 1:
+        which = "none repeats its values as labels do"
+        if candidates:
+            which = f"{', '.join(map(repr, candidates))} all look like it"
         raise RequestError(
             f"data={table.source}: which column holds the labels is not clear ({which}): say task.label_column=NAME, "
             f"one of {', '.join(map(repr, table.names))}."
         )
-    return found[0]
+    return candidates[0]
 
 
 def _text_columns(table: Table, label: str) -> list[str]:
@@ -202,14 +204,16 @@ def _text_columns(table: Table, label: str) -> list[str]:
     for names in _TEXT_NAMES:
         if all(name in plain for name in names):
             return [plain[name] for name in names]
-    found = [name for name in others if _is_text(table, name)] or (others if len(others) == 1 else [])
-    if len(found) != 1:
-        which = f"{', '.join(map(repr, found))} all hold texts" if found else "none holds texts of several words"
+    candidates = [name for name in others if _is_text(table, name)] or (others if len(others) == 1 else [])
+    if len(candidates) != 1:
+        which = "none holds texts of several words"
+        if candidates:
+            which = f"{', '.join(map(repr, candidates))} all hold texts"
         raise RequestError(
             f"data={table.source}: which column holds the texts is not clear ({which}): say "
             f"'task.text_columns=[NAME]', of {', '.join(map(repr, others))}."
         )
-    return found
+    return candidates
 
 
 def _known(table: Table, name: str) -> list[str]:

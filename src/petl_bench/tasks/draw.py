@@ -41,9 +41,9 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
             "leave the setting out."
         )
     num_held_out = _num_held_out(settings, len(rows))
-    wanted = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
-    key = next((name for name, value in wanted.items() if value is not None), "num_train_examples")
-    if wanted[key] is None and num_held_out == 0:
+    limits = {"num_train_examples": settings.num_train_examples, "rows_per_class": settings.rows_per_class}
+    key = next((name for name, limit in limits.items() if limit is not None), "num_train_examples")
+    if limits[key] is None and num_held_out == 0:
         return None, rows
     order = np.random.default_rng(settings.data_seed).permutation(len(rows))
     held_out = _held_out_first(settings, rows, order, num_held_out) if num_held_out else None
@@ -54,7 +54,7 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     num_train = num_left if num_train is None else num_train
     if not 1 <= num_train <= num_left:
         raise RequestError(
-            f"task.{key}={wanted[key]} and {num_held_out} held-out rows do not fit into the {len(rows)} training rows: "
+            f"task.{key}={limits[key]} and {num_held_out} held-out rows do not fit into the {len(rows)} training rows: "
             f"lower task.{key} or task.num_held_out_examples."
         )
     if held_out is None:
@@ -151,7 +151,7 @@ def _few_of_each_first(
     Args:
         rows: The training rows.
         order: Positions in the order of the draw, of those rows that may train.
-        counts: How many of each class are wanted, shape (classes,).
+        counts: How many of each class are to train, shape (classes,).
         labels: The names of the classes.
         setting: What asks for them, for messages.
     """

@@ -246,11 +246,11 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -
 
 def _first_tokens(word_of_token: list[int | None], num_words: int, start: int) -> np.ndarray:
     """The first token of each word of a row whose tokens begin at `start`; -1 for words without one."""
-    found = np.full(num_words, -1, dtype=np.int64)
+    first = np.full(num_words, -1, dtype=np.int64)
     for position, word in enumerate(word_of_token):
-        if word is not None and found[word] < 0:
-            found[word] = start + position
-    return found
+        if word is not None and first[word] < 0:
+            first[word] = start + position
+    return first
 
 
 def _as_pair(columns: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> list[list[str]]:
@@ -263,19 +263,19 @@ def _as_pair(columns: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> li
 
 def _read(file: Path) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
+        with np.load(file, allow_pickle=False) as archive:
+            arrays: dict[str, np.ndarray] = {name: archive[name] for name in archive.files}
         # Entries of older versions have no digest.
-        if (digest := found.pop(_DIGEST, None)) is None:
+        if (digest := arrays.pop(_DIGEST, None)) is None:
             return None
-        if not np.array_equal(digest, _digest(found)):
+        if not np.array_equal(digest, _digest(arrays)):
             raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return None
     except Exception as error:  # of many kinds: any part of the archive may have changed
         _log.warning("the cached tokens in %s are broken and made anew (%s)", file, first_line(error))
         return None
-    return found
+    return arrays
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:

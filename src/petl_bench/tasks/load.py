@@ -45,7 +45,7 @@ class Task:
         train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
-        ood: Rows of none of the classes, which a trained model is to tell from the report rows; None if not asked for.
+        ood: Rows of none of the classes, to be distinguished from the report rows; None if not asked for.
         left_out: How many rows of a split are left out, as they have no label (`task.unlabelled`); by split, if any.
     """
 
@@ -135,9 +135,9 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     def read_split(role: str) -> tuple[Rows, str]:
         """The labelled rows of a split and its name; counts the rows without a label."""
         name = getattr(settings, f"{role}_split")
-        found = require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}")
-        left_out[name] = found.num_left_out
-        return found, name
+        labelled = require_labels(_read_rows(settings, role, all_labels, data_root), settings, f"the split {name}")
+        left_out[name] = labelled.num_left_out
+        return labelled, name
 
     reported, report_split = all_train, "train_held_out"
     if has_validation(settings):
@@ -243,7 +243,7 @@ def read_file(settings: TaskConfig, file: str, key: str, columns: list[str]) -> 
         settings: The task.
         file: The file.
         key: The setting that named it, for messages.
-        columns: The columns that are wanted.
+        columns: The columns to read.
 
     Returns:
         The table with its columns as they stand in the file.
@@ -338,7 +338,7 @@ def _hub_split(
         subset: The dataset's config, e.g. `mrpc`; None for a dataset without configs.
         split: e.g. `validation_matched`.
         data_root: A folder that `read_folder` reads; None asks the hub (or its local cache).
-        columns: The columns that are wanted; those that the table lacks are left out.
+        columns: The columns to read; those that the table lacks are left out.
 
     Raises:
         RequestError: If the folder does not hold the split, or a file in it is broken.

@@ -107,13 +107,13 @@ def type_scores(references: Iterable[Tags], predictions: Iterable[Tags]) -> dict
     types = sorted({kind for tags in (*references, *predictions) for kind, _, _ in entities(tags)})
     columns = _by_seqeval(references, predictions, None)
     values = zip(*(np.asarray(column).tolist() for column in columns), strict=True)
-    return {kind: TypeScores(*found) for kind, found in zip(types, values, strict=True)}
+    return {kind: TypeScores(*scores) for kind, scores in zip(types, values, strict=True)}
 
 
 def _by_seqeval(references: Iterable[Tags], predictions: Iterable[Tags], average: str | None) -> Any:
     from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
-    lists = [[list(tags) for tags in one] for one in (references, predictions)]
+    lists = [[list(tags) for tags in sentences] for sentences in (references, predictions)]
     score: Callable[..., Any] = precision_recall_fscore_support
     return score(*lists, average=average, zero_division=0)
 
@@ -308,7 +308,8 @@ def evaluate_metric(name: str) -> evaluate.Metric:
             )
 
         def _compute(self, predictions: list[Any], references: list[Any]) -> dict[str, float]:
-            columns = [names_by_row(one) if in_names else np.asarray(one) for one in (references, predictions)]
+            as_array = names_by_row if in_names else np.asarray
+            columns = [as_array(values) for values in (references, predictions)]
             return {name: spec.score(*columns)}
 
     # In memory: the default is a cache file that parallel runs would share.

@@ -76,25 +76,25 @@ def _drawn_classes(settings: TaskConfig, labels: list[str]) -> list[int]:
     assert settings.ood_share is not None
     domains = _clinc_domains().values() if settings.dataset == "clinc150" else [labels]
     generator = np.random.default_rng(settings.data_seed)
-    kept: list[str] = []
+    known: list[str] = []
     for names in domains:
         # Halves are rounded to the even number, as in the splits that this follows.
-        kept += generator.permutation(sorted(names)).tolist()[: round(settings.ood_share * len(names))]
-    if not 2 <= len(kept) < len(labels):
+        known += generator.permutation(sorted(names)).tolist()[: round(settings.ood_share * len(names))]
+    if not 2 <= len(known) < len(labels):
         raise RequestError(
-            f"task.ood_share={settings.ood_share:g} keeps {len(kept)} of the {len(labels)} classes: at least two must "
+            f"task.ood_share={settings.ood_share:g} keeps {len(known)} of the {len(labels)} classes: at least two must "
             "be kept, and one left out."
         )
-    return sorted(labels.index(name) for name in kept)
+    return sorted(labels.index(name) for name in known)
 
 
 def of_classes(rows: Rows, classes: list[int] | None) -> Rows:
     """The rows of these classes, which are numbered anew in their order; None: all rows as they are."""
     if classes is None or rows.labels is None:
         return rows
-    found = rows.take(np.flatnonzero(np.isin(rows.labels, classes)))
-    assert found.labels is not None
-    return replace(found, labels=np.searchsorted(classes, found.labels))
+    selected = rows.take(np.flatnonzero(np.isin(rows.labels, classes)))
+    assert selected.labels is not None
+    return replace(selected, labels=np.searchsorted(classes, selected.labels))
 
 
 def ood_rows(settings: TaskConfig, report: Rows, classes: list[int] | None, data_root: str | None) -> Rows | None:
@@ -131,14 +131,14 @@ def without_texts_of(rows: Rows, ood: Rows | None) -> Rows:
     if ood is None:
         return rows
     texts = set(zip(*ood.texts, strict=True))
-    kept = [index for index, text in enumerate(zip(*rows.texts, strict=True)) if text not in texts]
-    if len(kept) < len(rows):
+    positions = [index for index, text in enumerate(zip(*rows.texts, strict=True)) if text not in texts]
+    if len(positions) < len(rows):
         _log.warning(
             "rows left out because a row that is out of distribution has their text: %d of %d",
-            len(rows) - len(kept),
+            len(rows) - len(positions),
             len(rows),
         )
-    return rows.take(np.array(kept, dtype="int64"))
+    return rows.take(np.array(positions, dtype="int64"))
 
 
 def ood_files(settings: TaskConfig, data_root: str | None) -> list[Path]:
@@ -160,11 +160,11 @@ def _of_other_data_set(settings: TaskConfig, data_root: str | None) -> tuple[lis
     return _test_texts(PACKAGE_DATA / settings.ood)
 
 
-def _test_texts(folder: Path, wanted: Callable[[int], bool] | None = None) -> tuple[list[str], ...]:
-    """The texts of a folder's test rows, as the only column; of the labels that are wanted."""
+def _test_texts(folder: Path, is_selected: Callable[[int], bool] | None = None) -> tuple[list[str], ...]:
+    """The texts of a folder's test rows, as the only column; of all labels, or those that the function selects."""
     columns = read_folder(folder, None, "test", [_TEXT, "label"]).columns
     rows = zip(columns[_TEXT], columns["label"], strict=True)
-    return ([text for text, label in rows if wanted is None or wanted(label)],)
+    return ([text for text, label in rows if is_selected is None or is_selected(label)],)
 
 
 def _shared_with_clinc(data_set: str) -> set[str]:
@@ -176,8 +176,8 @@ def _shared_with_clinc(data_set: str) -> set[str]:
 
 @cache
 def _clinc_domains() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads((_CLINC / "domains.json").read_text(encoding="utf-8"))
-    return found
+    domains: dict[str, list[str]] = json.loads((_CLINC / "domains.json").read_text(encoding="utf-8"))
+    return domains
 
 
 @cache

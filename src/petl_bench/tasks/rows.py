@@ -103,8 +103,8 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     Raises:
         RequestError: If a text column is missing, a cell holds no text, or a label is none of `labels`.
     """
-    whole, kept = table, _labelled(table, task)
-    table = table.take(kept) if len(kept) < table.num_rows else table
+    whole, positions = table, _labelled(table, task)
+    table = table.take(positions) if len(positions) < table.num_rows else table
     texts = tuple(_text_column(table, column) for column in task.text_columns)
     if not texts[0]:
         raise RequestError(f"{table.source} holds no rows.")
@@ -120,10 +120,10 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     return Rows(
         texts,
         values,
-        num_left_out=whole.num_rows - len(kept),
+        num_left_out=whole.num_rows - len(positions),
         groups=group_names(table, task),
         table=replace(whole, columns={}),
-        positions=np.array(kept),
+        positions=np.array(positions),
     )
 
 
@@ -150,13 +150,13 @@ def _labelled(table: Table, task: TaskConfig) -> list[int]:
     if not task.unlabelled or column not in table.columns:
         return list(range(table.num_rows))
     names = [label_name(value, table.place(row), column) for row, value in enumerate(table.columns[column])]
-    kept = [row for row, name in enumerate(names) if name not in task.unlabelled]
-    if names and not kept:
+    positions = [row for row, name in enumerate(names) if name not in task.unlabelled]
+    if names and not positions:
         raise RequestError(
             f"{table.source} hides its labels: all are among task.unlabelled={task.unlabelled}. Its rows can be "
             "predicted but not trained or scored on."
         )
-    return kept
+    return positions
 
 
 def require_labels(rows: Rows, task: TaskConfig, where: str) -> Rows:
@@ -229,27 +229,27 @@ def _label_values(table: Table, column: str, labels: list[str] | None, *, number
     if numbered and all(type(value) is int and UNLABELLED <= value < len(labels) for value in values):
         return np.array(values, dtype="int64")
     index = {label: i for i, label in enumerate(labels)}
-    found = []
+    classes = []
     for row, value in enumerate(values):
         name = label_name(value, table.place(row), column)
         if name not in index:
             raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={listed(labels)}.")
-        found.append(index[name])
-    return np.array(found, dtype="int64")
+        classes.append(index[name])
+    return np.array(classes, dtype="int64")
 
 
 def _label_sets(table: Table, task: TaskConfig, labels: list[str], *, numbered: bool) -> np.ndarray:
     """Which labels each row has, shape (rows, classes)."""
     cells = table.columns[task.label_column]
-    if numbered and all(isinstance(cell, list) and all(type(one) is int for one in cell) for cell in cells):
+    if numbered and all(isinstance(cell, list) and all(type(label) is int for label in cell) for cell in cells):
         names = {index: index for index in range(len(labels))}
-        found: list[list[Any]] = cells
+        labels_of_rows: list[list[Any]] = cells
     else:
         names = {label: index for index, label in enumerate(labels)}  # type: ignore[misc]
-        found = [_labels_of_cell(cell, table.place(row), task) for row, cell in enumerate(cells)]
+        labels_of_rows = [_labels_of_cell(cell, table.place(row), task) for row, cell in enumerate(cells)]
     values = np.zeros((len(cells), len(labels)), dtype=np.float32)
-    for row, given in enumerate(found):
-        for name in given:
+    for row, of_row in enumerate(labels_of_rows):
+        for name in of_row:
             if name not in names:
                 raise RequestError(f"{table.place(row)}: the label {name!r} is none of task.labels={listed(labels)}.")
             values[row, names[name]] = 1
@@ -262,7 +262,8 @@ def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
         return []
     if isinstance(cell, str):
         cell = [part.strip() for part in cell.split(task.label_separator)]
-    names = [label_name(one, place, task.label_column) for one in (cell if isinstance(cell, list) else [cell])]
+    values = cell if isinstance(cell, list) else [cell]
+    names = [label_name(value, place, task.label_column) for value in values]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"{place}: the label {twice!r} is given twice.")

@@ -38,7 +38,7 @@ class Table:
     Attributes:
         source: What it was read from, for messages.
         names: The names of all its columns.
-        columns: The values of the columns that were asked for; None where one is missing. A CSV or TSV file holds text
+        columns: The values of the columns that were read; None where one is missing. A CSV or TSV file holds text
             alone, JSON lines and parquet whatever they were written with.
         lines: The line of the file on which each row begins; None for formats without lines.
     """
@@ -54,7 +54,7 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows, as the columns that were asked for have it."""
+        """Number of rows of the columns that were read."""
         return len(next(iter(self.columns.values()), []))
 
     def take(self, rows: list[int]) -> Table:
@@ -73,18 +73,19 @@ class Table:
             RequestError: If there is no such column.
         """
         if name not in self.columns:
-            raise RequestError(f"{key} is not a column of {self.source}, which has {_listed(self.names, name)}")
+            there = _columns_and_nearest(self.names, name)
+            raise RequestError(f"{key} is not a column of {self.source}, which has {there}")
         return self.columns[name]
 
 
-def _listed(names: Collection[str], wanted: str) -> str:
-    """The end of a message: the names of the columns, and the one that is nearest to what was wanted."""
+def _columns_and_nearest(names: Collection[str], missing: str) -> str:
+    """The end of a message: the names of all columns, and the one that is nearest to the name that is missing."""
     text = f"{', '.join(map(repr, names))}."
     folded = {name.strip().casefold(): name for name in names}
-    found = difflib.get_close_matches(wanted.strip().casefold(), folded, n=1, cutoff=0.75)
-    if not found:
+    near = difflib.get_close_matches(missing.strip().casefold(), folded, n=1, cutoff=0.75)
+    if not near:
         return text
-    name = folded[found[0]]
+    name = folded[near[0]]
     if name == name.strip():
         return f"{text} Did you mean {name!r}?"
     # Hydra would take the spaces off.
@@ -101,9 +102,12 @@ def read_table(path: str | Path, key: str, columns: Collection[str], read_text: 
     Args:
         path: A file in one of `FORMATS`, which may be compressed (`.csv.gz`), or a folder of `.parquet` files.
         key: The setting that named it, for messages.
-        columns: The columns that are wanted; those that the table lacks are left out.
+        columns: The columns to read; those that the table lacks are left out.
         read_text: Reads files of all endings but `.jsonl`, `.json` and `.parquet`; None: only those in `FORMATS` are
             read.
+
+    Returns:
+        The table, with the values of those columns.
 
     Raises:
         RequestError: If it is missing, of another format, or not what its ending says.
@@ -207,7 +211,7 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
     if not header:
         raise RequestError(f"{source} is empty.")
     _check_names(header, source)
-    if tabs and (quoted := sum(len(one) > 1 and one[0] == one[-1] == '"' for fields in rows for one in fields)):
+    if tabs and (quoted := sum(len(field) > 1 and field[0] == field[-1] == '"' for fields in rows for field in fields)):
         _log.warning(
             "%s: %d fields begin and end with a quotation mark, which is part of the text in a .tsv file; if it "
             "encloses them, save the file as .csv",
@@ -234,18 +238,18 @@ def _check_separator(text: str, source: str) -> None:
             )
 
 
-def _check_fields(found: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
+def _check_fields(num_fields: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
     if blank is not None and len(header) == 1:
         raise RequestError(
             f'{place} follows an empty line ({blank}), which may be a row or none: write an empty text as "" in a '
             ".csv file, or remove the line."
         )
-    if found != len(header):
+    if num_fields != len(header):
         separator = "tab" if tabs else "comma"
         hint = "" if tabs else ", and quotation marks enclose a text that holds one"
         raise RequestError(
-            f"{place}: the number of fields is {found}, but the header has {len(header)}: one {separator} separates "
-            f"two fields{hint}."
+            f"{place}: the number of fields is {num_fields}, but the header has {len(header)}: one {separator} "
+            f"separates two fields{hint}."
         )
 
 
@@ -281,11 +285,11 @@ def _json_lines(text: str, source: str) -> Table:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, whose keys must differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice!r} occurs twice")
-    return found
+    return content
 
 
 def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Table:
@@ -294,7 +298,10 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
     Args:
         files: The parts in order; at least one.
         source: What they are called in messages.
-        columns: The columns that are wanted; those that the table lacks are left out.
+        columns: The columns to read; those that the table lacks are left out.
+
+    Returns:
+        The whole table, with the values of those columns.
 
     Raises:
         RequestError: If a part is broken, or has other columns than the first.
@@ -304,14 +311,14 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
 
     _check_numbers(files)
     names: list[str] = []
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for file in files:
         try:
             part = parquet.ParquetFile(pyarrow.BufferReader(file.read_bytes()), page_checksum_verification=True)
             own = part.schema_arrow.names
             _check_names(own, str(file))
             content = part.read(columns=[name for name in own if name in columns])
-            values = {name: content.column(name).to_pylist() for name in content.column_names}
+            of_part = {name: content.column(name).to_pylist() for name in content.column_names}
         except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
             message = f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
             raise RequestError(message) from error
@@ -319,9 +326,9 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
             message = f"{file} and {files[0]} are parts of one table, but only one has the column {others[0]!r}."
             raise RequestError(message)
         names = names or own
-        for name, of_part in values.items():
-            found.setdefault(name, []).extend(of_part)
-    return Table(source, names, found)
+        for name, cells in of_part.items():
+            values.setdefault(name, []).extend(cells)
+    return Table(source, names, values)
 
 
 def _check_numbers(files: list[Path]) -> None:
@@ -356,7 +363,10 @@ def read_folder(root: Path, subset: str | None, split: str, columns: Collection[
         root: The folder.
         subset: The data set's config, a folder there; None for a data set without configs.
         split: e.g. `validation_matched`.
-        columns: The columns that are wanted; those that the table lacks are left out.
+        columns: The columns to read; those that the table lacks are left out.
+
+    Returns:
+        The split's table, with the values of those columns.
 
     Raises:
         RequestError: If the folder does not hold the split, or a file in it is broken.
@@ -383,5 +393,5 @@ def split_files(root: Path, subset: str | None, split: str) -> list[Path]:
     folders = [root, root / "data"] if subset is None else [root / subset]
     names = [escape(split), *(["dev"] if split == "validation" else [])]
     patterns = [f"{escape(split)}-*.parquet", *(f"{name}{ending}" for name in names for ending in _JSON_LINES)]
-    found = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
-    return next((files for files in found if files), [])
+    matches = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
+    return next((files for files in matches if files), [])

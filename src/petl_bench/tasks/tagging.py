@@ -76,7 +76,7 @@ def split_text(text: str, units: str) -> list[Span]:
     Returns:
         Begin and end of each word.
     """
-    found: list[Span] = []
+    spans: list[Span] = []
     in_word = False
     for position, character in enumerate(text):
         if character.isspace():
@@ -84,11 +84,11 @@ def split_text(text: str, units: str) -> list[Span]:
             continue
         joins = units == "words" and _joins(character)
         if joins and in_word:
-            found[-1] = (found[-1][0], position + 1)
+            spans[-1] = (spans[-1][0], position + 1)
         else:
-            found.append((position, position + 1))
+            spans.append((position, position + 1))
         in_word = joins
-    return found
+    return spans
 
 
 def _joins(character: str) -> bool:
@@ -110,12 +110,12 @@ def tag_names(table: Table, task: TaskConfig) -> list[str]:
         RequestError: If they are of no scheme that is known.
     """
     table.column(task.label_column, f"task.label_column={task.label_column}")
-    found = {tag for _, _, tags, _ in _sentences(table, task) for tag in tags or ()}
-    if any(isinstance(tag, int) for tag in found):
+    names = {tag for _, _, tags, _ in _sentences(table, task) for tag in tags or ()}
+    if any(isinstance(tag, int) for tag in names):
         raise RequestError(f"{table.source}: the tags are numbers: name them, from 0 on, with task.labels=[O,...].")
-    inside = sorted(found - {OUTSIDE})
+    inside = sorted(names - {OUTSIDE})
     is_bare = entity_tags(inside) != inside
-    scheme = scheme_of(found if is_bare else {*found, OUTSIDE}, table.source)
+    scheme = scheme_of(names if is_bare else {*names, OUTSIDE}, table.source)
     if is_bare:
         return [OUTSIDE, *inside]
     types = sorted({tag.partition("-")[2] for tag in inside})
@@ -146,6 +146,9 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
         source: What it is called in messages.
         words: The name that the column of words gets.
         tags: The name that the column of tags gets; a file with one column has none.
+
+    Returns:
+        The table, a row a sentence, with the lists of its words and of its tags.
 
     Raises:
         RequestError: If a line has another number of columns than the first one.
@@ -268,19 +271,19 @@ def _tag_index(tag: str | int, indices: dict[str, int], table: Table, row: int, 
 def _sentences(table: Table, task: TaskConfig) -> Iterator[tuple[str, list[Span], list[Any] | None, int]]:
     """Of each row the text, spans of words, tags (names or numbers; None for no tags), number of entities left out."""
     cells = table.columns[task.text_columns[0]]
-    found = table.columns.get(task.label_column)
+    labels = table.columns.get(task.label_column)
     for row, cell in enumerate(cells):
         place, left_out = table.place(row), 0
         if isinstance(cell, str):
             text, spans = check_text(cell, place), split_text(cell, task.units)
             tags: list[Any] | None = None
-            if found is not None:
-                tags, left_out = _tags_of_entities(text, spans, found[row], place)
+            if labels is not None:
+                tags, left_out = _tags_of_entities(text, spans, labels[row], place)
         else:
             words = _word_list(cell, table, row)
             ends = np.cumsum([len(word) + 1 for word in words]).tolist()
             spans = [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
-            text, tags = " ".join(words), None if found is None else _tag_list(found[row], len(words), place)
+            text, tags = " ".join(words), None if labels is None else _tag_list(labels[row], len(words), place)
         yield text, spans, tags, left_out
 
 
@@ -314,7 +317,7 @@ def _tags_of_entities(text: str, spans: list[Span], cell: Any, place: str) -> tu
     """
     begins = {begin: number for number, (begin, _) in enumerate(spans)}
     ends = {end: number for number, (_, end) in enumerate(spans)}
-    found: list[tuple[int, int, str]] = []
+    entities: list[tuple[int, int, str]] = []
     for kind, surface, begin, end in _entities_of_cell(cell, place):
         if end >= len(text):
             raise RequestError(
@@ -330,9 +333,9 @@ def _tags_of_entities(text: str, spans: list[Span], cell: Any, place: str) -> tu
             raise RequestError(
                 f"{place}: the entity {surface!r} begins or ends within a word: give task.units=characters."
             )
-        found.append((begins[begin], ends[end + 1] + 1, kind))
+        entities.append((begins[begin], ends[end + 1] + 1, kind))
     tags, left_out = [OUTSIDE] * len(spans), 0
-    for first, last, kind in sorted(set(found), key=lambda entity: (entity[0] - entity[1], entity)):
+    for first, last, kind in sorted(set(entities), key=lambda entity: (entity[0] - entity[1], entity)):
         if set(tags[first:last]) != {OUTSIDE}:
             left_out += 1
             continue
@@ -345,7 +348,7 @@ def _entities_of_cell(cell: Any, place: str) -> Iterator[tuple[str, str, int, in
     for kind, surfaces in _items(cell, place, form):
         for surface, positions in _items(surfaces, place, form):
             for position in positions if isinstance(positions, list) else [None]:
-                if not isinstance(position, list) or len(position) != 2 or {type(one) for one in position} != {int}:
+                if not isinstance(position, list) or len(position) != 2 or set(map(type, position)) != {int}:
                     raise RequestError(f"{place}: {form}.")
                 yield kind, surface, *position
 

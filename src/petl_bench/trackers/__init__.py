@@ -17,9 +17,8 @@ from filelock import BaseFileLock, FileLock
 
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.reading import content_hash, validate
-from petl_bench.records.run_key import backbone_name, method_label, run_name
-from petl_bench.records.schema import HistoryEntry
-from petl_bench.records.schema import Protocol as RunProtocol
+from petl_bench.records.run_key import RunIdentity
+from petl_bench.records.schema import HistoryEntry, RunProtocol
 from petl_bench.records.store import read_json, write_json
 from petl_bench.records.study_file import read_study
 from petl_bench.settings import MISSING, setting
@@ -42,8 +41,10 @@ SCORE = "score"
 
 SELECTION_SCORE = "selection_score"
 
-# Part of the record, but no result.
+# Parts of the record whose numbers Weights & Biases does not get: they are no results. TensorBoard gets the numbers of
+# few parts alone, as each is a chart there.
 _NOT_RESULTS = ("config", "history", "versions", "hardware", "git", "error")
+_CHARTED_PARTS = ("params", "scores", "time", "memory", "flops", "inference")
 
 
 def history_point(entry: HistoryEntry, protocol: RunProtocol) -> dict[str, float]:
@@ -66,14 +67,13 @@ def headline_scores(record: Mapping[str, Any]) -> dict[str, float]:
     protocol, scores = record.get("protocol"), record.get("scores")
     if not protocol or not scores:
         return {}
-    metric, selection = protocol["metric"], protocol["selection"]
-    selected = [entry["scores"].get(metric) for entry in record.get("history", [])]
-    known = [value for value in selected if value is not None]
-    found = {SCORE: scores["best" if selection == "best" else "last"].get(metric)}
+    protocol = validate(RunProtocol, protocol)
+    by_evaluation = [entry["scores"].get(protocol.metric) for entry in record.get("history", [])]
+    known = [score for score in by_evaluation if score is not None]
+    headline = {SCORE: scores["best" if protocol.selection == "best" else "last"].get(protocol.metric)}
     if known:
-        best = max(known) if protocol["higher_is_better"] else min(known)
-        found[SELECTION_SCORE] = best if selection == "best" else known[-1]
-    return {name: value for name, value in found.items() if value is not None}
+        headline[SELECTION_SCORE] = protocol.selected(known)
+    return {name: score for name, score in headline.items() if score is not None}
 
 
 def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -86,27 +86,6 @@ def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, floa
         elif isinstance(value, int | float) and not isinstance(value, bool):
             numbers[path] = value
     return numbers
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """How a run is called.
-
-    Attributes:
-        key: The run key; the tracker's id of the run.
-        name: Readable.
-        group: Method x task x backbone: what differs in seed alone.
-        job_type: The method.
-        folder: The run's folder.
-        config: The whole config.
-    """
-
-    key: str
-    name: str
-    group: str
-    job_type: str
-    folder: Path
-    config: dict[str, Any]
 
 
 class Tracker(Protocol):
@@ -127,19 +106,6 @@ class NoTracker:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Does nothing."""
-
-
-def named(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
-    """Names a run whose key is known, such as that of a record; reads no file."""
-    method = method_label(config["method"])
-    return RunIdentity(
-        key=key,
-        name=run_name(config, key),
-        group=f"{method}-{config['task']['name']}-{backbone_name(config['backbone'])}",
-        job_type=method,
-        folder=folder,
-        config=config,
-    )
 
 
 MARKER_FILE = "synced.json"
@@ -198,9 +164,6 @@ def mark(folder: Path, mirror: Mirror) -> None:
         write_json(folder / MARKER_FILE, content)
 
 
-_RESULTS = ("params", "scores", "time", "memory", "flops", "inference")
-
-
 class TensorBoardTracker:
     """Scalars by number of updates, the config as text, the record's results at the end.
 
@@ -230,7 +193,7 @@ class TensorBoardTracker:
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Adds the record's results, closes the files, and marks a finished run as mirrored."""
-        numbers = headline_scores(record) | flat_numbers({name: record.get(name) or {} for name in _RESULTS})
+        numbers = headline_scores(record) | flat_numbers({name: record.get(name) or {} for name in _CHARTED_PARTS})
         for name, value in numbers.items():
             self._writer.add_scalar(f"record/{name}", value)
         self._writer.close()
@@ -321,9 +284,9 @@ class WandbTracker:
 def _remove_offline_files(root: Path, run: RunIdentity, project: str) -> None:
     """Removes what a `sync` that was killed, or of an older record, left of this run; other projects keep theirs."""
     others = [mirror for mirror in read_mirrors(run.folder) if mirror.project != project]
-    kept = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
+    protected = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
     for files in root.glob(f"wandb/offline-run-*-{escape(run.key)}"):
-        if files.resolve() not in kept:
+        if files.resolve() not in protected:
             shutil.rmtree(files)
 
 
@@ -361,8 +324,8 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
         RunError: If its service cannot be reached.
     """
     if settings.name == "wandb":
-        asked = os.environ.get("WANDB_PROJECT") if live else None
-        return WandbTracker(asked or settings.project, run, live=live)
+        project = os.environ.get("WANDB_PROJECT") if live else None
+        return WandbTracker(project or settings.project, run, live=live)
     if settings.name == "tensorboard":
         return TensorBoardTracker(run, live=live)
     return NoTracker()

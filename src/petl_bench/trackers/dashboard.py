@@ -56,8 +56,8 @@ class PanelPlan:
 
     Attributes:
         kind: `bars` of a method's mean with its spread, `scatter` (x, y), `curves`, `parallel` or `comparer`.
-        keys: Results, or for curves history; those of `parallel` begin with settings.
-        settings: Keys of the run's config.
+        results: Keys of results, or for `curves` of the history.
+        settings: Keys of the run's config; `parallel` shows them first.
         log: Whether the x axis is logarithmic.
     """
 
@@ -188,10 +188,10 @@ def study_name(study: str | None) -> str | None:
     """
     if study is None or not (Path(study).is_dir() or os.sep in study):
         return study
-    found = read_study(Path(study))
-    if found is None:
+    study_file = read_study(Path(study))
+    if study_file is None:
         raise RequestError(f"{study} holds no study.json: give a study's folder or name, or leave it out for all runs.")
-    return found.name
+    return study_file.name
 
 
 def spec_of(built: object) -> dict[str, object]:

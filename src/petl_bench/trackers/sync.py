@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from petl_bench.errors import RequestError
+from petl_bench.records.run_key import identity_of
 from petl_bench.records.schema import Record
 from petl_bench.records.store import find_record_files, read_json
 from petl_bench.trackers import (
@@ -18,7 +19,6 @@ from petl_bench.trackers import (
     TrackerConfig,
     history_point,
     marker_lock,
-    named,
     open_tracker,
     read_mirrors,
     record_hash,
@@ -77,10 +77,10 @@ def sync(
     if tracker == "wandb" and os.environ.get("WANDB_MODE") == "disabled" and not dry_run:
         raise RequestError("WANDB_MODE=disabled mirrors nothing: unset it, or set WANDB_MODE=offline.")
     folders = list(folders)
-    wanted = Mirror(tracker, record="", project=_project(project), entity=os.environ.get("WANDB_ENTITY") or None)
+    target = Mirror(tracker, record="", project=_project(project), entity=os.environ.get("WANDB_ENTITY") or None)
     keys: dict[str, Path] = {}
     for file in find_record_files(folders):
-        done = _sync_file(file.resolve(), wanted, keys, dry_run=dry_run)
+        done = _sync_file(file.resolve(), target, keys, dry_run=dry_run)
         if done is not None:
             yield done
     if not keys:
@@ -91,7 +91,7 @@ def _project(project: str | None) -> str | None:
     return project or os.environ.get("WANDB_PROJECT") or None
 
 
-def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bool) -> Synced | None:
+def _sync_file(file: Path, target: Mirror, keys: dict[str, Path], *, dry_run: bool) -> Synced | None:
     folder = file.parent
     # Read under the lock: what another process has just mirrored is marked by then.
     with nullcontext() if dry_run else marker_lock(folder):
@@ -106,31 +106,31 @@ def _sync_file(file: Path, wanted: Mirror, keys: dict[str, Path], *, dry_run: bo
         first = keys.setdefault(record.run_key, folder)
         if first != folder:
             return Synced(str(folder), record.run_key, "copy")
-        found = _mirror_of(folder, wanted)
-        if found is not None and found.record == record_hash(content):
-            return Synced(str(folder), record.run_key, "already", found)
+        earlier = _mirror_of(folder, target)
+        if earlier is not None and earlier.record == record_hash(content):
+            return Synced(str(folder), record.run_key, "already", earlier)
         if dry_run:
             return Synced(str(folder), record.run_key, "pending")
-        _mirror(record, content, folder, wanted, found)
-        return Synced(str(folder), record.run_key, "synced", _mirror_of(folder, wanted))
+        _mirror(record, content, folder, target, earlier)
+        return Synced(str(folder), record.run_key, "synced", _mirror_of(folder, target))
 
 
-def _mirror_of(folder: Path, wanted: Mirror) -> Mirror | None:
+def _mirror_of(folder: Path, target: Mirror) -> Mirror | None:
     """Where the run is mirrored, if that is a place that was asked for."""
     for mirror in reversed(read_mirrors(folder)):
-        asked = [(wanted.project, mirror.project), (wanted.entity, mirror.entity)]
+        pairs = [(target.project, mirror.project), (target.entity, mirror.entity)]
         # W&B knows the entity only online.
-        if mirror.tracker == wanted.tracker and all(None in pair or pair[0] == pair[1] for pair in asked):
+        if mirror.tracker == target.tracker and all(None in pair or pair[0] == pair[1] for pair in pairs):
             return mirror
     return None
 
 
-def _mirror(record: Record, content: dict[str, Any], folder: Path, wanted: Mirror, found: Mirror | None) -> None:
+def _mirror(record: Record, content: dict[str, Any], folder: Path, target: Mirror, earlier: Mirror | None) -> None:
     """Sends one record; the tracker marks it once nothing is left to send."""
-    settings = TrackerConfig(wanted.tracker)
+    settings = TrackerConfig(target.tracker)
     ran_with = (record.config.get("tracker") or {}).get("project")
-    settings.project = wanted.project or (found and found.project) or ran_with or settings.project
-    tracker = open_tracker(settings, named(record.config, record.run_key, folder), live=False)
+    settings.project = target.project or (earlier and earlier.project) or ran_with or settings.project
+    tracker = open_tracker(settings, identity_of(record.config, record.run_key, folder), live=False)
     assert record.protocol
     for entry in record.history:
         tracker.log(entry.step, history_point(entry, record.protocol))

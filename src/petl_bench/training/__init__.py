@@ -29,8 +29,8 @@ class TrainConfig:
     )
     class_weights: str = setting(
         "none",
-        "balanced: rows, or words in tagging, weigh in the loss what their class lacks, so that every class has the "
-        "same part in it. none: all weigh the same.",
+        "balanced: weight each class (in tagging: each tag) inversely to its frequency, so that all classes contribute "
+        "equally to the loss. none: no weights.",
         choices=("none", "balanced"),
     )
     learning_rate: float = setting(MISSING, "The highest learning rate; unless given, method.default_learning_rate.")
@@ -40,7 +40,7 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "Decoupled weight decay (AdamW); not applied to biases and norms.")
     warmup_share: float = setting(0.06, "Share of the updates in which the learning rate rises from 0.")
     schedule: str = setting(
-        "linear", "Course of the learning rate after the warm-up.", choices=("linear", "cosine", "constant")
+        "linear", "Learning-rate schedule after the warm-up.", choices=("linear", "cosine", "constant")
     )
     max_grad_norm: float = setting(1.0, "Gradients of a greater norm are scaled down to it.")
     precision: str = setting(
@@ -60,13 +60,13 @@ class TrainConfig:
     )
     compile: bool = setting(
         False,
-        "Translate the trained layers by torch.compile: takes a minute or so at first; needs a C++ compiler on a CPU.",
+        "Compile the trained layers with torch.compile: takes a minute or so at first; needs a C++ compiler on a CPU.",
     )
     last_layer: str = setting(
         "all",
-        "first_token: where the head reads the first token alone, the last layer is computed for that token but for "
-        "its keys and values. Less time and memory; sums have another order, so the last bits differ. Refused where "
-        "other tokens are read.",
+        "first_token: where the head reads the first token alone, the last layer is computed only for that token (keys "
+        "and values still for all). Less time and memory; sums have another order, so the last bits differ. Refused "
+        "where other tokens are read.",
         choices=("all", "first_token"),
     )
     cache: str = setting(
@@ -140,7 +140,7 @@ _UPDATES, _MOST_EPOCHS = 400, 20
 _FEW_ROWS, _SMALL_BATCH = 2000, 16
 
 
-def length_for(num_rows: int, train: TrainConfig, given: Collection[str]) -> list[str]:
+def training_for_few_rows(num_rows: int, train: TrainConfig, given: Collection[str]) -> list[str]:
     """Settings with which so many training rows make enough updates to learn from.
 
     Args:
@@ -151,13 +151,13 @@ def length_for(num_rows: int, train: TrainConfig, given: Collection[str]) -> lis
     Returns:
         Overrides of `train.batch_size` and `train.epochs`, where they would differ.
     """
-    found, batch = [], train.batch_size
     if {"recipe", "train"} & set(given):
         return []
-    if num_rows < _FEW_ROWS and batch > _SMALL_BATCH and "train.batch_size" not in given:
-        batch = _SMALL_BATCH
-        found.append(f"train.batch_size={batch}")
+    overrides, batch_size = [], train.batch_size
+    if num_rows < _FEW_ROWS and batch_size > _SMALL_BATCH and "train.batch_size" not in given:
+        batch_size = _SMALL_BATCH
+        overrides.append(f"train.batch_size={batch_size}")
     if "train.epochs" not in given and train.max_steps is None:
-        epochs = min(max(train.epochs, math.ceil(_UPDATES * batch / num_rows)), _MOST_EPOCHS)
-        found.append(f"train.epochs={epochs}")
-    return found
+        epochs = min(max(train.epochs, math.ceil(_UPDATES * batch_size / num_rows)), _MOST_EPOCHS)
+        overrides.append(f"train.epochs={epochs}")
+    return overrides

@@ -11,7 +11,7 @@ from torch import nn
 
 MEGABATCH = 50
 
-# The label of tokens at which the loss does not look.
+# The label of tokens at which the loss does not look; `petl_bench.tasks.encode`, which does without torch, writes it.
 NO_LABEL = nn.CrossEntropyLoss().ignore_index
 
 
@@ -184,8 +184,8 @@ def balanced_weights(rows: TokenRows, num_classes: int) -> np.ndarray:
 
     assert rows.labels is not None
     labels = rows.labels[rows.labels != NO_LABEL]
-    found, weights = np.unique(labels), np.ones(num_classes)
-    weights[found] = compute_class_weight("balanced", classes=found, y=labels)
+    classes, weights = np.unique(labels), np.ones(num_classes)
+    weights[classes] = compute_class_weight("balanced", classes=classes, y=labels)
     return weights
 
 

@@ -169,14 +169,14 @@ class TrainingState:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         self.extra.load_state_dict(state["extra"])
-        mine = state["processes"][self.accelerator.process_index]
-        saved = state["progress"] | mine["progress"]
+        of_this_process = state["processes"][self.accelerator.process_index]
+        saved = state["progress"] | of_this_process["progress"]
         # The list itself stays: the run's record refers to it.
         history = self.progress.history
         history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
         warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
         self.progress = Progress(**saved | {"history": history, "warm_up": warm_up, "losses": losses})
-        _restore_generators(mine["generators"], device)
+        _restore_generators(of_this_process["generators"], device)
 
 
 def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -190,10 +190,10 @@ class TrainingLoop:
     def _forward_backward(self, indices: np.ndarray, terms_of_batch: float) -> torch.Tensor:
         """Adds the gradient of these rows' share of the batch's mean loss, and returns that share of the loss."""
         world = self.accelerator.num_processes
-        mine = indices[self.accelerator.process_index :: world]
+        own_indices = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
-        batch = self.source.batch(mine if len(mine) else indices[:1])
-        terms = loss_terms(self.source.rows, mine, self.class_weights)
+        batch = self.source.batch(own_indices if len(own_indices) else indices[:1])
+        terms = loss_terms(self.source.rows, own_indices, self.class_weights)
         with self.accelerator.autocast():
             outputs = self.source.forward(self.state.model, batch, batch.labels)
             loss = outputs.loss
@@ -203,7 +203,7 @@ class TrainingLoop:
         share = loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
         # Gradients are averaged over the processes; the factor makes that a sum.
         self.accelerator.backward(share * world)
-        if len(mine):
+        if len(own_indices):
             self.state.progress.num_tokens += batch.num_tokens
             self.state.progress.num_padded_tokens += batch.num_padded_tokens
         return share.detach()
@@ -257,8 +257,8 @@ class TrainingLoop:
 
     def _end_warm_up(self) -> None:
         self._add_train_seconds()
-        done = self.state.progress
-        done.warm_up = WarmUp(**{item.name: getattr(done, item.name) for item in fields(WarmUp)})
+        progress = self.state.progress
+        progress.warm_up = WarmUp(**{field.name: getattr(progress, field.name) for field in fields(WarmUp)})
         for callback in self.callbacks:
             callback.on_warm()
 
@@ -372,9 +372,9 @@ def try_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | 
     if scaler is None:
         optimizer.step()
         return True
-    before = scaler.get_scale()
+    scale_before = scaler.get_scale()
     optimizer.step()
-    return scaler.get_scale() >= before
+    return scaler.get_scale() >= scale_before
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, num_steps: int) -> Any:

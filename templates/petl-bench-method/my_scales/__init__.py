@@ -3,16 +3,17 @@
 `petl-bench list` imports this module, so it imports neither torch nor PEFT; `model.py` does.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from petl_bench.methods.registry import Method
+from petl_bench.settings import setting
 
 
 @dataclass
 class ScalesSettings:
     """Options of scales."""
 
-    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of the factors, around 1, at first."})
+    init_std: float = setting(0.02, "Standard deviation of the factors, around 1, at first.")
 
 
 SCALES = Method(

@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from petl_bench.backbones.anatomy import all_anatomies
 from petl_bench.errors import RequestError
-from petl_bench.methods.base import AnatomyTuner, TunerConfig, train_head, with_adapter
+from petl_bench.methods.base import HEADS_KNOWN_TO_PEFT, AnatomyTuner, TunerConfig, train_head, with_adapter
 from petl_bench.methods.registry import AdaptContext, MethodConfig
 
 
@@ -159,7 +159,7 @@ class BitFitModel(BaseTuner):
     def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.target_modules is None:
             # PEFT trains these whole in classifiers, some of them without saying so beforehand.
-            heads = ("classifier", "score") if peft_config.task_type else ()
+            heads = HEADS_KNOWN_TO_PEFT if peft_config.task_type else ()
             saved_whole = (*(peft_config.modules_to_save or ()), *heads)
             peft_config.target_modules = {  # type: ignore[assignment]
                 name for name in modules_with_bias(model) if not _within_any(name, saved_whole)

@@ -120,7 +120,7 @@ class CodaDistillation(nn.Module):
             config.reduction, config.attention = before
         if self.settings.compared == "mean":
             mask = _token_mask(inputs)
-            states, teacher = ([pool(one, mask, "mean")[:, None] for one in layers] for layers in (states, teacher))
+            states, teacher = ([pool(state, mask, "mean")[:, None] for state in layers] for layers in (states, teacher))
             weights = torch.full_like(mask[:, :1], 1 / len(mask))
         else:
             weights = self._token_weights(inputs)
@@ -145,14 +145,14 @@ class CodaDistillation(nn.Module):
         Returns:
             Their mean over the rows, by form of attention and reduction, and the mean of all as `distance`.
         """
-        asked = [(attention, reduction) for attention in self.attentions for reduction in _COMPARED_AT]
-        sums, count = dict.fromkeys(asked, 0.0), 0
+        passes = [(attention, reduction) for attention in self.attentions for reduction in _COMPARED_AT]
+        sums, count = dict.fromkeys(passes, 0.0), 0
         for inputs in batches:
             teacher = self.dense_states(inputs)
             count += len(inputs["input_ids"])
-            for attention, reduction in asked:
-                found = self.distance(inputs, teacher, reduction, attention)
-                sums[attention, reduction] += float(found) * len(inputs["input_ids"])
+            for attention, reduction in passes:
+                distance = self.distance(inputs, teacher, reduction, attention)
+                sums[attention, reduction] += float(distance) * len(inputs["input_ids"])
         named = {f"{attention}_r{reduction:g}": total / count for (attention, reduction), total in sums.items()}
         return {"distance": sum(named.values()) / len(named), **named}
 

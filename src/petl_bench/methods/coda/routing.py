@@ -213,9 +213,9 @@ def route(scores: torch.Tensor, real: torch.Tensor, config: Any, *, learned: boo
     tokens = scores.shape[1]
     # As many slots as the longest example of the batch can need: known without waiting for the device.
     slots = min(tokens, math.ceil(tokens / config.reduction - 1e-6))
-    found = _best(order, slots)
+    best = _best(order, slots)
     beyond = torch.arange(slots, device=scores.device) >= k[:, None]
-    indices = found.masked_fill(beyond, tokens).sort(dim=-1).values
+    indices = best.masked_fill(beyond, tokens).sort(dim=-1).values
     valid = indices < tokens
     indices = indices.clamp(max=tokens - 1)
     learned = config.router == "learned" if learned is None else learned

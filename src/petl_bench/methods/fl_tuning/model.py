@@ -74,8 +74,8 @@ class WidenedProjection(TunerLayer):
         """Gives the wrapped projection its own weights back."""
         if self._unmerged is not None:
             # The model may have moved in between.
-            now = self.base.weight
-            weight, bias = (None if kept is None else kept.to(now.device, now.dtype) for kept in self._unmerged)
+            like = self.base.weight
+            weight, bias = (None if old is None else old.to(like.device, like.dtype) for old in self._unmerged)
             self._set_weights(cast("torch.Tensor", weight), bias)
             self._unmerged = None
             self.merged_adapters.clear()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError
 from petl_bench.methods.registry import AdaptContext, Method, register
+from petl_bench.settings import setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
 class HeadSettings:
     """Options of the linear probe."""
 
-    pooler: bool = field(
-        default=False,
-        metadata={
-            "help": "Also train the pretrained dense layer below the classifier. It is outside the head in BERT only; "
-            "in the other architectures it is a part of the head and trained anyway."
-        },
+    pooler: bool = setting(
+        False,
+        "Also train the pretrained dense layer below the classifier. It is outside the head in BERT only; "
+        "in the other architectures it is a part of the head and trained anyway.",
     )
 
 

@@ -1,8 +1,9 @@
 """Bottleneck adapters (Houlsby et al., ICML 2019, arXiv 1902.00751), with two well-known variants."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from petl_bench.methods.registry import Method, register
+from petl_bench.settings import setting
 
 # By variant, the parts of a layer that are wrapped, as the anatomy table names them.
 VARIANTS = {
@@ -21,47 +22,33 @@ INITIALISATIONS = ("truncated_normal", "normal", "lora")
 class HoulsbySettings:
     """Options of bottleneck adapters."""
 
-    bottleneck: int = field(
-        default=64,
-        metadata={"help": "Width m of the adapters; the paper uses 8, 64 and 256.", "search": [8, 16, 32, 64, 128]},
+    bottleneck: int = setting(64, "Width m of the adapters; the paper uses 8, 64 and 256.", search=[8, 16, 32, 64, 128])
+    variant: str = setting(
+        "houlsby",
+        "houlsby: two serial adapters in each layer. pfeiffer: one serial adapter in each layer, between "
+        "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network.",
+        choices=tuple(VARIANTS),
     )
-    variant: str = field(
-        default="houlsby",
-        metadata={
-            "help": "houlsby: two serial adapters in each layer. pfeiffer: one serial adapter in each layer, between "
-            "the norms of the feed-forward network. parallel: one adapter parallel to the feed-forward network.",
-            "choices": tuple(VARIANTS),
-        },
+    activation: str = setting(
+        "gelu_pytorch_tanh",
+        "An activation of transformers' table, or `model` for that of the backbone. The authors' code uses "
+        "the tanh approximation of GELU.",
     )
-    activation: str = field(
-        default="gelu_pytorch_tanh",
-        metadata={
-            "help": "An activation of transformers' table, or `model` for that of the backbone. The authors' code uses "
-            "the tanh approximation of GELU."
-        },
+    init: str = setting(
+        "truncated_normal",
+        "truncated_normal (truncated at two standard deviations, as in the paper), normal, or lora (the "
+        "up-projection starts at zero); or a folder with an adapter to start from.",
+        choices=INITIALISATIONS,
     )
-    init: str = field(
-        default="truncated_normal",
-        metadata={
-            "help": "truncated_normal (truncated at two standard deviations, as in the paper), normal, or lora (the "
-            "up-projection starts at zero); or a folder with an adapter to start from.",
-            "choices": INITIALISATIONS,
-        },
+    init_std: float = setting(
+        0.01,
+        "Standard deviation of the weights at the start. The main runs of the paper use 0.01, the authors' code 0.001.",
     )
-    init_std: float = field(
-        default=0.01,
-        metadata={
-            "help": "Standard deviation of the weights at the start. The main runs of the paper use 0.01, the authors' "
-            "code 0.001."
-        },
+    scale: float = setting(
+        1.0, "Factor on the output of the adapters; He et al. (2022) use 4 for the variant parallel."
     )
-    scale: float = field(
-        default=1.0,
-        metadata={"help": "Factor on the output of the adapters; He et al. (2022) use 4 for the variant parallel."},
-    )
-    train_layernorm: bool | None = field(
-        default=None,
-        metadata={"help": "Also train the norms of the backbone. None: only with the variant houlsby."},
+    train_layernorm: bool | None = setting(
+        None, "Also train the norms of the backbone. None: only with the variant houlsby."
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.backbones.anatomy import PROJECTION_ROLES
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import AdaptContext, Method, register
+from petl_bench.settings import setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,16 +18,13 @@ if TYPE_CHECKING:
 class LoraSettings:
     """Options of LoRA, for the fields of `peft.LoraConfig`."""
 
-    r: int = field(default=8, metadata={"help": "Rank of the updates.", "search": [2, 4, 8, 16, 32]})
-    alpha: int = field(default=16, metadata={"help": "Scale of the updates: they are multiplied by alpha / r."})
+    r: int = setting(8, "Rank of the updates.", search=[2, 4, 8, 16, 32])
+    alpha: int = setting(16, "Scale of the updates: they are multiplied by alpha / r.")
     # PEFT's default. 0.1 keeps two more tensors for each projection: 14 % more peak memory on BERT-base at 32 x 128.
-    dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the updates."})
-    targets: list[str] = field(
-        default_factory=lambda: ["query", "value"],
-        metadata={
-            "help": "Projections that are updated: any of query, key, value, attention_output, feed_forward_in, "
-            "feed_forward_out."
-        },
+    dropout: float = setting(0.0, "Dropout on the input of the updates.")
+    targets: list[str] = setting(
+        ["query", "value"],
+        "Projections that are updated: any of query, key, value, attention_output, feed_forward_in, feed_forward_out.",
     )
 
 

@@ -54,17 +54,17 @@ class LadderNetwork(nn.Module):
     def __init__(self, num_layers: int, hidden_size: int, num_heads: int, config: Any, pool: str | None = None) -> None:
         super().__init__()
         width = config.width or max(1, hidden_size // config.reduction)
-        kept = [layer for layer in range(num_layers) if layer not in config.drop_layers]
-        if not kept or not set(config.drop_layers) <= set(range(num_layers)):
+        read_layers = [layer for layer in range(num_layers) if layer not in config.drop_layers]
+        if not read_layers or not set(config.drop_layers) <= set(range(num_layers)):
             raise ValueError(
                 f"drop_layers={list(config.drop_layers)} must leave some of the layers 0..{num_layers - 1}"
             )
-        self.states = [0, *(layer + 1 for layer in kept)]
+        self.states = [0, *(layer + 1 for layer in read_layers)]
         self.num_states, self.temperature, self.pool = num_layers + 1, config.temperature, pool or config.pool
         self.downs = nn.ModuleList(nn.Linear(hidden_size, width) for _ in self.states)
-        self.gates = nn.Parameter(torch.zeros(len(kept)))
+        self.gates = nn.Parameter(torch.zeros(len(read_layers)))
         heads = fitting_heads(width, num_heads)
-        self.blocks = nn.ModuleList(SideBlock(width, heads, config.dropout) for _ in kept)
+        self.blocks = nn.ModuleList(SideBlock(width, heads, config.dropout) for _ in read_layers)
         self.up = nn.Linear(width, hidden_size)
 
     def forward(self, states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

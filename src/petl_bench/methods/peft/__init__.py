@@ -12,11 +12,12 @@ import reprlib
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.methods.registry import AdaptContext, Method, register
+from petl_bench.settings import setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,10 +53,8 @@ _STARTS_FROM_ROWS = ("corda", "eva", "lora_ga")
 class PeftSettings:
     """A PEFT type and the arguments of its config class."""
 
-    type: str = field(default="IA3", metadata={"help": "Name of the PEFT type, such as IA3, ADALORA or LOHA."})
-    args: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Arguments of the config class: +method.args.NAME=VALUE."}
-    )
+    type: str = setting("IA3", "Name of the PEFT type, such as IA3, ADALORA or LOHA.")
+    args: dict[str, Any] = setting({}, "Arguments of the config class: +method.args.NAME=VALUE.")
 
 
 # Reads expressions and names, and matches each with each. A process of its own can be ended, which `re` cannot.
@@ -197,7 +196,8 @@ def _default_arguments(model: nn.Module, config_class: Any, peft_type: str, cont
         RequestError: If the type cannot be limited to the adapted layers.
     """
     defaults: dict[str, Any] = {}
-    known, anatomy, shape = {one.name: one.default for one in fields(config_class)}, context.anatomy, model.config
+    known = {option.name: option.default for option in fields(config_class)}
+    anatomy, shape = context.anatomy, model.config
     if "target_modules" in known:
         defaults["target_modules"] = _targets(model, peft_type, context)
     elif not context.plan.everything:
@@ -321,12 +321,12 @@ class RankAllocation:
         Between two reallocations the optimizer moves the values that the last one set to zero, and the model computes
         with them: an adapter without them would be another model.
         """
-        found = self._ranks()
-        for pattern in found.values():
+        ranks = self._ranks()
+        for pattern in ranks.values():
             for name in pattern or {}:
                 singular_values = self._model.base_model.model.get_parameter(name)  # type: ignore[union-attr, operator]
                 pattern[name] = (singular_values.detach() != 0).view(-1).tolist()
-        return found
+        return ranks
 
     def _set_ranks(self, ranks: dict[str, Any]) -> None:
         for name, pattern in ranks.items():

@@ -28,7 +28,7 @@ IMPLEMENTATION = "petl_bench_prefix"
 
 
 def prefixed_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -44,9 +44,11 @@ def prefixed_attention(
         value: See `query`.
         attention_mask: None, boolean or additive, shape (batch, 1, 1 or tokens, tokens).
         **kwargs: What the kernel takes.
+
+    Returns:
+        What the kernel returns: the output for each token, and the attention weights or None.
     """
-    source: Any = module.prefix_source
-    prefix = source()
+    prefix = module.prefix_source()
     if prefix is not None:
         key, value = _with_prefix(key, prefix[0]), _with_prefix(value, prefix[1])
         attention_mask = _widened(attention_mask, prefix[0].shape[1])
@@ -287,8 +289,7 @@ class PrefixLayer(TunerLayer):
 
     def prefix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys and values of the active adapters, each of shape (heads, length, head width); None without any."""
-        names = self.active_prefixes()
-        if not names:
+        if not (names := self.active_prefixes()):
             return None
         parts = []
         for name in names:
@@ -355,7 +356,7 @@ class PrefixModel(AnatomyTuner):
         """See `AnatomyTuner.extend_layer`; a network must know for how many layers it computes."""
         names = [name for name, _ in self.model.named_modules()]
         num_layers = sum(re.fullmatch(str(peft_config.target_modules), name) is not None for name in names)
-        fellows = tuple(known for known in _prefix_layers(self.model) if adapter_name in known.prefix_place)
+        fellows = tuple(other for other in _prefix_layers(self.model) if adapter_name in other.prefix_place)
         layer.update_layer(adapter_name, peft_config, self.device, fellows, num_layers)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -373,13 +374,13 @@ class PrefixModel(AnatomyTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         """The prefixes themselves, whether they are parameters or computed."""
-        found = {}
+        prefixes = {}
         for name, module in model.named_modules():
             if isinstance(module, PrefixLayer) and adapter_name in module.prefix_place:
                 keys, values = module.keys_and_values(adapter_name)
-                found[f"{name}.prefix_key.{adapter_name}"] = keys.detach()
-                found[f"{name}.prefix_value.{adapter_name}"] = values.detach()
-        return found
+                prefixes[f"{name}.prefix_key.{adapter_name}"] = keys.detach()
+                prefixes[f"{name}.prefix_value.{adapter_name}"] = values.detach()
+        return prefixes
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -75,103 +75,105 @@ _ROW_COLUMNS = (
 
 def page_columns() -> list[PageColumn]:
     """The columns of the table: what a row is, its score, and the numbers of `FIELDS` that the page shows."""
-    fields = [field for field in FIELDS.values() if field.page]
+    shown = (f for f in FIELDS.values() if f.page)
     return [
         *_ROW_COLUMNS,
-        *(PageColumn(f.key, f.name, f.definition, digits=f.digits, always=f.always) for f in fields),
+        *(PageColumn(f.key, f.name, f.definition, digits=f.digits, always=f.always) for f in shown),
     ]
 
 
-def page_data(
-    named: Sequence[NamedGroup],
-    records: Sequence[Record],
-    studies: Sequence[StudyFile] = (),
-    published: Sequence[Mapping[str, Any]] = (),
-    claims: Sequence[Mapping[str, Any]] = (),
-    comparisons: Sequence[ReportTable] = (),
-    bold: Collection[str] = (),
-    classes: Sequence[ReportTable] = (),
-    roc: Mapping[str, Mapping[str, Any]] | None = None,
-    pairs: Sequence[tuple[str, str, int]] = (),
-    incomplete: Collection[str] = (),
-    tuning: Sequence[TuningCurve] = (),
-) -> dict[str, Any]:
-    """Collects the data of the page.
+@dataclass(frozen=True)
+class PageInput:
+    """What the page is made from.
 
-    Args:
+    Attributes:
         named: The rows of its table.
         records: All records that were found, finished or not.
         studies: The studies that the records belong to.
+        headlines: Sentences that stand before the descriptions of the studies.
+        notes: What differs between methods, which were still improving, and baselines.
+        missing: Descriptions of the cells of studies in which seeds are missing.
         published: Rows as `published_rows` makes them.
         claims: Rows as `claim_rows` makes them.
         comparisons: Tables as `comparison_table` makes them.
-        bold: Keys of the runs whose method is bold in its column of the results table.
         classes: Tables of what the predictions say: calibration, classes, confusions.
-        roc: ROC curves as `roc_curves` makes them, by the key of the run.
+        bold: Keys of the runs whose method is bold in its column of the results table.
+        incomplete: Keys of the runs of tasks that not all methods have finished.
         pairs: Keys of a run of each of two methods that were tested, and 1 if the first is better, -1 if it is worse,
             0 if no difference is shown.
-        incomplete: Keys of the runs of tasks that not all methods have finished.
+        roc: ROC curves as `roc_curves` makes them, by the key of the run.
         tuning: Curves of searches, as `tuning_curves` makes them.
-
-    Returns:
-        Plain containers that `json.dumps` takes.
     """
+
+    named: Sequence[NamedGroup]
+    records: Sequence[Record]
+    studies: Sequence[StudyFile] = ()
+    headlines: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    published: Sequence[Mapping[str, Any]] = ()
+    claims: Sequence[Mapping[str, Any]] = ()
+    comparisons: Sequence[ReportTable] = ()
+    classes: Sequence[ReportTable] = ()
+    bold: Collection[str] = ()
+    incomplete: Collection[str] = ()
+    pairs: Sequence[tuple[str, str, int]] = ()
+    roc: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tuning: Sequence[TuningCurve] = ()
+
+
+def page_data(page: PageInput) -> dict[str, Any]:
+    """Collects the data of the page in plain containers that `json.dumps` takes."""
     # Tasks come in the order of the study; within a task, those trained on the most rows come first.
-    order = task_order(studies)
+    order = task_order(page.studies)
     named = sorted(
-        named,
+        page.named,
         key=lambda item: (order.get(item.group.task, -1), item.panel, -item.rows, item.group.trained, item.method),
     )
-    machines = machines_of(one for item in named for one in item.group.measured_costs)
-    rows = _rows(named, machines, bold, roc or {}, incomplete)
+    machines = machines_of(measured for item in named for measured in item.group.measured_costs)
+    rows = _rows(named, machines, page)
     by_key = {record.run_key: index for index, item in enumerate(named) for record in item.group.records}
     ids = {id(item): index for index, item in enumerate(named)}
     data = {
-        "title": ", ".join(study.name for study in studies) or "PETL methods compared",
-        "descriptions": [study.description for study in studies if study.description],
-        # What differs between methods, which were still improving, and baselines: the caller knows them.
-        "notes": [],
-        "deviations": [deviation for study in studies for deviation in study.deviations],
-        "origin": _origin(named, records),
+        "title": ", ".join(study.name for study in page.studies) or "PETL methods compared",
+        "descriptions": [*page.headlines, *(study.description for study in page.studies if study.description)],
+        "notes": list(page.notes),
+        "deviations": [deviation for study in page.studies for deviation in study.deviations],
+        "origin": _origin(named, page.records),
         # Rows and plots show the costs of the first machine, the one with the most records.
         "machines": [machine.name for machine in machines],
         "costs": _costs_by_machine(named) if len(machines) > 1 else None,
         "columns": [asdict(column) for column in page_columns() if column.always or _any(rows, column.key)],
         "axes": _axes(named, rows),
-        "methods": list(dict.fromkeys([*_by_size(named), *(curve.method for curve in tuning)])),
+        "methods": list(dict.fromkeys([*_by_size(named), *(curve.method for curve in page.tuning)])),
         "rows": rows,
         "rows_curves": [
             {"task": curve.task, "method": curve.method, "rows": [ids[id(point)] for point in curve.points]}
             for curve in rows_curves(named)
         ],
-        "tuning": [curve.to_dict() for curve in tuning],
-        "tuning_sentences": tuning_sentences(tuning),
-        "pairs": [[by_key[a], by_key[b], sign] for a, b, sign in pairs if a in by_key and b in by_key],
-        "published": [dict(row) for row in published],
-        "claims": [dict(row) for row in claims],
-        "comparisons": list(map(_plain, comparisons)),
-        "classes": list(map(_plain, classes)),
+        "tuning": [curve.to_dict() for curve in page.tuning],
+        "tuning_sentences": tuning_sentences(page.tuning),
+        "pairs": [[by_key[a], by_key[b], sign] for a, b, sign in page.pairs if a in by_key and b in by_key],
+        "published": [dict(row) for row in page.published],
+        "claims": [dict(row) for row in page.claims],
+        "comparisons": list(map(_plain, page.comparisons)),
+        "classes": list(map(_plain, page.classes)),
+        "missing": list(page.missing),
     }
     cleaned: dict[str, Any] = finite(data)
     return cleaned
 
 
-def _rows(
-    named: Sequence[NamedGroup],
-    machines: Sequence[Machine],
-    bold: Collection[str],
-    roc: Mapping[str, Mapping[str, Any]],
-    incomplete: Collection[str],
-) -> list[dict[str, Any]]:
+def _rows(named: Sequence[NamedGroup], machines: Sequence[Machine], page: PageInput) -> list[dict[str, Any]]:
     """The rows of the page's table, with all that its plots show of them and the costs on the first machine."""
     # Fronts join the rows of one protocol.
     protocols = protocol_numbers([item.group for item in named])
     return [
-        _row(index, item, machines[0], bold)
+        _row(index, item, machines[0], page.bold)
         | {
-            "roc": _roc(item.group, roc),
+            "roc": _roc(item.group, page.roc),
             "protocol": protocols[index],
-            "complete": not any(record.run_key in incomplete for record in item.group.records),
+            "complete": not any(record.run_key in page.incomplete for record in item.group.records),
         }
         for index, item in enumerate(named)
     ]
@@ -239,18 +241,13 @@ def _costs_by_machine(named: Sequence[NamedGroup]) -> dict[str, Any]:
     fields = [field for field in known if field.depends_on_machine]
     lines = []
     for item in named:
-        for one in item.group.measured_costs:
-            place = [
-                item.method,
-                item.group.task,
-                item.group.backbone,
-                one.machine.name,
-                CACHE_PLACES.get(one.cache or ""),
-            ]
-            costs = [field.text(one.mean(field)) for field in fields]
-            lines.append([*place, str(len(one.records)), *costs])
-    words = ["method", "task", "backbone", "machine", "features of frozen layers"]
-    return {"words": words, "numbers": ["seeds", *(field.name for field in fields)], "lines": lines}
+        row = [item.method, item.group.task, item.group.backbone]
+        for measured in item.group.measured_costs:
+            place = [measured.machine.name, CACHE_PLACES.get(measured.cache or "")]
+            costs = [field.text(measured.mean(field)) for field in fields]
+            lines.append([*row, *place, str(len(measured.records)), *costs])
+    text_columns = ["method", "task", "backbone", "machine", "features of frozen layers"]
+    return {"words": text_columns, "numbers": ["seeds", *(field.name for field in fields)], "lines": lines}
 
 
 def _score(group: Group) -> dict[str, Any]:
@@ -287,12 +284,12 @@ def _history(group: Group) -> list[list[float]]:
 def _roc(group: Group, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     """For each score the points [false-positive rate, true-positive rate, sd] in percent, means over the seeds."""
     known = [curves[record.run_key] for record in group.records if record.run_key in curves]
-    found: dict[str, list[list[float]]] = {}
-    for name in (score for score in OOD_SCORES if known and all(score in one for one in known)):
-        statistics = [Statistic.of(rates) for rates in zip(*(one[name] for one in known), strict=True)]
+    points: dict[str, list[list[float]]] = {}
+    for name in (score for score in OOD_SCORES if known and all(score in by_score for by_score in known)):
+        statistics = [Statistic.of(rates) for rates in zip(*(by_score[name] for by_score in known), strict=True)]
         step = 100 / (len(statistics) - 1)
-        found[name] = [[i * step, 100 * s.mean, 100 * (s.sd or 0)] for i, s in enumerate(statistics) if s is not None]
-    return found
+        points[name] = [[i * step, 100 * s.mean, 100 * (s.sd or 0)] for i, s in enumerate(statistics) if s is not None]
+    return points
 
 
 def _variability(group: Group) -> dict[str, Any] | None:
@@ -309,7 +306,8 @@ def _variability(group: Group) -> dict[str, Any] | None:
 
 def _origin(named: Sequence[NamedGroup], records: Sequence[Record]) -> dict[str, Any]:
     used = [record for item in named for record in item.group.records]
-    machines = Counter(one.machine.hardware for item in named for one in item.group.measured_costs for _ in one.records)
+    measured_costs = (measured for item in named for measured in item.group.measured_costs)
+    machines = Counter(measured.machine.hardware for measured in measured_costs for _ in measured.records)
     unfinished = Counter(record.status for record in records if record.status != "finished")
     return {
         "runs": len(used),

@@ -70,7 +70,7 @@ function buildTable() {
     el(
       "div", { class: "panel-head" },
       el("div", {}, el("h2", { id: "table-title" }, "Every method in numbers"), el("p", { class: "sub" },
-        "Click on a column's name to sort. Bold: the best of its task and what no test tells from it; nothing is bold " +
+        "Click on a column's name to sort. Bold: the best of its task and what is not significantly different from it; nothing is bold " +
         "where the runs are too few for a test. Definitions are at the end of the page.")),
     ),
     el(

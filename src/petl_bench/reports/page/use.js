@@ -39,7 +39,7 @@ function advice({ best, worse, alike, untested }, axis) {
     const known = [best, ...alike].filter((row) => isNumber(row[axis.key]));
     const least = known.length ? known.reduce((a, b) => (b[axis.key] < a[axis.key] ? b : a)) : null;
     const cheap = least ? ` Of all these, ${least.method} has the lowest ${axis.short}: ${costText(axis, least)}.` : "";
-    return [`${best.method}, or ${others}`, `${highest}, but these runs do not tell it from ${names(alike)}.${cheap}`];
+    return [`${best.method}, or ${others}`, `${highest}, but not significantly better than ${names(alike)}.${cheap}`];
   }
   if (worse.length) return [`Use ${best.method}`, `${highest}, and all others are shown to be worse.`];
   return [`Only ${best.method} keeps within these limits`, `It scores ${mean}.`];
@@ -77,7 +77,7 @@ function answerTo(rows, most, axis) {
     el("p", {}, sentence),
     isMixed ? el("p", {}, "They were not all trained alike: the notes below the table say how.") : null,
     candidateTable(candidates.slice(0, MOST_CANDIDATES)),
-    note("Not told from it either", candidates.slice(MOST_CANDIDATES)),
+    note("Not significantly different either", candidates.slice(MOST_CANDIDATES)),
     note("Shown to be worse", found.worse),
     over,
   ];

@@ -73,13 +73,13 @@ def score_name(group: Group) -> str:
 
 def draw_legend(figure: Figure, panels: list[Axes]) -> None:
     """Draws one legend below the figure, each name once, in as many columns as fit."""
-    found: dict[str, Artist] = {}
+    handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    columns = _legend_columns(list(found), figure.get_figwidth())
+            handles.setdefault(name, handle)
+    columns = _legend_columns(list(handles), figure.get_figwidth())
     figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )
 
 
@@ -200,12 +200,12 @@ class Panels:
         size = (width, 0.6 + 3.1 * rows + _LEGEND_LINE * lines)
         figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         for (task, backbone), axes in zip(panels, grid.flat, strict=False):
-            mine = [group for group in self._groups if (group.task, group.backbone) == (task, backbone)]
-            for group in mine:
+            groups = [group for group in self._groups if (group.task, group.backbone) == (task, backbone)]
+            for group in groups:
                 draw(axes, group, self)
             axes.set_title(f"{task}, {backbone}", loc="left", fontsize=10)
             axes.set_xlabel(x_label)
-            axes.set_ylabel(y_label(mine[0]))
+            axes.set_ylabel(y_label(groups[0]))
             axes.grid(alpha=0.3)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)

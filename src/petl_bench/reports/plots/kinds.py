@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from petl_bench.records.schema import MEMORY_KINDS
 from petl_bench.reports.fields import AXES, FIELDS, Field
 from petl_bench.reports.groups import Group, NamedGroup
 from petl_bench.reports.machines import Machine, machines_of
@@ -25,7 +26,7 @@ from petl_bench.reports.plots import (
 from petl_bench.reports.protocol import batch_text, learning_curve, protocol_numbers
 from petl_bench.reports.render import check_picture
 from petl_bench.reports.significance import LEAST_VALUES
-from petl_bench.reports.tables import KINDS, cost_table
+from petl_bench.reports.tables import cost_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ def draw_scores(groups: list[Group], file: Path, headline: str | None = None) ->
 
     panels = list(dict.fromkeys((group.task, group.backbone) for group in groups))
     labels = list(dict.fromkeys(group.label for group in groups))
-    machines = machines_of(one for group in groups for one in group.measured_costs)
+    machines = machines_of(measured for group in groups for measured in group.measured_costs)
     costs = _costs(groups, machines[0])
     columns = min(_MOST_COSTS_BESIDE, len(costs))
     lines = -(-len(costs) // columns)
@@ -78,19 +79,19 @@ def draw_scores(groups: list[Group], file: Path, headline: str | None = None) ->
         sharey="row",
         layout="constrained",
     )
-    by_panel = {panel: [one for one in groups if (one.task, one.backbone) == panel] for panel in panels}
+    by_panel = {panel: [group for group in groups if (group.task, group.backbone) == panel] for panel in panels}
     points = []
-    for number, ((task, backbone), mine) in enumerate(by_panel.items()):
+    for number, ((task, backbone), in_panel) in enumerate(by_panel.items()):
         rows = grid[number * lines : (number + 1) * lines]
         for axes, cost in zip(rows.flat, costs, strict=False):
             where = machines[0].name if cost.depends_on_machine and len(machines) > 1 else ""
-            name = cost.axis_label + (f", {batch_text(mine)}" if cost.depends_on_batch else "")
+            name = cost.axis_label + (f", {batch_text(in_panel)}" if cost.depends_on_batch else "")
             axes.set_xlabel("\n".join([*textwrap.wrap(name, _LABEL_WIDTH), *textwrap.wrap(where, _LABEL_WIDTH)]))
-            points.append((axes, _panel(axes, mine, cost, machines[0], labels)))
+            points.append((axes, _panel(axes, in_panel, cost, machines[0], labels)))
         for axes in rows.flat[len(costs) :]:
             axes.set_visible(False)
         for axes in rows[:, 0]:
-            axes.set_ylabel(score_name(mine[0]))
+            axes.set_ylabel(score_name(in_panel[0]))
         rows[0, 0].set_title(f"{task}, {backbone}", loc="left", fontsize=10)
     if headline is not None:
         width = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
@@ -175,7 +176,7 @@ def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(9.0, 1.3 + 0.36 * len(counted)), layout="constrained")
     left = [0.0] * len(counted)
     names = [row["label"] for row in counted]
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(MEMORY_KINDS):
         sizes = [row["memory"]["estimate"]["at_peak"][f"{kind}_bytes"] / 2**30 for row in counted]
         axes.barh(names, sizes, left=left, label=kind, color=f"C{number}")
         left = [start + size for start, size in zip(left, sizes, strict=True)]
@@ -187,7 +188,7 @@ def draw_memory(rows: list[dict[str, Any]], file: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("GiB held at the peak of one update")
     axes.set_title(cost_table(rows).title, loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, ncols=len(KINDS), loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    axes.legend(frameon=False, fontsize=8, ncols=len(MEMORY_KINDS), loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
@@ -244,12 +245,12 @@ def rows_curves(named: Iterable[NamedGroup]) -> list[RowsCurve]:
 
     A study may give each number of rows a task name of its own; the data set is the config's task.
     """
-    found: dict[tuple[str, str, str], list[NamedGroup]] = defaultdict(list)
+    by_method: dict[tuple[str, str, str], list[NamedGroup]] = defaultdict(list)
     for item in named:
-        found[(item.group.first.config["task"]["name"], item.group.backbone, item.method)].append(item)
+        by_method[(item.group.first.config["task"]["name"], item.group.backbone, item.method)].append(item)
     return [
         RowsCurve(method, task, backbone, sorted(items, key=lambda item: item.rows))
-        for (task, backbone, method), items in found.items()
+        for (task, backbone, method), items in by_method.items()
         if len({item.rows for item in items}) > 1
     ]
 
@@ -290,8 +291,8 @@ def layer_variability(group: Group, *, shuffled: bool = False) -> list[float | N
         One value per layer, None for a layer that is infinite for a seed; an empty list if nothing was computed.
     """
     layers = [record.layers for record in group.records if record.layers is not None]
-    found = [item.variability_shuffled if shuffled else item.variability for item in layers]
-    known = [values for values in found if values is not None]
+    variabilities = [item.variability_shuffled if shuffled else item.variability for item in layers]
+    known = [values for values in variabilities if values is not None]
     return [_mean(column) for column in zip(*known, strict=False)]
 
 

@@ -102,25 +102,25 @@ def tuning_curves(studies: Sequence[tuple[StudyFile, Sequence[Record]]]) -> list
     Args:
         studies: Each with all records in its folder, trials included.
     """
-    found = []
+    curves = []
     for study, records in studies:
         if study.search is None or (study.search.sampler, study.search.pruner) != ("random", "none"):
             continue
         by_key = {record.run_key: record for record in records if is_comparable(record)}
         for task in study.tasks:
             for method in study.methods:
-                mine = (run for run in study.runs if run.is_trial and (run.method, run.task) == (method, task))
-                trials = [by_key[run.key] for run in mine if run.key in by_key]
+                runs = (run for run in study.runs if run.is_trial and (run.method, run.task) == (method, task))
+                trials = [by_key[run.key] for run in runs if run.key in by_key]
                 if len(trials) > 1:
-                    found.append(_curve(study.name, method, task, trials))
-    return found
+                    curves.append(_curve(study.name, method, task, trials))
+    return curves
 
 
 def _curve(study: str, method: str, task: str, trials: Sequence[Record]) -> TuningCurve:
     protocol = trials[0].protocol
     assert protocol
     sign = 1 if protocol.higher_is_better else -1
-    pairs = [(selection_score(one), sign * one.selected_scores[protocol.metric]) for one in trials]
+    pairs = [(selection_score(trial), sign * trial.selected_scores[protocol.metric]) for trial in trials]
     known = [(selected, reported) for selected, reported in pairs if selected is not None]
     worst = -1.0 if any(reported < 0 for _, reported in known) else 0.0
     limits = (worst, 1.0) if protocol.higher_is_better else (2 * min(reported for _, reported in known), 0.0)
@@ -133,21 +133,21 @@ def tuning_sentences(curves: Sequence[TuningCurve]) -> list[str]:
     """Says how much of the spread between methods goes away by tuning, and which curves cross."""
     sentences = []
     for task in dict.fromkeys(curve.task for curve in curves):
-        mine = [curve for curve in curves if curve.task == task]
-        trials = min(len(curve.scores) for curve in mine)
-        if len(mine) < 2 or trials < 2:
+        of_task = [curve for curve in curves if curve.task == task]
+        trials = min(len(curve.scores) for curve in of_task)
+        if len(of_task) < 2 or trials < 2:
             continue
-        values = {curve.method: curve.scale * curve.scores[:trials] for curve in mine}
+        values = {curve.method: curve.scale * curve.scores[:trials] for curve in of_task}
         table = np.stack(list(values.values()))
         first, last = np.ptp(table[:, 0]), np.ptp(table[:, -1])
         sentences.append(
             f"{task}: at one random trial the medians of the methods lie {first:.1f} points apart, at the best of "
             f"{trials} trials {last:.1f}"
         )
-        for (one, a), (other, b) in combinations(values.items(), 2):
+        for (method_a, a), (method_b, b) in combinations(values.items(), 2):
             for n, (before, after) in enumerate(pairwise(np.sign(a - b)), start=2):
                 if before * after < 0:
-                    ahead, behind = (one, other) if after > 0 else (other, one)
+                    ahead, behind = (method_a, method_b) if after > 0 else (method_b, method_a)
                     sentences.append(f"{task}: from {n} trials on {ahead} is ahead of {behind}")
     return sentences
 
@@ -184,20 +184,20 @@ def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Pat
     size = (1.6 + 4.2 * columns, 1.0 + 3.1 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for (study, task), axes in zip(tasks, grid.flat, strict=False):
-        mine = [curve for curve in curves if (curve.study, curve.task) == (study, task)]
-        for curve in mine:
+        in_panel = [curve for curve in curves if (curve.study, curve.task) == (study, task)]
+        for curve in in_panel:
             counts, style = np.arange(1, len(curve.scores) + 1), series_style(methods.index(curve.method))
             axes.plot(counts, curve.scale * curve.scores, label=curve.method, markersize=5, linewidth=1.5, **style)
             ends = (curve.scale * curve.low, curve.scale * curve.high)
             axes.fill_between(counts, *ends, color=style["color"], alpha=0.1, linewidth=0)
         # So few trials leave the upper end of the bands open; the curves decide what is shown.
-        shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in mine])
-        room = 0.15 * max(np.ptp(shown), 1e-3 * mine[0].scale)
+        shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in in_panel])
+        room = 0.15 * max(np.ptp(shown), 1e-3 * in_panel[0].scale)
         axes.set_ylim(shown.min() - room, shown.max() + room)
         axes.set_title(f"{task}, {study}", loc="left", fontsize=10)
         axes.set_xlabel("trials, of which the best on the selection rows is taken")
-        unit = ", %" if mine[0].scale == 100 else ", negated"
-        axes.set_ylabel(f"{mine[0].metric.replace('_', ' ')}{unit}")
+        unit = ", %" if in_panel[0].scale == 100 else ", negated"
+        axes.set_ylabel(f"{in_panel[0].metric.replace('_', ' ')}{unit}")
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
