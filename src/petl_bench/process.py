@@ -181,7 +181,7 @@ def check_name(key: str, name: str) -> None:
 
 
 def load_plugins(group: str, kind: str, add: Callable[[Any], object]) -> dict[str, str]:
-    """Loads what other packages offer; what fails is told and left out, so that all else goes on.
+    """Loads what other packages offer; what fails is reported and left out, so that all else goes on.
 
     Args:
         group: The group of entry points.

@@ -255,7 +255,7 @@ def _check_files(task: TaskConfig) -> None:
 
 
 def _check_multilabel(task: TaskConfig) -> None:
-    """Labels can be told apart, and the threshold is not chosen on the rows that are reported on."""
+    """Labels can be separated, and the threshold is not chosen on the rows that are reported on."""
     if task.type != "multilabel":
         return
     if not task.label_separator:
