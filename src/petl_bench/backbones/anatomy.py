@@ -1,6 +1,6 @@
 """Where the parts of each architecture are, and which of its layers are adapted. A new architecture is a new row.
 
-Rows are those of this table, and those of other packages (entry-point group `petl_bench.architectures`).
+The rows are those in this table and those that other packages add (entry-point group `petl_bench.architectures`).
 
 Names are those of transformers 5's `AutoModelForSequenceClassification` classes, and `Anatomy.as_tagger` gives those of
 `AutoModelForTokenClassification`. Paths within a layer are relative to the layer; all others start at the model.
@@ -38,15 +38,15 @@ class Anatomy:
         feed_forward_end: The last module that its output passes before it is added to its input.
         norms: The norms of a layer.
         above_layers: Backbone modules between the last layer and the head (final norm, pretrained pooler).
-        head: The task's own modules, always trained.
-        pretrained_head: Those of them that come with the pretrained weights; all others start fresh.
-        pooler: The pretrained dense layer on the first token's state, where it is no part of the head.
+        head: The modules of the task, which are always trained.
+        pretrained_head: Modules of the head that come with the pretrained weights; all others are newly initialised.
+        pooler: The pretrained dense layer on the first token's state, if it is not part of the head.
         num_layers_key: Name of the number of layers in the config.
         feed_forward_size_key: Name of the width of the feed-forward network in the config.
         activation_key: Name of the feed-forward network's activation in the config.
-        gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates at once.
+        gated: Whether the feed-forward network has gates: `feed_forward_in` then computes units and gates together.
         norm_first: Whether the norms come before attention and the feed-forward network, not after the sums.
-        relative_positions: Whether attention adds a term for the distance of two tokens to their score.
+        relative_positions: Whether attention adds a term for the distance between two tokens to their score.
         positions_after_padding: Whether positions are numbered from `pad_token_id + 1`, not from 0.
         is_tagger: Whether the head classifies every token, not the sequence.
     """
@@ -99,14 +99,14 @@ class Anatomy:
         return int(config[self.num_layers_key] if isinstance(config, dict) else getattr(config, self.num_layers_key))
 
     def max_length(self, config: Any) -> int:
-        """Most tokens that the model takes in one sequence."""
+        """The largest number of tokens that the model accepts in one sequence."""
         positions = int(config.max_position_embeddings)
         return positions - config.pad_token_id - 1 if self.positions_after_padding else positions
 
     def layer_pattern(self, layers: Iterable[int], roles: Iterable[str]) -> str:
-        """A regular expression for `target_modules` that names these parts of these layers (1-based) and no other.
+        """A regular expression for `target_modules` that matches exactly these parts of these layers (1-based).
 
-        It fits the bare encoder as well as the model with its head. Without roles it names the layers themselves.
+        It works for the bare encoder and for the model with its head. Without roles it matches the layers themselves.
         """
         indices = "|".join(str(layer - 1) for layer in layers)
         paths = dict.fromkeys(getattr(self, role) for role in roles)
@@ -143,7 +143,7 @@ PROJECTION_ROLES = ("query", "key", "value", "attention_output", "feed_forward_i
 
 
 def classifier_of(model: nn.Module) -> Any:
-    """The backbone with its head, whatever PEFT has wrapped around it."""
+    """The backbone with its head, without PEFT's wrapper if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
@@ -212,7 +212,7 @@ _ROWS = (
     _bert_like(
         "mpnet",
         "mpnet",
-        # All layers share the biases of the distances.
+        # All layers share the biases for relative distances.
         embeddings=("mpnet.embeddings", "mpnet.encoder.relative_attention_bias"),
         self_attention="attention.attn",
         query="attention.attn.q",
@@ -242,7 +242,7 @@ _ROWS = (
         norms=("attn_norm", "mlp_norm"),
         above_layers=("model.final_norm",),
         head=("head", "classifier"),
-        # Its masked-language-model head without the decoder.
+        # The head of its masked language model, without the decoder.
         pretrained_head=("head",),
         activation_key="hidden_activation",
         gated=True,
@@ -258,7 +258,7 @@ def all_anatomies() -> dict[str, Anatomy]:
     """Returns every row by its `model_type`."""
     global _plugins_are_loaded
     if not _plugins_are_loaded:
-        # What is imported here may ask for the rows in its turn.
+        # Set before the imports, as an imported plugin may call this function itself.
         _plugins_are_loaded = True
         load_plugins("petl_bench.architectures", "architecture", _add_plugin)
     return _ANATOMIES
@@ -276,7 +276,7 @@ def anatomy_of(model_type: str) -> Anatomy:
     """Returns the row for a `model_type`.
 
     Raises:
-        RequestError: If the table has none.
+        RequestError: If the table has no such row.
     """
     rows = all_anatomies()
     if model_type not in rows:
@@ -343,7 +343,7 @@ def resolve_layers(layers: LayersConfig, num_layers: int) -> LayerPlan:
     """Turns the settings into a plan for an encoder of `num_layers` layers.
 
     Raises:
-        RequestError: for a plan that does not fit the encoder.
+        RequestError: If the plan does not fit the encoder.
     """
     if layers.name not in LAYER_PLANS:
         raise unknown_choice("layers", layers.name, LAYER_PLANS)
@@ -367,7 +367,7 @@ def resolve_layers(layers: LayersConfig, num_layers: int) -> LayerPlan:
 
 
 def layer_window(layers: LayersConfig, best: int, num_layers: int) -> LayersConfig:
-    """The window that a strategy makes of the best layer l* (1-based)."""
+    """The window that a strategy derives from the best layer l* (1-based)."""
     width = min(layers.k or best, best)
     bottom, top, head = {
         "prefix": (1, best, best),
@@ -379,7 +379,7 @@ def layer_window(layers: LayersConfig, best: int, num_layers: int) -> LayersConf
 
 
 def check_variability(layers: LayersConfig) -> None:
-    """Raises RequestError for a setting of `layers=variability` out of its range."""
+    """Raises RequestError if a setting of `layers=variability` is out of range."""
     if layers.strategy not in STRATEGIES:
         raise unknown_choice("layers.strategy", layers.strategy, STRATEGIES)
     if (layers.num_bins or 0) < 2:

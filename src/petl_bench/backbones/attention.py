@@ -1,4 +1,4 @@
-"""Attention called from outside a model: by kernel, and for a layer where some tokens attend to all."""
+"""Calls attention from outside a model: its kernels, and a layer in which only some tokens attend to all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from petl_bench.backbones.anatomy import Anatomy
 from petl_bench.backbones.load import attention_implementation
 
-# Kernels that take a mask for every pair of query and key.
+# Kernels that accept a mask for every pair of query and key.
 MASKED_PAIRWISE = ("eager", "sdpa")
 
 
@@ -23,17 +23,17 @@ def attention_kernel(attention: nn.Module, name: str) -> Callable[..., tuple[tor
 
     Args:
         attention: The module.
-        name: As `attn_implementation` has it.
+        name: The kernel's name, as in `attn_implementation`.
     """
     if name == "eager":
-        # Each architecture has its own, in the module of its attention class.
+        # Each architecture has its own function, in the module of its attention class.
         own: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
         own = sys.modules[type(attention).__module__].eager_attention_forward
         return own
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-# The parts that are called, as the anatomy table names them; nothing else of the layer is.
+# The parts of a layer that are called, by their names in the anatomy table. Only the norms are called besides these.
 CALLED_ROLES = (
     *("query", "key", "value", "attention_output", "attention_end"),
     *("feed_forward_in", "feed_forward_out", "feed_forward_end"),
@@ -41,12 +41,12 @@ CALLED_ROLES = (
 
 
 class AttendToAll:
-    """Runs a layer whose norms follow the sums, part by part, as transformers has no call for it.
+    """Runs a layer whose norms follow the sums, for some of its tokens. Transformers has no call for this.
 
     Args:
         layer: The layer.
         anatomy: Where its parts are.
-        config: The model's.
+        config: The model's config.
     """
 
     def __init__(self, layer: nn.Module, anatomy: Anatomy, config: Any) -> None:
@@ -57,7 +57,7 @@ class AttendToAll:
     def __call__(self, selected: torch.Tensor, everything: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The layer's output for `selected`, shape (batch, k, d), given `everything`, shape (batch, tokens, d).
 
-        The mask is of the model's own kind, shape (batch, 1, k or 1, tokens), or None.
+        The mask has the model's own format and shape (batch, 1, k or 1, tokens), or None.
         """
         part = self._part
         attention: Any = self.layer.get_submodule(self.anatomy.self_attention)
@@ -84,7 +84,7 @@ class AttendToAll:
         return output
 
     def _end(self, projection: str, end: str, x: torch.Tensor) -> torch.Tensor:
-        """A projection, and the dropout after it if there is one."""
+        """Applies a projection, and the dropout after it if there is one."""
         projected = self._part(projection, x)
         return (
             projected if getattr(self.anatomy, projection) == getattr(self.anatomy, end) else self._part(end, projected)

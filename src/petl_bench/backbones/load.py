@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Backbone:
-    """An encoder's description: what can be known of it before its weights are loaded."""
+    """The description of an encoder: what is known about it before its weights are loaded."""
 
     settings: BackboneConfig
     anatomy: Anatomy
@@ -54,7 +54,7 @@ class Backbone:
 
     @property
     def model_class(self) -> Any:
-        """The class of transformers that makes the model with its head."""
+        """The transformers class that builds the model with its head."""
         import transformers
 
         kind = "Token" if self.anatomy.is_tagger else "Sequence"
@@ -62,11 +62,11 @@ class Backbone:
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model takes in one sequence."""
+        """The largest number of tokens that the model accepts in one sequence."""
         return self.anatomy.max_length(self.config)
 
     def check_length(self, length: int) -> None:
-        """Raises RequestError if the model does not take `length` tokens."""
+        """Raises RequestError if the model does not accept `length` tokens."""
         if length > self.max_length:
             raise RequestError(
                 f"task.max_length={length} does not fit backbone={self.settings.name}, which takes at most "
@@ -74,7 +74,7 @@ class Backbone:
             )
 
     def check_segments(self, count: int) -> None:
-        """Raises RequestError if the model has embeddings for some segments, but fewer than these."""
+        """Raises RequestError if the model has segment embeddings, but for fewer than `count` segments."""
         known = getattr(self.config, "type_vocab_size", 0) or 0
         if 0 < known < count:
             raise RequestError(
@@ -97,11 +97,11 @@ class Backbone:
         return tokenizer
 
     def build_model(self, num_labels: int, labels: list[str] | None = None, device: str = "cpu") -> PreTrainedModel:
-        """Builds the model with a fresh head, in fp32; head (and random weights) follow torch's generator.
+        """Builds the model with a fresh head, in fp32; the head (and random weights) are drawn from torch's generator.
 
         Args:
             num_labels: Outputs of the head; 1 for regression.
-            labels: Their names, kept in the model's config.
+            labels: Names of the outputs, which are stored in the model's config.
             device: "cpu", or "meta" for a model without weights.
 
         Raises:
@@ -112,7 +112,7 @@ class Backbone:
 
         if not sys.stderr.isatty():
             transformers_logging.disable_progress_bar()
-        # One of its own: a method may change it.
+        # Each model gets its own copy, as a method may change it.
         config = copy.deepcopy(self.config)
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
@@ -141,7 +141,7 @@ class Backbone:
             raise self._unfit(error) from error
         if self.settings.pooling is not None:
             read_pooled(model)
-        # Adapters name the model they belong to; a local path would mean nothing elsewhere.
+        # Saved adapters contain the name of their model; a local path would mean nothing elsewhere.
         path = self.settings.path
         model.config._name_or_path = Path(path).name if path else self.settings.hub_id or self.settings.name
         model.name_or_path = model.config._name_or_path
@@ -155,13 +155,13 @@ class Backbone:
 def open_backbone(
     settings: BackboneConfig, layers: LayersConfig, *, weights: bool = True, task_type: str = "classification"
 ) -> Backbone:
-    """Finds a backbone's files and reads its config, with the layers above the head's left out.
+    """Finds a backbone's files and reads its config, without the layers above the one that the head reads.
 
     Args:
         settings: Which backbone.
         layers: Which layers are adapted and where the head sits.
-        weights: False reads the shape alone: from `backbone.path`, or `backbone.architecture`, or else from config.json
-            of the hub's model.
+        weights: If False, only the shape is read: from `backbone.path`, from `backbone.architecture`, or else from the
+            config.json of the hub's model.
         task_type: The type of the task, on which the head and its loss depend.
 
     Returns:
@@ -169,9 +169,9 @@ def open_backbone(
 
     Raises:
         RequestError: If the settings do not fit the backbone.
-        RunError: If its files cannot be had or read.
+        RunError: If its files cannot be obtained or read.
     """
-    # Packages that bring an architecture register it in transformers as they are imported.
+    # Packages that add an architecture register it in transformers when they are imported.
     all_anatomies()
     source = find_source(settings) if weights and settings.weights == "pretrained" else None
     config = _read_config(source.folder) if source else _config_without_weights(settings)
@@ -190,7 +190,7 @@ def _read_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # of many kinds: any value of the file may be a wrong one
+    except Exception as error:  # of many kinds, as any value in the file may be wrong
         raise RunError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
 
 
@@ -214,7 +214,7 @@ def _truncate(config: Any, anatomy: Anatomy, num_layers: int) -> None:
 
 
 def shorten(model: Any, num_layers: int) -> int:
-    """Takes the layers above the first `num_layers` off a loaded model; returns how many layers there were."""
+    """Removes the layers above the first `num_layers` from a loaded model; returns how many layers there were."""
     anatomy = anatomy_of(model.config.model_type)
     layers = anatomy.get_layers(model)
     num_loaded = len(layers)
@@ -225,22 +225,22 @@ def shorten(model: Any, num_layers: int) -> int:
 
 
 def attention_implementation(config: Any) -> str | None:
-    """The name of the attention kernel that a model of transformers runs with; None: its config names none."""
+    """The name of the attention kernel that a transformers model uses; None if its config names none."""
     name: str | None = getattr(config, "_attn_implementation", None)
     return name
 
 
 def set_attention_implementation(config: Any, name: str) -> None:
-    """Gives a config the name of a kernel without transformers' check of it, which is one of models, not of modules."""
+    """Sets the kernel's name in a config without transformers' check, which is meant for models, not for modules."""
     config._attn_implementation_internal = name
 
 
 def read_pooled(model: Any) -> None:
-    """Makes the head of a classifier read what `config.classifier_pooling` says, where its architecture does not.
+    """Makes a classifier's head follow `config.classifier_pooling` if its architecture does not do so.
 
     Args:
-        model: Of transformers, with that setting `cls` (the first token's state) or `mean` (of all tokens' states).
-            ModernBERT knows the setting by itself; all others read the first token.
+        model: A transformers model; the setting is `cls` (the first token's state) or `mean` (of all tokens' states).
+            ModernBERT implements the setting itself; all others read the first token.
     """
     config = model.config
     if config.classifier_pooling == "cls" or hasattr(type(config)(), "classifier_pooling"):
@@ -258,13 +258,13 @@ def read_pooled(model: Any) -> None:
 
 
 class _Mean:
-    """Gives a head that reads the first of a row's states their mean as the only one."""
+    """Replaces a row's states by their mean, for a head that reads the first state only."""
 
     def __init__(self) -> None:
         self._mask: torch.Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Mean:
-        # PEFT copies a pooler that is trained, and the copy needs the mask that the encoder was given.
+        # PEFT copies a pooler that is trained, and the copy needs the mask that was passed to the encoder.
         return self
 
     def note_mask(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -272,7 +272,7 @@ class _Mean:
         self._mask = kwargs.get("attention_mask")
 
     def before_pooler(self, _module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Called before a pooler inside of the encoder."""
+        """Called before a pooler inside the encoder."""
         return (self._of(args[0]), *args[1:])
 
     def after_encoder(self, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -316,7 +316,7 @@ def _load_weights(
 
 
 def _renew_head(model: PreTrainedModel, new: set[str], anatomy: Anatomy) -> None:
-    """Starts a head afresh that the checkpoint brought from another task; transformers did so for what was missing."""
+    """Reinitialises head weights that the checkpoint has from another task; transformers did so for missing ones."""
     import torch
 
     for name, parameter in model.named_parameters():
@@ -346,5 +346,5 @@ def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anat
 
 
 def _with_prefix(name: str, anatomy: Anatomy) -> str:
-    """Checkpoints of a bare encoder leave the encoder's own name out."""
+    """The name with the encoder's name in front, which checkpoints of a bare encoder leave out."""
     return name if name.startswith(f"{anatomy.encoder}.") else f"{anatomy.encoder}.{name}"

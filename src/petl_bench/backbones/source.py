@@ -57,7 +57,7 @@ CONFIG_FILE = "config.json"
 HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
-# What a model is read from: its weights and config, and the tokenizer.
+# The files that a model is loaded from: its weights, its config and its tokenizer.
 _READ = (
     "*.safetensors", "*.index.json", "config.json", "adapter_config.json", "tokenizer*", "vocab*", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "*.model",
@@ -65,7 +65,7 @@ _READ = (
 
 
 def base_name(backbone: BackboneConfig) -> str:
-    """The pretrained model as readers know it."""
+    """The name by which readers know the pretrained model."""
     return Path(backbone.path).name if backbone.path else backbone.hub_id or backbone.name
 
 
@@ -84,17 +84,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A folder in the Hugging Face format, and how it is called in a record."""
+    """A folder in the Hugging Face format, and its name in a record."""
 
     folder: Path
     label: str
 
 
 def find_source(backbone: BackboneConfig) -> Source:
-    """Finds (and where need be downloads) a backbone's files.
+    """Finds a backbone's files, and downloads them if necessary.
 
     Raises:
-        RequestError: If `backbone.path` holds no model in the safetensors format.
+        RequestError: If `backbone.path` contains no model in the safetensors format.
         RunError: If the hub cannot be reached or has no safetensors, or the weights are corrupted.
     """
     if backbone.path is not None:
@@ -119,7 +119,7 @@ def local_folder(path: str) -> Path:
     """The folder of `backbone.path`.
 
     Raises:
-        RequestError: If it describes no model.
+        RequestError: If it is not the folder of a model.
     """
     folder = user_path(path, "backbone.path")
     if not (folder / CONFIG_FILE).is_file():
@@ -130,7 +130,7 @@ def local_folder(path: str) -> Path:
 def installed_folder(package: str | None) -> Path | None:
     """The folder of a package, if the distribution of the same name is installed.
 
-    The package is found without being imported, so that no code of the working directory or the package itself is run.
+    The package is found without being imported, so that no code in the working directory or in the package is run.
     """
     if not package or not package.isidentifier():
         return None
@@ -153,10 +153,10 @@ def _package_folder(backbone: BackboneConfig, package: Path) -> Source:
 
 
 def find_config(backbone: BackboneConfig) -> Path:
-    """The folder of a backbone's config.json, without its weights if the hub has both.
+    """The folder of a backbone's config.json; from the hub, only this file is downloaded and not the weights.
 
     Raises:
-        RequestError: If `backbone.path` holds none.
+        RequestError: If `backbone.path` contains none.
         RunError: If the hub cannot be reached.
     """
     if backbone.path is not None:
@@ -215,7 +215,7 @@ def _wheel(backbone: BackboneConfig) -> str:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder, without the padding and truncation that its files may ask for."""
+    """Loads the tokenizer of a folder, without the padding and truncation that its files may request."""
     from transformers import AutoTokenizer
 
     try:
@@ -234,7 +234,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Transformers makes an empty tokenizer, to which every word is unknown, where there are no files."""
+    """Raises RequestError without files, for which transformers makes a tokenizer that knows no word."""
     names = dict(tokenizer.vocab_files_names)
     whole = names.pop("tokenizer_file", "tokenizer.json")
     missing = [name for name in names.values() if not (folder / name).is_file()]
@@ -253,7 +253,7 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embed
             f"The tokenizer in {folder} has {num_tokens} tokens, but the model has embeddings for {num_embeddings}: "
             "give the tokenizer that belongs to the model, or save the model after model.resize_token_embeddings(...)."
         )
-    # Some models have a few embeddings more, for a size that suits the hardware.
+    # Some models have a few more embeddings, to get a size that suits the hardware.
     if num_tokens < 0.9 * num_embeddings:
         _log.warning(
             "the tokenizer in %s has %d tokens and the model embeddings for %d: do they belong together?",
@@ -262,11 +262,11 @@ def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, num_embed
 
 
 def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token a UTF-8 byte, needing no file.
+    """A tokenizer with one token for each UTF-8 byte, which needs no files.
 
     Args:
         config: The transformers config whose `pad_token_id` and `vocab_size` it must respect.
-        max_length: Most tokens that the model takes.
+        max_length: The largest number of tokens that the model accepts.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
-"""Records of runs and study files: their schema, their validation, the run key, and where they lie."""
+"""Records of runs and study files: their schema, their validation, the run key, and their locations."""
 
-# Scores of rows out of distribution by their names in records and columns, the default of `predict --ood` first.
+# Scores for out-of-distribution rows by their names in records and columns; `predict --ood` uses the first by default.
 OOD_SCORES = {
     "energy": "log-sum-exp of the logits",
     "msp": "largest softmax probability",
@@ -8,5 +8,5 @@ OOD_SCORES = {
     "cosine": "largest cosine similarity to a training row",
 }
 
-# Which rows the false positive rate at 95 % true positives counts.
+# The rows that count as positive in the false positive rate at 95 % true positives.
 FPR_RULE = "the rows out of distribution at or above the score at position n // 20 of the n sorted report rows"

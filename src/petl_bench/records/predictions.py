@@ -1,6 +1,6 @@
-"""`predictions.parquet`: a run's outputs, row by row, which lie next to its record.
+"""`predictions.parquet`: a run's outputs, row by row, stored next to its record.
 
-Tests of rows and metrics that were not asked for are computed from it afterwards.
+Tests over rows, and metrics that the run did not compute, can be computed from it later.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from petl_bench.records.reading import Number
 
 PREDICTIONS_FILE = "predictions.parquet"
 
-# Logits of more classes than this are kept in half precision.
+# With more classes than this, logits are stored in half precision.
 _MOST_FULL_CLASSES = 20
 
-# What the names of the columns of `Predictions.scores` begin with.
+# Prefix of the column names of `Predictions.scores`.
 _SCORE = "score_"
 
 
 @dataclass
 class OodScore:
-    """How well one score tells rows of the task's classes from rows that are out of distribution.
+    """How well one score separates rows of the task's classes from rows that are out of distribution.
 
-    The rows of the classes are the positive ones of `aupr_in`, the others of `aupr_out`. `threshold` is fitted to the
+    Rows of the task's classes are the positives in `aupr_in`, the others in `aupr_out`. `threshold` is fitted on the
     selection rows: 95 % of them reach it.
     """
 
@@ -42,9 +42,9 @@ class OodScore:
 
 @dataclass
 class Ood:
-    """Rows out of distribution, and four scores that tell them from the report rows (`petl_bench.run.ood_detection`).
+    """Out-of-distribution rows, and four scores that separate them from the report rows.
 
-    `classes` are those that were trained, in the order of the logits.
+    See `petl_bench.run.ood_detection`. `classes` are the trained classes, in the order of the logits.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Ood:
 
 @dataclass(frozen=True)
 class TypeScores:
-    """How well entities of one type are found; `support` is their number. 0 where a score is undefined."""
+    """How well entities of one type are found; `support` is their number. Undefined scores are 0."""
 
     precision: Number
     recall: Number
@@ -70,15 +70,15 @@ class TypeScores:
 
 @dataclass(frozen=True)
 class Tagging:
-    """What a record says of a tagging task.
+    """What a record stores about a tagging task.
 
     Attributes:
         scheme: IO, BIO or BIOES.
-        words_cut: Words by split that the model does not see, as `task.max_length` cuts them or the tokenizer makes no
-            token of them. They are scored as outside of entities.
-        entities_cut: Entities by split with such a word.
-        without_beginning: Entities by split that begin with the tag of an inner word, and count as entities.
-        types: The scores of each type of entity on the report split, with the selected weights.
+        words_cut: By split, the number of words that the model does not see because `task.max_length` cuts them off or
+            the tokenizer produces no token for them. They are scored as outside of entities.
+        entities_cut: By split, the number of entities with such a word.
+        without_beginning: By split, the number of entities that begin with the tag of an inner word; they count.
+        types: The scores of each entity type on the report split, with the selected weights.
     """
 
     scheme: str
@@ -93,13 +93,13 @@ class Predictions:
     """Outputs of one run's selected weights on the rows of one split, in the split's order.
 
     Attributes:
-        row_ids: Names of the rows, shape (rows,): the first 16 hexadecimal digits of the SHA-256 of a row's text
-            columns. Rows with equal texts have one name; readers pair them in their order.
-        labels: Class indices, or the values of a regression task, shape (rows,). Of tagging and multi-label tasks, a
-            tuple of names a row, as `names_by_row` has them: the tags of its words, or its labels.
-        outputs: One logit a class, or the one predicted value, shape (rows, outputs); no outputs in tagging.
-        names: The predicted names of tagging and multi-label tasks, like `labels`; None in others.
-        scores: Further numbers of each row by name, shape (rows,): how far it is in distribution (`petl_bench.run`).
+        row_ids: Row ids, shape (rows,): the first 16 hexadecimal digits of the SHA-256 of a row's text columns. Rows
+            with equal texts share an id; readers pair them in order.
+        labels: Class indices, or the values of a regression task, shape (rows,). For tagging and multi-label tasks, one
+            tuple of names per row, as `names_by_row` returns them: the tags of its words, or its labels.
+        outputs: One logit per class, or the one predicted value, shape (rows, outputs); no outputs for tagging.
+        names: The predicted names in tagging and multi-label tasks, like `labels`; None for other tasks.
+        scores: Further numbers per row by name, shape (rows,): how far it is in distribution (`petl_bench.run`).
     """
 
     row_ids: NDArray[Any]
@@ -121,10 +121,10 @@ class Predictions:
 
 
 def names_by_row(rows: Iterable[Iterable[str]]) -> NDArray[Any]:
-    """Names of each row as an array of tuples; of dtype object, shape (rows,)."""
+    """Returns the names of each row as an array of tuples with dtype object, shape (rows,)."""
     tuples = [tuple(row) for row in rows]
     array = np.empty(len(tuples), dtype=object)
-    # Assigned at once, tuples of one length would become a second dimension.
+    # In a single assignment, NumPy would turn tuples of equal length into a second dimension.
     for index, names in enumerate(tuples):
         array[index] = names
     return array
@@ -136,18 +136,18 @@ def predicted(outputs: NDArray[Any]) -> NDArray[Any]:
 
 
 def write_predictions(folder: Path, by_split: Mapping[str, Predictions]) -> None:
-    """Writes the predictions of a run's splits by an atomic rename.
+    """Writes the predictions of a run's splits with an atomic rename.
 
     Args:
         folder: The run's folder.
-        by_split: Predictions by split: `report`, `selection` if these are other rows, `ood` for rows that are out of
-            distribution, labelled -1, and the task's extra splits by their names.
+        by_split: Predictions by split: `report`, `selection` if its rows are different ones, `ood` for rows that are
+            out of distribution (labelled -1), and the task's extra splits by name.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     tables = [_table(split, predictions) for split, predictions in by_split.items()]
-    # Splits may have other classes than the task's own.
+    # The classes of a split may differ from those of the task.
     table = pa.concat_tables(tables, promote_options="default")
     with atomic_write(folder / PREDICTIONS_FILE) as partial, partial.open("wb") as stream:
         parquet.write_table(table, stream, compression="zstd", use_dictionary=["split"])
@@ -181,7 +181,7 @@ def _label_column(values: NDArray[Any]) -> Any:
 
 
 def _in_half_precision(logits: NDArray[Any]) -> NDArray[Any]:
-    """Rounds logits to float16 so that the predicted class stays the same; too large ones are not rounded."""
+    """Rounds logits to float16 without changing the predicted class; returns them as they are if one is too large."""
     with np.errstate(over="ignore"):
         rounded = logits.astype(np.float16)
     if not np.isfinite(rounded).all():
@@ -201,7 +201,7 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
         split: `report`, `selection`, or the name of an extra split.
 
     Returns:
-        The predictions; None where the run has kept none of this split.
+        The predictions; None if the run kept none for this split.
 
     Raises:
         ValueError: If the file is broken.
@@ -216,7 +216,7 @@ def read_predictions(folder: Path, split: str = "report") -> Predictions | None:
         table = parquet.read_table(file, filters=[("split", "=", split)])
         names = [name for name in table.column_names if name == "value" or name.startswith("logit_")]
         columns = [table[name].to_numpy() for name in names]
-        # A split with fewer classes than another has no values in the columns of the rest.
+        # If a split has fewer classes than another, its columns for the missing classes hold no values.
         outputs = [column for column in columns if not np.isnan(column).all()]
         in_names = "predicted" in table.column_names
         predictions = Predictions(

@@ -1,4 +1,4 @@
-"""How JSON and YAML become typed records: bounded, checked by their hashes, migrated, every field held to its type."""
+"""Reads JSON and YAML into typed records: limits their size, checks hashes, migrates schemas, and validates types."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Far more than a record, a study or the config of an adapter holds.
+# Far larger than any record, study or adapter config.
 _MOST_BYTES = 64 * 2**20
 
 _MOST_LEVELS = 100
 
 _MOST_NODES = 1_000_000
 
-# More than those of any float.
+# The longest whole number, in digits, that is read.
 _MOST_DIGITS = 300
 
 
@@ -40,10 +40,10 @@ def read_text(file: Path) -> str:
 
     Raises:
         OSError: If it cannot be opened.
-        ValueError: If it is no regular file, too large, or no text in UTF-8.
+        ValueError: If it is not a regular file, is too large, or is not UTF-8 text.
     """
     status = file.stat()
-    # Opening a pipe would wait for somebody to write; a folder has an error of its own.
+    # Opening a pipe would block until something writes to it; opening a folder raises a specific error.
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError("it is no regular file")
     if status.st_size > _MOST_BYTES:
@@ -52,10 +52,10 @@ def read_text(file: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The content of JSON.
+    """Parses JSON.
 
     Raises:
-        ValueError: If it is none, nested too deeply, or holds more than can be computed with.
+        ValueError: If the text is not JSON, is nested too deeply, or contains a whole number with too many digits.
     """
     try:
         content = json.loads(text, parse_int=_whole_number)
@@ -81,9 +81,9 @@ def _whole_number(digits: str) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads numbers such as `1e-3` as YAML 1.2 does, dates as text, and no more than a study can need.
+    """Reads numbers such as `1e-3` as YAML 1.2 does, reads dates as text, and limits nesting and the number of nodes.
 
-    An alias counts as all that it stands for, so that a few nested ones cannot fill the memory.
+    An alias counts as many nodes as it expands to, so that a few nested aliases cannot exhaust the memory.
     """
 
     def __init__(self, stream: str) -> None:
@@ -92,7 +92,7 @@ class _Loader(yaml.SafeLoader):
         self._counts: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Composes a node with all that is in it."""
+        """Composes a node with its children."""
         is_alias, mark, before = self.check_event(yaml.AliasEvent), self.peek_event().start_mark, self._count
         self._level += 1
         if self._level > _MOST_LEVELS:
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node, whose keys must differ."""
+        """Constructs the mapping of a node; its keys must be unique."""
         seen = set[str]()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -125,22 +125,22 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of YAML: plain values, lists and mappings.
+    """Parses YAML into plain values, lists and mappings.
 
     Raises:
-        yaml.YAMLError: If it is none, nested too deeply, or its aliases stand for too much.
+        yaml.YAMLError: If the text is not YAML, is nested too deeply, or expands to too many nodes through aliases.
     """
     return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def yaml_fault(error: yaml.MarkedYAMLError) -> str:
-    """Where YAML is wrong and why, to follow a file's name: `, line 3: duplicate key r`."""
+    """Returns where YAML is wrong and why, as text to append to a file name: `, line 3: duplicate key r`."""
     line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
     return f"{line}: {error.problem or error.context}"
 
 
 class _NullAllowed:
-    """Tells pydantic that `null` may stand where a number is annotated; imports pydantic only when validating."""
+    """Makes pydantic accept `null` where a number is annotated; pydantic is imported only for validation."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
@@ -148,31 +148,31 @@ class _NullAllowed:
         return core_schema.nullable_schema(handler(source))
 
 
-# JSON has no infinity and no NaN: a number that is not finite is written as null, and is read back as None.
+# JSON has no infinity and no NaN: numbers that are not finite are written as null and read back as None.
 Number = Annotated[float, _NullAllowed()]
 
 
 def validate(kind: type[T], content: Any, path: str = "") -> T:
-    """Builds a dataclass, nested ones included, from what JSON holds.
+    """Builds a dataclass, nested ones included, from parsed JSON.
 
-    Types are strict: a whole number may stand for a float, but a boolean is no number and text is never converted.
+    Types are strict: a whole number is accepted as a float, but a boolean is not a number and text is never converted.
     Unknown fields are ignored.
 
     Args:
         kind: The dataclass.
         content: The content of a JSON file, or of a part of it.
-        path: Where the content stands in its file, for messages.
+        path: The path of the content within its file, for messages.
 
     Returns:
         An instance of the dataclass.
 
     Raises:
-        ValueError: Naming the first field that is missing or has another type, by its path.
+        ValueError: If a field is missing or has the wrong type; names the path of the first one.
     """
     from pydantic import ValidationError
 
     try:
-        # pydantic accepts an object for a dataclass in strict mode only when it reads JSON itself.
+        # In strict mode, pydantic accepts an object for a dataclass only if it parses the JSON itself.
         validated: T = _adapter(kind).validate_json(json.dumps(content), strict=True)  # type: ignore[arg-type]
         return validated
     except RecursionError as error:
@@ -192,7 +192,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-# What a field should have been, by pydantic's error types.
+# The expected type of a field, by pydantic's error type.
 _EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
@@ -205,11 +205,11 @@ _EXPECTED = {
 
 
 def _message(error: ErrorDetails, path: str) -> str:
-    """One sentence from an error of pydantic, with the field's path, e.g. `time.train_seconds is 'x', not a number`."""
+    """Words a pydantic error as one sentence with the field's path: `time.train_seconds is 'x', not a number`."""
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     if error["type"] == "json_invalid":
-        # The content was JSON already, so this is pydantic's limit of nesting.
+        # The content is known to be valid JSON, so this is pydantic's nesting limit.
         return "it is nested too deeply"
     if error["type"] == "missing":
         return f"{path} is missing"
@@ -221,7 +221,7 @@ def _message(error: ErrorDetails, path: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Plain containers with numbers that are not finite as None, which JSON needs."""
+    """Replaces numbers that are not finite by None in plain containers, as JSON requires."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -231,12 +231,12 @@ def finite(value: Any) -> Any:
     return value
 
 
-# The field of a record that holds the hash of all others. Records without it, such as older ones, are not checked.
+# The field of a record with the hash of all other fields. Records without it, such as older ones, are not checked.
 HASH_FIELD = "content_sha256"
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
-    """Hex sha256 of a record's content, whatever the order and the layout of its file; the hash itself left out."""
+    """Hex sha256 of a record's content without the hash field; independent of the file's field order and layout."""
     rest = {name: value for name, value in content.items() if name != HASH_FIELD}
     try:
         text = json.dumps(rest, sort_keys=True)
@@ -252,7 +252,7 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_hash(content: Mapping[str, Any], way_out: str = "make it anew") -> None:
-    """Raises ValueError if the content holds a hash and is not what it was when that was made."""
+    """Raises ValueError if the content has a hash and has changed since that hash was computed."""
     if HASH_FIELD in content and content[HASH_FIELD] != content_hash(content):
         raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs): {way_out}")
 
@@ -268,7 +268,7 @@ _RENAMED_IN_2 = (
 
 
 def migrated(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of a record in the present schema; the content that is given is not changed.
+    """Returns the content of a record in the current schema; the argument is not changed.
 
     Args:
         content: The content of a record's file.
@@ -300,13 +300,13 @@ _STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_to_2,)
 
 
 def corrected(content: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record in the present schema with its numbers as they are defined now; what is given is not changed.
+    """Returns a record's content with its numbers as they are defined now; the argument is not changed.
 
-    Before `time.cache_seconds` existed, a run that found its cached features recorded the time of reading them as
-    `time.features_seconds`, and a run without a cache a time in which it computed none.
+    Before `time.cache_seconds` existed, a run that found its features in the cache recorded the time for reading them
+    as `time.features_seconds`, and a run without a cache recorded a time there although it computed no features.
 
     Args:
-        content: The content of a record in the present schema, valid or not.
+        content: The content of a record in the current schema, valid or not.
     """
     time, frozen = content.get("time"), content.get("frozen")
     if not isinstance(time, dict) or not isinstance(frozen, dict) or "cache_seconds" in time:
@@ -318,7 +318,7 @@ def corrected(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"time": time}
 
 
-# The config and the hardware of a record are kept as they were written. These classes type the fields that are read.
+# A record keeps its config and hardware as plain dicts, as written. These classes give types to the fields we read.
 
 
 @dataclass
@@ -330,7 +330,7 @@ class _RecordedBackbone:
 @dataclass
 class _RecordedMethod:
     name: str
-    # PEFT's name of the method, for methods that PEFT ships.
+    # PEFT's name for the method, for methods that PEFT ships.
     type: str = ""
 
 
@@ -351,7 +351,7 @@ class _RecordedTracker:
 
 @dataclass
 class RecordedConfig:
-    """What is read of a record's config."""
+    """The fields that are read from a record's config."""
 
     backbone: _RecordedBackbone
     method: _RecordedMethod
@@ -363,7 +363,7 @@ class RecordedConfig:
 
 @dataclass
 class PartialConfig:
-    """The same of a run that failed before its config was complete."""
+    """The same fields for a run that failed before its config was complete."""
 
     backbone: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
@@ -374,7 +374,7 @@ class PartialConfig:
 
 @dataclass
 class RecordedHardware:
-    """What is read of a record's hardware."""
+    """The fields that are read from a record's hardware."""
 
     device: str | None = None
     processor: str | None = None

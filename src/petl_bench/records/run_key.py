@@ -12,20 +12,20 @@ from typing import Any
 
 
 def backbone_name(backbone: Mapping[str, Any]) -> str:
-    """The backbone's name, its folder's where `backbone.path` gives one, or that of the hub with `backbone=hub`."""
+    """The backbone's name: its folder's name if `backbone.path` is set, its name on the hub with `backbone=hub`."""
     if backbone.get("path"):
         return Path(backbone["path"]).name
     return str(backbone["hub_id"]).rpartition("/")[2] if backbone["name"] == "hub" else str(backbone["name"])
 
 
 def run_name(config: Mapping[str, Any], key: str) -> str:
-    """The run's readable name, which is also its folder's."""
+    """The run's readable name, which is also the name of its folder."""
     backbone, seed = backbone_name(config["backbone"]), config["train"]["seed"]
     return f"{config['task']['name']}-{config['method']['name']}-{backbone}-s{seed}-{key}"
 
 
 def method_label(method: Mapping[str, Any]) -> str:
-    """The method's name, with the type for methods that PEFT ships, e.g. `peft:ia3`."""
+    """The method's name, followed by the type for methods that PEFT ships, e.g. `peft:ia3`."""
     return f"{method['name']}:{method['type'].lower()}" if "type" in method else str(method["name"])
 
 
@@ -35,10 +35,10 @@ KEY_VERSION = 2
 KEY_LENGTH = 12
 
 # Training settings that change no score: what is saved, and where the features of the frozen layers are cached. The
-# latter changes times, so a record answers only requests for its own mode: see `Record.answers`.
+# cache does change times, so a record only satisfies requests for its own cache mode: see `Record.answers`.
 WITHOUT_EFFECT = ("save_weights", "cache", "cache_memory", "cache_disk", "checkpoint_seconds")
 
-# Paths, trackers and licences do not change the outcome. The content of the files does, and is hashed instead.
+# Paths, trackers and licences do not change the outcome. The content of the files does, so that is hashed instead.
 _LOCATIONS = (
     ("data_root",),
     ("runs_dir",),
@@ -46,14 +46,14 @@ _LOCATIONS = (
     # Measured in addition to the run.
     ("measure",),
     ("tracker",),
-    # Acts through the settings that it gives.
+    # Takes effect through the settings that it sets.
     ("recipe",),
     ("backbone", "license"),
     ("backbone", "path"),
     ("task", "train_file"),
     ("task", "validation_file"),
     ("task", "test_file"),
-    # Act through train.learning_rate and train.head_learning_rate alone.
+    # Take effect only through train.learning_rate and train.head_learning_rate.
     ("method", "default_learning_rate"),
     ("method", "default_head_learning_rate"),
     *(("train", name) for name in WITHOUT_EFFECT),
@@ -61,12 +61,12 @@ _LOCATIONS = (
 
 
 def is_location(setting: str) -> bool:
-    """Whether a setting, by its name in overrides, can change no outcome; a recipe acts through what it sets."""
+    """Whether a setting, given by its override name, cannot change the outcome; recipes can, through what they set."""
     path = tuple(setting.split("."))
     return path[0] != "recipe" and any(path[: len(location)] == location for location in _LOCATIONS)
 
 
-# Settings that came later, with the value that leaves the keys of older records as they were.
+# Settings that were added later, each with the value that leaves the keys of older records unchanged.
 ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("train", "gradient_checkpointing"): False,
     ("train", "compile"): False,
@@ -92,8 +92,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("method", "init"): None,
 }
 
-# Values that stand in the key as another one, which keeps the keys of older records: these were made with `auto` as it
-# was written, on a CPU for the most part.
+# Values that enter the key as another value, so that the keys of older records stay valid: those keys contain `auto`
+# unresolved, mostly from runs on a CPU.
 _WRITTEN_AS = {("train", "device"): {"cpu": "auto"}}
 
 
@@ -102,11 +102,11 @@ def run_key(config: Mapping[str, Any], content_hashes: Mapping[str, str]) -> str
 
     Args:
         config: The whole resolved config as plain containers.
-        content_hashes: Hashes of the local files that the run reads, by what they are for.
+        content_hashes: Hashes of the local files that the run reads, by purpose.
     """
     identity = copy.deepcopy(dict(config))
     if identity.get("backbone", {}).get("path"):
-        # The folder takes the place of all these.
+        # The local folder replaces all of these.
         for name in ("name", "hub_id", "revision", "package", "package_folder", "sha256", "architecture", "model_type"):
             identity["backbone"].pop(name, None)
     for *parents, last in _LOCATIONS:
@@ -129,12 +129,12 @@ def _group(config: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """How a run is called.
+    """The names of a run.
 
     Attributes:
-        key: The run key; the tracker's id of the run.
-        name: Readable.
-        group: Method x task x backbone: what differs in seed alone.
+        key: The run key, also used as the tracker's run id.
+        name: The readable name.
+        group: Method x task x backbone: runs that differ only in the seed.
         job_type: The method.
         folder: The run's folder.
         config: The whole config.
@@ -149,7 +149,7 @@ class RunIdentity:
 
 
 def identity_of(config: dict[str, Any], key: str, folder: Path) -> RunIdentity:
-    """Names a run whose key is known, such as that of a record; reads no file."""
+    """Returns the identity of a run whose key is known, such as that of a record; reads no file."""
     method = method_label(config["method"])
     return RunIdentity(
         key=key,
