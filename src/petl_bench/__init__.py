@@ -7,5 +7,5 @@ from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
 
-# At once where PEFT is imported already, else as soon as it is: importing it here would cost every command seconds.
+# Runs now if PEFT is already imported, else as soon as it is: importing it here would cost every command seconds.
 register_post_import_hook("petl_bench.methods.registry:on_peft_import", "peft")

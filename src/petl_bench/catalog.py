@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# Most items of a list that a cell of a terminal's table names.
+# The maximum number of list items that a table cell in the terminal shows.
 _LISTED = 2
 
 # A random backbone of each architecture, by the name of its option.
@@ -53,9 +53,9 @@ def print_catalog(kind: str | None, form: str, group: str | None = None) -> None
     """Prints one kind of entries, or all kinds.
 
     Args:
-        kind: Which kind; None: those that are short.
+        kind: The kind; None: all kinds with short tables.
         form: `table`, Markdown (`md`) or `json`.
-        group: Of settings, those of this group, or of this method.
+        group: For settings: show only those of this group or method.
 
     Raises:
         RequestError: If there is no such group.
@@ -144,7 +144,7 @@ def list_studies() -> list[Row]:
 
 def _described(group: str) -> Callable[[], list[Row]]:
     def rows() -> list[Row]:
-        """One row an option: the command at the head of its file, and what the file says of it."""
+        """One row per option: the command at the head of its file, and the file's description."""
         described = []
         for name in option_names(group):
             lines = option_text(group, name).splitlines()
@@ -162,8 +162,8 @@ def _options(group: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _option(group: str, name: str) -> dict[str, Any]:
-    """An option with what it takes from others of its group, which its list of defaults names."""
-    # Not composed, and read by the fast loader where PyYAML has it.
+    """An option, including what it inherits from the options of its group in its defaults list."""
+    # Not composed, and read with PyYAML's fast loader if available.
     content = yaml.load(option_text(group, name), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     assert isinstance(content, dict)
     own = {str(key): value for key, value in content.items()}
@@ -172,7 +172,7 @@ def _option(group: str, name: str) -> dict[str, Any]:
 
 
 def list_settings() -> list[Row]:
-    """Every setting with what it may be, its default and its meaning."""
+    """Every setting with its allowed values, its default and its meaning."""
     from petl_bench.config import run_settings
     from petl_bench.methods.coda import CodaPretraining
     from petl_bench.studies.definition import ExecutorConfig
@@ -205,9 +205,9 @@ def _of_group(kind: str, rows: list[Row], group: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Capability:
-    """Whether a method adapts an architecture, whether it merges, and whether it adapts it as a tagger.
+    """Whether a method adapts an architecture, whether it merges, and whether it adapts it for tagging.
 
-    Each is None if it does, else the reason why not. Tasks with one label, several labels or a value for each text have
+    Each field is None for yes, else the reason why not. Tasks with one label, several labels or a value per text use
     the same model.
     """
 
@@ -239,7 +239,7 @@ def probe(request: list[str], architecture: str) -> Capability:
     """
     from petl_bench.config import load_config
 
-    # Apart, so that neither is composed anew for each pair.
+    # Composed separately, so that neither is composed again for each pair.
     cfg = load_config(["layers=all", *request])
     settings = load_config([f"backbone={TINY_BACKBONES[architecture]}"]).backbone
     label = " ".join(override.removeprefix("method=").removeprefix("method.") for override in request)
@@ -292,7 +292,7 @@ def _capability_row(method: str, capabilities: list[Capability]) -> Row:
     adapting = [item for item in capabilities if not item.adapts]
     tagging = [item.architecture for item in adapting if not item.tags]
     reasons = [reason for item in capabilities for reason in (item.adapts or item.merges, item.tags) if reason]
-    # The fields hold reasons against: none means yes.
+    # The fields contain reasons why not; None means yes.
     adapts = {
         item.architecture: "no" if item.adapts else "yes" if item.merges else "yes, merges" for item in capabilities
     }
@@ -315,7 +315,7 @@ class CheckOutcome:
 
 
 def check_method(overrides: list[str]) -> list[CheckOutcome]:
-    """Makes all checks of a method, on the backbone that the overrides name, or on a tiny one of every architecture.
+    """Runs all checks of a method, on the backbone that the overrides name, or on a tiny one of every architecture.
 
     Raises:
         RequestError: If the overrides do not compose.
@@ -353,7 +353,7 @@ def _outcome(check: Callable[[Any], str | None], subject: Any) -> tuple[str, str
 
 
 def check_lines(outcomes: list[CheckOutcome]) -> list[str]:
-    """A line for each check and each outcome of it, with the reason and the architectures; and one for all."""
+    """One line per check and outcome, with the reason and the architectures, followed by a summary line."""
     architectures = list(dict.fromkeys(outcome.architecture for outcome in outcomes))
     checks = list(dict.fromkeys(outcome.check for outcome in outcomes))
     lines = []
@@ -381,12 +381,12 @@ _KINDS: dict[str, Callable[[], list[Row]]] = {
     "studies": list_studies,
 }
 
-# Long, or found out in seconds: shown only by name.
+# Long, or slow (seconds): shown only if requested by name.
 _ASKED_FOR = {"settings": list_settings, "capabilities": list_capabilities}
 
 
 def _cell(value: Any, most: int | None = None) -> str:
-    """A value as text; of a list with more than `most` items, how many there are."""
+    """A value as text; for a list with more than `most` items, only their number."""
     if value is None:
         return ""
     if not isinstance(value, list):

@@ -89,7 +89,7 @@ def _with_config_dir(arguments: list[str]) -> list[str]:
 
 
 def _flush_output() -> None:
-    """Writes what is still to be written, as an error at the end of the process could no longer be reported."""
+    """Flushes standard output, as an error at the end of the process could no longer be reported."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -104,10 +104,10 @@ def _unforeseen(error: Exception) -> int:
     return message.exit_code
 
 
-# What a full disk or a broken device says of standard output.
+# Errors of standard output on a full disk or a broken device.
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
-# Characters of tables and messages, as they are written where the encoding of the output lacks them.
+# Replacements for characters of tables and messages that the encoding of the output lacks.
 _ASCII = {
     "±": "+-", "−": "-", "×": "x", "·": "*", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "→": "->", "–": "-",
     "—": "-", "…": "...", "√": "sqrt", "µ": "u", "²": "^2", "³": "^3", "✓": "v", "✗": "x", "▶": ">",
@@ -115,7 +115,7 @@ _ASCII = {
 
 
 def _allow_any_character() -> None:
-    """Lets standard output and error write what their encoding lacks, such as `±` in ASCII, in other characters."""
+    """Makes standard output and error replace characters that their encoding lacks, such as `±` in ASCII."""
 
     def replaced(error: UnicodeError) -> tuple[str | bytes, int]:
         if isinstance(error, UnicodeEncodeError) and error.object[error.start] in _ASCII:
@@ -129,7 +129,7 @@ def _allow_any_character() -> None:
 
 
 def _discard_output() -> None:
-    """Sends what is still to be written nowhere, as the end of the process would fail with it again."""
+    """Discards the remaining output, as writing it at the end of the process would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Within less nothing can be trained by `petl-bench choose`.
+# In less time, `petl-bench choose` cannot train anything.
 _LEAST_SECONDS = 30
 
 # Rows that `petl-bench compare` lists in a terminal.
@@ -35,9 +35,9 @@ _ROWS_LISTED = 20
 
 
 def run(arguments: list[str]) -> int:
-    """Makes the run that the overrides ask for, or with -m those of all combinations.
+    """Carries out the run that the overrides describe, or with -m the runs of all combinations.
 
-    With other options of Hydra, or settings of Hydra's own, Hydra calls back once a run.
+    With other options of Hydra, or with Hydra's own settings, Hydra calls back once per run.
 
     Args:
         arguments: What follows `petl-bench run`.
@@ -80,8 +80,8 @@ def run(arguments: list[str]) -> int:
     this_process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
-        """Makes one run of a multirun, or the only one."""
-        # Hydra would add text of its own; other processes (launchers) have no way but to raise.
+        """Carries out one run of a multirun, or the only one."""
+        # Hydra would add its own text to errors; other processes (launchers) can only raise them.
         collected = _failures_collected(failures) if os.getpid() == this_process else nullcontext()
         with collected, explained(overrides):
             _one_run(from_hydra(cfg), as_json=as_json)
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
-    """Makes a run of each combination of overrides; one that fails does not stop the others."""
+    """Carries out a run for each combination of overrides; one that fails does not stop the others."""
     from petl_bench.config import load_config
 
     failures: list[RequestError | RunError] = []
@@ -105,25 +105,25 @@ def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
 
 @contextmanager
 def _failures_collected(failures: list[RequestError | RunError]) -> Iterator[None]:
-    """Within it, an error of one of several runs is printed and collected, so that the others are made."""
+    """A context that prints and collects an error of one of several runs, so that the others are carried out."""
     try:
         yield
     except (RequestError, RunError) as error:
         if debugging():
             raise
-        # An error that has nothing to do with what is varied is the same for all runs: it is printed once.
+        # An error unrelated to the varied settings is the same for all runs: it is printed once.
         if str(error) not in map(str, failures):
             print_error(error)
         failures.append(error)
 
 
 def _exit_code(failures: list[RequestError | RunError]) -> int:
-    """The exit code of several runs: a run that failed says more than a request that was wrong."""
+    """The exit code of several runs: a failed run takes precedence over a wrong request."""
     return min((error.exit_code for error in failures), default=0)
 
 
 def _one_run(config: RunConfig, *, as_json: bool) -> None:
-    """Makes one run, and prints its folder with its scores or its record."""
+    """Carries out one run, and prints its folder with its scores or its record."""
     setup_logging()
     from petl_bench.records.run_key import run_name
     from petl_bench.run.run import run as make_run

@@ -79,7 +79,7 @@ class RunConfig:
     runs_dir: str = setting("runs", "Folder of the runs' records.")
     force: bool = setting(False, "Repeat a run whose record exists.")
 
-    # Of pydantic, which reads the config of a record: a setting that is unknown is an error.
+    # For pydantic, which reads the config of a record: an unknown setting is an error.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def from_hydra(cfg: DictConfig) -> RunConfig:
     run = OmegaConf.to_object(cfg)
     assert isinstance(run, RunConfig)
     _check_known(cfg, run)
-    # Its values are in the other settings by now.
+    # The other settings already contain the recipe's values.
     run.recipe.tasks = {}
     check(run)
     return run
@@ -212,7 +212,7 @@ def resolved(cfg: _Config) -> _Config:
     """The same config with `auto` replaced by what it means on this machine, for `train.device` and `train.precision`.
 
     A draw of rows that has no effect is replaced, too.
-    `train.cache=auto` stays: it depends on the model and on free memory, and the record says what it came to.
+    `train.cache=auto` stays: it depends on the model and on free memory, and the record shows what was chosen.
 
     Raises:
         RequestError: If what `auto` means contradicts another setting.
@@ -250,10 +250,10 @@ def load_config(overrides: list[str] | None = None, primary: str = "config") -> 
 
 
 def combinations(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each run of a sweep, in the order of Hydra's own: the last of several values changes first.
+    """The overrides of each run of a sweep, in Hydra's order: the last of several values changes first.
 
     Raises:
-        RequestError: If an override cannot be read, or gives no list of values to take one by one.
+        RequestError: If an override cannot be read, or does not list the values to sweep over.
     """
     with explained(overrides):
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -274,9 +274,9 @@ def as_list(override: str) -> str:
 
 
 def _composed(overrides: list[str], primary: str) -> DictConfig:
-    """What Hydra composes from the overrides.
+    """Composes the overrides with Hydra.
 
-    Nearly all the time that Hydra takes goes into the options of groups. They are composed once for all configs that
+    Hydra spends nearly all its time on the options of groups. They are composed once for all configs that
     differ in plain settings only, which are then set as Hydra sets them.
     """
     options = tuple(override for override in overrides if not _changes_setting(override))
@@ -304,10 +304,10 @@ def _composed_options(methods: tuple[str, ...], own: Path | None, options: tuple
 
 
 def config_from_dict(content: dict[str, Any]) -> RunConfig:
-    """Reads the config that a record holds. It is data: OmegaConf, which would replace `${...}`, does not see it.
+    """Reads the config of a record as plain data, without OmegaConf, which would replace `${...}`.
 
     Raises:
-        RequestError: If its method is not installed, or it holds settings that this version does not know.
+        RequestError: If its method is not installed, or it contains settings that this version does not know.
     """
     try:
         method = registry.get_method(str(content.get("method", {}).get("name")))
@@ -326,7 +326,7 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
 
 
 def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
-    """The overrides of a command, with `data=FILE` as the settings of a task of a user's own.
+    """The overrides of a command, with `data=FILE` replaced by the settings of a task for the user's file.
 
     Args:
         overrides: As they were given.
@@ -337,7 +337,7 @@ def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
         The overrides with those settings in place of `data=FILE`.
 
     Raises:
-        RequestError: If there is another task, too, or `data_settings` raises it.
+        RequestError: If another task is given as well, or `data_settings` raises it.
     """
     from petl_bench.tasks.columns import data_settings
 
@@ -350,7 +350,7 @@ def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
     given = dict(override.lstrip("+~").partition("=")[::2] for override in others)
     settings, num_rows = data_settings(files[0], given)
     if adjust_training and "train.max_steps" not in given:
-        # Of one file a fifth or less is held out.
+        # At most a fifth of a single file is held out.
         num_training = num_rows if "task.validation_file" in given else max(1, num_rows - num_rows // 5)
         if adjusted := training_for_few_rows(num_training, TrainConfig(), given):
             settings += adjusted
@@ -381,7 +381,7 @@ def run_help(overrides: list[str]) -> str:
 
 
 def _help_lines(entry: Setting, values: Any) -> list[str]:
-    """A setting with its value and, beside or below it, its meaning."""
+    """A setting with its value and, next to or below it, its meaning."""
     for part in entry.name.split("."):
         values = values[part]
     head, width = f"{entry.name}={written(values)}", min(get_terminal_size().columns, 120)

@@ -21,7 +21,7 @@ from petl_bench.settings import RUN_GROUPS, compose_options, option_names, optio
 
 CONFIG_ERRORS = (ConfigCompositionException, HydraException, OmegaConfBaseException)
 
-# What OmegaConf calls a number or a truth value.
+# OmegaConf's names of numeric and boolean types, in plain words.
 _KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 _HELP = "`petl-bench run --help` shows all groups and settings."
@@ -30,7 +30,7 @@ _HELP = "`petl-bench run --help` shows all groups and settings."
 _FREE_MAPPINGS = ("method.args", "backbone.architecture")
 
 
-# What Hydra takes after `petl-bench run`.
+# The options that Hydra accepts after `petl-bench run`.
 _HYDRA_OPTIONS = (
     "-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-r", "--run",
     "-m", "--multirun", "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
@@ -50,13 +50,13 @@ def check_options(overrides: list[str]) -> None:
 
 @contextmanager
 def explained(overrides: list[str]) -> Iterator[None]:
-    """Within it, errors of Hydra and OmegaConf become a request error that says what is wrong with the overrides."""
+    """A context that turns errors of Hydra and OmegaConf into a request error that explains what is wrong."""
     try:
         yield
     except CONFIG_ERRORS as error:
         raise _explain(error, overrides) from error
     except Exception as error:
-        # Without a file's name it is standard output that cannot be written.
+        # An OSError without a file name means that standard output cannot be written.
         if not _is_hydras(error) or (isinstance(error, OSError) and error.filename is None):
             raise
         if isinstance(error, OSError):
@@ -69,7 +69,7 @@ def explained(overrides: list[str]) -> Iterator[None]:
 
 
 def _is_hydras(error: Exception) -> bool:
-    """Whether the error comes from Hydra, and not from what it calls of ours."""
+    """Whether the error comes from Hydra, and not from our code that Hydra calls."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     return [name for name in modules if name.startswith(("hydra.", "petl_bench."))][-1].startswith("hydra.")
 
@@ -107,7 +107,7 @@ def _unknown_option(group: str, option: str, names: list[str]) -> RequestError:
 
 
 def _unknown_backbone(option: str, names: list[str]) -> RequestError:
-    """The error for a backbone that is none of the options, but may be a model's name on the hub."""
+    """The error for a backbone that is not one of the options, but may be the name of a model on the hub."""
     hub_id = re.compile(rf"^hub_id: (\S+/)?{re.escape(option.rpartition('/')[2])}$", re.MULTILINE)
     if same := [name for name in names if hub_id.search(option_text("backbone", name))]:
         return RequestError(f"backbone={option}: this model of the hub is backbone={same[0]} here.")
@@ -132,7 +132,7 @@ def _unreadable(override: str) -> RequestError:
 
 
 def _no_option(overrides: list[str]) -> RequestError:
-    """The error for a group that is given something else than a name."""
+    """The error for a group whose value is not a name."""
     for override in overrides:
         group, _, option = override.partition("=")
         if group in RUN_GROUPS and option not in option_names(group):
@@ -150,7 +150,7 @@ def setting_names(config: DictConfig) -> list[str]:
 
 
 def unknown_setting(key: str, known: list[str]) -> RequestError:
-    """The error for a setting that is none of the known ones, which suggests the nearest."""
+    """The error for an unknown setting, which suggests the nearest known one."""
     if key in _FREE_MAPPINGS:
         return RequestError(f"{key} takes names of its own: add each with a plus sign, as in +{key}.NAME=VALUE.")
     if key == "data":

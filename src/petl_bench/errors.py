@@ -55,7 +55,7 @@ _NAMES_LISTED = 20
 
 
 def listed(names: Sequence[object]) -> str:
-    """The names as a list; of many the first, and how many there are."""
+    """The names as a list; if there are many, the first ones and the total number."""
     shown = ", ".join(map(repr, names[:_NAMES_LISTED]))
     return f"[{shown}]" if len(names) <= _NAMES_LISTED else f"[{shown}, ...] ({len(names)} in all)"
 
@@ -65,7 +65,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-# What the system says of a file or a folder, in words; `{file}` is its path, `{elsewhere}` the way to another place.
+# System errors about a file or a folder, in words; `{file}` is its path, `{elsewhere}` how to give another place.
 _REFUSALS = {
     errno.ENOSPC: "The disk is full ({file}): free some space or {elsewhere}",
     errno.EDQUOT: "The disk is full ({file}): free some space or {elsewhere}",
@@ -81,9 +81,9 @@ _REFUSALS = {
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The system's error that an error is or was raised for; None where it is about something else.
+    """The system error that an error is, or that caused it; None if there is none.
 
-    Libraries wrap it in their own, and some keep nothing of it but its words.
+    Libraries wrap system errors in their own errors, and some keep only the message.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -100,7 +100,7 @@ def explained_refusal(error: OSError, file: object, elsewhere: str) -> str | Non
 
     Args:
         error: The system's error.
-        file: The file or the folder that it is about, where the error does not say.
+        file: The file or the folder that it is about, if the error does not name one.
         elsewhere: How to give another place, e.g. `set runs_dir=DIR`.
 
     Returns:
@@ -160,10 +160,10 @@ def parse_bytes(key: str, text: str) -> int:
 
 
 def parse_share(key: str, text: str | None) -> tuple[int | None, float | None]:
-    """A number, or a share in percent such as `1%`; neither for None.
+    """Reads a number, or a share in percent such as `1%`; neither for None.
 
     Raises:
-        RequestError: If it is none of them, or not above 0; naming the key.
+        RequestError: If the text is neither, or not above 0; the message names the key.
     """
     if text is None:
         return None, None

@@ -152,8 +152,8 @@ _SET_FIELDS = ("target_modules", "exclude_modules", "feedforward_modules")
 
 
 # The task type in the stored config of an adapter whose head reads a layer below the top one, or pools otherwise than
-# the architecture does. PEFT knows nothing of either, and its predictions would be others. It refuses a task type that
-# it does not know, whatever the adapter's type, and its message prints this one.
+# the architecture does. PEFT supports neither, so its predictions would differ. It refuses a task type that it does not
+# know, whatever the adapter's type, and prints this one in its message.
 _ON_FIRST_LAYERS, _POOLED = " on the first {} layers", " with a head on {}"
 _LOAD_IT_HERE = ": load it with petl_bench.model.load_adapter"
 _NOTED = re.compile(
@@ -167,8 +167,8 @@ def save_trained(folder: RunFolder, model: nn.Module, backbone: Backbone, card: 
     Args:
         folder: The run's folder.
         model: The trained model, unwrapped.
-        backbone: What it was made of.
-        card: Gives the model card for an `adapter` or a whole `model`, which is kept as `README.md` beside the weights.
+        backbone: The backbone that it was built from.
+        card: Returns the model card of an `adapter` or a whole `model`, saved as `README.md` next to the weights.
 
     Returns:
         Size of the weight files in bytes.
@@ -192,10 +192,10 @@ def save_adapter(
     Args:
         folder: The run's folder.
         model: The adapted model.
-        backbone: What it was made of.
+        backbone: The backbone that it was built from.
         card: The model card.
-        classifies: Whether the model has a head. Then the config of the whole model goes with the adapter, as it names
-            the labels; it is not called `config.json`, as transformers would look for a whole model beside it.
+        classifies: Whether the model has a head. If so, the config of the whole model is saved with the adapter, as it
+            names the labels; not as `config.json`, as transformers would look for a whole model next to it.
         half: Store the weights in half precision.
 
     Returns:
@@ -217,7 +217,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
 
     Args:
         folder: The run's folder.
-        backbone: What an adapter belongs to; a whole model needs its settings alone.
+        backbone: The backbone of an adapter; for a whole model only its settings are used.
         labels: Names of the classes or tags; None for regression.
 
     Returns:
@@ -237,7 +237,7 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
             names = (name for name, _ in plain.named_modules())
             file = adapter / ADAPTER_CONFIG
             check_config(read_json(file), names, str(file))
-            # As trainable, so that what was frozen in training is known from what was not.
+            # Trainable, so that the parameters that were frozen in training can be told from the others.
             adapted = load_adapter(plain, adapter, is_trainable=True)
             if backbone.settings.dtype == "bf16":
                 store_frozen_in_bf16(adapted)
@@ -264,15 +264,15 @@ def load_trained(folder: RunFolder, backbone: Backbone, labels: list[str] | None
 
 
 def start_from(model: nn.Module, method: MethodConfig, backbone: Backbone) -> None:
-    """Gives the adapter of a model the values of one on the disk; the head keeps its fresh start.
+    """Initializes a model's adapter with the values of one on disk; the head keeps its fresh initialization.
 
     Args:
         model: The adapted model, changed in place.
         method: The options of the method; `init` says where the adapter is.
-        backbone: Opened with the run's layers; an adapter may also hold others.
+        backbone: Opened with the run's layers; an adapter may also contain others.
 
     Raises:
-        RequestError: If the adapter is of another method, lacks a tensor, or has one for which there is no place.
+        RequestError: If the adapter is of another method, lacks a tensor, or has one that does not belong in the model.
     """
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
@@ -323,7 +323,7 @@ def _weights_bytes(folder: Path) -> int:
 
 
 def _finish_config(file: Path, backbone: Backbone, *, classifies: bool) -> None:
-    """Notes what PEFT does not know of the model, and sorts its sets, so that the same run writes the same bytes."""
+    """Adds what PEFT does not know about the model, and sorts its sets, so that the same run writes the same bytes."""
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in _SET_FIELDS:
         if isinstance(content.get(name), list):
@@ -340,7 +340,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
     """Loads the adapter of a run on a classifier with the backbone that it was trained on.
 
     `PeftModel.from_pretrained` does the same for most adapters. It refuses those whose head reads a layer below the top
-    one, for which the layers above it must be taken off the backbone first, or pools otherwise than its architecture.
+    one, as the layers above it must be removed from the backbone first, or pools otherwise than its architecture.
 
     Args:
         base: The backbone with a head of the right size, as transformers loads it; changed in place.
@@ -351,7 +351,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
         The classifier with the adapter, in evaluation mode unless `is_trainable`.
 
     Raises:
-        RequestError: If the folder holds no adapter, or the backbone has too few layers.
+        RequestError: If the folder contains no adapter, or the backbone has too few layers.
     """
     from peft import PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -373,7 +373,7 @@ def load_adapter(base: Any, folder: str | Path, *, is_trainable: bool = False) -
             read_pooled(base)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
     config = kind.from_peft_type(**kind.check_kwargs(**content))
-    # PEFT trains no loaded prompt further; that it was trained is still to be seen.
+    # PEFT cannot load a prompt as trainable; the trained parameters are marked below instead.
     is_prompt = config.is_prompt_learning
     adapted = PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=is_trainable and not is_prompt)
     if is_trainable and is_prompt:

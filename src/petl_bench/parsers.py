@@ -350,7 +350,7 @@ _OF_STUDIES = ("methods", "tasks", "seeds", "executor")
 
 
 def complete() -> None:
-    """Answers the shell that has called for the words that may come next, and ends the process."""
+    """Answers a shell's completion request with the possible next words, and ends the process."""
     import argcomplete
 
     parser, _ = build_parsers()
@@ -365,12 +365,12 @@ def _studies(prefix: str, **others: object) -> Iterable[str]:
 
 
 def _settings(prefix: str, **_others: object) -> Iterable[str]:
-    """What may stand where an override is being written: a group, its options, a setting, its values."""
+    """The possible completions of an override: a group, its options, a setting, its values."""
     key, equals, _ = prefix.partition("=")
     try:
         values = _values(key) if equals else _names()
     except RequestError:
-        # Of a folder of options that is wrong; the command itself will say so.
+        # A folder of options is wrong; the command itself will report it.
         return []
     words = [f"{key}={value}" for value in values] if equals else values
     return [word for word in words if word.startswith(prefix)]

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 def in_process_group() -> bool:
     """Whether torchrun, or a launcher that sets what torchrun sets, started this process as one of a group.
 
-    Slurm, MPI and others set some of these variables for processes that make runs of their own.
+    Slurm, MPI and others also set some of these variables for processes that make independent runs.
     """
     return all(os.environ.get(name) for name in GROUP_VARIABLES)
 
@@ -50,13 +50,13 @@ def gpu_may_be_there() -> bool:
 
 
 def raise_interrupted(signum: int, _frame: FrameType | None) -> None:
-    """A signal handler that ends what is being done as Ctrl-C would."""
+    """A signal handler that interrupts the current work as Ctrl-C would."""
     raise Interrupted(signum)
 
 
 @contextmanager
 def ends_after(seconds: float | None) -> Iterator[None]:
-    """Within it, what is being done when the time is over ends as by Ctrl-C, and the context is left; None: never."""
+    """A context that is interrupted when the time is over, as by Ctrl-C, and left without an error; None: never."""
     if seconds is None:
         yield
         return
@@ -89,7 +89,7 @@ def user_path(path: str | Path, key: str) -> Path:
     """A path that a user gave, `~` replaced by the home folder.
 
     Raises:
-        RequestError: If there is no such home, as for the user of a container that has no name; naming the key.
+        RequestError: If there is no home folder, as for a container's user without a name; it names the key.
     """
     try:
         return Path(path).expanduser()
@@ -98,19 +98,19 @@ def user_path(path: str | Path, key: str) -> Path:
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Raises RequestError if the folder that a setting names is not there."""
+    """Raises RequestError if the folder that a setting names does not exist."""
     if not folder.is_dir():
         raise RequestError(f"{key}={folder}: there is no such folder. Give one that exists.")
 
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `file` once its content is on the disk.
+    """Yields a path to write to, which replaces `file` once its content is on the disk.
 
-    The folder is made. After an error, or a crash of the machine, `file` is what it was.
+    The folder is created. After an error, or a crash of the machine, `file` is unchanged.
 
     Raises:
-        OSError: If the system refuses to write, also where a library has its own error for that; it names the file.
+        OSError: If the system refuses to write, even if a library raises its own error for it; it names the file.
     """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
@@ -135,9 +135,9 @@ _CLOCK_SECONDS = 1.0
 
 
 def file_sha256(file: Path) -> str:
-    """Hex sha256 of a file's content; read again only where the file has changed.
+    """Hex sha256 of a file's content; the file is read again only if it has changed.
 
-    Users and tools set the time of modification as they like, but not the time of the last change of the inode.
+    Users and tools can set the modification time to any value, but not the time of the inode's last change.
     """
     status = file.stat()
     if time.time() - status.st_ctime < _CLOCK_SECONDS:
@@ -156,7 +156,7 @@ def _digest(file: Path) -> str:
 
 
 def without_home(text: str) -> str:
-    """The text with `~` in place of the user's home folder in every path inside of it: so it goes into records."""
+    """The text with the user's home folder replaced by `~` in every path inside it, as records store it."""
     home = ""
     with suppress(RuntimeError):
         home = str(Path("~").expanduser())
@@ -167,7 +167,7 @@ _LONGEST_NAME = 100
 
 
 def name_fault(name: str) -> str:
-    """What is wrong with the name of a file or folder that is made or read inside of another one; empty: nothing."""
+    """What is wrong with the name of a file or folder that is created or read inside another; empty if valid."""
     is_plain = name == name.strip() and name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
     if is_plain and 0 < len(name) <= _LONGEST_NAME:
         return ""
@@ -175,13 +175,13 @@ def name_fault(name: str) -> str:
 
 
 def check_name(key: str, name: str) -> None:
-    """Raises RequestError, naming the key, if this is no name of a file or folder inside of another one."""
+    """Raises RequestError, naming the key, if this is not a valid name of a file or folder inside another."""
     if fault := name_fault(name):
         raise RequestError(f"{key}{fault}.")
 
 
 def load_plugins(group: str, kind: str, add: Callable[[Any], object]) -> dict[str, str]:
-    """Loads what other packages offer; what fails is reported and left out, so that all else goes on.
+    """Loads plugins of other packages; those that fail are reported and left out, and everything else goes on.
 
     Args:
         group: The group of entry points.
@@ -208,7 +208,7 @@ def debugging() -> bool:
 
 def print_error(error: Exception) -> None:
     """Prints an error to stderr, as the one sentence that a user reads."""
-    # Closed or full, it must not hide the exit code.
+    # A closed or full stderr must not hide the exit code.
     if sys.stderr is not None:
         with suppress(OSError):
             print(f"petl-bench: {error}", file=sys.stderr)  # noqa: T201
@@ -241,7 +241,7 @@ class _ProgressBarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        # Closed or full, it must not end a run. tqdm would write to standard output in its place.
+        # A closed or full stderr must not end a run. Without stderr, tqdm would write to standard output.
         if sys.stderr is not None:
             with suppress(OSError):
                 tqdm.write(self.format(record), file=sys.stderr)

@@ -27,7 +27,7 @@ MISSING: Any = "???"
 
 CONFIG_MODULE = "petl_bench.conf"
 
-# Groups of options that a run takes, and all.
+# The groups of options that a run takes, and all groups.
 RUN_GROUPS = ("backbone", "method", "layers", "task", "train", "tracker", "recipe")
 GROUPS = (*RUN_GROUPS, "study", "executor")
 
@@ -46,14 +46,14 @@ def setting(
 
     Args:
         default: Its default; `MISSING` where an option or the user must give it.
-        meaning: What `petl-bench list settings` and `run --help` say of it.
-        choices: The values that it may have besides null, where they are few.
-        search: Of an option of a method, the values that a search of hyper-parameters draws from; None: it is not
+        meaning: The description that `petl-bench list settings` and `run --help` show.
+        choices: The values that it may have besides null, if there are only a few.
+        search: For an option of a method, the values that a hyper-parameter search draws from; None: it is not
             searched.
         is_path: Whether it names a file or a folder; in a study's file it is relative to that file.
 
     Returns:
-        A field of the dataclass, which holds these in its metadata.
+        A field of the dataclass, with these values in its metadata.
     """
     metadata: dict[str, Any] = {"help": meaning, "is_path": is_path}
     if choices is not None:
@@ -66,7 +66,7 @@ def setting(
 
 
 def check_choices(group: str, settings: Any, *, free: str | None = None) -> None:
-    """Raises RequestError for a value that is none of those that its setting allows; `free` may have any."""
+    """Raises RequestError for a value that its setting does not allow; the setting `free` may have any value."""
     for field in dataclasses.fields(settings):
         if field.name == free:
             continue
@@ -82,11 +82,11 @@ class Setting:
 
     Attributes:
         name: Its dotted name, as on the command line.
-        type: As it is annotated.
+        type: Its annotation.
         default: Its default; `MISSING` where an option sets it, or the user must.
-        meaning: What it is for; empty for a setting of another package that does not say.
-        choices: The values that it may have, where they are few.
-        option: The option of a group that brings it, as `method=lora`; empty if it is always there.
+        meaning: What it is for; empty for another package's setting that has no description.
+        choices: The values that it may have, if there are only a few.
+        option: The option of a group that adds it, such as `method=lora`; empty if it always exists.
         is_path: Whether it names a file or a folder.
     """
 
@@ -105,14 +105,14 @@ class Setting:
 
     @property
     def allowed(self) -> str:
-        """What it may be, in words."""
+        """Its allowed values, in words."""
         of_type, _, null = self.type.partition(" | ")
         of_type = re.sub(r"list\[(\w+)\]", r"list of \1", re.sub(r"dict\[.*\]", "mapping", of_type))
         return f"{', '.join(self.choices) or of_type}{' or null' if null else ''}"
 
 
 def declared(config: Any, group: str = "", option: str = "") -> list[Setting]:
-    """The settings that a dataclass declares, in their order, as those of a group and of one of its options."""
+    """The settings that a dataclass declares for a group and one of its options, in order of declaration."""
     settings = []
     for field in dataclasses.fields(config):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -138,7 +138,7 @@ def own_config() -> Path | None:
     """The user's folder of options, checked; None where none is given.
 
     Raises:
-        RequestError: If it is no folder, has a folder that is no group, or a file that is no option.
+        RequestError: If it is not a folder, or contains a folder that is not a group or a file that is not an option.
     """
     given = os.environ.get(CONFIG_VARIABLE)
     if not given:
@@ -150,7 +150,7 @@ def own_config() -> Path | None:
 
 @cache
 def _check_folder(folder: Path) -> None:
-    """Checks all files at once, so that a mistake is reported with its file and line and not by what reads it later."""
+    """Checks all files up front, so that a mistake is reported with file and line, not by code that reads it later."""
     if not folder.is_dir():
         raise RequestError(f"--config-dir={folder} (or {CONFIG_VARIABLE}) is no folder.")
     for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
@@ -185,20 +185,20 @@ def _holds_target(value: Any) -> bool:
 def option_names(group: str) -> list[str]:
     """The names of a group's options, the user's included, in alphabetical order.
 
-    A file whose name begins with an underscore is what several options have in common, and no option.
+    A file whose name begins with an underscore is not an option, but content that several options share.
     """
     names = {name for folder in _folders(group) for name in _names(folder)}
     return sorted(name.removesuffix(_SUFFIX) for name in names if not name.startswith("_"))
 
 
 def option_file(group: str, name: str) -> Traversable | None:
-    """The file of an option, or of what several have in common; None if there is none."""
+    """The file of an option, or of content that several share; None if there is none."""
     candidates = (folder.joinpath(name + _SUFFIX) for folder in _folders(group))
     return next((file for file in candidates if file.is_file()), None)
 
 
 def option_text(group: str, name: str) -> str:
-    """The text of an option that is there."""
+    """The text of an existing option."""
     file = option_file(group, name)
     assert file is not None
     return file.read_text(encoding="utf-8")
@@ -216,7 +216,7 @@ def _names(folder: Traversable) -> list[str]:
 
 
 def compose_options(primary: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
-    """What Hydra makes of a file of conf/ and overrides.
+    """Composes a file of conf/ and overrides with Hydra.
 
     Args:
         primary: The file to start from, without its ending.
@@ -239,12 +239,12 @@ def search_path() -> list[str]:
 
 
 def as_setting(key: str, value: object) -> str:
-    """An override, its value in quotation marks where Hydra's grammar wants them."""
+    """An override, its value in quotation marks where Hydra's grammar requires them."""
     return f"{key}={as_value(value)}"
 
 
 def as_value(value: object) -> str:
-    """A value of an override, or of a list in it, in quotation marks where Hydra's grammar wants them."""
+    """A value of an override, or of a list in it, in quotation marks where Hydra's grammar requires them."""
     text = str(value)
     if re.fullmatch(r"[\w./-]+", text):
         return text

@@ -1,7 +1,7 @@
-"""What every method must do, on tiny random models: `petl-bench check METHOD`, and tests of packages of one's own.
+"""What every method must do, on tiny random models: for `petl-bench check METHOD`, and the tests of other packages.
 
-A check is a function of a `Subject`, which is a method on one architecture. It raises `CheckFailed` with one sentence,
-and returns a sentence where it does not apply, and why not. The tests of petl_bench call the same checks.
+A check is a function of a `Subject`, which is a method on one architecture. It raises `CheckFailed` with one sentence
+if it fails, and returns a sentence that says why if it does not apply. The tests of petl_bench call the same checks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def repetitive_batch() -> dict[str, torch.Tensor]:
 
 
 def train(model: nn.Module, steps: int = 3, learning_rate: float = 1e-2) -> None:
-    """Makes a few updates of what is trainable, and leaves the model in evaluation mode."""
+    """Makes a few updates of the trainable parameters, and leaves the model in evaluation mode."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     model.train()
     for _ in range(steps):
@@ -74,11 +74,11 @@ def trainable(model: nn.Module) -> set[str]:
 
 
 class Subject:
-    """A method on one architecture, with random weights. Making models takes longest, so each is made once.
+    """A method on one architecture, with random weights. Building models is the slowest part, so each is built once.
 
     Args:
         cfg: The run's settings; its method is checked.
-        backbone: Opened with its layers, with few and narrow ones.
+        backbone: Opened with its layers, which are few and narrow.
         plain: The classifier without the method, if there is one already.
     """
 
@@ -89,13 +89,13 @@ class Subject:
 
     @cached_property
     def plain(self) -> nn.Module:
-        """The classifier without the method, to be left as it is."""
+        """The classifier without the method, which must not be modified."""
         torch.manual_seed(0)
         return self.backbone.build_model(2).eval()
 
     @cached_property
     def fresh(self) -> nn.Module:
-        """The adapted model before training, to be left as it is."""
+        """The adapted model before training, which must not be modified."""
         context = AdaptContext(self.backbone.anatomy, self.backbone.plan, num_training_steps=1000)
         model = copy.deepcopy(self.plain)
         torch.manual_seed(1)
@@ -103,17 +103,17 @@ class Subject:
 
     @cached_property
     def learned(self) -> nn.Module:
-        """The adapted model after three updates, to be left as it is."""
+        """The adapted model after three updates, which must not be modified."""
         model = self.adapted()
         train(model)
         return model
 
     def adapted(self) -> Any:
-        """An adapted model of one's own."""
+        """A copy of the adapted model, which may be modified."""
         return copy.deepcopy(self.fresh)
 
     def trained(self) -> Any:
-        """An adapted model of one's own, after three updates."""
+        """A copy of the adapted model after three updates, which may be modified."""
         return copy.deepcopy(self.learned)
 
     def in_head(self, name: str) -> bool:
@@ -147,7 +147,7 @@ def _require_none(names: Iterable[str], sentence: str) -> None:
 
 
 def _no_adapter(subject: Subject, *, of_its_own: bool = False) -> str | None:
-    """Why a check of PEFT adapters, or of those with a tuner of their own, does not apply; None if it does."""
+    """Why a check of PEFT adapters, or of those whose tuner is not PEFT's, does not apply; None if it does."""
     if not hasattr(subject.fresh, "peft_config"):
         return "the method is no PEFT adapter"
     base: Any = subject.fresh.base_model
@@ -251,7 +251,7 @@ def merging_is_exact_or_refused(subject: Subject) -> str | None:
     try:
         merged = model.merge_and_unload()
     except (AttributeError, NotImplementedError):
-        # PEFT's own tuners fail so, some of them at modules without a weight.
+        # PEFT's own tuners fail like this, some of them at modules without a weight.
         if not _no_adapter(subject, of_its_own=True):
             raise
         return "PEFT does not merge it"
@@ -276,7 +276,7 @@ def unloaded_it_is_the_base(subject: Subject) -> str | None:
     _require_none(changed, "unloaded, {} is not the base model's module")
     saved_whole = model.peft_config["default"].to_dict().get("modules_to_save") or []
     for name, tensor in unloaded.state_dict().items():
-        # PEFT leaves what it trained whole as it was trained.
+        # PEFT keeps the trained values of the modules that it trains as a whole.
         if not any(name.rpartition(".")[0].endswith(module) or f"{module}." in name for module in saved_whole):
             require(torch.equal(tensor, plain_weights[name]), f"unloaded, {name} is not the base model's")
     num_states = len(unloaded(**batch(), output_hidden_states=True).hidden_states)
@@ -290,7 +290,7 @@ def two_adapters_stay_apart(subject: Subject) -> str | None:
         return reason
     model = subject.trained()
     first, settings = logits(model), copy.deepcopy(model.peft_config["default"])
-    # PEFT appends its guess at the head's name once more.
+    # PEFT appends its guess of the head's name a second time.
     if getattr(settings, "modules_to_save", None):
         settings.modules_to_save = list(dict.fromkeys(settings.modules_to_save))
     model.add_adapter("second", settings)
@@ -362,7 +362,7 @@ def hidden_states_are_what_the_layers_put_out(subject: Subject) -> None:
     for hook in hooks:
         hook.remove()
     require(len(states) == len(outputs) + 1 == len(layers) + 1, "there is not one state for each layer and one below")
-    # The last one may have passed a norm.
+    # The last state may have passed through a norm.
     for number, (state, output) in enumerate(zip(states[1:-1], outputs[:-1], strict=True), start=1):
         require(torch.equal(state, output), f"the state of layer {number} is not what that layer puts out")
     require(states[-1].shape == states[0].shape, "the states do not have one shape")

@@ -57,7 +57,7 @@ class AttendToAll:
     def __call__(self, selected: torch.Tensor, everything: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The layer's output for `selected`, shape (batch, k, d), given `everything`, shape (batch, tokens, d).
 
-        The mask has the model's own format and shape (batch, 1, k or 1, tokens), or None.
+        The mask is None or has the model's own format, shape (batch, 1, k or 1, tokens).
         """
         part = self._part
         attention: Any = self.layer.get_submodule(self.anatomy.self_attention)

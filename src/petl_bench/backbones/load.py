@@ -328,7 +328,7 @@ def _renew_head(model: PreTrainedModel, new: set[str], anatomy: Anatomy) -> None
 
 
 def _check_loaded(folder: Path, info: dict[str, Any], config: Any, anatomy: Anatomy) -> None:
-    """Only the head may be new, and only layers above the head's (and pretraining heads) may be left out."""
+    """Raises RunError if embeddings or layers lack weights, layers have unknown ones, or shapes do not match."""
     missing = [name for name in info["missing_keys"] if not anatomy.in_head(name)]
     if lost := [name for name in missing if not is_within(name, anatomy.above_layers)]:
         raise RunError(f"The weights in {folder} lack {len(lost)} tensors of the encoder, {lost[0]} among them.")

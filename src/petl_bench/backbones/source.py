@@ -94,8 +94,8 @@ def find_source(backbone: BackboneConfig) -> Source:
     """Finds a backbone's files, and downloads them if necessary.
 
     Raises:
-        RequestError: If `backbone.path` contains no model in the safetensors format.
-        RunError: If the hub cannot be reached or has no safetensors, or the weights are corrupted.
+        RequestError: If no model is named, or the folder or the hub has none in the safetensors format.
+        RunError: If the hub cannot be reached, or the weights are corrupted.
     """
     if backbone.path is not None:
         folder = local_folder(backbone.path)

@@ -64,7 +64,7 @@ def estimate_costs(cfg: RunConfig, backbone: Backbone, labels: list[str] | None)
         RequestError: If the method does not support the backbone or the settings.
     """
     sizes = pass_sizes(cfg.train.batch_size, cfg.train.accumulation)
-    # From the second pass on gradients exist already. Of the passes after it, only one of another size adds anything.
+    # Gradients already exist from the second pass on. Of the passes after it, only one of another size adds anything.
     measured = sizes[:2] + [size for size in sizes[2:] if size != sizes[1]][:1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def cost_key(cfg: RunConfig, layers: LayerPlan | LayersConfig, labels: list[str]
     train = [*(getattr(cfg.train, name) for name in names), resolved_device(cfg.train)]
     shape: list[int | str] = [len(labels) if labels else 0, cfg.task.max_length]
     if cfg.task.type in ("tagging", "multilabel"):
-        # Their heads or losses are others than those of one label a row.
+        # Their heads or losses differ from those for one label per row.
         shape.append(cfg.task.type)
     return json.dumps([asdict(cfg.backbone), asdict(layers), method, train, shape], sort_keys=True, default=str)
 
@@ -218,7 +218,7 @@ class _MetaModel:
         try:
             self._model, self.params = build_adapted(cfg, backbone, labels, _NUM_TRAINING_STEPS, device="meta")
         except (NotImplementedError, RuntimeError):
-            # Some PEFT types read the values of the weights, which a meta model does not have. Random ones do.
+            # Some PEFT types read the values of the weights, which a meta model does not have. Random ones suffice.
             random = dataclasses.replace(backbone, source=None)
             self._model, self.params = build_adapted(cfg, random, labels, _NUM_TRAINING_STEPS)
         self._mode = as_fake(self._model, resolved_device(cfg.train))

@@ -22,7 +22,7 @@ from petl_bench.tasks.load import trained_labels
 
 ALL = "all"
 
-# Of a bar in a terminal, for counts that take longer than this many seconds.
+# Options of the progress bar, which a terminal shows for counts that take longer than `delay` seconds.
 _PROGRESS: dict[str, Any] = {"desc": "counting costs", "leave": False, "delay": 1, "disable": None}
 
 _METHOD_OVERRIDE = re.compile(r"\+{0,2}method=")
@@ -225,12 +225,12 @@ def _plan_row(cfg: RunConfig, budget: int | None) -> PlanRow:
 
 
 def extreme_plans(layers: LayersConfig, num_layers: int) -> list[LayersConfig]:
-    """The plans that `layers` comes to with the lowest and the highest layer chosen, and the lowest at full width.
+    """The plans that `layers` gives if the lowest or the highest layer is chosen, or the lowest at full width.
 
     A plan that does not depend on rows is returned as it is.
 
     Raises:
-        RequestError: for a setting out of its range.
+        RequestError: If a setting is out of range.
     """
     if layers.name != "variability":
         return [layers]

@@ -130,7 +130,7 @@ _LAYER_NORM = _aten.native_layer_norm.default
 _MSE_LOSS = _aten.mse_loss.default
 
 
-# What CUDA's autocast computes in fp32 and the CPU's does not, of the functions that encoders and methods use
+# Functions used by encoders and methods that CUDA's autocast computes in fp32 and the CPU's does not
 # (https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float32").
 _FP32_ON_CUDA = {
     *(F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax, F.softplus),
@@ -145,14 +145,14 @@ class CudaOperators(TorchFunctionMode):
     """While active, fake CPU tensors take the operators that tensors on a CUDA device would take.
 
     A build of torch without CUDA cannot run operators on fake CUDA tensors, so the differences are written down here:
-    dropout keeps a mask of one byte an element, attention without weights in its output is fused, with dropout too, and
+    dropout keeps a mask of one byte per element, attention that returns no weights is fused even with dropout, and
     autocast computes norms and softmaxes in fp32.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls a function of torch, or what CUDA does in its place."""
+        """Calls a function of torch, or what replaces it on CUDA."""
         kwargs = kwargs or {}
         if func is F.dropout:
             return _dropout(*args, **kwargs)
@@ -176,7 +176,7 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
     return output
 
 
-# Bytes at whose multiples the kernels for masks and for fp32 read rows of heads and of masks.
+# Alignment, in bytes, at which the kernels for masks and for fp32 read rows of heads and of masks.
 _HEAD_ALIGNMENT, _MASK_ALIGNMENT = 16, 32
 
 
@@ -223,7 +223,7 @@ def _unfused_attention(
     dropout_p: float,
     scale: float | None,
 ) -> torch.Tensor:
-    """Attention in separate operators, as `_scaled_dot_product_attention_math` has them; in fp32 in any precision."""
+    """Attention in separate operators, as in `_scaled_dot_product_attention_math`; always computed in fp32."""
     dtype, factor = query.dtype, math.sqrt(query.shape[-1] ** -0.5 if scale is None else scale)
     bias = None if mask is None else _as_bias(mask, dtype)
     query, key, value = query.float(), key.float(), value.float()
@@ -234,14 +234,14 @@ def _unfused_attention(
 
 
 def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask as what is added to the scores."""
+    """The mask in the form that is added to the scores."""
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
     return mask.to(dtype)
 
 
 class FakeDeviceMode(FakeTensorMode):
-    """Torch's fake tensor mode, corrected so that fake CPU tensors show what kernels of the wanted device allocate.
+    """Torch's fake tensor mode, corrected so that fake CPU tensors show what kernels of the given device allocate.
 
     A model from `as_fake`, and every tensor given to it, must be used within this mode.
 
@@ -263,11 +263,11 @@ class FakeDeviceMode(FakeTensorMode):
             # A condition depends on values, which fake tensors do not have, for example whether a mask is all ones or
             # whether a module is dropped at random. True leads to the more expensive branch.
             return True
-        # Torch writes some fake kernels in functions of its own, which are not those of the model.
+        # Some of torch's fake kernels call torch functions themselves, which are not the model's calls.
         with torch._C.DisableTorchFunction():
             result: Any = self.dispatch(func, types, args, kwargs or {})
         if func is _MSE_LOSS and result.dim() == 0:
-            # The kernels shrink a tensor of all differences to the mean, whose storage stays as large.
+            # The kernels reduce a tensor of all differences to the mean, whose storage stays as large as before.
             result = args[0].new_empty(args[0].numel())[0]
         is_mixed = func is _LAYER_NORM and args[2] is not None and args[2].dtype != args[0].dtype
         if is_mixed and self._device_type == "cpu":
@@ -279,7 +279,7 @@ class FakeDeviceMode(FakeTensorMode):
 
 
 class _FakeCuda(AbstractContextManager[None]):
-    """A fake tensor mode together with the operators of CUDA; it can be entered again and again."""
+    """A fake tensor mode together with the operators of CUDA; it can be entered repeatedly."""
 
     def __init__(self, mode: FakeDeviceMode) -> None:
         self._modes = mode, CudaOperators()
@@ -313,7 +313,7 @@ def as_fake(model: nn.Module, device_type: str) -> AbstractContextManager[Any]:
     replaced: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        """The fake tensor in the place of a parameter or buffer; the same one where weights are tied."""
+        """The fake tensor that replaces a parameter or buffer; the same one for tied weights."""
         if id(tensor) not in replaced:
             new: torch.Tensor = FakeTensor(mode, tensor.detach().to("meta"), torch.device("cpu"))
             if isinstance(tensor, nn.Parameter):

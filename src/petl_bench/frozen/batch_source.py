@@ -81,9 +81,9 @@ class BatchSources:
     Attributes:
         by_split: Sources of features, or of token ids if no layer is frozen.
         frozen: None if no layer is frozen.
-        features_seconds: How long the original computation of the cached features took, whichever run made it; None
-            where nothing is cached, or where that is not known.
-        cache_seconds: Time that this run took to find, read and write them, their computation left out.
+        features_seconds: How long the original computation of the cached features took, in this run or an earlier one;
+            None if nothing is cached, or if that is not known.
+        cache_seconds: Time that this run took to find, read and write them, without their computation.
     """
 
     by_split: dict[str, BatchSource]
@@ -100,8 +100,8 @@ def open_batch_sources(
     Args:
         model: The adapted model on its device, unwrapped.
         anatomy: Module paths of its architecture.
-        splits: Rows by split, `train` among them. Splits may share rows.
-        train: Says where features are kept.
+        splits: Rows by split, including `train`. Splits may share rows.
+        train: Settings of the training, which say where features are kept.
         accelerator: The process's device and precision.
 
     Returns:
@@ -179,7 +179,7 @@ class _FeatureStore:
         return {key: entry.features for key, entry in cached.items()}
 
     def _on_device(self) -> dict[int, PackedFeatures]:
-        """Computes features that stay on the device; they end with the run, as other runs need the memory."""
+        """Computes features that stay on the device until the run ends, as other runs need the memory."""
         started = time.perf_counter()
         features = {
             key: compute_features(self.frozen, rows, np.arange(len(rows)), self.device, self.train.eval_batch_size)
@@ -219,13 +219,13 @@ class _FeatureStore:
 
 
 def _rows_seen(splits: Mapping[str, TokenRows], train: TrainConfig) -> int:
-    """Number of rows that training and its evaluations compute, repetitions included."""
+    """The number of rows that are computed in training and its evaluations, including repetitions."""
     num_train = len(splits["train"])
     steps = num_training_steps(num_train, train)
     of_an_epoch = steps_per_epoch(num_train, train)
     epochs, rest = divmod(steps, of_an_epoch)
     evaluations = math.ceil(steps / (train.evaluate_every or of_an_epoch))
-    # Rows out of distribution are recognised in a pass over every split at the end.
+    # Out-of-distribution rows are detected in a pass over every split at the end.
     at_the_end = sum(map(len, splits.values())) if "ood" in splits else 0
     return epochs * num_train + rest * train.batch_size + evaluations * len(splits.get("selection", ())) + at_the_end
 

@@ -29,7 +29,7 @@ from petl_bench.training.batches import TokenRows
 
 _CHUNK = 2**24
 
-# States of this age without a description were left by a killed process, which writes both in one go.
+# States older than this without a description were left by a killed process, as both are written in one go.
 _ABANDONED_SECONDS = 60
 
 _log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachedStates:
-    """One entry of the cache: a layer's states of all rows, and how long the computation that made them took.
+    """One entry of the cache: a layer's states of all rows, and the time of the computation that produced them.
 
     Attributes:
         tensor: Shape (tokens, d).
-        seconds: None where an older version of the program made the entry and did not keep them.
+        seconds: None if the entry was made by an older version of the program, which did not store them.
     """
 
     tensor: torch.Tensor
@@ -54,7 +54,7 @@ class FeatureFile:
     Args:
         folder: Folder of the cache.
         key: Name of the entry.
-        lock: Name of the lock under which it is written; None where it is only read.
+        lock: Name of the lock under which it is written; None if it is only read.
     """
 
     def __init__(self, folder: Path, key: str, lock: str | None = None) -> None:
@@ -63,7 +63,7 @@ class FeatureFile:
         self.partial = folder / f"{lock or key}.{uuid.uuid4().hex}.partial"
 
     def create(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-        """Returns a tensor in a new file. The space is reserved now, as a full disk would kill the process later."""
+        """Returns a tensor in a new file. Its space is reserved now, as a full disk would kill the process later."""
         size = shape[0] * shape[1] * dtype.itemsize
         with self.partial.open("wb") as stream:
             if hasattr(os, "posix_fallocate"):
@@ -86,7 +86,7 @@ class FeatureFile:
         self.partial.replace(self.description)
 
     def read(self) -> CachedStates | None:
-        """Returns the entry; None if there is none, or a damaged one."""
+        """Returns the entry; None if there is none or it is damaged."""
         try:
             content = json.loads(self.description.read_text(encoding="utf-8"))
             check_hash(content)
@@ -128,7 +128,7 @@ def _mapped(file: Path, shape: tuple[int, int], dtype: torch.dtype, *, writable:
 
 def _crc(tensor: torch.Tensor) -> int:
     content = tensor.view(torch.uint8).flatten().numpy()
-    # The same bytes are other states in another shape or type.
+    # The same bytes represent other states in another shape or type.
     checksum = zlib.crc32(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     for start in range(0, len(content), _CHUNK):
         checksum = zlib.crc32(content[start : start + _CHUNK].data, checksum)
@@ -136,7 +136,7 @@ def _crc(tensor: torch.Tensor) -> int:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Deletes the files that killed processes had begun to write: nobody holds the lock that their names begin with."""
+    """Deletes files that killed processes had begun to write: no process holds the lock that their names begin with."""
     for file in folder.glob("*.partial"):
         lock = FileLock(folder / f"{file.name.partition('.')[0]}.lock", blocking=False)
         with suppress(OSError, Timeout), lock:
@@ -189,8 +189,8 @@ class CachedFeatures:
 
     Attributes:
         features: What batches are made of.
-        reused: Whether they were there already.
-        seconds: How long the original computation took, whichever run made it; None where that is not known.
+        reused: Whether they were already in the cache.
+        seconds: How long the original computation took, in this run or an earlier one; None if that is not known.
     """
 
     features: PackedFeatures
@@ -202,10 +202,10 @@ class FeatureCache:
     """Features of one model's frozen layers, in memory or on disk.
 
     Args:
-        frozen: Computes them.
+        frozen: The layers that compute them.
         device: The model's device.
         precision: The run's precision.
-        max_rows: Most rows of a forward pass.
+        max_rows: The largest number of rows in a forward pass.
 
     Attributes:
         keys_in_use: Keys of the entries on disk that it returned.
@@ -221,7 +221,7 @@ class FeatureCache:
 
         Args:
             rows: The rows.
-            budget: Bytes that later runs of this process may find; the least recently used entries are dropped.
+            budget: Bytes that are kept for later runs of this process; the least recently used entries are dropped.
         """
         keys = _Keys(self._digests, self.frozen, rows)
         by_layer = keys.find(_memory_entries.get)
@@ -253,7 +253,7 @@ class FeatureCache:
         """
         keys = _Keys(self._digests, self.frozen, rows)
         folder.mkdir(parents=True, exist_ok=True)
-        # Before their space is wanted.
+        # This frees their space before the new files need it.
         remove_abandoned(folder)
         lock = keys.of(self.frozen.split.depth)
         with FileLock(folder / f"{lock}.lock"):
@@ -273,7 +273,7 @@ class FeatureCache:
         return self._packed(rows, by_layer, reused=reused)
 
     def _compute(self, rows: TokenRows, new: Any) -> dict[int, CachedStates]:
-        """Computes the features of all rows into tensors that `new` makes, given layer, shape and type."""
+        """Computes the features of all rows into tensors that `new` creates, given layer, shape and type."""
         offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
         tensors: dict[int, torch.Tensor] = {}
 
@@ -290,7 +290,7 @@ class FeatureCache:
     def _packed(self, rows: TokenRows, by_layer: dict[int, CachedStates], *, reused: bool) -> CachedFeatures:
         offsets = feature_offsets(rows, first_token=self.frozen.split.first_token)
         known = [states.seconds for states in by_layer.values() if states.seconds is not None]
-        # One computation makes the states of all layers: its seconds are not added up over them.
+        # One computation produces the states of all layers, so its seconds are not added up over them.
         seconds = max(known) if len(known) == len(by_layer) else None
         tensors = {layer: states.tensor for layer, states in by_layer.items()}
         return CachedFeatures(PackedFeatures(tensors, offsets), reused, seconds)
@@ -304,7 +304,7 @@ def _make_room(budget: int) -> None:
 def _digests(frozen: FrozenLayers, device: torch.device, precision: str) -> dict[int, str]:
     """Hashes what each layer's states depend on, apart from the rows.
 
-    These are the weights and settings up to the layer, and the states of some tokens: they show all else that may
+    These are the weights and settings up to the layer, and the states of some tokens, which reveal all else that may
     differ, such as hooks of a method, the library's version or the processor's instructions.
     """
     settings = frozen.encoder.config
@@ -343,7 +343,7 @@ class _Keys:
         return key + ("-first" if first_token else "")
 
     def find(self, get: Callable[[str], CachedStates | None]) -> dict[int, CachedStates] | None:
-        """Returns all features, or None if a layer is missing; first tokens are also found among all tokens."""
+        """Returns all features, or None if a layer is missing; first tokens may be taken from states of all tokens."""
         by_layer = {}
         for layer in self._split.reads:
             states = get(self.of(layer))

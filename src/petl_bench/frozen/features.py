@@ -1,8 +1,9 @@
-"""States that are computed for fewer passes or fewer tokens than a plain model would.
+"""Computes states in fewer passes or for fewer tokens than a plain model would.
 
 Features of the frozen layers are computed once for many rows, without padding, packed, and padded when a batch needs
-them. With `train.last_layer=first_token` the last layer runs for the first token alone, where the head reads no other:
-keys and values are those of all tokens; queries, attention's output, norms and feed-forward network the first token's.
+them. With `train.last_layer=first_token` the last layer runs for the first token alone, if the head reads no other:
+keys and values are computed for all tokens, but queries, attention's output, norms and the feed-forward network only
+for the first one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from petl_bench.errors import RequestError
 from petl_bench.frozen.split import FrozenLayers, output_or_none, outputs_match, perturbed
 from petl_bench.training.batches import TokenRows, collate
 
-# Most tokens of a forward pass on the CPU: enough to keep the cores busy, few enough for their caches.
+# The largest number of tokens in a forward pass on the CPU: enough to keep the cores busy, few enough for their caches.
 _CPU_TOKENS = 4096
 
 # With fewer tokens, matrix products use other kernels, whose results differ in their last bits.
@@ -50,7 +51,7 @@ class PackedFeatures:
 
 
 def _copied(packed: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """Pads row by row: on the CPU the fastest way, as a row is one block of memory."""
+    """Pads row by row, which is the fastest way on the CPU, as a row is one block of memory."""
     longest = int(lengths.max())
     if longest == 1:
         return packed[torch.from_numpy(starts)][:, None]
@@ -62,10 +63,10 @@ def _copied(packed: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> to
 
 
 def _gathered(packed: torch.Tensor, starts: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """Pads all rows with two kernels, as launching one a row takes longer."""
+    """Pads all rows with two kernels, as launching one for each row takes longer."""
     positions = np.arange(int(lengths.max()))
     is_padding = torch.from_numpy(positions >= lengths[:, None]).to(packed.device)
-    # What is read in the place of padding is the row's last token, and is overwritten.
+    # In place of padding the row's last token is read, and is overwritten.
     index = torch.from_numpy(starts[:, None] + np.minimum(positions, lengths[:, None] - 1)).to(packed.device)
     return packed[index].masked_fill_(is_padding[..., None], 0)
 
@@ -81,11 +82,11 @@ def compute_features(
     """Computes the features of some rows.
 
     Args:
-        frozen: Computes them.
+        frozen: The layers that compute them.
         rows: All rows.
-        indices: The rows that are wanted.
+        indices: The rows whose features are computed.
         device: The model's device.
-        max_rows: Most rows of a forward pass; None for no limit.
+        max_rows: The largest number of rows in a forward pass; None for no limit.
 
     Returns:
         Features in the order of `indices`, on the model's device.
@@ -113,16 +114,16 @@ def fill_features(
     """Computes the features of some rows and writes them into packed tensors.
 
     Rows of the same length share a forward pass, without padding. A row's states then do not depend on which other rows
-    are computed with it (on the CPU in fp32 to the bit), so a cache changes no result.
+    are computed with it (bit for bit on the CPU in fp32), so a cache changes no result.
 
     Args:
-        frozen: Computes the features.
+        frozen: The layers that compute the features.
         rows: All rows.
-        indices: The rows that are wanted.
+        indices: The rows whose features are computed.
         offsets: States of row `indices[i]` go to `offsets[i]:offsets[i + 1]`; shape (len(indices) + 1,).
         target: Returns the packed tensor to write to, given a layer and some of its states, shape (rows, tokens, d).
         device: The model's device.
-        max_rows: Most rows of a forward pass; None for no limit.
+        max_rows: The largest number of rows in a forward pass; None for no limit.
     """
     for positions in _equal_lengths(rows.lengths[indices], device, max_rows):
         group, length = indices[positions], int(rows.lengths[indices[positions[0]]])
@@ -147,21 +148,21 @@ def _equal_lengths(lengths: np.ndarray, device: torch.device, max_rows: int | No
             yield positions[start : start + step]
 
 
-# Packages whose modules do nothing of their own besides what is done here.
+# Packages whose modules do nothing beyond what the narrowed layer does.
 _PLAIN = ("torch.", "transformers.")
 
 _PROBE_ROWS, _PROBE_TOKENS = 3, 8
 
 
 def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
-    """Changes the last layer to give the first token's state alone, shape (batch, 1, d), after an equivalence check.
+    """Makes the last layer return only the first token's state, shape (batch, 1, d), after an equivalence check.
 
-    The layer stays where it is, with its parts and their names; it gets another class, so that gradient checkpointing
-    and hooks go on as before.
+    The layer keeps its place, its parts and their names; only its class changes, so that gradient checkpointing and
+    hooks work as before.
 
     Args:
-        model: The adapted model, unwrapped; left in the mode that it is in.
-        anatomy: Of its architecture.
+        model: The adapted model, unwrapped; it stays in its current mode.
+        anatomy: The anatomy of its architecture.
 
     Raises:
         RequestError: If something reads, or may read, the last layer's states of other tokens.
@@ -184,7 +185,7 @@ def narrow_last_layer(model: nn.Module, anatomy: Anatomy) -> None:
 
 
 def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str | None:
-    """What prevents it, as far as can be seen without running the model; None if nothing does."""
+    """What prevents the narrowing, as far as can be seen without running the model; None if nothing does."""
     if anatomy.is_tagger:
         return "a tagger reads the states of all tokens"
     if anatomy.norm_first:
@@ -207,26 +208,26 @@ def _obstacle(model: nn.Module, classifier: nn.Module, anatomy: Anatomy) -> str 
 
 
 def _called(anatomy: Anatomy) -> list[str]:
-    """Paths of the layer's parts that run; each of them must work token by token."""
+    """Paths of the layer's parts that are called; each of them must work token by token."""
     return [*(getattr(anatomy, role) for role in CALLED_ROLES), *anatomy.norms]
 
 
 def _narrowed(kind: type[nn.Module], anatomy: Anatomy, config: Any) -> type[nn.Module]:
-    """A class of layers like this one, under its name, that give the first token's state alone."""
+    """A subclass with the same name, whose layers return only the first token's state."""
 
     def forward(
         self: nn.Module, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
     ) -> torch.Tensor:
         """The first token's state, shape (batch, 1, d)."""
         mask = None if attention_mask is None else attention_mask[:, :, :1]
-        # Made anew with each call, as a copy of the layer must run its own parts.
+        # Created in each call, as a copy of the layer must run its own parts.
         return AttendToAll(self, anatomy, config)(hidden_states[:, :1], hidden_states, mask)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def _narrowing_matches(model: nn.Module, anatomy: Anatomy, layer: nn.Module, narrowed: type[nn.Module]) -> bool:
-    """Narrows the layer, and says whether its parts' outputs and the model's stay, with padding and without."""
+    """Narrows the layer; returns whether its parts' and the model's outputs are unchanged, with and without padding."""
     was_training, device = model.training, next(model.parameters()).device
     tokens = min(_PROBE_TOKENS, anatomy.max_length(model.config))
     # Small ids are special tokens.
@@ -250,7 +251,7 @@ def _narrowing_matches(model: nn.Module, anatomy: Anatomy, layer: nn.Module, nar
 
 @contextmanager
 def _noted(parts: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """Input and output of each part's last call, in the order of the calls."""
+    """Records the input and output of each part's last call, in the order of the calls."""
     calls: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def note(part: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

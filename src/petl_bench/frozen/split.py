@@ -1,7 +1,7 @@
-"""Finds the split point of a model: the layers below its lowest trained parameter can be computed apart.
+"""Finds the split point of a model: the layers below its lowest trained parameter can be computed separately.
 
 Autograd shows up to which layer no state depends on a trained parameter, and an equivalence check shows that the rest
-of the model gives the same outputs on given states. So any method is split correctly, those of other packages included.
+of the model gives the same outputs on given states. So any method is split correctly, even one from another package.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from petl_bench.backbones.anatomy import Anatomy, classifier_of, is_within
 
-# Outputs differ in the order of their sums.
+# The two outputs are summed in different orders.
 _TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 _LOW_PRECISION_TOLERANCE = {"rtol": 1e-1, "atol": 1e-1}
 
-# Standard deviation of the noise in an equivalence check: adapters that start at zero would hide what they read.
+# Standard deviation of the noise in an equivalence check, as adapters that start at zero would hide what they read.
 _NOISE = 0.05
 
 Autocast = Callable[[], AbstractContextManager[None]]
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def perturbed(model: nn.Module) -> Iterator[None]:
-    """Within it, random noise is added to all trained parameters."""
+    """Adds random noise to all trained parameters within the context."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     values = [parameter.detach().clone() for parameter in trained]
     try:
@@ -48,7 +48,7 @@ def perturbed(model: nn.Module) -> Iterator[None]:
 
 
 def output_or_none(call: Callable[[], torch.Tensor]) -> torch.Tensor | None:
-    """What the call returns, or None if it fails."""
+    """Returns the result of the call, or None if it fails."""
     try:
         return call()
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -160,10 +160,10 @@ def find_split(
     """Finds the split point by running the model on a few rows.
 
     The model's outputs on given hidden states are compared with those of the whole model, with perturbed trainable
-    parameters: adapters that start at zero would hide what they read.
+    parameters, as adapters that start at zero would hide what they read.
 
     Args:
-        model: The adapted model, unwrapped; left in the mode that it is in.
+        model: The adapted model, unwrapped; it stays in its current mode.
         anatomy: Module paths of its architecture.
         inputs: Model inputs of a few rows without padding; each of shape (rows, tokens).
         autocast: Context manager of the run's precision.
@@ -250,7 +250,7 @@ def _logits_given(
 
 
 class _Parts:
-    """Encoder, embeddings and layers of a model, whatever an adapter has wrapped around them."""
+    """The encoder, embeddings and layers of a model, with or without an adapter around them."""
 
     def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
         classifier = classifier_of(model)
@@ -275,7 +275,7 @@ def _hooked(layers: list[nn.Module], states: dict[int, torch.Tensor], numbers: C
     Args:
         layers: All layers, numbered from 1.
         states: Filled by forward passes within the context.
-        numbers: Of the states that are recorded.
+        numbers: Numbers of the states that are recorded.
     """
 
     def record_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

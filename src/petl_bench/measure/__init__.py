@@ -55,9 +55,9 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
-    """The machine: processor, threads, memory, the CUDA device where the run computes on one.
+    """Returns the machine's processor, threads and memory, and the CUDA device if the run computes on one.
 
-    Time and memory of a run of several processes are not comparable with those of one.
+    Time and memory of a run of several processes are not comparable with those of a single process.
     """
     import torch
 
@@ -76,7 +76,7 @@ def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
 
 
 def git() -> dict[str, Any] | None:
-    """Commit of petl_bench's own checkout and whether it is changed; None where it is installed without one."""
+    """Returns the commit of petl_bench's checkout and whether it has changes; None if installed without one."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
@@ -111,8 +111,8 @@ _CGROUP_ROOT, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def available_memory_bytes(root: Path = _CGROUP_ROOT, own: Path = _OWN_CGROUP) -> int:
     """Memory that this process can still take: what the system has left, or less where control groups limit it.
 
-    Slurm, Kubernetes and Docker limit a job's memory by control groups of version 1 or 2, which the system's own count
-    of free memory does not know. A group and all those above it hold. Pages of files that were read once count as free.
+    Slurm, Kubernetes and Docker limit a job's memory by control groups of version 1 or 2, which the system's count of
+    free memory ignores. Limits of the groups above apply as well. Pages of files that were read once count as free.
 
     Args:
         root: Where the control groups are mounted.
@@ -124,7 +124,7 @@ def available_memory_bytes(root: Path = _CGROUP_ROOT, own: Path = _OWN_CGROUP) -
 
 
 def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:
-    """Bytes that each control group of the process, and each group above it, leaves of its limit."""
+    """Yields the bytes left below the limit of each control group of the process, and of each group above it."""
     for folder in _cgroup_folders(root, own):
         for limit, usage, cached in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -141,8 +141,8 @@ def _left_in_cgroups(root: Path, own: Path) -> Iterator[int]:
 def _cgroup_folders(root: Path, own: Path) -> Iterator[Path]:
     """The folders of the process's control groups that may limit its memory, and of all groups above them.
 
-    In a container the names may be those of the host, while the mounted groups are the container's: names that are not
-    there are skipped, and the root is always looked at.
+    In a container the names may be those of the host, while the mounted groups are the container's: names that do
+    not exist are skipped, and the root is always checked.
     """
     try:
         lines = own.read_text().splitlines()

@@ -28,7 +28,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 _RESET_PEAK = "5"
 
-# A CUDA context holds some hundred MiB, which is no reason for a warning.
+# A CUDA context takes a few hundred MiB, which needs no warning.
 _NOTEWORTHY = 2**30
 
 _log = logging.getLogger(__name__)
@@ -68,9 +68,9 @@ class PeakMemory:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures what happens inside; what happens in a phase within it counts there alone.
+        """Measures the peaks inside the context; those of a nested phase count only for the nested phase.
 
-        A phase that comes again keeps its highest peaks.
+        A phase that is entered again keeps its highest peaks.
         """
         self._close_interval()
         self._open.append(name)
@@ -81,7 +81,7 @@ class PeakMemory:
             self._open.pop()
 
     def book(self, name: str) -> None:
-        """Counts what happened since the last call, or since the open phase began, as a phase of this name."""
+        """Counts the peaks since the last call, or since the open phase began, as those of a phase of this name."""
         self.phases[name] = _highest(self.phases.get(name), self._current_peak())
         self._reset_peaks()
 
@@ -182,7 +182,7 @@ def _release_freed_memory() -> None:
 
 
 BATCH_SIZE = 32
-# Repeats, not counting the first, which is discarded.
+# Limits on the number of repeats, not counting the first, which is discarded.
 _FEWEST, _MOST = 3, 50
 
 
@@ -222,7 +222,7 @@ def _times(
 ) -> list[float]:
     """Returns the seconds of each repeat."""
     device = next(model.parameters()).device
-    # A generator of its own leaves the run's random numbers as they are.
+    # A separate generator leaves the run's random numbers unchanged.
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     ids = torch.randint(vocabulary, (rows, length), generator=generator).to(device)
@@ -242,7 +242,7 @@ class CompileClock:
     """A context that times torch's compiler, which also runs when a later batch has a shape that is new to it.
 
     Args:
-        enabled: Whether anything is compiled; the clock stands still otherwise, and imports no compiler.
+        enabled: Whether anything is compiled; otherwise, the clock does not run and no compiler is imported.
     """
 
     def __init__(self, *, enabled: bool) -> None:

@@ -1,4 +1,4 @@
-"""What our PEFT tuners share, and how a PEFT config is put onto a classifier."""
+"""What our PEFT tuners share, and how a PEFT config is applied to a classifier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def take_capture(model: nn.Module, layer: nn.Module, wrapper: nn.Module) -> None
         for module in model.modules()
         if isinstance(module, PreTrainedModel) and any(inner is layer for inner in module.modules())
     ]
-    # The innermost, which is the encoder: it installs them, and another one would install them a second time.
+    # Installed for the innermost one, the encoder, as for another one they would be installed a second time.
     if owners:
         maybe_install_capturing_hooks(owners[-1])
     _move(layer, wrapper)
@@ -55,12 +55,12 @@ def _records(hook: Any) -> bool:
 class TunerConfig(PeftConfig):
     """Base of the configs of our tuners."""
 
-    # Name of the method, and in upper case of its PEFT type.
+    # Name of the method; in upper case, that of its PEFT type.
     method: ClassVar[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Whatever was imported first, PEFT knows the type from here on.
+        # This registers the type in PEFT, whatever was imported first.
         if self.method.upper() not in PeftType.__members__:
             register_tuners()
         self.peft_type = PeftType(self.method.upper())
@@ -180,7 +180,7 @@ class AnatomyTuner(BaseTuner):
         layer.set_adapter(layer.active_adapters, inference_mode=peft_config.inference_mode)
 
     def _check_merge_allowed(self) -> None:
-        """Refuses before PEFT has touched anything: half unwrapped, the model could not be saved any more."""
+        """Refuses before PEFT changes anything, as a partly unwrapped model could no longer be saved."""
         super()._check_merge_allowed()
         for module in self.model.modules():
             if isinstance(module, TunerLayer) and module.unmergeable is not None:
@@ -281,7 +281,7 @@ def train_whole(config: Any, modules: Iterable[str]) -> None:
     config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules])) or None
 
 
-# Heads that PEFT trains and saves in every classifier, without being asked.
+# Heads that PEFT trains and saves in every classifier by default.
 HEADS_KNOWN_TO_PEFT = ("classifier", "score")
 
 
@@ -291,8 +291,8 @@ def train_head(config: Any, model: nn.Module, anatomy: Anatomy) -> None:
     PEFT finds a head by its name, and would leave DeBERTa's pooler and ModernBERT's dense layer frozen and unsaved.
 
     Args:
-        config: The config of an adapter. One without a task is for no classifier, and one without `modules_to_save`
-            brings a head of its own.
+        config: The config of an adapter. Without a task (it is not for a classifier) or without `modules_to_save` (its
+            tuner has its own head) it is not changed.
         model: The model.
         anatomy: The anatomy of its architecture.
     """
@@ -305,7 +305,7 @@ def adapt(model: nn.Module, config: MethodConfig, context: AdaptContext) -> nn.M
     """Applies a method to a model.
 
     Args:
-        model: A plain sequence classifier, which is changed in place.
+        model: A plain classifier of texts or tokens, which is changed in place.
         config: The options of the method; its name says which.
         context: The anatomy of the model, the layer plan and the number of updates to come.
 
@@ -339,7 +339,7 @@ def _adapt_with_peft_config(
 
     Args:
         config_class: The config class of the adapter; its fields have the names of the method's options.
-        model: A plain sequence classifier, which is changed in place.
+        model: A plain classifier of texts or tokens, which is changed in place.
         config: The options of the method.
         context: The anatomy of the model and the layer plan.
 
@@ -348,7 +348,7 @@ def _adapt_with_peft_config(
     """
     options = peft_options(config, config_class)
     if config.start is not None and "init" in options:
-        # The adapter on the disk takes the place of any initialisation.
+        # The adapter on the disk replaces any initialisation.
         options["init"] = next(option.default for option in fields(config) if option.name == "init")
     if issubclass(config_class, LayerwiseConfig):
         options["layers_to_transform"] = context.layers_to_transform
@@ -383,8 +383,8 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
             f"PEFT cannot apply {kind} to a tagger: it brings tokens or keys of its own, for which there are no tags. "
             "Use method=prefix."
         )
-    # Tuners without `modules_to_save` bring a head of their own. PEFT's class of taggers does not know such tuners; its
-    # class for no type of task in particular adds nothing to them.
+    # Tuners without `modules_to_save` have their own head. PEFT's class for taggers does not support such tuners; its
+    # class for no particular type of task adds nothing to them.
     config.task_type = None if anatomy.is_tagger else TaskType.SEQ_CLS
     if hasattr(config, "modules_to_save"):
         config.task_type = TaskType.TOKEN_CLS if anatomy.is_tagger else TaskType.SEQ_CLS
@@ -396,5 +396,5 @@ def with_adapter(model: nn.Module, config: PeftConfig, anatomy: Anatomy) -> Peft
         raise RequestError(f"PEFT cannot apply {kind} to the architecture {anatomy.model_type}: {error}") from error
 
 
-# If the import of this module is what imported PEFT, the tuners could not be registered before this line.
+# If PEFT was imported by the import of this module, the tuners could not be registered before this line.
 register_tuners()

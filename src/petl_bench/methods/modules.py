@@ -1,6 +1,6 @@
-"""What several methods are made of: a bottleneck, and a small network next to a frozen encoder.
+"""Parts that several methods share: a bottleneck, and a small network next to a frozen encoder.
 
-A side network (FLAT, ladder side-tuning) has a classifier of its own. The encoder runs without dropout and without a
+A side network (FLAT, ladder side-tuning) has its own classifier. The encoder runs without dropout and without a
 graph; its hidden states feed the side network, whose output the new classifier reads: pooled to classify a sequence, or
 one state a token to tag. Nothing is propagated back into the encoder.
 """
@@ -20,7 +20,7 @@ from petl_bench.methods.base import AnatomyTuner, TunerLayer
 
 
 class Bottleneck(nn.Module):
-    """Computes `scale * (W2 g(W1 x + b1) + b2)`; whoever holds it adds the input where the method says so.
+    """Computes `scale * (W2 g(W1 x + b1) + b2)`; its user adds the input if the method requires it.
 
     Args:
         hidden_size: Width d of input and output.
@@ -77,7 +77,7 @@ def initialise(weight: torch.Tensor, init: str, std: float) -> None:
         nn.init.normal_(weight, std=std)
 
 
-# Of taggers, whatever the settings say: one state a token.
+# The pooling of taggers, whatever the settings say: one state per token.
 NO_POOL = "none"
 
 
@@ -89,7 +89,7 @@ class SideOutput:
 
 
 class SideLayer(TunerLayer):
-    """Base of the two ends."""
+    """Base of `SideEncoder` and `SideClassifier`."""
 
     unmergeable: ClassVar[str | None] = "the side network reads every layer and replaces the head"
 
@@ -159,7 +159,7 @@ class SideClassifier(SideLayer):
         base_layer: The head.
         side_output: Shared with the encoder.
         width: Width d of the side network's output.
-        num_labels: Classes, or 1 for a value.
+        num_labels: Number of classes, or 1 for regression.
         container: Name under which the classifiers are kept, by adapter.
     """
 
@@ -247,7 +247,7 @@ class SideBlock(nn.Module):
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        # A row that is all padding sees itself: no token at all would be no number.
+        # A row that is all padding sees itself, as attention to no token at all would give NaN.
         visible = mask.bool() | ~mask.bool().any(dim=-1, keepdim=True)
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=visible[:, None, None, :], dropout_p=dropout

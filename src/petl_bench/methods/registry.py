@@ -29,7 +29,7 @@ _RATE = "The learning rate where train.learning_rate is not given."
 
 @dataclass
 class MethodConfig:
-    """What the `method` section of every run's config holds; the options of the method follow in a subclass."""
+    """The fields of the `method` section in every run's config; a subclass adds the options of the method."""
 
     name: str = MISSING
     default_learning_rate: float = setting(MISSING, _RATE)
@@ -48,7 +48,7 @@ class MethodConfig:
     def start(self) -> str | None:
         """The folder that `init` names, if any.
 
-        A method may have an option `init` of its own; what is none of its `choices` is then a folder.
+        A method may have its own option `init`; a value that is not among its `choices` is then a folder.
         """
         declared = next(option for option in dataclasses.fields(self) if option.name == "init")
         if declared.default is None:
@@ -90,7 +90,7 @@ class AdaptContext:
 class Method:
     """One way to adapt a backbone.
 
-    A method either names the PEFT config that its options go to, or a function of its own that adapts the model.
+    A method names either the PEFT config that its options are passed to, or its own function that adapts the model.
 
     Attributes:
         name: Name of the method, as in `method=NAME`.
@@ -99,7 +99,7 @@ class Method:
         settings: Dataclass that declares the options, each with `petl_bench.settings.setting`. None if the method has
             no options.
         peft_config: "module:Class" of the PEFT config. The options are passed to its fields of the same names.
-        tuner: "module:Class" of a PEFT tuner of our own, which is registered in PEFT together with `peft_config`.
+        tuner: "module:Class" of our own PEFT tuner, which is registered in PEFT together with `peft_config`.
         adapt: "module:function" called with the model, the `MethodConfig` and an `AdaptContext`; it returns the adapted
             model. None: the model gets an adapter of `peft_config`.
         pretraining: "module:Class" of the module whose forward pass gives the loss of a training phase without labels,
@@ -143,10 +143,10 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
-# Names of the methods of other packages, and why one of these is left out, by its name.
+# Names of the methods of other packages, and the reasons why some of these are left out, by name.
 _PLUGINS: set[str] = set()
 _BROKEN: dict[str, str] = {}
-# The tuners that PEFT knows from here, by the name of their method.
+# The tuners that this module has registered in PEFT, by the name of their method.
 _REGISTERED: dict[str, str] = {}
 _stage = "new"
 
@@ -157,7 +157,7 @@ def register(method: Method) -> Method:
     """Adds a method to the registry.
 
     Raises:
-        RequestError: If the name cannot be part of a folder's.
+        RequestError: If the name cannot be part of a folder's name.
         ValueError: If another method has this name.
     """
     check_name("method", method.name)
@@ -171,7 +171,7 @@ def register(method: Method) -> Method:
 def _load_all() -> None:
     """Imports every folder of this package, each of which registers itself, then the methods of other packages."""
     global _stage
-    # What is imported here may ask for the methods in its turn.
+    # Modules that are imported here may call this function themselves.
     if _stage != "new":
         return
     _stage = "loading"
@@ -188,7 +188,7 @@ def _load_all() -> None:
 def _add_plugin(method: Any) -> None:
     if not isinstance(method, Method):
         raise TypeError(f"it is no Method but {type(method).__name__}")
-    # Made here, so that options of which no config can be made are reported as those of a plugin.
+    # Built here, so that options from which no config can be built are reported as those of a plugin.
     _ = method.config
     register(method)
     _PLUGINS.add(method.name)
@@ -222,13 +222,13 @@ def unknown_method(name: str, known: Iterable[str]) -> RequestError:
 
 def on_peft_import(_peft: ModuleType) -> None:
     """Registers our tuners as soon as PEFT is imported; `petl_bench/__init__.py` installs this hook."""
-    # If `methods.base` is what imports PEFT, the tuners cannot be imported before it is complete: it registers them.
+    # If `methods.base` imports PEFT, the tuners cannot be imported before it is complete: it registers them itself.
     if not _is_being_imported("petl_bench.methods.base"):
         register_tuners()
 
 
 def register_tuners() -> None:
-    """Registers the tuner of every method that has one of its own; a second call changes nothing.
+    """Registers the tuner of every method that has its own; a second call changes nothing.
 
     A method whose own module is being imported at the moment is left out. It is registered when the first of its
     configs is created.

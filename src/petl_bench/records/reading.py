@@ -31,7 +31,7 @@ _MOST_LEVELS = 100
 
 _MOST_NODES = 1_000_000
 
-# The longest whole number, in digits, that is read.
+# Whole numbers with more digits are rejected; up to this length they fit into a float.
 _MOST_DIGITS = 300
 
 

@@ -1,7 +1,7 @@
 """The record of a run.
 
-A record is one JSON object, typed and versioned. Units are in the names, and `None` stands for what was not measured,
-never 0. Within a schema version fields are only ever added; `petl_bench.records.reading` reads older versions.
+A record is one JSON object, typed and versioned. Field names contain the units. Values that were not measured are
+`None`, never 0. Within a schema version, fields are only added; `petl_bench.records.reading` reads older versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from petl_bench.records.reading import (
 
 @dataclass
 class RunProtocol:
-    """The protocol of a run: what it was trained on, selected on and scored on."""
+    """The protocol of a run: the data for training, selection and scoring."""
 
     task: str
     metric: str
@@ -46,7 +46,7 @@ class RunProtocol:
     batching: str
 
     def selected(self, scores: list[float]) -> float:
-        """The score of the weights that are selected, of the scores of all evaluations in their order."""
+        """Returns the score of the selected weights, given the scores of all evaluations in order."""
         if self.selection != "best":
             return scores[-1]
         return max(scores) if self.higher_is_better else min(scores)
@@ -67,7 +67,7 @@ class Params:
 
 @dataclass
 class Scores:
-    """Scores on the report split: of the best weights (chosen on the selection split) and of the last."""
+    """Scores on the report split of the best weights (chosen on the selection split) and of the last weights."""
 
     best: dict[str, Number]
     last: dict[str, Number]
@@ -89,8 +89,8 @@ class HistoryEntry:
 class Time:
     """Seconds and rates. Training excludes evaluation; its rates exclude compiling and the first updates (warm-up).
 
-    `features_seconds` is what the original computation of the cached features took, whichever run made it; finding,
-    reading and writing them in this run is in `cache_seconds`.
+    `features_seconds` is the time of the original computation of the cached features, in whichever run that was. The
+    time that this run took to find, read and write them is `cache_seconds`.
     """
 
     train_seconds: Number
@@ -99,17 +99,17 @@ class Time:
     train_examples_per_second: Number
     train_tokens_per_second: Number
     padding_share: Number
-    # Number of first updates that the rates exclude, and how long they took.
+    # The number of first updates that the rates exclude, and how long they took.
     warm_up_updates: int = 0
     warm_up_seconds: Number = 0.0
     cache_seconds: Number | None = None
-    # The part of the training that torch's compiler took; None where nothing is compiled, and in older records.
+    # The part of the training time spent in torch's compiler; None if nothing is compiled, and in older records.
     compile_seconds: Number | None = None
 
 
 @dataclass
 class MemoryAtPeak:
-    """What each kind of memory held when a training step's memory was highest; they sum to the peak."""
+    """Bytes of each kind of memory at the peak of a training step; they sum to the peak."""
 
     weights_bytes: int
     gradients_bytes: int
@@ -120,9 +120,9 @@ class MemoryAtPeak:
 
 @dataclass
 class MemoryEstimate:
-    """Memory of one training step by kind, each kind at its own maximum. docs/measuring.md defines the kinds.
+    """Memory of one training step by kind, each at its maximum. docs/measuring.md defines the kinds.
 
-    `temporaries_bytes` is everything at the peak that belongs to none of the other kinds.
+    `temporaries_bytes` is everything at the peak that does not belong to another kind.
     """
 
     batch_size: int
@@ -133,7 +133,7 @@ class MemoryEstimate:
     activations_bytes: int
     temporaries_bytes: int
     peak_bytes: int
-    # Number of forward and backward passes per update.
+    # The number of forward and backward passes per update.
     accumulation: int = 1
     # forward, backward or optimizer
     peak_phase: str | None = None
@@ -145,11 +145,11 @@ class MemoryEstimate:
 
 @dataclass
 class DeviceMemory:
-    """Peaks of the CUDA allocator by phase; the first updates, which warm up, are a phase of their own.
+    """Peaks of the CUDA allocator by phase; the first updates, which are a warm-up, form a separate phase.
 
-    The phase of the features computes those of the frozen layers before training; older records lack it.
-    `held_before_bytes` is the memory that was in use on the device before the run outside of our own allocator: by
-    other processes and by the CUDA context.
+    In the features phase, the features of the frozen layers are computed before training; older records lack it.
+    `held_before_bytes` is the device memory that was in use before the run outside of our allocator, by other processes
+    and by the CUDA context.
     """
 
     load_peak_allocated_bytes: int | None
@@ -167,7 +167,7 @@ class DeviceMemory:
 
     @property
     def peak_allocated_bytes(self) -> int | None:
-        """The most bytes that the allocator held at once in any phase; None if no phase was measured."""
+        """The highest allocated peak over all phases in bytes; None if no phase was measured."""
         phases = (
             self.load_peak_allocated_bytes,
             self.features_peak_allocated_bytes,
@@ -182,7 +182,7 @@ class DeviceMemory:
 class Memory:
     """Memory of a run: the estimate of one training step, the peaks of the device, and the peak of the process.
 
-    The process's peak is None in a process that had made another run before.
+    The peak of the process is None if the same process had already executed another run.
     """
 
     estimate: MemoryEstimate | None = None
@@ -204,9 +204,9 @@ class Flops:
 
 @dataclass
 class Inference:
-    """Speed of the finished model: latency of one row and throughput at `batch_size` rows, medians over repeats.
+    """Speed of the finished model: latency for one row and throughput at `batch_size` rows, medians over repeats.
 
-    `merged` says whether the adapter was merged into the weights before.
+    `merged` says whether the adapter was merged into the weights beforehand.
     """
 
     batch_size: int
@@ -219,7 +219,7 @@ class Inference:
     merged: bool = False
 
 
-# What is scored on the same rows without a backbone, by `petl_bench.tasks.baselines`.
+# Baselines without a backbone that `petl_bench.tasks.baselines` scores on the same rows.
 BASELINES = {
     "majority": "the most frequent class or tag of the training rows; in regression their mean, with several labels a "
     "row those of at least half of them",
@@ -236,14 +236,14 @@ MEMORY_KINDS = tuple(kind.name.removesuffix("_bytes") for kind in dataclasses.fi
 class FrozenFeatures:
     """The frozen layers below the lowest trained one, and the cache of their hidden states.
 
-    `layers` counts them from the embeddings up. `states` is the number of hidden states that are kept for each token.
+    `layers` is their number, from the embeddings up. `states` is the number of hidden states cached per token.
     `reused` says whether an earlier run had already computed them.
     """
 
     layers: int
     states: int
     first_token_only: bool
-    # Where they are: one of CACHE_PLACES.
+    # Where they are cached: one of CACHE_PLACES.
     cache: str
     bytes: int
     reused: bool
@@ -251,7 +251,7 @@ class FrozenFeatures:
 
 @dataclass
 class Data:
-    """The rows that were used. `left_out_per_split` counts those without a label, of splits that have such rows."""
+    """The rows that were used. `left_out_per_split` counts the rows without a label, for splits that have any."""
 
     dataset: str
     revision: str | None
@@ -262,10 +262,10 @@ class Data:
 
 @dataclass
 class Layers:
-    """The layers that were adapted, counted from 1, and how they were chosen if a rule chose them.
+    """The adapted layers, counted from 1, and how they were chosen if a rule chose them.
 
     `variability` is the metric of layers 1..L over `num_examples` training rows. `variability_shuffled` is the same
-    metric with shuffled labels, the value of a layer that carries no information about the classes. None stands for
+    metric with shuffled labels, i.e. the value of a layer without information about the classes. None stands for
     infinity.
     """
 
@@ -280,7 +280,7 @@ class Layers:
 
 @dataclass
 class Record:
-    """Everything that is kept of a run."""
+    """Everything that is recorded about a run."""
 
     run_key: str
     config: dict[str, Any]
@@ -301,24 +301,24 @@ class Record:
     data: Data | None = None
     tagging: Tagging | None = None
     ood: Ood | None = None
-    # Scores on the report split by baseline (one of BASELINES) and metric; empty where they were not asked for, and in
+    # Scores on the report split by baseline (one of BASELINES) and metric; empty if they were not requested, and in
     # older records.
     baselines: dict[str, dict[str, Number]] = field(default_factory=dict)
-    # Of a multi-label task, the probability from which a label is given.
+    # For multi-label tasks, the lowest probability at which a label is assigned.
     threshold: Number | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] | None = None
-    # Updates after which the training was interrupted and resumed in another process; times are summed over the parts.
+    # Updates after which training was interrupted and then resumed in another process; times are summed over the parts.
     resumed_at_updates: list[int] = field(default_factory=list)
-    # Updates that were skipped because a gradient overflowed in fp16; None in other precisions, and in older records.
+    # Updates that were skipped because a gradient overflowed in fp16; None for other precisions, and in older records.
     skipped_updates: int | None = None
-    # The version of the run key, and when the run ended, in UTC: of several records of one run, reports use the newest.
+    # The version of the run key, and when the run ended, in UTC. Reports use the newest of several records of one run.
     key_version: int | None = None
     ended_at: str | None = None
     # Hex sha256 of each file of the pretrained backbone, by name; None for random weights and in older records.
     base_files: dict[str, str] | None = None
-    # The same of each file of the run that is read back (weights, settings, predictions), by its path in the folder.
+    # The same for each file of the run that is read back (weights, settings, predictions), by its path in the folder.
     stored_files: dict[str, str] | None = None
 
     @property
@@ -327,16 +327,16 @@ class Record:
         return self.ood.classes if self.ood is not None else self.config["task"].get("labels")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers for JSON, numbers that are not finite as None."""
+        """Returns plain containers for JSON, with None for numbers that are not finite."""
         return finite(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Record:
-        """Reads what `to_dict` wrote, in this schema version or an older one; fields that are unknown are ignored.
+        """Reads the output of `to_dict`, in this schema version or an older one; unknown fields are ignored.
 
         Raises:
-            ValueError: If the content is not what its hash was made of; if a field is missing or has another type,
-                naming the field; or if the schema version is newer than this program's.
+            ValueError: If the content does not match its hash; if a field is missing or has the wrong type (the message
+                names it); or if the schema version is newer than this program's.
         """
         if not isinstance(content, dict):
             raise ValueError(f"it is {reprlib.repr(content)}, not an object")
@@ -355,10 +355,10 @@ class Record:
         return record
 
     def answers(self, cache: str) -> bool:
-        """Whether the record's times are what `train.cache=<cache>` asks for; scores do not depend on it.
+        """Whether the record's times are those that `train.cache=<cache>` requests; scores do not depend on it.
 
-        `auto` takes any. A run that was asked for this mode and could not have it answers too, as another attempt would
-        end alike.
+        `auto` accepts any. A run that requested this mode but could not use it counts as well, because another attempt
+        would have the same result.
         """
         if cache == "auto" or self.frozen is None:
             return True
@@ -366,14 +366,14 @@ class Record:
 
     @property
     def selected_scores(self) -> dict[str, float]:
-        """Scores of the weights that the protocol selects; empty where there are none."""
+        """Scores of the weights that the protocol selects; empty if there are none."""
         if self.scores is None or self.protocol is None:
             return {}
         return self.scores.best if self.protocol.selection == "best" else self.scores.last
 
     @property
     def batch_size(self) -> int | None:
-        """The rows of one update; None where the run failed before its settings were complete."""
+        """The number of rows per update; None if the run failed before its settings were complete."""
         size = (self.config.get("train") or {}).get("batch_size")
         return size if isinstance(size, int) else None
 
@@ -381,8 +381,8 @@ class Record:
     def updates_to_95_percent(self) -> float | None:
         """Updates until the selection score first reached 95 % of the selected weights' score.
 
-        Between evaluations the score is interpolated. Before the first one it is not known: where that has reached the
-        mark, its own update is the answer, an upper bound. None for errors, and for scores that are not positive.
+        The score is interpolated between evaluations. If the first evaluation already reaches the mark, the result is
+        the update of that evaluation, an upper bound. None for errors, and for scores that are not positive.
         """
         if self.protocol is None or not self.history or not self.protocol.higher_is_better:
             return None

@@ -1,4 +1,4 @@
-"""Run folders: where a run's files lie, and how JSON files and records are written and read."""
+"""Run folders: the locations of a run's files, and how JSON files and records are written and read."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _log = logging.getLogger(__name__)
 
 
 def read_json(file: Path) -> Any:
-    """Reads a file.
+    """Reads a JSON file.
 
     Raises:
         OSError: If it cannot be opened.
-        ValueError: If it is no JSON, or more than can be computed with.
+        ValueError: If it is not JSON, or exceeds the limits of `petl_bench.records.reading`.
     """
     return parse_json(read_text(file))
 
 
 def write_json(file: Path, content: Any, indent: int = 2) -> None:
-    """Writes a file by an atomic rename, once its content is on the disk; folders are made, numbers must be finite."""
+    """Writes JSON to disk, then renames it atomically. Creates missing folders; numbers must be finite."""
     text = json.dumps(content, indent=indent, allow_nan=False)
     with atomic_write(file) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_record(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes the content of a record with its hash, by an atomic rename."""
+    """Writes the content of a record and its hash, with an atomic rename."""
     write_json(file, with_hash(content))
 
 
@@ -56,18 +56,18 @@ MODEL_CONFIG = "model_config.json"
 
 MODEL_FOLDER = "model"
 
-# The model card in either of them.
+# The model card in the adapter or model folder.
 CARD_FILE = "README.md"
 
 CHECKPOINT_FOLDER = "checkpoint"
 
-# What tells rows that are out of distribution (`petl_bench.run.ood_detection`).
+# The detector of out-of-distribution rows (`petl_bench.run.ood_detection`).
 DETECTOR_FILE = "ood.safetensors"
 
-# Files of a model or an adapter that are read back, by the ends of their names.
+# Suffixes of the model and adapter files that are read back.
 _READ_BACK = (".json", ".safetensors", ".txt", ".model")
 
-# The parts of a run's folder that hold such files.
+# The parts of a run's folder that contain files which are read back.
 _STORED = (ADAPTER_FOLDER, MODEL_FOLDER, DETECTOR_FILE, PREDICTIONS_FILE)
 
 
@@ -84,11 +84,11 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where an unfinished run keeps what it can go on from."""
+        """The folder of the checkpoints from which an unfinished run can resume."""
         return self.path / CHECKPOINT_FOLDER
 
     def read(self) -> Record | None:
-        """The record; None where there is none, or a broken one, which is logged, so that the run is made again."""
+        """Reads the record; None if it is missing or broken. A broken one is logged; its run counts as unfinished."""
         try:
             return self.read_whole()
         except ValueError as error:
@@ -96,12 +96,12 @@ class RunFolder:
             return None
 
     def read_whole(self) -> Record | None:
-        """The record; None where there is none.
+        """Reads the record; None if there is none.
 
         Raises:
             ValueError: If it is broken.
-            RequestError: If the folder of the runs is none, or the record a folder.
-            RunError: If the system refuses to read it.
+            RequestError: If `runs_dir` is not a folder, or the record is a folder.
+            RunError: If the operating system does not allow reading it.
         """
         file = self.path / RECORD_FILE
         try:
@@ -123,13 +123,13 @@ class RunFolder:
         return record if record is not None and record.status == "finished" else None
 
     def write(self, record: Record) -> None:
-        """Writes the record by an atomic rename; a failed repetition never replaces a finished record."""
+        """Writes the record with an atomic rename; a repetition that fails never replaces a finished record."""
         if record.status != "finished" and self.finished() is not None:
             return
         write_record(self.path / RECORD_FILE, record.to_dict())
 
     def stored_files(self, parts: Iterable[str] = _STORED) -> dict[str, str]:
-        """Hex sha256 of each file of some parts that is read back, by its path in this folder."""
+        """Hex sha256 of each file in the given parts that is read back, by its path in this folder."""
         files: list[Path] = []
         for part in parts:
             inside = (file for file in (self.path / part).glob("[!.]*") if file.suffix in _READ_BACK)
@@ -137,14 +137,14 @@ class RunFolder:
         return {file.relative_to(self.path).as_posix(): file_sha256(file) for file in sorted(files) if file.is_file()}
 
     def check_stored(self, record: Record, part: str) -> None:
-        """Compares stored files with those that the run wrote; older records do not know these.
+        """Checks that stored files are those that the run wrote; skipped for older records, which do not list them.
 
         Args:
             record: The run's record.
             part: One of `_STORED`.
 
         Raises:
-            ValueError: If a file is another one, or was added or removed.
+            ValueError: If a file was changed, added or removed.
         """
         if record.stored_files is None:
             return
@@ -158,7 +158,7 @@ class RunFolder:
             )
 
     def read_predictions(self, record: Record, split: str = "report") -> Predictions | None:
-        """The predictions of one split; None where the run has kept none.
+        """Reads the predictions of one split; None if the run kept none.
 
         Raises:
             ValueError: If the file is broken, or not the one that the run wrote.
@@ -175,16 +175,16 @@ class RunFolder:
             write_predictions(self.path, by_split)
 
     def remove_checkpoints(self) -> None:
-        """Deletes what an unfinished run would go on from."""
+        """Deletes the checkpoints from which an unfinished run would resume."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def remove_leftovers(self) -> None:
-        """Deletes checkpoints, and what killed processes had begun to write."""
+        """Deletes checkpoints, and partial output of killed processes."""
         self.remove_checkpoints()
         self.remove_partial()
 
     def remove_partial(self) -> None:
-        """Deletes what killed processes had begun to write."""
+        """Deletes partial output of killed processes."""
         for leftover in (*self.path.glob("*.partial"), *self.path.glob("*.outdated")):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -193,12 +193,12 @@ class RunFolder:
 
     @property
     def has_leftovers(self) -> bool:
-        """Whether `remove_leftovers` would find any."""
+        """Whether there is anything for `remove_leftovers` to delete."""
         return self.checkpoints.is_dir() or any(self.path.glob("*.partial")) or any(self.path.glob("*.outdated"))
 
     @contextmanager
     def replace_folder(self, name: str) -> Iterator[Path]:
-        """Gives an empty folder that takes the place of `name` once it was filled without an error."""
+        """Yields an empty folder that replaces `name` if the body of the `with` statement raises no error."""
         partial = self.path / f"{name}.{os.getpid()}.partial"
         outdated = self.path / f"{name}.{os.getpid()}.outdated"
         shutil.rmtree(partial, ignore_errors=True)
@@ -219,7 +219,7 @@ class RunFolder:
 
 
 def find_adapter(init: str) -> Path:
-    """The folder of the adapter that `method.init` names: itself, or that of a run.
+    """Returns the adapter folder that `method.init` names, directly or as the folder of a run.
 
     Raises:
         RequestError: If there is none.
@@ -239,7 +239,7 @@ def read_record(file: Path) -> Record:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If the file is no record.
+        ValueError: If the file is not a record.
     """
     return Record.from_dict(read_json(file))
 
@@ -266,7 +266,7 @@ def locate_records(folders: Iterable[str | Path]) -> tuple[dict[Path, Record], l
 
 
 def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
-    """The files of every record below these folders, in the order of their paths.
+    """Yields the file of every record below these folders, in the order of their paths.
 
     Raises:
         RequestError: If a folder does not exist.
@@ -277,15 +277,15 @@ def find_record_files(folders: Iterable[str | Path]) -> Iterator[Path]:
         yield from files_below(folder, RECORD_FILE)
 
 
-# Far more than studies have runs.
+# Far more than the number of runs in any study.
 _MOST_FOLDERS = 50_000
 
 
 def files_below(folder: Path, name: str) -> list[Path]:
-    """The files of this name at or below a folder, links to folders followed, in the order of their paths.
+    """Finds files of this name at or below a folder, following links to folders; sorted by path.
 
     Raises:
-        RequestError: If there are so many folders that it cannot be one of runs, such as the root of a disk.
+        RequestError: If there are too many folders for a folder of runs, e.g. below the root of a disk.
     """
     found, seen = [], set[str]()
     top = os.path.realpath(folder)
@@ -296,13 +296,13 @@ def files_below(folder: Path, name: str) -> list[Path]:
                 "the folders of the runs."
             )
         real = os.path.realpath(path)
-        # Seen already, or a link to a folder that this one is in, such as those in /proc to the whole system.
+        # Already seen, or a link to a parent of the searched folder, such as those in /proc to the root.
         if real in seen or (real != top and Path(top).is_relative_to(real)):
             folders.clear()
             continue
         seen.add(real)
         if RECORD_FILE in files:
-            # There are no runs inside of a run.
+            # Run folders do not contain other runs.
             folders.clear()
         if name in files:
             found.append(Path(path) / name)

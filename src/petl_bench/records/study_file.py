@@ -1,6 +1,6 @@
-"""`study.json`: the runs of a study and the published results that it is compared with; it lies next to the records.
+"""`study.json`: the runs of a study and the published results to compare it with; stored next to the records.
 
-A report reads it to know which records belong to the study, by which names, and which are missing.
+Reports read it to find out which records belong to the study, under which names, and which are missing.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class PublishedRow:
     """One row of a paper's table, as the paper prints it.
 
     Attributes:
-        row: How the paper calls it.
+        row: The paper's name for the row.
         source: Paper and table.
-        cells: By the study's name of the task: the value, and its spread where the paper prints one.
+        cells: By the study's task name: the value, and its spread if the paper prints one.
         method: The study's method that it is compared with; None if the row is only shown.
-        metrics: By task, where the paper's metric is not the task's primary one here.
+        metrics: The paper's metric by task, if it is not the task's primary metric here.
         statistic: What the values are over several seeds, e.g. `median of 5`.
         split: The rows that the paper scored on, e.g. `validation`, `test`.
-        params: Trained parameters in the paper's words.
-        average: The paper's own last column, never computed again.
-        comparable: Whether the paper's protocol is this study's.
+        params: Trained parameters, as the paper prints them.
+        average: The paper's own last column; it is never recomputed.
+        comparable: Whether the paper's protocol matches this study's.
         why: How the two protocols differ; required if they are not comparable.
     """
 
@@ -60,9 +60,9 @@ class Claim:
 
     Attributes:
         claim: The sentence.
-        source: The paper, and where in it.
-        test: What `petl_bench.reports.claims` is to compute; empty where nothing can be.
-        untestable: Why it cannot be tested here; None where it can.
+        source: The paper, and the place in it.
+        test: The test that `petl_bench.reports.claims` computes; empty if the claim cannot be tested.
+        untestable: Why it cannot be tested here; None if it can.
     """
 
     claim: str
@@ -76,16 +76,16 @@ class PlannedRun:
     """One run of a study.
 
     Attributes:
-        method, task: The study's names, which need not be those of the configs.
-        learning_rate: The rate, if the study tries several; None for the method's own.
-        is_trial: Whether the run is one of those that choose the rate.
-        chosen: Whether the study reports it; False for rates that were tried and not taken, None while that is open.
+        method, task: The study's names, which may differ from those of the configs.
+        learning_rate: The rate, if the study tries several; None for the method's default.
+        is_trial: Whether the run is a trial that helps to choose the settings.
+        chosen: Whether the study reports it: False for settings that were tried but not chosen, None if undecided.
         key: The run key.
         folder: The run's folder, next to this file.
-        overrides: `petl-bench run` with these makes this run alone.
-        cache: `train.cache` of the run, which its key leaves out: a record with times of another mode does not end it.
-        tried: The settings that are compared with others of the method, by name; empty where there are no others.
-        share: Of the whole training, where a trial ends early or sees fewer rows.
+        overrides: `petl-bench run` with these overrides executes just this run.
+        cache: The run's `train.cache`, not part of its key: a record with times of another mode does not complete it.
+        tried: The settings that are compared with others for the method, by name; empty if there are no others.
+        share: The share of the full training, for trials that end early or see fewer rows.
     """
 
     method: str
@@ -102,23 +102,23 @@ class PlannedRun:
     share: Number = 1.0
 
     def __post_init__(self) -> None:
-        # Older files know of rates only.
+        # Older files contain only learning rates.
         if self.learning_rate is not None and not self.tried:
             self.tried = {"train.learning_rate": self.learning_rate}
 
     @property
     def candidate(self) -> str:
-        """Names the settings that are tried; runs of a method and task with one name differ in their seed alone."""
+        """A name for the tried settings; runs of a method and task with the same name differ only in the seed."""
         return candidate_name(self.tried)
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether it is to be made, by what is known; settings that were tried and not taken end with their trials."""
+        """Whether the run is needed, as far as known; settings that were not chosen need only their trials."""
         return self.is_trial or self.chosen is not False
 
 
 def selection_score(record: Record) -> float | None:
-    """The score on the selection split of the weights that the protocol selects, higher is better; None: none."""
+    """Returns the selected weights' score on the selection split (higher is better), or None if there is none."""
     if record.status != "finished" or record.protocol is None or not record.history:
         return None
     sign = 1.0 if record.protocol.higher_is_better else -1.0
@@ -126,18 +126,18 @@ def selection_score(record: Record) -> float | None:
 
 
 def candidate_name(tried: Mapping[str, Any]) -> str:
-    """One name for the same settings, whatever their order."""
+    """Returns a name for settings that does not depend on their order."""
     return json.dumps(tried, sort_keys=True)
 
 
 @dataclass
 class SearchedCell:
-    """A method on a task, as a search that learns from its trials needs it.
+    """A method on a task, with the data that an adaptive search needs.
 
     Attributes:
-        overrides: Settings of all its runs; `last` wins over what is drawn.
+        overrides: Settings of all its runs; `last` takes precedence over sampled settings.
         space: The range of each setting that is searched.
-        steps: The lengths to which a trial is trained one after the other: share of the whole, override.
+        steps: The successive training lengths of a trial: (share of the full training, override).
         is_open: Whether some of its trials have not ended.
     """
 
@@ -152,10 +152,10 @@ class SearchedCell:
 
 @dataclass
 class SearchPlan:
-    """The search of a study, by its settings (`petl_bench.studies.search.SearchConfig`).
+    """The settings of a study's search (`petl_bench.studies.search.SearchConfig`).
 
     Attributes:
-        cells: Of a search whose trials depend on earlier ones; else empty.
+        cells: The searched cells if trials depend on earlier ones; otherwise empty.
     """
 
     trials: int
@@ -181,12 +181,12 @@ class PlannedCosts:
 
 @dataclass
 class StudyFile:
-    """A study as it was asked for, resolved.
+    """A study as requested, with all its settings resolved.
 
     Attributes:
         methods, tasks, seeds: In the order of the tables.
-        deviations: How the study departs from the papers that it is compared with; printed with every table.
-        search: How settings are searched for; None where none are.
+        deviations: How the study differs from the papers that it is compared with; printed with every table.
+        search: How settings are searched; None if there is no search.
     """
 
     name: str
@@ -204,15 +204,15 @@ class StudyFile:
     search: SearchPlan | None = None
 
     def write(self, folder: Path, name: str = STUDY_FILE) -> None:
-        """Writes the study into a folder by an atomic rename."""
+        """Writes the study to a folder with an atomic rename."""
         write_json(folder / name, with_hash(finite(dataclasses.asdict(self))), indent=1)
 
     @property
     def digest(self) -> str:
-        """Names what is to be run: equal for the same runs."""
+        """A hash of the planned runs: equal for the same runs."""
         identity: list[Any] = [[run.key, run.method, run.task, run.seed, run.overrides] for run in self.runs]
         if self.search is not None and self.search.cells:
-            # The runs grow as the search goes on.
+            # The search adds runs over time, so its settings are hashed instead.
             of_search = [
                 [cell.method, cell.task, cell.overrides, cell.last, cell.space, cell.steps]
                 for cell in self.search.cells
@@ -229,7 +229,7 @@ class _Versioned:
 
 
 def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
-    """The study whose runs lie in this folder; None where there is none.
+    """Reads the study whose runs are in this folder; None if there is none.
 
     Raises:
         RequestError: If its file cannot be read.
@@ -239,7 +239,7 @@ def read_study(folder: Path, name: str = STUDY_FILE) -> StudyFile | None:
         return None
     try:
         content = read_json(file)
-        # First of all: the fields of a newer version may have other types.
+        # The version is checked first, because fields of a newer version may have other types.
         version = validate(_Versioned, content).version
         if version > STUDY_VERSION:
             raise ValueError(f"its version {version} is newer than this program: upgrade petl-bench")

@@ -1,7 +1,7 @@
-"""Claims of papers, tested on the records of a study by a small fixed set of tests.
+"""Claims of papers, tested on the records of a study with a small fixed set of tests.
 
-The `test` of a claim names its `kind`. Methods and tasks go by the study's names; without `tasks` a test covers all of
-them. Points are percent points of the primary metric, or of `metric`.
+The `test` of a claim names its `kind`. Methods and tasks have the names of the study; without `tasks`, a test covers
+all of them. Points are percentage points of the primary metric, or of `metric`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ UNDECIDED = "undecided"
 
 
 def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Makes one mapping per claim: claim, source, verdict, and a sentence with the numbers behind it.
+    """Makes one mapping per claim: claim, source, verdict, and a sentence with the underlying numbers.
 
     Raises:
-        RequestError: If the test of a claim has no known kind, or names what the study does not have.
+        RequestError: If the test of a claim has an unknown kind, or names something that the study does not have.
     """
     ours = StudyRecords(study, records)
     return [_row(claim, ours) for claim in study.claims]
@@ -64,9 +64,9 @@ class Finding:
     """The outcome of a test.
 
     Attributes:
-        holds: None if there is no verdict.
-        numbers: A sentence with the numbers behind it.
-        otherwise: What the verdict is called if there is none.
+        holds: Whether the claim holds; None if there is no verdict.
+        numbers: A sentence with the underlying numbers.
+        otherwise: The text that replaces the verdict if there is none.
     """
 
     holds: bool | None
@@ -80,7 +80,7 @@ class Finding:
 
 
 def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") -> Finding:
-    """Makes an outcome without a verdict, which says how many runs of these (method, task) cells are missing.
+    """Makes a finding without a verdict that says how many runs of these (method, task) cells are missing.
 
     Args:
         cells: The cells that the test needs.
@@ -102,8 +102,8 @@ NEEDS = ("mean", "most", "every")
 def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests whether a method is better than each of the others.
 
-    `needs: mean` asks that the 95 % interval of the mean over the tasks is above 0, and the mean at least `at_least`
-    points. `needs: most` and `needs: every` ask that the mean of most tasks, or of every task, is.
+    `needs: mean` requires that the 95 % interval of the mean over tasks is above 0 and the mean at least `at_least`
+    points. `needs: most` and `needs: every` require a mean above 0 and at least `at_least` on most or all tasks.
     """
     least = test.get("at_least", 0)
     outcomes = []
@@ -123,9 +123,9 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 def comparable(test: dict[str, Any], ours: StudyRecords) -> Finding:
-    """Tests whether a method is at most `within` points behind another: on the mean, on most tasks or on every task.
+    """Tests whether a method is at most `within` points behind another: in the mean, on most tasks or on every task.
 
-    On the mean, the whole 95 % interval decides: the claim is undecided if the bound lies within it.
+    For the mean, the whole 95 % interval decides: the claim is undecided if the bound lies inside the interval.
     """
     difference = _differences(test["method"], test["to"], test, ours)
     if isinstance(difference, Finding):
@@ -146,11 +146,11 @@ def _enough(wins: list[bool], needs: str) -> bool:
 
 @dataclass(frozen=True)
 class _Differences:
-    """A method minus another in points, positive if it is better.
+    """Differences of one method minus another in points, positive if the first is better.
 
     Attributes:
-        mean: Over the seeds that finished every task, and over the tasks.
-        interval: Its 95 % interval over these seeds; None for fewer than three of them.
+        mean: The mean over the tasks, and over the seeds that finished every task.
+        interval: Its 95 % interval over these seeds; None for fewer than three seeds.
         by_task: The mean of each task.
         text: The numbers as a sentence.
     """
@@ -196,7 +196,7 @@ def _by_seed(method: str, other: str, task: str, metric: str | None, ours: Study
         for seed in sorted(records.keys() & other_records.keys())
     }
     return {
-        # Rounding keeps equal scores at a difference of 0, and bounds that are met exactly.
+        # Rounding ensures that equal scores differ by exactly 0 and that bounds can be met exactly.
         seed: round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
         for seed, (score, against) in scores.items()
         if score is not None and against is not None
@@ -223,7 +223,7 @@ def params_at_most(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> float | None:
-    """The largest number over the tasks, by a finished run or by the plan; None where neither is known."""
+    """The largest number over the tasks, from a finished run or else from the plan; None if both are missing."""
     numbers = []
     for task in test["tasks"]:
         record = next(iter(ours.by_seed(test["method"], task).values()), None)
@@ -232,14 +232,14 @@ def _most_parameters(field: Field, test: dict[str, Any], ours: StudyRecords) -> 
 
 
 def _rounded_as(value: float, claimed: float) -> float:
-    """Rounds a value to the digits that the claim gives: 0.534 is 0.53 if 0.53 is claimed."""
+    """Rounds a value to the decimals of the claim: 0.534 becomes 0.53 if 0.53 is claimed."""
     return round(value, len(str(claimed).partition(".")[2]))
 
 
 def ratio(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests the ratio of two methods' means over seeds, as the geometric mean over tasks, against `at_least`.
 
-    Of what training decides, such as the updates that it takes, the 95 % interval over seeds decides.
+    For outcomes of training, such as the number of updates that it takes, the 95 % interval over seeds decides.
     """
     if FIELDS[QUANTITIES[test["quantity"]]].kind == "score":
         return _ratio_over_seeds(test, ours)
@@ -261,7 +261,7 @@ def ratio(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
-    """The same by seed: the geometric mean over tasks and its interval, from the logarithms."""
+    """Tests the ratio seed by seed: the geometric mean over tasks and its interval, computed from logarithms."""
     field, methods = FIELDS[QUANTITIES[test["quantity"]]], (test["of"], test["over"])
     cells = [(method, task) for method in methods for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
@@ -283,10 +283,10 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
-    """The means of a quantity over the seeds of two methods, as planned if a method has no run.
+    """The means of a quantity over the seeds of two methods; the planned value for a method without runs.
 
     Returns:
-        None if either is not known; for times and what else depends on the machine, if no machine measured both.
+        None if either is unknown or, for times and other machine-dependent quantities, if no machine measured both.
     """
     field = FIELDS[QUANTITIES[quantity]]
     first, second = (list(ours.by_seed(method, task).values()) for method in methods)
@@ -301,7 +301,7 @@ def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyR
 
 
 def same_choice(test: dict[str, Any], ours: StudyRecords) -> Finding:
-    """Tests whether layers=variability chose nearly the same layer on each task as on the first, seed by seed."""
+    """Tests whether layers=variability chose nearly the same layer on every task as on the first, seed by seed."""
     method = test["method"]
     cells = [(method, task) for task in test["tasks"]]
     if any(ours.num_missing(*cell) for cell in cells):
@@ -323,7 +323,7 @@ def same_choice(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 @dataclass(frozen=True)
 class ClaimTest:
-    """A kind of test: how it is computed, and the keys that it takes."""
+    """A kind of test: the function that computes it, and the keys that it accepts."""
 
     test: Callable[[dict[str, Any], StudyRecords], Finding]
     required: tuple[str, ...]

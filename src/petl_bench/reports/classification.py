@@ -1,7 +1,7 @@
-"""What predictions say of a classifier beyond its metrics: scores of each class, confusions, and calibration.
+"""Properties of a classifier beyond its metrics, from its predictions: scores per class, confusions, and calibration.
 
-Calibration asks whether probabilities can be taken at their word: whether of the rows that a run gives 80 %, it has
-80 % right. docs/reports.md defines the numbers.
+Probabilities are calibrated if they match the observed frequencies: of the rows that a run gives 80 %, it has 80 %
+right. docs/reports.md defines the numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 ECE_BINS = 15
 
-# A temperature outside of these bounds means that the rows show no best one.
+# A temperature outside these bounds means that the rows determine no best temperature.
 _TEMPERATURES = (0.02, 50.0)
 
 
@@ -26,7 +26,7 @@ _TEMPERATURES = (0.02, 50.0)
 class ClassScores:
     """How well one class is found; `support` is the number of its rows.
 
-    Precision is None where the class is never predicted, recall where it has no rows, and F1 where both hold.
+    Precision is None if the class is never predicted, recall if it has no rows, and F1 if both are the case.
     """
 
     label: str
@@ -44,7 +44,7 @@ def class_scores(predictions: Predictions, labels: list[str]) -> list[ClassScore
         labels: The names of all classes, in the order of their indices.
 
     Returns:
-        One entry a class, in the order of `labels`.
+        One entry per class, in the order of `labels`.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -63,7 +63,7 @@ def _known(value: float) -> float | None:
 
 
 def confusion_matrix(predictions: Predictions, num_classes: int) -> Array:
-    """Counts rows by class and predicted class; shape (classes, classes), one line a true class."""
+    """Counts rows by true and predicted class; shape (classes, classes), one line per true class."""
     from sklearn.metrics import confusion_matrix as counted
 
     matrix: Array = counted(predictions.labels, predictions.predicted, labels=range(num_classes))
@@ -72,12 +72,12 @@ def confusion_matrix(predictions: Predictions, num_classes: int) -> Array:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities are from what happened; lower is better.
+    """How far probabilities are from the observed outcomes; lower is better.
 
     Attributes:
         ece: Expected calibration error.
         brier: Brier score.
-        temperature: What the logits were divided by; 1 leaves them as they are.
+        temperature: The divisor of the logits; 1 leaves them unchanged.
     """
 
     ece: float
@@ -87,10 +87,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrations:
-    """The calibration of a run as it is, and after temperature scaling.
+    """The calibration of a run without and with temperature scaling.
 
     Attributes:
-        scaled: None where no temperature can be fitted; `reason` then says why.
+        scaled: None if no temperature can be fitted; `reason` then says why.
     """
 
     unscaled: Calibration
@@ -102,11 +102,11 @@ def calibrations(report: Predictions, selection: Predictions | None) -> Calibrat
     """Measures the calibration on the reported rows, with a temperature fitted on other rows.
 
     Args:
-        report: The predictions on the rows that are reported.
-        selection: Those on the rows that chose the checkpoint; None where these are the reported rows.
+        report: The predictions on the reported rows.
+        selection: The predictions on the rows that selected the checkpoint; None if these are the reported rows.
 
     Returns:
-        The calibration as it is, and after temperature scaling where that can be fitted.
+        The calibration without temperature scaling and, if a temperature can be fitted, with it.
     """
     unscaled = _calibration(report, 1.0)
     if selection is None:
@@ -132,12 +132,12 @@ def probabilities(logits: Array, temperature: float = 1.0) -> Array:
     return shares
 
 
-# False-positive rates at which ROC curves are read.
+# False-positive rates at which ROC curves are sampled.
 _RATES = np.linspace(0, 1, 101)
 
 
 def roc_curves(known: Predictions, other: Predictions) -> dict[str, Array]:
-    """The ROC curve of each score that tells rows in distribution from others.
+    """Computes the ROC curve of each score that separates in-distribution rows from others.
 
     Args:
         known: The report rows, which are positive.
@@ -152,7 +152,7 @@ def roc_curves(known: Predictions, other: Predictions) -> dict[str, Array]:
     curves = {}
     for name in known.scores.keys() & other.scores.keys():
         false, true, _ = roc_curve(is_known, np.concatenate([known.scores[name], other.scores[name]]))
-        # Of several points at one false-positive rate, the highest counts.
+        # If several points have the same false-positive rate, the highest one counts.
         curves[name] = true[np.searchsorted(false, _RATES, side="right") - 1]
     return curves
 
@@ -165,7 +165,7 @@ def fit_temperature(logits: Array, labels: Array) -> float | None:
         labels: Class indices, shape (rows,).
 
     Returns:
-        The temperature; None where ever higher or lower ones are better, as where every row is classified right.
+        The temperature; None if there is no optimum within the bounds, e.g. if every row is classified correctly.
     """
     from scipy.optimize import brentq
 
@@ -173,7 +173,7 @@ def fit_temperature(logits: Array, labels: Array) -> float | None:
     mean_of_true = logits[np.arange(len(labels)), labels].mean()
 
     def slope(log_inverse: float) -> float:
-        """The derivative of the loss with respect to 1 / temperature; it only rises, because the loss is convex."""
+        """The derivative of the loss with respect to 1 / temperature; it increases because the loss is convex."""
         shares = probabilities(logits, np.exp(-log_inverse))
         return float((shares * logits).sum(axis=1).mean() - mean_of_true)
 
@@ -184,10 +184,10 @@ def fit_temperature(logits: Array, labels: Array) -> float | None:
 
 
 def expected_calibration_error(shares: Array, labels: Array, num_bins: int = ECE_BINS) -> float:
-    """Computes the expected calibration error of the predicted class, with bins of equal numbers of rows.
+    """Computes the expected calibration error of the predicted class, using bins with equal numbers of rows.
 
-    In each bin, the share of right rows is compared with the mean probability of the predicted class; the distances
-    are averaged, each weighed by its rows. Rows with equal probabilities share a bin.
+    In each bin, the share of correct rows is compared with the mean probability of the predicted class. The absolute
+    differences are averaged, weighted by the rows of the bins. Rows with equal probabilities share a bin.
 
     Args:
         shares: Probabilities, shape (rows, classes).
@@ -202,7 +202,7 @@ def expected_calibration_error(shares: Array, labels: Array, num_bins: int = ECE
 
 
 def brier_score(shares: Array, labels: Array) -> float:
-    """Computes Brier's score: the squared distance to the right answer, summed over classes; 0 to 2.
+    """Computes the Brier score: the squared distance to the correct answer, summed over classes; 0 to 2.
 
     Args:
         shares: Probabilities, shape (rows, classes).

@@ -1,4 +1,4 @@
-"""What a report says of two methods: the table of comparisons, its notes, and each comparison as a sentence."""
+"""Comparisons of two methods in a report: the table of comparisons, its notes, and each comparison as a sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from petl_bench.reports.significance import LEAST_DATA_SETS, LEAST_VALUES, POWER
 
 
 def name(comparison: MethodComparison) -> str:
-    """The method minus the reference."""
+    """The name of a comparison: the method minus the reference."""
     return f"{comparison.method} − {comparison.reference}"
 
 
@@ -73,13 +73,13 @@ def _verdict(comparison: MethodComparison) -> str:
 def comparison_table(analysis: Analysis) -> ReportTable | None:
     """Makes the table of the comparisons within one results table; None if there is nothing to compare.
 
-    Without a reference of the user's it shows the comparisons with the best of each column.
+    If the user names no reference, it shows the comparisons with the best method of each column.
     """
     reference = analysis.reference
     chosen = [comparison for comparison in analysis.comparisons if reference or _is_with_best(comparison, analysis)]
     if not chosen:
         return None
-    # Notes name the others once.
+    # Comparisons without a test are listed in the notes instead.
     shown = [comparison for comparison in chosen if comparison.p is not None]
     results = analysis.results
     unit = "points" if results.all_in_percent else "score (errors negated)"
@@ -91,7 +91,7 @@ def comparison_table(analysis: Analysis) -> ReportTable | None:
 
 
 def _is_with_best(comparison: MethodComparison, analysis: Analysis) -> bool:
-    """Whether the reference has the best mean of its column, among the methods that finished there."""
+    """Whether the reference has the best mean in its column, among the methods that finished there."""
     results, averages = analysis.results, analysis.ranking.averages
     if comparison.task is None:
         best = max(averages, key=lambda method: averages[method], default=None)
@@ -164,7 +164,7 @@ def _notes(analysis: Analysis, chosen: Sequence[MethodComparison], shown: Sequen
 
 
 def _powers(shown: Sequence[MethodComparison]) -> list[str]:
-    """Says for each task how large a difference its runs can show, and what seeds and rows add to the error."""
+    """States for each task how large a difference its runs can show, and how much seeds and rows add to the error."""
     notes = []
     for task in dict.fromkeys(comparison.task for comparison in shown if comparison.task is not None):
         known = [
@@ -213,7 +213,7 @@ def _data_sets(differences: Differences) -> list[str]:
 
 
 def comparison_row(comparison: MethodComparison) -> dict[str, Any]:
-    """A comparison as plain containers; `task` is None over data sets, and differences are fractions."""
+    """A comparison as plain containers; `task` is None for data sets, and differences are fractions."""
     difference = comparison.difference
     interval = difference.interval if difference else None
     estimate = difference.estimate if difference else None

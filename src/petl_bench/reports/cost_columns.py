@@ -1,4 +1,4 @@
-"""Costs in a results table: in a column each where one machine measured them, else in a table with a line a machine."""
+"""Costs in reports: columns of the results table if one machine measured them, else a table with a line per machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_on_one_machine(groups: Sequence[Group]) -> bool:
 
 
 def cost_columns(results: ResultsTable) -> list[Field]:
-    """The columns of costs in the table of scores: without those that several machines measured."""
+    """The cost columns of the table of scores, without those that several machines measured."""
     known = _known_costs(results)
     return known if is_on_one_machine(results.groups()) else [field for field in known if not field.depends_on_machine]
 
@@ -31,7 +31,7 @@ def cost_columns(results: ResultsTable) -> list[Field]:
 def _known_costs(results: ResultsTable) -> list[Field]:
     """The costs that tables show, without those that no run of this table has.
 
-    The memory of the whole process is shown only if no better number of the memory is known.
+    The memory of the whole process is shown only if no better memory figure is known.
     """
     cells = list(results.cells.values())
     costs = [field for field in FIELDS.values() if field.table and field.kind != "parameters"]
@@ -49,14 +49,14 @@ def _is_known(field: Field, cell: Cell) -> bool:
 
 
 def cost_cell(column: Field, cells: list[Cell]) -> str:
-    """One cost of a method over its tasks, planned if none of its runs has finished.
+    """One cost of a method over its tasks; the planned cost if none of its runs has finished.
 
     Args:
         column: The cost.
         cells: The method's cells, one per task.
 
     Returns:
-        The highest of the tasks' means, the lowest if it is a speed, or their sum, as the column asks.
+        The highest of the tasks' means (the lowest for a speed), their sum, or each distinct one (`Field.over_tasks`).
     """
     if any(cell.group for cell in cells):
         return _over_tasks(column, (cell.measured(column) for cell in cells))
@@ -81,7 +81,7 @@ def cost_definitions(columns: Iterable[Field]) -> list[str]:
 
 
 def machine_notes(results: ResultsTable) -> list[str]:
-    """Names the machine of the costs in the table of scores, and where methods kept the features of frozen layers."""
+    """Names the machine of the costs in the table of scores, and where methods cached the features of frozen layers."""
     groups = results.groups()
     if not groups:
         return []
@@ -97,10 +97,10 @@ def machine_notes(results: ResultsTable) -> list[str]:
 
 
 def costs_by_machine(results: ResultsTable) -> ReportTable | None:
-    """Makes the table of costs that several machines measured, a line per method, machine and cache mode.
+    """Makes the table of costs that several machines measured, with one line per method, machine and cache mode.
 
     Returns:
-        None if one machine measured them: they are in the table of scores.
+        None if a single machine measured the costs; the table of scores then shows them.
     """
     groups = results.groups()
     if is_on_one_machine(groups):
@@ -141,17 +141,17 @@ def _seeds(costs: Iterable[MeasuredCosts]) -> str:
 
 
 def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What the trials of a search took, by method: their number, updates and seconds, and the settings that were taken.
+    """The cost of a search's trials by method: their number, updates and seconds, and the settings that were chosen.
 
     Args:
-        study: The study; without a search, and for a grid of rates, there is nothing to say.
+        study: The study; the result is empty if it has no search or only a grid of rates.
         records: All records in its folder.
     """
     if study.search is None:
         return []
     by_key = {record.run_key: record for record in records}
     costs = []
-    # Of a choice, the methods that were dropped on the way too.
+    # For a choice of methods, this includes those that were eliminated along the way.
     for method in dict.fromkeys([*study.methods, *(run.method for run in study.runs)]):
         runs = [run for run in study.runs if run.method == method]
         trials = [(run, by_key.get(run.key)) for run in runs if run.is_trial]
@@ -172,7 +172,7 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
 
 
 def device_seconds(record: Record) -> float:
-    """Seconds that a run trained, scored and computed features of frozen layers, unless it found these in a cache."""
+    """Seconds that a run spent on training, scoring and, if they were not cached, features of frozen layers."""
     if record.time is None:
         return 0.0
     is_reused = record.frozen is not None and record.frozen.reused
@@ -181,7 +181,7 @@ def device_seconds(record: Record) -> float:
 
 
 def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
-    """Makes the table of what a search cost and which settings it took; None for a study without one."""
+    """Makes the table of the cost of a search and the settings that it chose; None for a study without a search."""
     costs = search_costs(study, records)
     if not costs or study.search is None:
         return None

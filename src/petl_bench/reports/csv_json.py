@@ -1,4 +1,4 @@
-"""CSV and JSON, for other programs, nothing rounded; and the format of PEFT's method comparison, both ways."""
+"""Unrounded CSV and JSON for other programs; reads and writes the format of PEFT's method comparison."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from petl_bench.reports.significance import Statistic, average_ranks
 
 
 def to_csv(analyses: list[Analysis]) -> str:
-    """Writes one line per method and task: its statistics, costs, means of the other metrics, the task's baselines.
+    """Writes one line per method and task: statistics, costs, means of the other metrics, and the task's baselines.
 
-    Each further machine that measured costs has a line of its own, without scores.
+    Each further machine that measured costs has a separate line, without scores.
     """
     rows = [row for analysis in analyses for row in _flat_rows(analysis)]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -38,10 +38,10 @@ def to_csv(analyses: list[Analysis]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-# The columns that say which method, task and backbone a line is of.
+# The columns that identify the study, task, backbone and method of a line.
 _CELL = ("study", "task", "backbone", "method")
 
-# The settings that CSV holds; JSON has all.
+# The settings that CSV contains; JSON contains all.
 _SETTINGS = ("epochs", "most updates", "batch size", "learning rate", "head learning rate")
 
 
@@ -72,11 +72,11 @@ def _flat_rows(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def to_json(analyses: list[Analysis], of_studies: dict[str, Any]) -> str:
-    """Writes all cells with all metrics, averages and ranks of the methods, comparisons, and the studies' parts.
+    """Writes all cells with all metrics, the methods' averages and ranks, comparisons, and the studies' parts.
 
     Args:
         analyses: The results tables with their rankings and comparisons.
-        of_studies: Paper comparisons, claims and deviations, as `study_json` gives them.
+        of_studies: Paper comparisons, claims and deviations, as returned by `study_json`.
     """
     content = {
         "groups": [row for analysis in analyses for row in _cell_rows(analysis)],
@@ -171,7 +171,7 @@ _PROTOCOL = ("num_train_examples", "num_eval_examples", "selection_split", "repo
 
 
 def _costs(cell: Cell) -> dict[str, Any]:
-    """Costs of one method on one task; in `costs` those of each machine, apart from it None if there are several."""
+    """Costs of one method on one task. `costs` has those per machine; the others are None if there are several."""
     protocol = cell.group.first.protocol if cell.group else None
     shared = {name: getattr(protocol, name, None) for name in _PROTOCOL}
     means = {f"{field.key}_mean": cell.measured(field) for field in _cost_fields()}
@@ -209,18 +209,18 @@ def _method_rows(analysis: Analysis) -> list[dict[str, Any]]:
     ]
 
 
-# Of the results of PEFT's own method comparison (https://github.com/huggingface/peft, method_comparison): a JSON a run.
+# Parts of a result of PEFT's method comparison (https://github.com/huggingface/peft, method_comparison): JSON per run.
 _SUITE_PARTS = ("run_info", "train_info", "meta_info")
 
 _SUITE_STATUS = {"finished": "success", "interrupted": "canceled"}
 
 
 def to_method_comparison(record: Record, folder: Path) -> dict[str, Any]:
-    """One run in the format of PEFT's method comparison; what it has no number for, or we did not measure, is None.
+    """Converts one run to the format of PEFT's method comparison; values that we do not have are None.
 
     Args:
-        record: The run's.
-        folder: The run's, whose name names the experiment.
+        record: The run's record.
+        folder: The run's folder; its name becomes part of the experiment's name.
     """
     params, memory = record.params, record.memory
     return {
@@ -249,7 +249,7 @@ def to_method_comparison(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def _train_config(record: Record) -> dict[str, Any]:
-    """The settings of the training, by the suite's names."""
+    """The training settings, under the names that PEFT's suite uses."""
     config, protocol, train = record.config, record.protocol, record.config.get("train") or {}
     dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
     return {
@@ -271,7 +271,7 @@ def _train_config(record: Record) -> dict[str, Any]:
 
 
 def _metrics(record: Record) -> list[dict[str, Any]]:
-    """The evaluations while it trained, and at the end the scores that are reported."""
+    """The evaluations during training, followed by the reported scores."""
     metrics = [
         {
             "step": evaluation.step,
@@ -316,7 +316,7 @@ def _model_name(config: dict[str, Any]) -> str | None:
 
 
 def _peft_config(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The adapter's config as PEFT stored it; else the method's settings; None for full fine-tuning, as there."""
+    """The adapter's config as PEFT stored it, else the method's settings; None for full fine-tuning, as in PEFT."""
     method = config.get("method") or {}
     if method.get("name") == "full":
         return None
@@ -330,7 +330,7 @@ def _peft_config(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def find_method_comparison(folders: Iterable[str]) -> dict[Path, dict[str, Any]]:
-    """Results of PEFT's method comparison that lie right in these folders, by their files; others are passed over."""
+    """Finds results of PEFT's method comparison directly in these folders, by file; other files are ignored."""
     results = {}
     for file in sorted(file for folder in folders for file in Path(folder).glob("*.json")):
         try:
@@ -343,7 +343,7 @@ def find_method_comparison(folders: Iterable[str]) -> dict[Path, dict[str, Any]]
 
 
 def method_comparison_tables(results: dict[Path, dict[str, Any]]) -> list[ReportTable]:
-    """One table for each model and metric of results of PEFT's method comparison; nothing is averaged.
+    """Makes one table per model and metric from results of PEFT's method comparison; nothing is averaged.
 
     Args:
         results: From `find_method_comparison`.

@@ -1,6 +1,6 @@
-"""Differences of two methods: on one task, over the seeds and rows that both have; and over data sets.
+"""Differences between two methods: on one task, over the seeds and rows that both have; and over data sets.
 
-docs/reports.md says which test is used where, and why.
+docs/reports.md explains which test is used where, and why.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from petl_bench.reports.significance import (
     sign_flips,
 )
 
-# Reads the predictions of a run; None where it has kept none.
+# Reads the predictions of a run; returns None if it kept none.
 ReadPredictions = Callable[[Record], Predictions | None]
 
 Test = Literal["seeds and rows", "seeds", "rows", "data sets"]
 
 Pair = tuple[str, str]
 
-# Two data sets may have a short text in common by chance; above this share of the smaller, they are one.
+# Two data sets may share short texts by chance; above this share of the smaller one's rows, they count as one.
 _SHARED_ROWS = 0.05
 
 _log = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ class Difference:
     """The score of one method minus that of another. Higher is better: errors are negated.
 
     Attributes:
-        mean: On a task the mean over the seeds that both finished; over data sets the mean over these.
+        mean: On one task, the mean over the seeds that both finished; otherwise the mean over data sets.
         n: The number of seeds, or of data sets.
-        test: What `p` and `interval` speak about: another training and other rows, another training on these rows,
-            other rows for these two runs alone, or other data sets. None where so few values allow no test.
-        p: The p value, not corrected.
-        estimate: What the interval and the power come from, and `p` if its test is a t test; None without a test.
-        rows: The number of rows, where the test knows their predictions.
-        disagreements: Of two single runs, the number of rows that only one of them has right.
+        test: What `p` and `interval` generalise to: new training runs and new rows, new training runs on these rows,
+            new rows for these two runs only, or other data sets. None if there are too few values for a test.
+        p: The uncorrected p value.
+        estimate: The basis of the interval and the power, and of `p` if it is from a t test; None without a test.
+        rows: The number of rows, if the test uses their predictions.
+        disagreements: For two single runs, the number of rows that only one of them has right.
     """
 
     mean: float
@@ -75,21 +75,21 @@ class Difference:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, not corrected; None without a test."""
+        """The uncorrected 95 % interval; None without a test."""
         return self.estimate.interval() if self.estimate else None
 
 
 def no_predictions(_record: Record) -> None:
-    """Reads the predictions of runs that have kept none."""
+    """A `ReadPredictions` for runs that kept no predictions."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """The differences of all pairs of methods of one results table.
+    """The differences between all pairs of methods in one results table.
 
     Attributes:
-        by_task: By task and pair, for the pairs that share a seed; each pair in the order of the table's methods.
-        data_sets: The tasks by data set: tasks that are scored on the same rows are one data set.
+        by_task: Differences by task and pair, for pairs that share a seed; each pair is in the table's method order.
+        data_sets: The tasks grouped by data set: tasks that are scored on the same rows form one data set.
     """
 
     results: ResultsTable
@@ -102,7 +102,7 @@ class Differences:
 
     @property
     def are_averaged(self) -> bool:
-        """Whether the scores of all tasks have one unit, so that they have a mean."""
+        """Whether there are several tasks and their scores have the same unit, so that they can be averaged."""
         return len(self.results.tasks) > 1 and self.results.all_in_percent
 
     @cached_property
@@ -120,11 +120,11 @@ class Differences:
         """Compares pairs over data sets.
 
         Args:
-            pairs: The pairs that are compared together, (method, reference).
+            pairs: The pairs (method, reference) that are tested together.
 
         Returns:
-            The difference of each pair that shares a data set, and the p values corrected for all of these pairs that
-            share enough data sets for a test.
+            The difference of each pair that shares a data set, and the p values of the pairs that share enough data
+            sets for a test, corrected for all of those.
         """
         shared = {
             pair: {number: sign * value for number, value in self.by_data_set[ordered].items()}
@@ -176,7 +176,7 @@ def find_differences(results: ResultsTable, read: ReadPredictions = no_predictio
 
 @dataclass
 class _Column:
-    """What the runs of one task have: scores and, row by row, what they add to them, by method and seed."""
+    """The scores of one task's runs by method and seed, and what each row contributes to them."""
 
     metric: str
     scores: dict[str, dict[int, float]]
@@ -227,7 +227,7 @@ def _difference(column: _Column, first: str, second: str) -> Difference | None:
     mean, n = fmean(by_seed), len(seeds)
     first_rows, second_rows = column.rows[first], column.rows[second]
     if not all(seed in first_rows and seed in second_rows for seed in seeds):
-        # Records from before predictions were kept say nothing about other rows.
+        # Without stored predictions, as in older records, nothing can be inferred about other rows.
         estimate = over_seeds(by_seed)
         return Difference(mean, n) if estimate is None else _tested(Difference(mean, n, "seeds"), estimate)
     rows = np.stack([first_rows[seed] - second_rows[seed] for seed in seeds])
@@ -245,12 +245,12 @@ def _tested(difference: Difference, estimate: Estimate) -> Difference:
 
 
 def _data_sets(results: ResultsTable, rows_of_task: Mapping[str, frozenset[str]]) -> list[list[str]]:
-    """Groups tasks that are scored on the same rows, by their row ids or, where these are unknown, by their origin."""
+    """Groups tasks that are scored on the same rows, by their row ids or, if these are unknown, by their origin."""
     data_sets: list[list[str]] = []
     origins = {group.task: _origin(group) for group in reversed(results.groups())}
 
     def same(task: str, other: str) -> bool:
-        """Whether most of the smaller task's rows are rows of the other, or both have one origin."""
+        """Whether the tasks share more than `_SHARED_ROWS` of the smaller one's rows or, if unknown, their origin."""
         rows, other_rows = rows_of_task[task], rows_of_task[other]
         if rows and other_rows:
             return len(rows & other_rows) > _SHARED_ROWS * min(len(rows), len(other_rows))

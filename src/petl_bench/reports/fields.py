@@ -25,12 +25,12 @@ def is_error(metric: str) -> bool:
 
 
 def score_text(value: float, *, in_percent: bool, sign: bool = False) -> str:
-    """A score, or a difference of scores, as every table, page and message shows it: in percent, or as an error.
+    """Formats a score, or a difference of scores, as all tables, pages and messages do: in percent, or as an error.
 
     Args:
         value: A fraction, a correlation or an error.
         in_percent: False for an error.
-        sign: Whether a plus sign stands before what is positive.
+        sign: Whether positive values get a plus sign.
     """
     shown, digits = (100 * value, 1) if in_percent else (value, 4)
     return f"{shown:{'+' if sign else ''}.{digits}f}"
@@ -46,7 +46,7 @@ _SHORT = {"accuracy": "acc", "matthews_correlation": "mcc"}
 
 
 def short_metric(metric: str | None) -> str:
-    """The name of a metric in the heading of a column; None: the task's primary one, unknown until a run finishes."""
+    """The metric's name in a column heading; None stands for a primary metric that is unknown until a run finishes."""
     return "primary" if metric is None else _SHORT.get(metric, metric)
 
 
@@ -59,23 +59,23 @@ class Field:
 
     Attributes:
         key: Its name in CSV, in JSON and in the data of the HTML page.
-        path: The attributes that lead to it from a `Record`, joined by dots.
+        path: The attribute path from a `Record` to it, joined by dots.
         name: The heading of its column, unit included.
         definition: One line for the notes below a table.
         kind: What is measured.
-        unit: How many of the record's units make one of the unit shown, e.g. `MIB`.
-        digits: Decimals shown.
+        unit: The number of the record's units in one displayed unit, e.g. `MIB`.
+        digits: The number of decimals shown.
         higher_is_better: True for speeds.
-        planned: The attributes of `PlannedCosts` whose sum is the same number before a run; empty if there are none.
-        axis: The name of its axis in plots, unit included; empty if no plot has one.
+        planned: Attributes of `PlannedCosts` whose sum is the planned value of this number; empty if there is none.
+        axis: The name of its axis in plots, unit included; empty if it has no axis.
         log_axis: Whether that axis is logarithmic.
-        counted: Whether it is the same on every machine although it is a time or a memory: an estimate, or a share.
-        over_tasks: How a table turns the numbers of several tasks into one: the costliest of them, their sum, or each
-            of those that differ.
-        always: Whether its column is there even if no run has the number.
-        table: Whether the results table has a column for it.
-        page: Whether the table of the HTML page has one.
-        export: Whether CSV and JSON have one.
+        counted: Whether a time or memory is the same on every machine because it is an estimate or a share.
+        over_tasks: How a table combines the numbers of several tasks: the costliest of them, their sum, or each
+            distinct one.
+        always: Whether its column is shown even if no run has the number.
+        table: Whether it is a column of the results table.
+        page: Whether it is a column of the HTML page's table.
+        export: Whether CSV and JSON contain it.
     """
 
     key: str
@@ -98,12 +98,12 @@ class Field:
 
     @property
     def depends_on_machine(self) -> bool:
-        """Whether it is averaged only over records of the same machine."""
+        """Whether it may be averaged only over records of the same machine."""
         return self.kind in ("time", "memory") and not self.counted
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether it means nothing without the number of rows of an update."""
+        """Whether it is meaningful only together with the number of rows per update."""
         return self.kind == "memory"
 
     def value(self, record: Record) -> Any:
@@ -124,7 +124,7 @@ class Field:
 
     @property
     def axis_label(self) -> str:
-        """The name of its axis in plots, with the direction if more is better."""
+        """The name of its axis in plots, with the direction if higher is better."""
         return self.axis + (" (more is better)" if self.higher_is_better else "")
 
     @property
@@ -137,7 +137,7 @@ def _by_key(*fields: Field) -> dict[str, Field]:
     return {field.key: field for field in fields}
 
 
-# What a score of rows out of distribution comes to, by the names in `petl_bench.records.predictions.OodScore`.
+# The figures of an out-of-distribution score, by the names in `petl_bench.records.predictions.OodScore`.
 OOD_FIGURES = {
     "auroc": ("AUROC", "how often a report row scores higher than a row out of distribution, in percent"),
     "fpr95": ("FPR@95", f"percent of {FPR_RULE}"),
@@ -254,7 +254,7 @@ FIELDS = _by_key(
     *_ood_fields(),
 )  # fmt: skip
 
-# Scores are drawn against these.
+# The costs that scores can be plotted against.
 AXES = (
     "estimated_peak_bytes",
     "device_peak_bytes",
@@ -264,7 +264,7 @@ AXES = (
     "inference_examples_per_second",
 )
 
-# What claims call the numbers that they compare. These names are part of the format of studies.
+# The names that claims use for the numbers that they compare. They are part of the format of studies.
 QUANTITIES = {
     "ledger_peak": "estimated_peak_bytes",
     "device_peak": "device_peak_bytes",

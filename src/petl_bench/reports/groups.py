@@ -17,16 +17,16 @@ from petl_bench.reports.fields import Field
 from petl_bench.reports.machines import Machine, MeasuredCosts, by_machine, cost_statistic, newest_last
 from petl_bench.reports.significance import Statistic
 
-# They take effect through settings of `train`, which are shown.
+# These settings take effect through settings of `train`, which are shown.
 _ACT_ELSEWHERE = ("default_learning_rate", "default_head_learning_rate")
 
 # Training settings that do not distinguish runs: the seed, and those that change no result.
 _NO_DIFFERENCE = ("seed", *WITHOUT_EFFECT)
 
-# Groups of the config whose name stands before those of their settings.
+# Config groups whose name prefixes the names of their settings.
 _NAMED_GROUPS = ("task", "backbone")
 
-# Of the hash of all rows, enough to tell apart the few data sets of a report.
+# Digits of the hash of all rows, enough to distinguish the few data sets of a report.
 _DIGITS_OF_DATA = 8
 
 
@@ -36,8 +36,8 @@ class Group:
 
     Attributes:
         label: The method, with the settings in which its variants in this report differ.
-        records: One a seed, the newest.
-        replaced: Older records of these seeds: their scores do not count, their costs do where another machine
+        records: The newest record of each seed.
+        replaced: Older records of these seeds: their scores do not count, but their costs do if another machine
             measured them.
     """
 
@@ -49,7 +49,7 @@ class Group:
 
     @property
     def first(self) -> Record:
-        """The first record, to read what all records of the group share."""
+        """The first record, for values that all records of the group share."""
         return self.records[0]
 
     @property
@@ -90,7 +90,7 @@ class Group:
 
     @cached_property
     def measured_costs(self) -> list[MeasuredCosts]:
-        """The records by machine and cache mode, as far as their costs may be averaged."""
+        """The records grouped by machine and cache mode, so that their costs may be averaged."""
         return by_machine([*self.replaced, *self.records])
 
     def has(self, field: Field) -> bool:
@@ -102,7 +102,7 @@ class Group:
 
         Args:
             field: The number.
-            machine: Where it was measured, if it depends on that. None: on the only machine.
+            machine: The machine, for numbers that depend on it. None stands for the only machine.
 
         Returns:
             None if no run measured it, or if several machines or cache modes did and none is named.
@@ -113,7 +113,7 @@ class Group:
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
-    """Groups finished records. A seed counts once: of several records of the same settings the newest does.
+    """Groups finished records. Each seed counts once, with the newest record of the same settings.
 
     Returns:
         The groups, sorted by task, backbone and number of trained parameters.
@@ -147,14 +147,14 @@ def one_per_seed(records: Iterable[Record]) -> tuple[list[Record], tuple[Record,
 
 
 def is_comparable(record: Record) -> bool:
-    """Whether a record is of a finished run and has all parts that a comparison needs."""
+    """Whether a record belongs to a finished run and has all parts that a comparison needs."""
     return record.status == "finished" and None not in (record.protocol, record.params, record.scores)
 
 
 def _differing(variants: list[dict[str, str]]) -> set[str]:
     """Names the settings in which the variants of a method differ, except for the PEFT type, which is in its name.
 
-    The hash of the rows is named only where no setting says that they are others.
+    The hash of the rows is included only if the other settings do not distinguish all variants.
     """
     keys = set().union(*variants) - {"type"}
     differing = {key for key in keys if len({settings.get(key) for settings in variants}) > 1}
@@ -164,7 +164,7 @@ def _differing(variants: list[dict[str, str]]) -> set[str]:
 
 
 def _shown_settings(record: Record) -> dict[str, str]:
-    """Collects all settings that distinguish runs, apart from the seed, as text by short names."""
+    """Collects all settings that distinguish runs, except the seed, as text by short name."""
     config = record.config
     method = {key: value for key, value in config["method"].items() if key not in _ACT_ELSEWHERE}
     layers = {f"layers.{key}": value for key, value in config["layers"].items()}
@@ -172,22 +172,22 @@ def _shown_settings(record: Record) -> dict[str, str]:
 
 
 def recorded_settings(record: Record) -> dict[str, str]:
-    """The settings of `_shown_settings` that are neither the method's nor of its layers."""
+    """The settings of `_shown_settings` that belong neither to the method nor to its layers."""
     train = record.config.get("train") or {}
     parts: dict[str, Any] = {key: train[key] for key in sorted(train) if key not in _NO_DIFFERENCE}
-    # Older records have `auto` as it was written.
+    # Older records contain `auto` unresolved.
     parts["device"] = "cuda" if record.hardware.get("device") else "cpu"
     named = {group: record.config.get(group) or {} for group in _NAMED_GROUPS}
     parts |= {f"{group}.{key}": value for group, settings in named.items() for key, value in settings.items()}
     parts["rows"] = record.data.rows_per_split if record.data else None
-    # Files of one name may hold other rows.
+    # Files with the same name may contain different rows.
     parts["data"] = record.data.fingerprint[:_DIGITS_OF_DATA] if record.data else None
     parts["processes"] = record.hardware.get("num_processes", 1)
     return _as_text(parts)
 
 
 def _as_text(parts: dict[str, Any]) -> dict[str, str]:
-    """Settings as text, without those that came later and have the value that older records had without a word."""
+    """Settings as text, without later additions whose value is the one that older records imply."""
     for (group, later), default in ADDED_LATER.items():
         key = f"{group}.{later}" if group in _NAMED_GROUPS else later
         if parts.get(key, default) == default:
@@ -205,7 +205,7 @@ class NamedGroup:
 
     Attributes:
         group: The group; its label is unique within its task and backbone.
-        method: Its name without the number of training rows, so that groups which differ only in that share one.
+        method: The method's name without the number of training rows; groups that differ only in it share a name.
     """
 
     group: Group
@@ -224,7 +224,7 @@ class NamedGroup:
 
 
 def named_groups(records: Sequence[Record], studies: Sequence[StudyFile] = ()) -> list[NamedGroup]:
-    """Groups finished records and names them, those of a study by its names."""
+    """Groups finished records and names the groups; records of a study get the study's names."""
     planned = {run.key: run for study in studies for run in study.runs}
     names = _names_without_rows(records)
     named = [_named(group, names.get(group.first.run_key, group.label), planned) for group in group_records(records)]
@@ -238,7 +238,7 @@ def task_order(studies: Sequence[StudyFile]) -> dict[str, int]:
 
 
 def panel_groups(named: Sequence[NamedGroup]) -> list[Group]:
-    """Makes every number of training rows a task of its own, so that only its groups are compared; largest first."""
+    """Makes a separate task of every number of training rows, so that only its groups are compared; largest first."""
     sizes: dict[tuple[str, str], set[int]] = {}
     for item in named:
         sizes.setdefault(item.panel, set()).add(item.rows)

@@ -1,7 +1,7 @@
-"""What each row adds to a metric: jackknife pseudo-values, so that any metric has a variance over rows.
+"""The contribution of each row to a metric: jackknife pseudo-values, which give any metric a variance over rows.
 
 The pseudo-value of row i among n is n times the metric minus n - 1 times the metric without that row (Quenouille 1956,
-Tukey 1958). Of a mean, such as accuracy, it is the row's own value.
+Tukey 1958). For a mean, such as accuracy, it is the row's own value.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
 
     Args:
         metric: Its name.
-        labels: Class indices, the values of a regression task, or a tuple of names a row, as in `Predictions`; shape
-            (rows,).
+        labels: Class indices, the values of a regression task, or one tuple of names per row, as in `Predictions`;
+            shape (rows,).
         predicted: The predicted classes, values or names, shape (rows,).
 
     Returns:
-        Shape (rows,); None for a metric that is not known here, and for fewer than three rows.
+        The pseudo-values, shape (rows,); None for a metric that is unknown here, and for fewer than three rows.
     """
     num_rows = len(labels)
     if num_rows < 3:
@@ -45,7 +45,7 @@ def pseudo_values(metric: str, labels: Array, predicted: Array) -> Array | None:
     return num_rows * whole - (num_rows - 1) * without
 
 
-# Metrics of classes depend on three counts a class alone: rows of the class, rows predicted as it, rows that are both.
+# Class metrics depend only on three counts per class: rows of the class, rows predicted as it, rows that are both.
 # Each function takes them as arrays of shape (cases, classes), with the number of rows as (cases,).
 
 
@@ -69,7 +69,7 @@ def _matthews(true: Array, predicted: Array, both: Array, rows: Array) -> Array:
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """Divides; 0 where the divisor is 0, as scikit-learn has it."""
+    """Divides; the result is 0 where the divisor is 0, as in scikit-learn."""
     return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0)
 
 
@@ -84,7 +84,7 @@ _OF_COUNTS: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
 def _leave_one_out_counts(
     metric: Callable[[Array, Array, Array, Array], Array], labels: Array, predicted: Array
 ) -> tuple[float, Array]:
-    """The metric of all rows, and without each of them; rows of one label and prediction share a computation."""
+    """The metric on all rows, and without each; rows with the same label and prediction share one computation."""
     num_classes = int(max(labels.max(), predicted.max(), 1)) + 1
     cells, cell_of_row = np.unique(np.stack([labels, predicted]), axis=1, return_inverse=True)
     one_hot = np.eye(num_classes)
@@ -98,8 +98,8 @@ def _leave_one_out_counts(
     return float(scores[-1]), scores[:-1][cell_of_row.ravel()]
 
 
-# Metrics of rows with several names each, the entities of a sentence or the labels of a row, depend on the same counts,
-# by type of entity or label: of those that are right, those that are predicted, and both.
+# Metrics of rows with several names each (the entities of a sentence, or the labels of a row) depend on the same counts
+# by entity type or label: the true ones, the predicted ones, and those that are both.
 
 
 def _micro_f1(true: Array, predicted: Array, both: Array, _rows: Array) -> Array:
@@ -124,7 +124,7 @@ _OF_NAMES: dict[str, Callable[[Array, Array, Array, Array], Array]] = {
 
 
 def _leave_one_out_names(metric: str, labels: Array, predicted: Array) -> tuple[float, Array]:
-    """The metric of all rows, and without each of them."""
+    """The metric on all rows, and without each of them."""
     items = [[_items(metric, names) for names in rows] for rows in (labels, predicted)]
     all_kinds = sorted({kind for rows in items for row in rows for kind, *_ in row})
     kinds = {kind: index for index, kind in enumerate(all_kinds)}
@@ -141,7 +141,7 @@ def _leave_one_out_names(metric: str, labels: Array, predicted: Array) -> tuple[
 
 
 def _items(metric: str, names: tuple[str, ...]) -> set[tuple[Any, ...]]:
-    """What can be right or wrong in a row: its entities with type, first and last word, or its labels."""
+    """The items of a row that are scored: its entities with type, first and last word, or its labels."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     return set(get_entities(list(names))) if metric.startswith("entity_") else {(name,) for name in names}

@@ -1,7 +1,7 @@
 """The machines that records were measured on.
 
-Times, device memory and speed depend on the machine. They are averaged only over records of the same one, and of the
-same cache mode; every report names the machine of its costs.
+Times, device memory and speed depend on the machine. They are averaged only over records of the same machine and cache
+mode; every report names the machine of its costs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from petl_bench.reports.significance import Statistic
 
 @dataclass(frozen=True)
 class Machine:
-    """What measured costs depend on besides a run's settings; None for what a record does not say.
+    """What measured costs depend on besides a run's settings; None for values that the record lacks.
 
     Attributes:
         device: Name of the CUDA device; None for a run on the CPU.
         processor: Name of the CPU.
-        threads: Threads that torch computes with on the CPU.
-        processes: Processes that shared the run.
+        threads: Number of CPU threads that torch uses.
+        processes: Number of processes that shared the run.
         torch: Version of torch.
         precision: Precision of the run, e.g. `fp32`.
     """
@@ -51,7 +51,7 @@ class Machine:
 
     @property
     def hardware(self) -> str:
-        """Device, processor, threads and processes, as far as the record says."""
+        """Device, processor, threads and processes, as far as the record has them."""
         threads = None if self.threads is None else f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         processes = f"{self.processes} processes" if self.processes > 1 else None
         return ", ".join(filter(None, (self.device, self.processor, threads, processes)))
@@ -68,9 +68,9 @@ class MeasuredCosts:
     """Records of one method on one task whose costs may be averaged.
 
     Attributes:
-        machine: Where they were measured.
-        cache: Where the features of the frozen layers were kept, one of `CACHE_PLACES`; None without frozen layers.
-        records: One a seed.
+        machine: The machine that measured them.
+        cache: Where the features of the frozen layers were cached, one of `CACHE_PLACES`; None without frozen layers.
+        records: One per seed.
     """
 
     machine: Machine
@@ -84,14 +84,14 @@ class MeasuredCosts:
 
 
 def newest_last(records: Iterable[Record]) -> list[Record]:
-    """Sorts records by when they ended. Older records do not say: they come first, in the order in which they are."""
+    """Sorts records by end time. Older records without an end time come first, in their original order."""
     return sorted(records, key=lambda record: (record.ended_at or "", record.key_version or 0))
 
 
 def by_machine(records: Iterable[Record]) -> list[MeasuredCosts]:
     """Groups records of one method on one task by machine and cache mode; those with the most records come first.
 
-    Of several records of a seed the newest counts.
+    If a seed has several records, the newest one counts.
     """
     by_place: dict[tuple[Machine, str | None], dict[int | None, Record]] = {}
     for record in newest_last(records):
@@ -103,7 +103,7 @@ def by_machine(records: Iterable[Record]) -> list[MeasuredCosts]:
 
 
 def machines_of(costs: Iterable[MeasuredCosts]) -> list[Machine]:
-    """The machines of some costs, those of the most records first."""
+    """The machines of these costs, those with the most records first."""
     counts: Counter[Machine] = Counter()
     for measured in costs:
         counts[measured.machine] += len(measured.records)
@@ -115,12 +115,12 @@ def cost_statistic(field: Field, costs: Sequence[MeasuredCosts], machine: Machin
 
     Args:
         field: A number that depends on the machine.
-        costs: As `by_machine` gives them.
-        machine: The machine whose runs count. None: the only one.
+        costs: As returned by `by_machine`.
+        machine: The machine whose runs count. None stands for the only one.
 
     Returns:
-        None if no run measured it there, or if several machines or cache modes did and none is named. Of several cache
-        modes on the named machine, the one with the most records is described.
+        None if no run measured it there, or if several machines or cache modes did and none is named. If the named
+        machine has several cache modes, the one with the most records is described.
     """
     chosen = list(costs) if machine is None else [measured for measured in costs if measured.machine == machine][:1]
     if len(chosen) != 1:
@@ -129,7 +129,7 @@ def cost_statistic(field: Field, costs: Sequence[MeasuredCosts], machine: Machin
 
 
 def means_on_one_machine(field: Field, first: Iterable[Record], second: Iterable[Record]) -> tuple[float, float] | None:
-    """The means of a cost over two methods' records on the machine that measured the most of both.
+    """The means of a cost over two methods' records on the machine with the most records of both.
 
     Returns:
         None if no machine measured both.

@@ -23,7 +23,7 @@ OUTSIDE = "outside our 95 % interval"
 def published_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, Any]]:
     """Makes one mapping per published value.
 
-    All values are in percent points. `verdict` is None if the two are not comparable. Otherwise it says whether the
+    All values are in percentage points. `verdict` is None if the two are not comparable. Otherwise it says whether the
     published value lies within the 95 % interval of our mean, which needs at least three seeds.
     """
     ours = StudyRecords(study, records)
@@ -127,7 +127,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(value: float, sd: float | None, digits: int | None = None) -> str:
-    """Formats value and spread with the digits of the paper unless `digits` is given."""
+    """Formats value and spread with the paper's number of digits unless `digits` is given."""
     if digits is None:
         return f"{float(value)}" if sd is None else f"{float(value)} ± {float(sd)}"
     return f"{value:.{digits}f}" if sd is None else f"{value:.{digits}f} ± {sd:.{digits}f}"
@@ -159,14 +159,14 @@ def _origin(row: PublishedRow) -> str:
 
 
 def paper_tables(study: StudyFile, records: Iterable[Record]) -> list[ReportTable]:
-    """Makes a table in the layout of each source: its rows, its tasks in its order, each cell ours next to its own."""
+    """Makes a table in each source's layout (rows, task order); each cell shows our value next to the published one."""
     rows = published_rows(study, records)
     sources = dict.fromkeys(row["source"] for row in rows)
     return [_paper_table(study, source, [row for row in rows if row["source"] == source]) for source in sources]
 
 
 def _paper_table(study: StudyFile, source: str, rows: list[dict[str, Any]]) -> ReportTable:
-    # A source may print two metrics of a task.
+    # A source may report two metrics for a task.
     columns = dict.fromkeys((row["task"], row["metric"]) for row in rows)
     names = dict.fromkeys(row["row"] for row in rows)
     with_average = any(row["average"] is not None for row in rows)

@@ -1,4 +1,4 @@
-"""Whether the methods of a table were trained alike: what differs between them, and who was still improving."""
+"""How comparable the methods of a table are: which settings differ, and which methods were still improving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from petl_bench.reports.groups import Group, recorded_settings
 from petl_bench.reports.results_table import ResultsTable
 from petl_bench.reports.significance import Statistic
 
-# A method is free to choose these: they are differences to know of, but not of the protocol.
+# Each method may choose these settings: differences are reported, but are not part of the protocol.
 _CHOSEN_BY_METHOD = (
     "learning_rate",
     "head_learning_rate",
@@ -23,12 +23,12 @@ _CHOSEN_BY_METHOD = (
     "processes",
 )
 
-# They change how fast scores are computed, or follow from another setting that is shown.
+# These settings only affect the speed of scoring, or follow from another setting that is shown.
 _NOT_SHOWN = (
     "eval_batch_size",
     "rows",
     "task.num_train_examples",
-    # Places; the hash of the rows shows whether they differ.
+    # Paths; the hash of the rows shows whether the data differ.
     "backbone.path",
     "task.train_file",
     "task.validation_file",
@@ -39,7 +39,7 @@ _SHOWN_NAMES = {"data": "data (hash of the rows)", "max_steps": "most updates"}
 
 
 def settings_of(record: Record) -> dict[str, str]:
-    """How a run was trained and scored, method and layers aside: values as text by the names that notes show."""
+    """The training and scoring settings of a run, except method and layers: values as text by their name in notes."""
     protocol = record.protocol
     counts = (
         {}
@@ -52,20 +52,20 @@ def settings_of(record: Record) -> dict[str, str]:
 
 
 def protocol_of(group: Group) -> tuple[tuple[str, str], ...]:
-    """What a front may join: runs on the same rows that were trained as long and scored alike."""
+    """The settings that must match for a shared Pareto front: the same rows, training length and scoring."""
     free = {name.replace("_", " ") for name in _CHOSEN_BY_METHOD}
     return tuple(sorted(item for item in settings_of(group.first).items() if item[0] not in free))
 
 
 def protocol_numbers(groups: list[Group]) -> list[int]:
-    """The number of each group's protocol, in the order in which the protocols come: equal for the same one."""
+    """Numbers the protocols in order of appearance and returns each group's number; equal protocols share one."""
     protocols = list(map(protocol_of, groups))
     known = list(dict.fromkeys(protocols))
     return [known.index(protocol) for protocol in protocols]
 
 
 def batch_text(groups: Iterable[Group]) -> str:
-    """The number of rows of one update, for which memory and operations are given, e.g. `batch of 16 or 32 rows`."""
+    """The number of rows per update that memory and operations refer to, e.g. `batch of 16 or 32 rows`."""
     sizes = sorted({size for group in groups if (size := group.first.batch_size) is not None})
     return f"batch of {' or '.join(map(str, sizes)) or 'unknown number of'} rows"
 
@@ -92,7 +92,7 @@ def setting_notes(results: ResultsTable) -> list[str]:
 
 
 def _alike(by_task: Mapping[str, Mapping[str, str]]) -> list[tuple[list[str], dict[str, str]]]:
-    """Joins the tasks on which no method has another value than on those before."""
+    """Joins tasks on which every method has the same value."""
     joined: list[tuple[list[str], dict[str, str]]] = []
     for task, values in by_task.items():
         for tasks, known in joined:

@@ -1,4 +1,4 @@
-"""Ranks the methods of a results table, and compares them with a reference: what is bold, and what a report says."""
+"""Ranks the methods of a results table, determines which are bold, and compares methods with a reference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class ColumnRanking:
     """The methods of one column against its best.
 
     Attributes:
-        bold: The best method and all that are not significantly different from it; empty where no test is possible.
-        p: By method, the p value against the best, corrected for all pairs of the column, as the best was picked by
-            looking.
-        untested: The methods that have too few seeds for a test, or too few data sets.
+        bold: The best method and all that are not significantly different from it; empty if no test is possible.
+        p: By method, the p value against the best; corrected for all pairs of the column, because the best was chosen
+            after seeing the scores.
+        untested: The methods with too few seeds or data sets for a test.
     """
 
     bold: frozenset[str] = frozenset()
@@ -84,13 +84,13 @@ class MethodComparison:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One results table with what its numbers carry; every form of a report is made from it.
+    """One results table with its statistics; every form of a report is made from it.
 
     Attributes:
-        differences: The results table with the differences of its methods.
-        ranking: Who is best.
-        comparisons: With the user's reference, or of every pair.
-        reference: The method that the user compares with; None for every pair.
+        differences: The results table with the differences between its methods.
+        ranking: The ranking of the methods.
+        comparisons: The comparisons with the user's reference, or of every pair.
+        reference: The user's reference method; None compares every pair.
     """
 
     differences: Differences
@@ -110,10 +110,10 @@ class Analysis:
         return [record.run_key for group in groups if group for record in group.records]
 
     def tested_pairs(self) -> list[tuple[str, str, int]]:
-        """Every pair of methods that a test compares on a task: keys of a run of each, and 1, -1 or 0.
+        """Every pair of methods that is tested on a task: the key of one run of each, and 1, -1 or 0.
 
         1 if the first is better, -1 if it is worse, 0 if no difference is shown, corrected for all pairs of the task.
-        Tests of single runs are left out, as they do not speak of methods.
+        Tests of single runs are left out, because they allow no conclusion about methods.
         """
         comparisons = self.comparisons if self.reference is None else compare_methods(self.differences, None)
         signs = {"better": 1, "worse": -1, "no difference shown": 0}
@@ -141,7 +141,7 @@ def analyse(all_differences: Sequence[Differences], statistic: str, reference: s
         reference: The method to compare all others with; None compares every pair.
 
     Returns:
-        One analysis a table, in their order.
+        One analysis per table, in the same order.
 
     Raises:
         RequestError: If no table has a finished run of the named method.
@@ -202,11 +202,11 @@ def _averages(differences: Differences, statistic: str) -> dict[str, float]:
 
 
 def _column(centres: dict[str, float], comparisons: list[MethodComparison]) -> ColumnRanking:
-    """Finds the best of those methods that are tested at all, and what differs from it.
+    """Finds the best of the tested methods, and the methods that differ from it.
 
     Args:
         centres: The mean or median of each method, higher is better.
-        comparisons: Of all pairs of methods, corrected for all of them.
+        comparisons: The comparisons of all pairs of methods, corrected for all of them.
     """
     # Tests of single runs say nothing about methods.
     about_methods = [
@@ -218,7 +218,7 @@ def _column(centres: dict[str, float], comparisons: list[MethodComparison]) -> C
         if comparison.p is not None
     }
     among = set().union(*p)
-    # In the order of the table, so that of equal methods the first is the best.
+    # In the order of the table, so that the first of equally good methods counts as the best.
     tested = [method for method in centres if method in among]
     if not tested:
         return ColumnRanking(untested=tuple(centres) if len(centres) > 1 else ())
@@ -239,7 +239,7 @@ def compare_methods(differences: Differences, reference: str | None = None) -> l
             compares every pair, the method with the lower mean with the one with the higher, and corrects for all.
 
     Returns:
-        One comparison a pair of methods and task, and one a pair over the data sets.
+        One comparison per pair of methods and task, and one per pair over the data sets.
     """
     results = differences.results
     comparisons: list[MethodComparison] = []
@@ -267,7 +267,7 @@ def _lower_first(comparison: MethodComparison) -> MethodComparison:
 
 
 def _compare_on_task(differences: Differences, task: str, pairs: Iterable[Pair]) -> list[MethodComparison]:
-    """Compares pairs on one task; their p values are corrected for one another by Holm's method."""
+    """Compares pairs on one task; their p values are corrected jointly by Holm's method."""
     by_pair = {pair: differences.on_task(task, *pair) for pair in pairs}
     tested = {
         pair: difference.p

@@ -22,11 +22,11 @@ class ReportTable:
 
     Attributes:
         bold: (row, column) of the cells to print in bold.
-        prose: The columns that hold sentences: they are aligned to the left and wrapped.
-        headline: A sentence that stands above the table.
-        baselines: The number of last rows that are baselines: an empty line or a rule sets them apart, except in
+        prose: The columns that contain sentences: they are left-aligned and wrapped.
+        headline: A sentence that is shown above the table.
+        baselines: The number of baseline rows at the end: an empty line or a rule separates them, except in
             Markdown.
-        priority: Columns in the order in which they are asked for, in groups that stand together; others come last.
+        priority: Columns by importance, in groups that are kept together; the others come last.
         whole: Whether all columns are shown, even if there is no room for them.
     """
 
@@ -42,14 +42,14 @@ class ReportTable:
     whole: bool = False
 
     def by_priority(self) -> list[list[str]]:
-        """The names of the columns, those that are asked for the most first, in groups that stand together."""
+        """The names of the columns, most important first, in groups that are kept together."""
         groups = [[name for name in group if name in self.header] for group in self.priority]
         named = {name for group in groups for name in group}
         return [*filter(None, groups), *([name] for name in self.header if name not in named)]
 
 
 def with_columns(table: ReportTable, names: Collection[str]) -> ReportTable:
-    """The table with these columns alone, in its own order; notes that define the others are left out with them."""
+    """Returns the table with only these columns, in the table's order; notes that define other columns are dropped."""
     shown = [number for number, name in enumerate(table.header) if name in names]
     removed = tuple(f"{name}: " for name in table.header if name not in names)
     return replace(
@@ -63,12 +63,12 @@ def with_columns(table: ReportTable, names: Collection[str]) -> ReportTable:
 
 
 def choose_columns(tables: Sequence[ReportTable], requested: Sequence[str]) -> list[ReportTable]:
-    """Each table with its first column and those that are asked for, by their names or how these begin.
+    """Reduces each table to its first column and the requested ones, given by their names or the beginning of these.
 
-    A table without one of them, as that of another task may be, has the others.
+    A table that lacks a requested column, e.g. because it is for another task, shows the others.
 
     Raises:
-        RequestError: If a name is no column of any table, or the beginning of several of one.
+        RequestError: If a name matches no column of any table, or several columns of one table.
     """
     matches = {request: [_columns(table, request) for table in tables] for request in requested}
     for request, by_table in matches.items():
@@ -85,7 +85,7 @@ def choose_columns(tables: Sequence[ReportTable], requested: Sequence[str]) -> l
 
 
 def _columns(table: ReportTable, word: str) -> list[str]:
-    """The columns of this name, or which have it as their first words, or which begin so."""
+    """The columns with this name, else those whose first words match it, else those that start with it."""
     return next(filter(None, (_beginning(table.header, word + end) for end in ("  ", " ", ""))), [])
 
 
@@ -94,7 +94,7 @@ def _beginning(names: Sequence[str], word: str) -> list[str]:
 
 
 def _left_out(table: ReportTable, names: Collection[str], why: str) -> ReportTable:
-    """The table with the named columns, and a note that names the others."""
+    """Returns the table with only the named columns, and a note that lists the others."""
     hidden = [name for name in table.header if name not in names]
     if table.whole or not hidden:
         return table
@@ -112,7 +112,7 @@ def for_a_page(table: ReportTable) -> ReportTable:
 
 
 def fitted(table: ReportTable, width: int) -> ReportTable:
-    """The table with the columns that fit into this many characters, but always the two most asked for."""
+    """Returns the table with the columns that fit into this width in characters, and the two most important groups."""
     from rich.cells import cell_len
 
     widths = {}
@@ -125,7 +125,7 @@ def fitted(table: ReportTable, width: int) -> ReportTable:
 
 
 def _first(table: ReportTable, has_room: Callable[[list[str]], bool]) -> list[str]:
-    """The columns that are asked for the most and for which there is room; two groups of them in any case."""
+    """The most important columns for which there is room; always includes the first two groups."""
     groups = table.by_priority()
     columns = [name for group in groups[:2] for name in group]
     for group in groups[2:]:
@@ -138,7 +138,7 @@ _WIDEST = 1000
 
 
 def console() -> Console:
-    """A rich console on standard output, which leaves a reader that has gone to `petl_bench.cli`."""
+    """A rich console on standard output that leaves the handling of broken pipes to `petl_bench.cli`."""
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -149,9 +149,9 @@ def console() -> Console:
 
 
 def print_table(table: ReportTable) -> None:
-    """Prints a table with its notes, with the columns that the terminal has room for.
+    """Prints a table and its notes, with the columns that the terminal has room for.
 
-    What is not printed to a terminal has all columns, unless the variable COLUMNS says how wide it is.
+    Output that does not go to a terminal has all columns, unless the environment variable COLUMNS sets its width.
     """
     from rich.table import Table
     from rich.text import Text

@@ -55,14 +55,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a report is made from, as read from disk.
+    """The data of a report, as read from disk.
 
     Attributes:
         all_results: One results table per study, then one per backbone for the other runs.
         studies: Each study with its records.
         others: Records that belong to no study.
-        found: All records, including those that the report leaves out, by their files.
-        searches: Each study with a search, with all records in its folder, trials included.
+        found: All records by file, including those that the report leaves out.
+        searches: Each study that has a search, with all records in its folder, trials included.
     """
 
     all_results: list[ResultsTable]
@@ -73,11 +73,11 @@ class ReportInput:
 
     @property
     def records(self) -> list[Record]:
-        """The records that are reported, those of studies first."""
+        """The reported records, those of studies first."""
         return [record for _, own in self.studies for record in own] + self.others
 
     def read_predictions(self, record: Record, split: str = "report") -> Predictions | None:
-        """The predictions of a run; None, with a warning, where they cannot be read."""
+        """Reads the predictions of a run; logs a warning and returns None if they cannot be read."""
         folder = self._folders[id(record)]
         try:
             return RunFolder(folder).read_predictions(record, split)
@@ -86,7 +86,7 @@ class ReportInput:
             return None
 
     def roc_curves(self, record: Record) -> dict[str, NDArray[Any]]:
-        """The ROC curves of a run's scores; empty without rows out of distribution, or where they were not kept."""
+        """The ROC curves of a run's scores; empty without out-of-distribution rows or without stored predictions."""
         if record.ood is None:
             return {}
         known, other = self.read_predictions(record), self.read_predictions(record, "ood")
@@ -94,7 +94,7 @@ class ReportInput:
 
     @cached_property
     def _folders(self) -> dict[int, Path]:
-        # Two records may have one run key, each with predictions of its own.
+        # Two records with the same run key may have different predictions.
         return {id(record): file.parent for file, record in self.found.items()}
 
 
@@ -103,10 +103,10 @@ def read_report_input(folders: list[str], *, may_be_empty: bool = False) -> Repo
 
     Args:
         folders: Searched for records.
-        may_be_empty: Whether there is something else to show.
+        may_be_empty: Whether an empty result is allowed, because there is something else to show.
 
     Returns:
-        The studies and records, the unreadable ones left out.
+        The studies and records, without unreadable records.
 
     Raises:
         RequestError: If there is neither a finished run nor a study.
@@ -115,7 +115,7 @@ def read_report_input(folders: list[str], *, may_be_empty: bool = False) -> Repo
     for message in unreadable:
         _log.warning(message)
     files = (file for folder in folders for file in files_below(Path(folder), STUDY_FILE))
-    # A folder that is reached by two paths counts once.
+    # A folder that is reachable by two paths counts once.
     paths = list({file.resolve(): file.parent for file in reversed(list(files))}.values())[::-1]
     by_study: dict[Path | None, list[Record]] = {path: [] for path in paths}
     for file, record in located.items():
@@ -168,7 +168,7 @@ def write_report(
     wide: bool = False,
     exported: str | None = None,
 ) -> None:
-    """Reports on every finished run below `folders`; runs of a study go by its names and order.
+    """Reports on every finished run below `folders`; runs of a study have its names and order.
 
     Args:
         folders: Searched for records.
@@ -176,10 +176,10 @@ def write_report(
         plot: Picture to draw.
         write: Takes the report's text.
         statistic: What a cell shows: `mean` (± sd) or `median` (with the range).
-        reference: The method that all others are compared with; None: every pair is.
-        plot_kind: What the picture shows, one of `PLOT_KINDS`; None: the first of them.
+        reference: The method that all others are compared with; None compares every pair.
+        plot_kind: What the picture shows, one of `PLOT_KINDS`; None stands for the first.
         page: HTML page to write.
-        columns: Of the tables of scores; none: the most asked for.
+        columns: The columns of the tables of scores; if empty, the most important ones.
         wide: Whether tables have all columns, even if there is no room for them.
         exported: Folder for the runs in the format of PEFT's method comparison.
 
@@ -221,7 +221,7 @@ def write_report(
 
 
 def _export_runs(report_input: ReportInput, target: Path) -> None:
-    """Writes each reported run in the format of PEFT's method comparison, with a name as its files have."""
+    """Writes each reported run in the format of PEFT's method comparison, with file names in its style."""
     reported = {id(record) for record in report_input.records}
     runs = [(file.parent, record) for file, record in report_input.found.items() if id(record) in reported]
     for folder, record in runs:
@@ -305,7 +305,7 @@ def write_files(
 
     Args:
         report_input: The studies and records.
-        analyses: What their numbers carry.
+        analyses: The analysed results tables.
         plot: Picture to draw.
         plot_kind: What the picture shows, one of `PLOT_KINDS`.
         page: HTML page to write.

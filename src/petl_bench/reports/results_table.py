@@ -1,4 +1,4 @@
-"""The results table: methods, tasks, and a cell for every pair of them, whether it was run or not."""
+"""The results table: methods, tasks, and a cell for every (method, task) pair, whether it was run or not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StudyRecords:
         return {seed: record for seed, record in records.items() if record is not None and is_comparable(record)}
 
     def replaced(self, method: str, task: str) -> tuple[Record, ...]:
-        """The finished records of this cell in whose place `by_seed` has newer ones of the same run."""
+        """The finished records of this cell that `by_seed` replaces by newer records of the same run."""
         keys = [record.run_key for record in self.by_seed(method, task).values()]
         return tuple(record for key in keys for record in self._finished[key][:-1])
 
@@ -83,7 +83,7 @@ class StudyRecords:
         return run.key in self._records and self._records[run.key].status != "interrupted"
 
     def primary_metric(self, task: str) -> str | None:
-        """The task's primary metric by the first of the study's records; None if there is none."""
+        """The task's primary metric according to the first of the study's records; None if there is none."""
         for method in self.study.methods:
             for record in self.by_seed(method, task).values():
                 assert record.protocol
@@ -190,7 +190,7 @@ class ResultsTable:
     def baselines(self) -> dict[str, dict[str, float]]:
         """Scores of the baselines in the metrics of the columns, by baseline and task.
 
-        Without those of a task whose runs were trained or scored on different rows, so that there are several.
+        Tasks whose runs were trained or scored on different rows are left out, because they have several baselines.
         """
         by_name: dict[str, dict[str, float]] = {}
         for task in self.tasks:

@@ -1,6 +1,6 @@
-"""From the predictions of runs: how well each class is found, what it is confused with, and how calibrated methods are.
+"""The report on rows: scores per class, confusions between classes, and the calibration of methods.
 
-All of it comes from the predictions that runs have kept.
+All of it is computed from the predictions that runs kept.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from petl_bench.reports.significance import Statistic
 
 _log = logging.getLogger(__name__)
 
-# Reads the predictions of a run on a split; None where it has kept none.
+# Reads the predictions of a run on a split; returns None if it kept none.
 ReadSplit = Callable[[Record, str], Predictions | None]
 
-# A matrix of more classes is too wide for a table; JSON has it.
+# A matrix with more classes is too wide for a table; JSON contains it.
 _WIDEST_MATRIX = 12
 
 
 @dataclass(frozen=True)
 class MethodRows:
-    """What the predictions of a method's runs on one task say.
+    """Results computed from the predictions of a method's runs on one task.
 
     Attributes:
         runs: The number of runs with predictions.
-        calibration: Each number over these runs; None where no temperature could be fitted.
-        classes: The scores of each class, of the rows of all runs together.
-        confusions: Counts by class and predicted class, of the rows of all runs together.
+        calibration: Statistics of each number over these runs; None if no temperature could be fitted.
+        classes: The scores of each class, over the rows of all runs together.
+        confusions: Counts by true and predicted class, over the rows of all runs together.
         reason: Why there is no temperature scaling; None if there is.
     """
 
@@ -152,13 +152,13 @@ def _percent(value: float | None) -> str:
 
 
 def all_task_rows(all_results: Iterable[ResultsTable], read: ReadSplit) -> list[TaskRows]:
-    """Collects what the predictions say of the methods on every classification task of some results tables."""
+    """Collects the results from predictions for every classification task of the given results tables."""
     all_rows = (task_rows(results, task, read) for results in all_results for task in results.tasks)
     return [rows for rows in all_rows if rows is not None]
 
 
 def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | None:
-    """Collects what the predictions say of the methods on one task.
+    """Collects the results from the methods' predictions on one task.
 
     Args:
         results: The methods and their runs.
@@ -166,8 +166,8 @@ def task_rows(results: ResultsTable, task: str, read: ReadSplit) -> TaskRows | N
         read: Reads predictions.
 
     Returns:
-        The methods with predictions, in the order of the results table; None if there is none, or if rows have not one
-        label each.
+        The methods with predictions, in the order of the results table; None if there is none, or if rows do not have
+        exactly one label.
     """
     groups = {method: group for method in results.methods if (group := results.cells[method, task].group)}
     labels_of = {method: group.first.classes for method, group in groups.items()}

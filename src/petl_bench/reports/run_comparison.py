@@ -1,6 +1,6 @@
-"""What `petl-bench compare` says of two runs of one task, as text and as JSON.
+"""The output of `petl-bench compare` for two runs of one task, as text and as JSON.
 
-The words are about two runs: another seed of the same two methods may differ in another way.
+It describes these two runs only: other seeds of the same methods may differ in another way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from petl_bench.reports.significance import SIGNIFICANCE
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a comparison says of each of its runs; `rows` is the number of rows that it has predicted."""
+    """The description of one of the compared runs; `rows` is the number of rows that it predicted."""
 
     folder: str
     method: str
@@ -46,7 +46,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class AccuracyTest:
-    """McNemar's exact test of whether both runs have equally many rows right."""
+    """McNemar's exact test of whether both runs predict equally many rows correctly."""
 
     only_a_right: int
     only_b_right: int
@@ -55,12 +55,12 @@ class AccuracyTest:
 
 @dataclass
 class RowDifference:
-    """A row for which the runs predict different labels or values; the tags of its words or several labels as one text.
+    """A row for which the runs predict different labels or values; word tags and several labels are joined to one text.
 
     Attributes:
-        row: Its position among the rows that run A has predicted, from 0.
-        right: `A`, `B` or `neither`; None in regression.
-        texts: One for each text column; None where the data is not at hand.
+        row: Its position among the rows that run A predicted, from 0.
+        right: `A`, `B` or `neither`; None for regression.
+        texts: One for each text column; None if the data is not available.
     """
 
     row: int

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 SIGNIFICANCE = 0.05
 
-# The chance with which a report wants to find a difference when it says how large one would have to be.
+# The power at which a report states how large a difference must be to be found.
 POWER = 0.8
 
 # Fewer values have no interval and no t test.
@@ -35,7 +35,7 @@ _SEED = 0
 
 @lru_cache(maxsize=10_000)
 def _stdev(values: tuple[float, ...]) -> float:
-    """Remembered, as tables, comparisons and ranks describe the same runs, and it is computed with exact fractions."""
+    """Cached, because tables, comparisons and ranks describe the same runs and exact fractions are slow."""
     return statistics.stdev(values)
 
 
@@ -86,13 +86,13 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how far it may be from the true one: by t(df) standard errors, and by a normal error.
+    """A mean and its uncertainty: the sum of a t(df)-distributed error and a normal error.
 
-    The two together have the distribution of Behrens and Fisher, which keeps the false alarms of its tests at or below
-    their level (Robinson, Annals of Statistics 4, 1976), even of tests that are corrected for many comparisons.
+    The sum has the distribution of Behrens and Fisher, which keeps the false alarms of its tests at or below their
+    level (Robinson, Annals of Statistics 4, 1976), even for tests that are corrected for many comparisons.
 
     Attributes:
-        error: A standard error that `df + 1` values gave.
+        error: A standard error, estimated from `df + 1` values.
         df: Its degrees of freedom.
         normal_error: Another standard error, known from so many values that its own uncertainty does not matter.
     """
@@ -135,7 +135,7 @@ class Estimate:
         most = -float(stdtrit(self.df, tail)) * (self.error + self.normal_error)
         if self.normal_error == 0:
             return most
-        # Both errors are seldom at their worst at once, so the distance is smaller.
+        # Both errors are rarely extreme at the same time, so the distance is smaller.
         return float(brentq(lambda distance: self._tail(distance) - tail, 0.0, most, xtol=1e-9 * most))
 
 
@@ -153,9 +153,9 @@ def _variance_scales(df: int) -> tuple[NDArray[Any], NDArray[Any]]:
 def over_seeds(differences: Sequence[float]) -> Estimate | None:
     """Estimates the mean of paired differences, one per seed, by the paired t test.
 
-    Its chance is that of another training. None for fewer than three seeds, and for seeds with one and the same
-    difference other than 0: scores are counts of rows, so a few equal differences are a coincidence, which a t test
-    would take for certainty.
+    It covers the randomness of training. None for fewer than three seeds, and if all seeds have the same difference
+    other than 0: scores are counts of rows, so a few equal differences are a coincidence that a t test would treat as
+    certainty.
     """
     statistic = Statistic.of(differences)
     estimate = statistic.estimate if statistic else None
@@ -165,15 +165,15 @@ def over_seeds(differences: Sequence[float]) -> Estimate | None:
 
 
 def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
-    """Estimates a paired difference whose chance is that of another training and of other rows.
+    """Estimates a paired difference, covering the randomness of both training and the choice of rows.
 
     This is the analysis of variance with two random factors that reader studies in radiology use, with seeds in place
     of readers and rows in place of cases (Dorfman, Berbaum & Metz 1992). A bootstrap over rows and seeds, and Hillis'
-    degrees of freedom, are too sure of themselves with few seeds (docs/reports.md).
+    degrees of freedom, are overconfident with few seeds (docs/reports.md).
 
     Args:
-        differences: What each row adds to the difference, shape (seeds, rows), at least two of each: of accuracy, the
-            difference in being right; of other metrics, of their jackknife pseudo-values.
+        differences: Each row's contribution to the difference, shape (seeds, rows), at least two of each: for accuracy,
+            the difference in correctness; for other metrics, the difference of their jackknife pseudo-values.
         mean: The mean over the seeds of the difference of the metric itself.
 
     Returns:
@@ -189,7 +189,7 @@ def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
 
 
 def over_rows(differences: NDArray[Any], mean: float) -> Estimate:
-    """Estimates the difference of two single runs, whose chance is that of other rows alone; shape (rows,)."""
+    """Estimates the difference of two single runs from values of shape (rows,); covers only the choice of rows."""
     return Estimate(mean, float(differences.std(ddof=1)) / math.sqrt(len(differences)), len(differences) - 1)
 
 
@@ -221,12 +221,12 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def sign_flips(differences: NDArray[Any]) -> tuple[list[float], list[float]]:
-    """Tests several mean differences over data sets at once, by a max-type permutation test.
+    """Tests several mean differences over data sets jointly, with a max-type permutation test.
 
-    If the methods are equal over data sets, every data set's differences are equally likely to have the other signs,
-    all of them together. Each flip of the signs gives one statistic for each comparison, and the largest of them is
-    what the observed ones are compared with, step by step downwards (Westfall & Young 1993). So the smallest possible
-    p value, 2 / 2^n, does not grow with the number of comparisons. All 2^n flips are enumerated for up to
+    If the methods are equal over data sets, flipping the signs of all differences of a data set together is equally
+    likely. Each flip of the signs gives one statistic per comparison, and the observed statistics are compared with
+    the largest of these, step by step downwards (Westfall & Young 1993). So the smallest possible p value,
+    2 / 2^n, does not grow with the number of comparisons. All 2^n flips are enumerated for up to
     `EXACT_FLIPS` data sets; for more, flips are sampled with a fixed seed, and the observed one is added to them.
 
     Args:
@@ -237,7 +237,7 @@ def sign_flips(differences: NDArray[Any]) -> tuple[list[float], list[float]]:
     """
     values = np.nan_to_num(np.asarray(differences, dtype=float))
     num_sets, num_comparisons = values.shape
-    # Comparisons become comparable by the root of their sum of squares, which no flip changes.
+    # Dividing by the root of the sum of squares, which no flip changes, makes the comparisons comparable.
     scales = np.sqrt((values**2).sum(axis=0))
     values = values / np.where(scales > 0, scales, 1.0)
     observed = np.abs(values.sum(axis=0))
@@ -245,7 +245,7 @@ def sign_flips(differences: NDArray[Any]) -> tuple[list[float], list[float]]:
     exact = num_sets <= EXACT_FLIPS
 
     def share(statistic: NDArray[Any], value: float) -> float:
-        # The tolerance keeps sums equal that are equal in exact arithmetic.
+        # With the tolerance, sums that are equal in exact arithmetic count as equal.
         extreme = int((statistic >= value - 1e-9).sum())
         return extreme / len(flipped) if exact else (extreme + 1) / (len(flipped) + 1)
 

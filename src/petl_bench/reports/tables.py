@@ -122,7 +122,7 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
     if waiting := [method for method in results.methods if method not in methods]:
         notes.append(f"no run yet: {', '.join(waiting)}")
     notes += [f"{name}, a baseline: {BASELINES[name]}" for name, *_ in baselines if name in BASELINES]
-    # No memory without its batch.
+    # Memory columns are only shown together with the batch size.
     memory = [column.name for column in costs if column.depends_on_batch or column == FIELDS["batch_size"]]
     first = dict.fromkeys(["method", "avg", *scored])
     priority = (*((name,) for name in first), tuple(memory), ("seeds",), (share.name,))
@@ -139,7 +139,7 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
 
 
 def _baseline_rows(results: ResultsTable, header: list[str]) -> list[list[str]]:
-    """A row of scores for each baseline, under the columns of the tasks that it has a score of."""
+    """A row for each baseline, with scores in the columns of the tasks that it has scores for."""
     rows = []
     for name, by_task in results.baselines().items():
         shown = {
@@ -151,7 +151,7 @@ def _baseline_rows(results: ResultsTable, header: list[str]) -> list[list[str]]:
 
 
 def baseline_notes(results: ResultsTable) -> list[str]:
-    """For each baseline what it is and its scores, where no table shows them."""
+    """Describes each baseline with its scores, for places where no table shows them."""
     notes = []
     for name, by_task in results.baselines().items():
         scores = [
@@ -163,7 +163,7 @@ def baseline_notes(results: ResultsTable) -> list[str]:
 
 
 def _shown_methods(results: ResultsTable) -> list[str]:
-    """The methods of which any run ended or was planned in detail; all of them where that is so of none."""
+    """The methods with a run that ended or was planned in detail; all methods if there are none."""
     shown = [
         method
         for method in results.methods
@@ -172,14 +172,14 @@ def _shown_methods(results: ResultsTable) -> list[str]:
     return shown or results.methods
 
 
-# A method is called close to the best if it is no further below than this, in points.
+# A method counts as close to the best if it is at most this many points below it.
 _CLOSE = 2.0
 
 
 def headline(results: ResultsTable) -> str | None:
     """Says in a sentence which method scores best on the only task, and which small one comes close to it.
 
-    It describes these runs; whether a difference is more than chance is for the tests of a comparison to say.
+    It only describes these runs; the tests of a comparison decide whether a difference is more than chance.
 
     Returns:
         None for several tasks, for errors instead of scores, and for fewer than two methods with finished runs.
@@ -266,7 +266,7 @@ def _protocols(results: ResultsTable) -> list[str]:
 
 
 def _bold_notes(scored: dict[str, ColumnRanking], statistic: str) -> list[str]:
-    """Explains what bold means where a cell is bold, and why none is where none is."""
+    """Explains what bold means if a cell is bold, and otherwise why no cell is bold."""
     notes = []
     if any(column.bold for column in scored.values()):
         notes.append(

@@ -171,7 +171,7 @@ def _summary(run: _Run) -> RunSummary:
 def _metrics(names: list[str], a: Predictions, b: Predictions) -> list[Figure]:
     scores = [compute_metrics(names, rows.predicted, rows.labels) for rows in (a, b)]
     figures = [Figure(name, scores[0][name], scores[1][name], METRICS[name].higher_is_better) for name in names]
-    # Of accuracy, McNemar's test says more.
+    # For accuracy, McNemar's test is more informative.
     return [
         figure if figure.name == "accuracy" else replace(figure, interval=_interval(figure, a, b)) for figure in figures
     ]
@@ -194,7 +194,7 @@ def _accuracy_test(a: Predictions, b: Predictions) -> AccuracyTest:
 def _add_calibration(
     comparison: RunComparison, runs: tuple[_Run, _Run], predictions: tuple[Predictions, Predictions]
 ) -> None:
-    """Adds the calibration, after temperature scaling too if both runs allow it, else why they do not."""
+    """Adds the calibration, also after temperature scaling if both runs allow it, else the reason why not."""
     a, b = (
         calibrations(rows, _read_predictions(run.folder, run.record, "selection"))
         for run, rows in zip(runs, predictions, strict=True)
@@ -215,7 +215,7 @@ def _calibration_figures(suffix: str, a: Calibration, b: Calibration) -> list[Fi
 
 
 def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[str] | None) -> list[RowDifference]:
-    """The rows with different predictions: in the order of A or, of values, the farthest apart first."""
+    """The rows with different predictions: in the order of A or, for values, the largest difference first."""
     predicted_a, predicted_b = a.predicted, b.predicted
     rows = np.flatnonzero(predicted_a != predicted_b)
     if labels is None:

@@ -1,4 +1,4 @@
-"""What describes a run: the parts of its record, and what the log says of its rows before it trains."""
+"""Describes a run: the parts of its record, and what is logged about its rows before it trains."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Classes that the log lists one by one.
+# The maximum number of classes that the log lists individually.
 _CLASSES_LISTED = 8
-# The share of unknown tokens above which the log tells it.
+# The share of unknown tokens above which it is logged.
 _UNKNOWN_SHARE = 0.03
-# The share of cut tokens above which the log says which length would cut less, by so many training rows.
+# The share of cut tokens above which the log gives a length that would cut less, based on so many training rows.
 _CUT_SHARE = 0.05
 _ROWS_MEASURED = 2000
-# How many times more rows the largest class has than the smallest where the log names another metric.
+# The ratio of the largest class's rows to the smallest's from which the log suggests another metric.
 _IMBALANCE = 5
 # The number of training rows below which the log names a class.
 _FEW_ROWS = 5
@@ -66,7 +66,7 @@ def describe_data(cfg: RunConfig, task: Task) -> Data:
 
 
 def log_rows(task: Task) -> None:
-    """Logs how many rows and classes are in use, and what may spoil the scores: few rows of a class, shared rows."""
+    """Logs how many rows and classes are in use, and what may distort the scores: few rows of a class, shared rows."""
     counts = task.rows_per_split()
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     for name, count in task.left_out.items():
@@ -93,7 +93,7 @@ def log_rows(task: Task) -> None:
 
 
 def _warn_of_small_classes(task: Task) -> None:
-    """Says which classes or labels have few training rows, and which others have rows only where they are scored."""
+    """Logs which classes or labels have few training rows, and which others occur only in rows that are scored."""
     settings = task.settings
     if task.labels is None or settings.type == "tagging" or settings.rows_per_class is not None:
         return
@@ -120,7 +120,7 @@ def _rows_of_each(labels: list[str], rows: Rows) -> np.ndarray:
 
 
 def _warn_of_shared_rows(task: Task) -> None:
-    """Says how many training rows are repeated, and how many rows or groups that are scored are training rows too."""
+    """Logs how many training rows are repeated, and how many scored rows or groups are also training rows."""
     train, settings = task.train, task.settings
     first: dict[tuple[str, ...], int] = {}
     for number, texts in enumerate(zip(*train.texts, strict=True)):
@@ -148,7 +148,7 @@ def _warn_of_shared_rows(task: Task) -> None:
 
 
 def _log_imbalance(task: Task) -> None:
-    """Logs that accuracy says little of the small classes, where there are such."""
+    """Logs that accuracy says little about the small classes, if there are any."""
     assert task.train.labels is not None
     counts = np.bincount(task.train.labels, minlength=len(task.labels or ()))
     if task.settings.metric == "accuracy" and counts.max() >= _IMBALANCE * max(counts.min(), 1):
@@ -160,7 +160,7 @@ def _log_imbalance(task: Task) -> None:
 
 
 def _shares(labels: list[str], indices: np.ndarray) -> str:
-    """The classes of the training rows with their shares; of many, the largest and the smallest."""
+    """The classes of the training rows with their shares; if there are many, only the largest and the smallest."""
     counts = np.bincount(indices, minlength=len(labels))
     order = np.argsort(-counts, kind="stable").tolist()
     shares = [f"{labels[i]!r} {100 * counts[i] / len(indices):.1f} %" for i in order]
@@ -168,7 +168,7 @@ def _shares(labels: list[str], indices: np.ndarray) -> str:
 
 
 def _abbreviated(items: list[str]) -> str:
-    """All of a few items; of many, the first and the last two."""
+    """All items if there are few, else the first two and the last two."""
     return ", ".join(items if len(items) <= _CLASSES_LISTED else [*items[:2], "...", *items[-2:]])
 
 
@@ -218,12 +218,12 @@ def describe_tagging(task: Task, encoded: dict[str, EncodedRows]) -> Tagging | N
 
 
 def log_tokens(task: Task, encoded: dict[str, EncodedRows], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Logs what share of the tokens the length limit cuts, and of unknown tokens if these are more than a few.
+    """Logs the share of tokens that the length limit cuts, and that of unknown tokens if there are more than a few.
 
     Args:
         task: Names the splits and the limit.
         encoded: Token ids by split.
-        tokenizer: Made them.
+        tokenizer: The tokenizer that produced them.
     """
     names = {"train": "train", "selection": task.selection_split, "report": task.report_split}
     shares = {names.get(name, name): rows.num_cut / (rows.num_cut + len(rows.ids)) for name, rows in encoded.items()}
@@ -246,7 +246,7 @@ def _length_that_keeps(task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
     """The smallest length limit that cuts no more than a twentieth of the tokens of some training rows."""
     some = task.train.take(np.arange(min(len(task.train), _ROWS_MEASURED)))
     lengths = encode(some, tokenizer, int(1e6), cached=False).lengths
-    # Rows with at least 1, 2, ... tokens; a limit keeps one token of each of them for every step up to it.
+    # Numbers of rows with at least 1, 2, ... tokens; a limit keeps as many tokens as the sum of them up to it.
     at_least = np.cumsum(np.bincount(lengths)[::-1])[::-1][1:]
     return int(np.argmax(np.cumsum(at_least) >= (1 - _CUT_SHARE) * lengths.sum())) + 1
 

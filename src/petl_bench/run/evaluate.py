@@ -39,7 +39,7 @@ _INFERENCE_SHARE = 0.03
 
 T = TypeVar("T")
 
-# Among which the threshold of a multi-label task is chosen: 0.05, 0.1, ..., 0.95.
+# Candidates for the threshold of a multi-label task: 0.05, 0.1, ..., 0.95.
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 
 
@@ -72,11 +72,11 @@ def predict_outputs(
     The batches are distributed over the processes; every process returns all rows.
 
     Args:
-        model: The model, unwrapped; left in the mode that it is in.
+        model: The model, unwrapped; its mode is not changed.
         source: Batches of the rows.
         batch_size: Rows of a batch.
         accelerator: The process's device, precision and place among the processes.
-        values: Takes from the outputs of a batch what is wanted of them, shape (rows, outputs).
+        values: Selects the wanted values from a batch's outputs, shape (rows, outputs).
 
     Returns:
         float32, shape (rows, outputs) or (words, outputs); zeros for a word that the model does not see.
@@ -111,7 +111,7 @@ def predict_outputs(
 
 
 def _read_outputs(outputs: np.ndarray, rows: TokenRows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is read of a batch's outputs: those of its rows, or of the tokens that stand for its words.
+    """The outputs of a batch that are used: those of its rows, or of the tokens that stand for its words.
 
     Args:
         outputs: Shape (batch, outputs), or (batch, tokens, outputs).
@@ -132,10 +132,10 @@ def _read_outputs(outputs: np.ndarray, rows: TokenRows, indices: np.ndarray) -> 
 
 
 def word_tags(outputs: np.ndarray, read: tuple[np.ndarray, np.ndarray], labels: list[str]) -> np.ndarray:
-    """The predicted tags of each row, as readers of entities take them; O for a word that the model does not see.
+    """The predicted tags of each row, as entity readers expect them; O for a word that the model does not see.
 
     Args:
-        outputs: One line a word, shape (words, tags).
+        outputs: One row per word, shape (words, tags).
         read: The token of each word and where the words of each row begin, as in `TokenRows.read_tokens`.
         labels: The names of the tags.
     """
@@ -153,7 +153,7 @@ def label_names(outputs: np.ndarray, labels: list[str], threshold: float) -> np.
 
 @dataclass(frozen=True)
 class _Reported:
-    """What some weights come to: scores, outputs by split, and the threshold of a multi-label task."""
+    """The results of some weights: scores, outputs by split, and the threshold of a multi-label task."""
 
     scores: dict[str, float]
     outputs: dict[str, np.ndarray]
@@ -177,7 +177,7 @@ class Evaluator(Callback):
     ) -> None:
         self.model, self.task, self.sources = model, task, sources
         self.batch_size, self.accelerator = batch_size, accelerator
-        # Multi-label: the probability from which a label is given. It is chosen with the selection split, if at all.
+        # Multi-label: the probability from which a label is given. If it is tuned, then on the selection split.
         self._threshold = task.settings.threshold or 0.5
         # Outputs on the selection split of the last and of the best weights; None after an interruption before which
         # they were computed.
@@ -186,7 +186,7 @@ class Evaluator(Callback):
 
     @property
     def threshold(self) -> float | None:
-        """Of a multi-label task, the probability from which the present weights give a label."""
+        """For a multi-label task, the probability from which the present weights assign a label."""
         return self._threshold if self.task.settings.type == "multilabel" else None
 
     def selection_scores(self) -> dict[str, float]:
@@ -262,7 +262,7 @@ class Evaluator(Callback):
         return self.task.settings.type == "multilabel" and self.task.settings.threshold is None
 
     def _best_threshold(self, outputs: np.ndarray) -> float:
-        """The threshold with the best score on the selection split; of several, the one nearest to 0.5."""
+        """The threshold with the best score on the selection split; if several are equal, the one nearest to 0.5."""
         task = self.task
         metric, given = task.settings.metric, task.given_names(task.selection)
         sign = 1 if task.higher_is_better else -1
@@ -297,7 +297,7 @@ class ProgressReport(Callback):
     Args:
         protocol: Names the splits and the metric of a tracker's curves.
         tracker: Mirrors the evaluations.
-        peaks: Counts the first updates as a phase of their own.
+        peaks: Counts the first updates as a separate phase.
     """
 
     def __init__(self, protocol: RunProtocol, tracker: Tracker, peaks: PeakMemory) -> None:
@@ -320,14 +320,14 @@ class ProgressReport(Callback):
 
 
 def measure_finished(cfg: RunConfig, trained: nn.Module, task: Task, record: Record, accelerator: Accelerator) -> None:
-    """Measures inference and scores the baselines, if that is asked for.
+    """Measures inference and scores the baselines, if requested.
 
     Args:
         cfg: The whole config.
-        trained: The trained model, unwrapped; of no use afterwards.
+        trained: The trained model, unwrapped; not usable afterwards.
         task: The rows.
-        record: Gets what was measured.
-        accelerator: Knows the run's precision.
+        record: Receives the measurements.
+        accelerator: Provides the run's precision.
     """
     assert record.time
     if cfg.measure.inference:
@@ -345,13 +345,13 @@ def measure_finished(cfg: RunConfig, trained: nn.Module, task: Task, record: Rec
 
 
 def _time_inference(model: nn.Module, length: int, seconds: float, accelerator: Accelerator) -> Inference:
-    """Times the trained model, its adapter merged if the method can; the model is of no use afterwards.
+    """Times the trained model, its adapter merged if the method can; the model is not usable afterwards.
 
     Args:
         model: The trained model, unwrapped.
         length: Tokens of each row.
-        seconds: What the repeats may take.
-        accelerator: Knows the run's precision.
+        seconds: The time limit of the repeats.
+        accelerator: Provides the run's precision.
     """
     from petl_bench.measure.run_costs import time_forward
 
@@ -377,12 +377,12 @@ def _score_baselines(task: Task, record: Record) -> dict[str, dict[str, float]]:
 
 
 def try_measuring(failure: str, setting: str, measure: Callable[[], T]) -> T | None:
-    """Measures something that is no part of the training: an error leaves it out of the record, and fails no run.
+    """Measures something outside the training: on an error it is missing in the record, but the run does not fail.
 
     Args:
         failure: What the log says on an error.
         setting: The setting that switches this measurement off.
-        measure: Measures it. Methods from elsewhere may not support what it does with the model.
+        measure: Measures it. Methods of other packages may not support what it does with the model.
 
     Returns:
         What `measure` returned; None on an error.

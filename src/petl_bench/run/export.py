@@ -1,4 +1,4 @@
-"""What a run leaves for other programs: its model card, and its model in a form that loads without this package."""
+"""What a run provides for other programs: its model card, and its model in a form that loads without this package."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 ONNX_FILE = "model.onnx"
 
-# Rows on which an exported model is compared with the run, and how many of them share a batch.
+# The number of rows on which an exported model is compared with the run, and the batch size.
 _CHECKED_ROWS, _CHECKED_BATCH = 64, 8
 
-# How far their logits may be apart, as a share of the largest logit.
+# The allowed difference of their logits, as a share of the largest logit.
 _TOLERANCE = 1e-4
 
-# Labels that a card lists.
+# The maximum number of labels that a card lists.
 _LABELS_LISTED = 20
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def model_card(record: Record, form: str) -> str:
 
     Args:
         record: Of the run, with its scores.
-        form: What the card lies beside: `adapter`, `model` (of transformers) or `onnx`.
+        form: The form of the model that the card belongs to: `adapter`, `model` (of transformers) or `onnx`.
 
     Returns:
         Markdown, without any of the rows' texts.
@@ -80,7 +80,7 @@ def model_card(record: Record, form: str) -> str:
 
 
 def _described(config: RunConfig, record: Record) -> list[str]:
-    """The paragraphs of a card but for the last one."""
+    """The paragraphs of a card except the last one."""
     task, train, protocol, params = config.task, config.train, record.protocol, record.params
     assert protocol
     assert params
@@ -122,7 +122,7 @@ def _described(config: RunConfig, record: Record) -> list[str]:
 
 
 def _scored(record: Record) -> list[str]:
-    """Which rows the scores are of, and the scores."""
+    """The rows that the scores were computed on, and the scores."""
     protocol = record.protocol
     assert protocol
     chosen = "They are those of the last weights."
@@ -146,13 +146,13 @@ def markdown_list(items: dict[str, Any]) -> str:
 
 
 def _usage(config: RunConfig, record: Record, form: str) -> str:
-    """How the model is loaded and asked, as code."""
+    """Code that loads the model and predicts with it."""
     if form == "adapter" and config.backbone.weights == "random":
         return "The base model has random weights, which only `petl-bench predict` with the run's folder draws again."
     is_tagger = config.task.type == "tagging"
     kind = f"AutoModelFor{'Token' if is_tagger else 'Sequence'}Classification"
     texts = '"a text"' if len(config.task.text_columns) == 1 else '"a text", "the second one"'
-    # Words are tokenized one by one, by byte-pair tokenizers as behind a space.
+    # Words are tokenized one by one; byte-pair tokenizers treat each as if it followed a space.
     texts, space = (
         (f"{texts}.split(), is_split_into_words=True", ", add_prefix_space=True") if is_tagger else (texts, "")
     )
@@ -233,7 +233,7 @@ class Export:
     Attributes:
         folder: Where it is.
         num_rows: Rows on which its logits were compared with the run's.
-        largest_difference: Of a logit, without its sign.
+        largest_difference: The largest absolute difference of a logit.
     """
 
     folder: str
@@ -246,7 +246,7 @@ class Export:
 
 
 def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_root: str | None = None) -> Export:
-    """Writes the model of a run in a form that loads without this package, and holds its logits against the run's.
+    """Writes the model of a run in a form that loads without this package, and compares its logits with the run's.
 
     Args:
         run: The finished run.
@@ -256,7 +256,7 @@ def export(run: FinishedRun, form: str, out: str, file: str | None = None, data_
         data_root: Where the latter are; None: where they were.
 
     Returns:
-        The folder, what it holds, and how far its logits are from those of the run.
+        The folder, the number of rows compared, and the largest difference of a logit from the run's.
 
     Raises:
         RequestError: If the model has no such form, the folder is not empty, or the rows cannot be read.
@@ -340,14 +340,14 @@ def _to_onnx(run: FinishedRun, model: nn.Module, source: BatchSource, folder: Pa
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RequestError("--to onnx needs the extra `onnx`: pip install 'petl-bench[onnx]'.") from error
-    # Packages that this model does not need are no news.
+    # Silences messages about packages that this model does not need.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     inputs = source.batch(np.resize(np.arange(len(source.rows)), 2)).inputs
     inputs = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["input_ids"])} | inputs
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with warnings.catch_warnings():
-            # What torch will change concerns its own code.
+            # These warnings concern torch's own code.
             warnings.simplefilter("ignore", FutureWarning)
             torch.onnx.export(
                 _LogitsOnly(model, list(inputs)).eval(),
@@ -383,7 +383,7 @@ class _LogitsOnly(nn.Module):
 
 
 class _OnnxModel(nn.Module):
-    """A session of onnxruntime in the place of a model."""
+    """An onnxruntime session that is called like a model."""
 
     def __init__(self, session: Any) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""A run from its name to its end, and opened again.
+"""The life of a run from its name to its end, and how a finished one is opened again.
 
-Its key and folder; how it ended: finished, failed, out of memory, diverged or interrupted; what a finished one holds.
+Its key and folder; how it ended: finished, failed, out of memory, diverged or interrupted; what a finished run has.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from petl_bench.tasks.ood import ood_files
 from petl_bench.tasks.table_files import parquet_files, split_files
 from petl_bench.trackers import NoTracker, Tracker
 
-# What file systems allow, less the endings of files that are being written.
+# The limit of file systems, less the endings of files that are being written.
 _LONGEST_FOLDER = 220
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def identify(cfg: RunConfig) -> RunIdentity:
         Key, name, tracker group and folder of the run, and its resolved config.
     """
     config = resolved(cfg).to_dict()
-    # Of the adapter to start from the content matters, not the place.
+    # For the adapter to start from, the content matters, not the path.
     start = {} if cfg.method.start is None else {"init": "adapter"}
     key = run_key(config | {"method": config["method"] | start}, _content_hashes(cfg))
     if (length := len(os.fsencode(run_name(config, key)))) > _LONGEST_FOLDER:
@@ -146,7 +146,7 @@ def _content_hashes(cfg: RunConfig) -> dict[str, str]:
 
 
 class Ending(Protocol):
-    """A record as far as it says how something ended."""
+    """The part of a record that says how something ended."""
 
     status: str
     error: str | None
@@ -162,7 +162,7 @@ R = TypeVar("R", bound=Ending)
 class RunLifecycle(Generic[R]):
     """A context in which a run happens. Leaving it writes the record, then finishes the tracker.
 
-    Of several processes only the first writes. A request that cannot work is no run: it leaves no record.
+    If there are several processes, only the first one writes. A request that cannot work leaves no record.
 
     Attributes:
         record: Filled in by the run.
@@ -180,7 +180,7 @@ class RunLifecycle(Generic[R]):
         self._previous_level = logging.NOTSET
 
     def __enter__(self) -> Self:
-        # A cluster's engine has handlers of its own, which queue the job again.
+        # A cluster's engine has its own handlers, which requeue the job.
         ours = threading.current_thread() is threading.main_thread()
         if ours and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, raise_interrupted):
             self._previous_signal = signal.signal(signal.SIGTERM, raise_interrupted)
@@ -198,7 +198,7 @@ class RunLifecycle(Generic[R]):
     ) -> None:
         failure = None if error is None else self._explain(error)
         if failure is not None and in_process_group():
-            # Imported here, as it brings torch, which naming a run does not need.
+            # Imported here, as it imports torch, which naming a run does not need.
             from petl_bench.training.device import first_failure, wait_for_group
 
             failure = first_failure(failure, self.folder.path.name)
@@ -226,7 +226,7 @@ class RunLifecycle(Generic[R]):
                 with _signals_ignored():
                     self.folder.write(self.record)  # type: ignore[arg-type]  # its own kind of record
                     if self.record.status in ("finished", "diverged"):
-                        # From its checkpoint a training that diverged would diverge again.
+                        # A training that diverged would diverge again from its checkpoint.
                         self.folder.remove_checkpoints()
             except OSError as error:
                 raise self._explain(error) from error
@@ -248,13 +248,13 @@ class RunLifecycle(Generic[R]):
         if self._handler is not None:
             _LOGGER.removeHandler(self._handler)
             _LOGGER.setLevel(self._previous_level)
-            with suppress(OSError):  # a full disk takes not even the log's last lines
+            with suppress(OSError):  # a full disk cannot take even the log's last lines
                 self._handler.close()
         if self._previous_signal is not None:
             signal.signal(signal.SIGTERM, self._previous_signal)
 
     def _remove_empty_folder(self) -> None:
-        """Deletes a folder that holds nothing but the log of a request that could not work."""
+        """Deletes a folder that contains only the log of a request that could not work."""
         with suppress(OSError):
             if self._handler is not None:
                 self._handler.close()
@@ -335,7 +335,7 @@ class FinishedRun:
 
         from petl_bench.model import load_trained
 
-        # A backbone with random weights is the one that was trained only under the same seed.
+        # A backbone with random weights equals the trained one only with the same seed.
         set_seed(self.config.train.seed)
         return load_trained(self.folder, self.backbone, self.labels)
 
@@ -346,7 +346,7 @@ def open_finished(run_dir: str | Path, base: str | None = None, *, any_base: boo
     Args:
         run_dir: The run's folder.
         base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
-        any_base: Whether to go on with another backbone than the one that the run was trained on.
+        any_base: Whether to accept a backbone other than the one that the run was trained on.
 
     Returns:
         The run's record and settings, and its backbone, whose weights are not loaded yet.
@@ -388,7 +388,7 @@ def _backbone_of(folder: Path, record: Record, config: RunConfig, base: str | No
 
 
 def _check_base(record: Record, backbone: Backbone, folder: Path, *, any_base: bool) -> None:
-    """Refuses, or logs, that the backbone has other files than the run was trained on; older records do not know."""
+    """Refuses or logs a backbone whose files differ from those of the run; older records lack their hashes."""
     then, now = record.base_files, backbone.file_hashes()
     if (folder / MODEL_FOLDER).is_dir() or then is None or now is None or then == now:
         return

@@ -38,7 +38,7 @@ _CHUNK = 512
 
 @contextmanager
 def last_linear_input(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Within it, the list holds what the last linear layer of the model's latest forward pass read, shape (n, d)."""
+    """A context whose list has the last linear layer's input in the model's latest forward pass, shape (n, d)."""
     latest: list[torch.Tensor] = []
 
     def keep(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -71,7 +71,7 @@ def logits_and_vectors(
     """
     from petl_bench.run.evaluate import predict_outputs
 
-    # A process may have no batch of its own to know it by.
+    # Not taken from the outputs, as a process may have no batch.
     num_classes = classifier_of(model).config.num_labels
     with last_linear_input(model) as latest:
 
@@ -110,7 +110,7 @@ class Detector:
             labels: Their classes, shape (rows,).
 
         Returns:
-            What scores new rows.
+            The detector, which scores new rows.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -214,10 +214,10 @@ def judged(known: Array, other: Array, selection: Array) -> OodScore:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a trained model says of rows in and out of distribution.
+    """What a trained model says about rows in and out of distribution.
 
     Attributes:
-        described: What its scores come to, for the record.
+        described: The summary of its scores, for the record.
         scores: By split (`report`, `ood` and `selection`) and by name, shape (rows,).
         logits: Of the rows out of distribution, shape (rows, classes).
         detector: Gives the scores of further rows.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from petl_bench.training.batches import BatchSource
 
 
-# What the GLUE server wants in place of label names.
+# Tasks for which the GLUE server expects numbers instead of label names.
 _SUBMITTED_AS_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")
 
 _STDIN_CHUNK = 64
@@ -74,11 +74,11 @@ class Predictor:
     Args:
         run_dir: The run's folder.
         base: The folder of the pretrained backbone, if it has moved since the run; None: where it was.
-        any_base: Whether to go on with another backbone than the one that the run was trained on.
-        ood: The score that tells whether a row is in distribution, one of `OOD_SCORES`; None: that is not asked.
+        any_base: Whether to accept a backbone other than the one that the run was trained on.
+        ood: The score that tells whether a row is in distribution, one of `OOD_SCORES`; None: not computed.
 
     Raises:
-        RequestError: If it holds no finished run, or no weights, or the backbone is missing or another one, or the run
+        RequestError: If it has no finished run, or no weights, or the backbone is missing or another one, or the run
             was made without `task.ood` but a score is asked for.
     """
 
@@ -97,7 +97,7 @@ class Predictor:
         self.task: TaskConfig = self.config.task
         self.labels = run.labels
         self._threshold = record.threshold or 0.5
-        # On whatever device is here: a run of a GPU machine must be usable on another.
+        # Uses the available device: a run made on a GPU machine must be usable on another machine.
         precision = self.config.train.precision
         if precision == "fp16" and not torch.cuda.is_available():
             precision = "fp32"
@@ -185,7 +185,7 @@ def predict_texts(predictor: Predictor, texts: list[str], *, as_json: bool) -> I
 
 
 def standard_input() -> Iterable[str]:
-    """Standard input as lines of UTF-8; bytes that are none become surrogates, so that their line can be named."""
+    """Standard input as lines of UTF-8; invalid bytes become surrogates, so that errors can name their line."""
     if sys.stdin is None:
         raise RequestError("Standard input is closed: give the texts there, or with --text or --file.")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -198,11 +198,11 @@ def predict_stdin(predictor: Predictor, stream: Iterable[str], *, as_json: bool)
 
     Args:
         predictor: The run's model.
-        stream: Lines that end in LF or CR LF. What is no UTF-8 was decoded to surrogates.
-        as_json: Whether to yield a JSON object a line.
+        stream: Lines that end in LF or CR LF. Invalid UTF-8 was decoded to surrogates.
+        as_json: Whether to yield one JSON object per line.
 
     Raises:
-        RequestError: If a line is no text, or holds another number of texts than the task takes.
+        RequestError: If a line is not text, or does not have the number of texts that the task takes.
     """
     first, chunk = 1, {}
     try:
@@ -246,11 +246,11 @@ def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bo
     Args:
         predictor: The run's model, which knows the labels.
         predictions: The answers, in the order of the rows.
-        as_json: One JSON object a line in place of columns separated by tabs.
-        first: Number of the first of these rows; row 1 has a header before it.
+        as_json: Whether to write one JSON object per line instead of columns separated by tabs.
+        first: Number of the first of these rows; a header is written before row 1.
 
     Yields:
-        One line a row, or one an entity.
+        One line per row, or one per entity.
     """
     if as_json:
         for prediction in predictions:

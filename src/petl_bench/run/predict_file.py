@@ -49,7 +49,7 @@ class FilePredictions:
     num_scored: int
 
     def lines(self, *, as_json: bool) -> Iterator[str]:
-        """What `petl-bench predict` prints of each row."""
+        """What `petl-bench predict` prints for each row."""
         return as_lines(self.predictor, self.predictions, as_json=as_json)
 
     def summary(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class FilePredictions:
         return f"{len(self.ids):,} rows" + (f"; {self.num_scored:,} of them have a label: {scores}" if scores else "")
 
     def write(self, out: str) -> None:
-        """Writes one line a row to a .csv, .jsonl or .parquet file.
+        """Writes one line per row to a .csv, .jsonl or .parquet file.
 
         Raises:
             RequestError: If the file's ending is none of these, or a text column is called like a column of answers.
@@ -94,7 +94,7 @@ def _content(prediction: Prediction) -> dict[str, Any]:
 
 
 def _flat(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer with one column a probability."""
+    """An answer with one column per probability."""
     shares = answer.pop("probabilities", {})
     return answer | {f"p({label})": share for label, share in shares.items()}
 
@@ -197,7 +197,7 @@ def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
 
 
 def _references(table: Table, predictor: Predictor) -> tuple[list[int], np.ndarray]:
-    """The rows that have a label of the run's, by their positions, and these labels as metrics read them."""
+    """The positions of the rows that have one of the run's labels, and these labels as the metrics expect them."""
     task, all_labels = predictor.task, find_labels(predictor.task)
     positions, cells = list(range(table.num_rows)), table.columns[task.label_column]
     if task.type in ("classification", "regression"):

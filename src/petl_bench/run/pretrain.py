@@ -115,7 +115,7 @@ def load_pretrain_config(overrides: list[str]) -> PretrainConfig:
     Raises:
         RequestError: If the overrides do not compose, or the settings do not fit together.
     """
-    # Before all else: conf/pretrain.yaml sets options that other methods do not have.
+    # Checked before composing: conf/pretrain.yaml sets options that other methods do not have.
     able = [name for name, method in all_methods().items() if method.pretraining]
     for name in (override.partition("=")[2] for override in overrides if override.startswith("method=")):
         if name not in able:
@@ -308,7 +308,7 @@ def _student(cfg: PretrainConfig, backbone: Backbone) -> PeftModel:
 
 
 class _UpdateCounter(Callback):
-    """Tells the model how many updates are done: its reductions and its form of attention follow from that."""
+    """Sets the model's number of completed updates, which determines its reductions and its form of attention."""
 
     def __init__(self, model: CodaDistillation) -> None:
         self.model = model
@@ -352,7 +352,7 @@ def _train(
     assert pretraining is not None
     plain: CodaDistillation = pkgutil.resolve_name(pretraining)(student, cfg.phase, num_steps, cfg.train.seed)
     model = accelerator.prepare_model(plain)
-    # Norms have a rate of their own, in the place of a head's.
+    # Norms have their own learning rate, in place of a head's.
     rates = replace(cfg.train, head_learning_rate=cfg.phase.norm_learning_rate)
     optimizer = accelerator.prepare_optimizer(build_optimizer(model, rates, lambda name: "modules_to_save" in name))
     schedule = build_schedule(optimizer, cfg.train, num_steps)

@@ -52,8 +52,8 @@ _log = logging.getLogger(__name__)
 def run(cfg: RunConfig) -> Record:
     """Trains and evaluates one method on one task with one backbone, and writes the record.
 
-    A run that has a finished record already is not repeated, unless `cfg.force` is set or its times are those of
-    another `train.cache` than the one that is asked for.
+    A run that has a finished record already is not repeated, unless `cfg.force` is set or its times were
+    measured with another `train.cache` than the requested one.
 
     Args:
         cfg: The whole config; `petl_bench.config.load_config` makes one from overrides.
@@ -99,7 +99,7 @@ def _train_and_evaluate(cfg: RunConfig, identity: RunIdentity, lifecycle: RunLif
 
     with peaks.phase("load"):
         loaded = _load(cfg, identity, record, accelerator)
-    # What cannot be run is refused above, and leaves no folder.
+    # A request that cannot be run is refused above, and leaves no folder.
     _log.info("run %s", identity.folder)
     task, backbone = loaded.task, loaded.backbone
     model = accelerator.unwrap_model(loaded.model)
@@ -171,7 +171,7 @@ def _score(
 
 @dataclass
 class _LoadedRun:
-    """What a run is made of: its rows, as token ids too, and the adapted model, prepared for its device."""
+    """The parts of a run: its rows, also as token ids, and the adapted model, prepared for its device."""
 
     task: Task
     backbone: Backbone
@@ -180,7 +180,7 @@ class _LoadedRun:
 
 
 def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Accelerator) -> _LoadedRun:
-    """Loads the task's rows and the backbone, and makes of it the model that the method trains.
+    """Loads the task's rows and the backbone, and builds from it the model that the method trains.
 
     Args:
         cfg: The whole config.
@@ -198,7 +198,7 @@ def _load(cfg: RunConfig, identity: RunIdentity, record: Record, accelerator: Ac
 
     task = load_task(cfg.task, cfg.data_root)
     log_rows(task)
-    # Labels that the settings leave out are found in the rows; `predict` then needs no rows.
+    # Labels that the settings leave out are taken from the rows and recorded, so that `predict` needs no rows.
     record.config["task"]["labels"] = task.all_labels
     # Layers are chosen on the backbone that will be trained, random weights included.
     set_seed(cfg.train.seed)
@@ -321,7 +321,7 @@ def _train(
         checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
         class_weights=weights,
     )
-    # Dropout's random numbers start here, whatever building the model drew; each process has its own.
+    # Seeds dropout independently of what was drawn to build the model; each process has its own seed.
     set_seed(cfg.train.seed + accelerator.process_index)
     with peaks.phase("train"):
         progress = loop.run()

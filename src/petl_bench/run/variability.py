@@ -40,7 +40,7 @@ def variability(states: np.ndarray, labels: np.ndarray, num_classes: int | None 
 
     Raises:
         ValueError: If a class has no example, there are fewer than two, or a state is not finite. A class with one
-            example is allowed; it adds no spread of its own.
+            example is allowed; it adds no spread.
 
     Returns:
         nu; infinity where all classes have the same mean.
@@ -88,10 +88,10 @@ def bins_of(targets: np.ndarray, num_bins: int) -> np.ndarray:
 
 _log = logging.getLogger(__name__)
 
-# Draws the rows that are looked at, and the labels of the null line.
+# The seed for drawing the rows in use and the labels of the null line.
 _SEED = 0
 
-# Most words of each tag that are looked at.
+# The maximum number of words of each tag in use.
 _WORDS_OF_A_TAG = 500
 
 
@@ -170,9 +170,9 @@ def _drawn_rows(layers: LayersConfig, task: Task) -> Rows:
 def word_states(
     backbone: Backbone, rows: Rows, max_length: int, batch_size: int, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the hidden state of words at their first token: of each tag at most `_WORDS_OF_A_TAG`, drawn at random.
+    """Computes the hidden state of words at their first token, for at most `_WORDS_OF_A_TAG` random words of each tag.
 
-    The paper knows no tagging; that words take the place of rows and tags that of classes is ours.
+    The paper does not cover tagging; using words in place of rows and tags in place of classes is our choice.
 
     Args:
         backbone: The backbone, before it is adapted.
@@ -212,13 +212,13 @@ def word_states(
 
 
 def _layer_states(backbone: Backbone, device: str) -> Callable[[Any], list[torch.Tensor]]:
-    """A function that computes the states of layers 1..L, each of shape (rows, tokens, d), of the encoder's inputs."""
+    """A function that maps the encoder's inputs to the states of layers 1..L, each of shape (rows, tokens, d)."""
     import torch
 
     model: torch.nn.Module = backbone.build_model(2).eval()
     model.to(device)
     encoder: Any = model.get_submodule(backbone.anatomy.encoder)
-    # Where the norms come first, the encoder's last state alone is normed: so is each, as if the encoder ended there.
+    # Pre-norm encoders norm only their last state; here each state is normed, as if the encoder ended there.
     above = backbone.anatomy.above_layers
     final_norm = model.get_submodule(above[0]) if backbone.anatomy.norm_first else torch.nn.Identity()
 

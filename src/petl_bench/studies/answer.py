@@ -28,7 +28,7 @@ from petl_bench.tasks.baselines import at_least_as_good
 
 _log = logging.getLogger(__name__)
 
-# A cost that is lower by less is not called cheaper.
+# A cost counts as lower only below this share of the other's.
 _CHEAPER = 0.9
 
 PICTURE = "choice.png"
@@ -36,16 +36,16 @@ PICTURE = "choice.png"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a choice came to.
+    """The outcome of a choice.
 
     Attributes:
         recommended: The method's name.
-        runs: Its finished runs with their records, all rows and several seeds where time allowed.
-        on_all_rows: Whether they were trained on all rows, if only for a share of a whole training.
+        runs: Its finished runs with their records, on all rows and with several seeds if time allowed.
+        on_all_rows: Whether they were trained on all rows, even if only for a share of a whole training.
         score: The mean score on the reported rows, in the unit of the metric.
-        interval: What one more training would score on as many other rows, 95 %; None where that is not known.
-        comparisons: Of all other finalists with it.
-        cheaper: What the methods cost less that show no significant difference from it, by name.
+        interval: The 95 % interval for the score of one more training on as many other rows; None if unknown.
+        comparisons: The comparisons of all other finalists with it.
+        cheaper: The lower costs of the methods that show no significant difference from it, by name.
     """
 
     recommended: str
@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def best(self) -> tuple[PlannedRun, Record]:
-        """Of its runs the one that is best where nothing is reported."""
+        """The recommended method's run that is best on the selection rows."""
         return max(self.runs, key=lambda run_and_record: _selection(run_and_record[1]))
 
 
@@ -102,7 +102,7 @@ def _selection(record: Record) -> float:
 def _score(
     runs: list[tuple[PlannedRun, Record]], read: Callable[[Record], Any]
 ) -> tuple[float, tuple[float, float] | None]:
-    """The mean score on the reported rows, and the 95 % interval of one more training on as many other rows."""
+    """Returns the mean score on the reported rows, and the 95 % interval for one more training and as many new rows."""
     records = [record for _, record in runs]
     protocol = records[0].protocol
     assert protocol
@@ -118,7 +118,7 @@ def _score(
         rows.append(values)
     table = np.stack(rows)
     num_seeds, num_rows = table.shape
-    # These rows and the others have chance errors of the same size.
+    # The factor 2: the sampling errors of these rows and of the other rows are equally large.
     of_rows = math.sqrt(2 * float(table.mean(axis=0).var(ddof=1)) / num_rows)
     if num_seeds == 1:
         estimate = Estimate(mean, of_rows, num_rows - 1)
@@ -130,7 +130,7 @@ def _score(
 
 
 def _savings(record: Record, other: Record) -> list[str]:
-    """What a run costs less than another, in words."""
+    """Describes the costs of a run that are lower than those of another."""
     costs = {
         "params_trainable": "trained parameters",
         "estimated_peak_bytes": "memory",
@@ -147,7 +147,7 @@ def _savings(record: Record, other: Record) -> list[str]:
 
 
 def _is_faster(record: Record, other: Record) -> bool:
-    """Whether the middle halves of both latencies lie apart: on a busy machine medians differ without a reason."""
+    """Whether the middle half of a run's latencies lies below another's: medians differ by chance on busy machines."""
     if record.inference is None or other.inference is None:
         return False
     quartiles, others_quartiles = record.inference.latency_ms_quartiles, other.inference.latency_ms_quartiles
@@ -155,11 +155,11 @@ def _is_faster(record: Record, other: Record) -> bool:
 
 
 def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints the answer of a choice, then the table of those that were trained on all rows, and draws them.
+    """Prints the answer of a choice, then the table of the methods that were trained on all rows, and draws them.
 
     Args:
         choice: The choice.
-        seconds: What it took, with all commands before.
+        seconds: How long it took, including all earlier commands.
         write: Prints text.
         as_json: Whether to print a JSON object instead.
     """

@@ -1,4 +1,4 @@
-"""What a choice of a method works with: the limits it keeps to, what was decided, and how long trainings take."""
+"""The parts of a choice of a method: its limits, its decisions so far, and predictions of how long trainings take."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE
 
-# LoRA as it would be run without a choice, in tables.
+# The tables' name for LoRA as it would be run without a choice.
 REFERENCE = "lora at its default"
 
-# What a head that classifies rows reads.
+# The setting for what a head that classifies rows reads.
 POOLING = "backbone.pooling"
 
-# Of the trainings that are reported, and of those that choose.
+# The seeds of the reported trainings, and the seed of the trainings that choose.
 SEEDS = [0, 1, 2]
 TRIAL_SEED = 1000
 
@@ -35,14 +35,14 @@ Candidate = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the chosen method must keep to; None: no limit.
+    """The limits that the chosen method must meet; None: no limit.
 
     Attributes:
-        memory_bytes: Of one update, by the estimate.
-        seconds: Of the whole command.
-        latency_ms: Of one row, median.
-        trainable: Parameters, the head's included.
-        trainable_percent: The same as a share of the backbone's.
+        memory_bytes: Estimated memory of one update.
+        seconds: Duration of the whole command.
+        latency_ms: Median latency of one row.
+        trainable: Number of trainable parameters, including the head's.
+        trainable_percent: The same as a share of the backbone's parameters.
     """
 
     memory_bytes: int | None = None
@@ -52,7 +52,7 @@ class Limits:
     trainable_percent: float | None = None
 
     def exceeded_by(self, row: PlanRow | Exception) -> str | None:
-        """Why a method does not keep to the limits that can be checked before any run; None if it does."""
+        """Returns why a method exceeds the limits that can be checked before any run; None if it meets them."""
         if not isinstance(row, PlanRow):
             return str(row)
         assert row.estimate
@@ -67,14 +67,14 @@ class Limits:
         return None
 
     def left_out(self, candidates: Sequence[Candidate], overrides: list[str]) -> dict[str, str]:
-        """Finds the sizes that do not keep to the limits or cannot be run; nothing is trained.
+        """Finds the sizes that exceed the limits or cannot be run; nothing is trained.
 
         Args:
-            candidates: Methods with settings; those that differ in their rate alone cost the same.
+            candidates: Methods with settings; those that differ only in the learning rate cost the same.
             overrides: Settings of every run.
 
         Returns:
-            The reason, by `size_name`.
+            The reason for each, by `size_name`.
         """
         configs: dict[str, RunConfig] = {}
         reasons: dict[str, str] = {}
@@ -94,7 +94,7 @@ class Limits:
 
 
 def candidate_settings(candidate: Candidate, overrides: list[str]) -> list[str]:
-    """The overrides of a run of a candidate."""
+    """Returns the overrides of a candidate's runs."""
     method, tried = candidate
     name = "lora" if method == REFERENCE else method
     return [*overrides, f"method={name}", *(f"{key}={value}" for key, value in tried.items())]
@@ -107,16 +107,16 @@ def size_name(candidate: Candidate) -> str:
 
 
 def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]:
-    """A candidate whose head reads what its architecture reads, and where that is the first token also the mean."""
+    """Returns a candidate and, if its head reads the first token, the same one with a head that reads the mean."""
     cfg = load_config(candidate_settings(candidate, overrides))
-    # Architectures that have the setting read the mean as they are.
+    # Architectures that have this setting already read the mean.
     is_open = cfg.backbone.pooling is None and "classifier_pooling" not in cfg.backbone.architecture
     method, tried = candidate
     others = [(method, tried | {POOLING: "mean"})] if is_open and cfg.task.type != "tagging" else []
     return [candidate, *others]
 
 
-# The numbers of the first steps. Those that halve the candidates follow, then those on all rows.
+# The numbers of the first steps. The steps that halve the candidates follow, then the steps on all rows.
 HEAD_STEP, DEFAULTS_STEP, SETTINGS_STEP = range(3)
 
 
@@ -125,10 +125,10 @@ class Step:
     """One step of the halving.
 
     Attributes:
-        subset: Number of the subset of the rows that its runs see; None: all rows, with the seeds that are reported.
-        candidates: What it trains.
-        seeds: Those that train.
-        share: How much of a whole training on all rows each is, where time does not suffice for more.
+        subset: Index of the subset of the rows that its runs see; None: all rows, with the seeds that are reported.
+        candidates: The candidates that it trains.
+        seeds: The seeds of the trainings.
+        share: Length of a training on all rows as a share of a whole one; below 1 if time does not suffice for more.
         begun: When it was decided, in seconds since the choice began.
     """
 
@@ -141,18 +141,18 @@ class Step:
 
 @dataclass
 class ChoiceState:
-    """What was decided, in the order of the decisions; kept in the study's folder.
+    """The decisions so far, in the order in which they are made; stored in the study's folder.
 
     Attributes:
-        request: What was asked for; another request is another choice.
+        request: The request; a different request is a different choice.
         left_out: Why methods are not among the candidates.
         decided: Whether `left_out` is known.
-        pooling: The setting with which heads read the mean of the tokens, if that was the better one.
-        first: Number of the subset that the methods see at their defaults; None: not decided yet.
+        pooling: The setting with which heads read the mean of the tokens, if that was better.
+        first: Index of the subset on which the methods are trained at their defaults; None: not decided yet.
         settings: How many settings of each method are tried; None: not decided yet.
         finalists: How many methods are trained on all rows.
-        limit: The seconds that these decisions were made for; None: any.
-        seconds: What the choice took so far, over all commands.
+        limit: The time limit in seconds for which these decisions were made; None: no limit.
+        seconds: How long the choice has taken so far, over all commands.
     """
 
     request: list[Any]
@@ -167,13 +167,13 @@ class ChoiceState:
     seconds: float = 0.0
 
     def allow(self, seconds: float | None) -> None:
-        """Takes a limit of time; with more than before, all is decided anew, and what was trained is not lost."""
+        """Sets the time limit; if it is higher than before, the steps are decided anew, and trained runs are kept."""
         if self.limit is not None and (seconds is None or seconds > self.limit):
             self.steps, self.pooling, self.first, self.settings = [], {}, None, None
         self.limit = seconds
 
     def keep(self, folder: StudyFolder) -> None:
-        """Writes it."""
+        """Writes the state to the study's folder."""
         write_json(folder.private / _STATE_FILE, asdict(self))
 
 
@@ -181,7 +181,7 @@ _STATE_FILE = "choice.json"
 
 
 def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
-    """What was decided before for the same request; nothing in a new folder.
+    """Reads what was decided before for the same request; returns an empty state for a new folder.
 
     Raises:
         RequestError: If the folder holds something else.
@@ -204,7 +204,7 @@ def read_state(folder: StudyFolder, request: list[Any]) -> ChoiceState:
 
 
 def _differences(before: list[Any], now: list[Any]) -> list[str]:
-    """In what two requests differ, in words."""
+    """Describes how two requests differ."""
     differences = []
     for what, old, new in zip(("settings", "methods"), before[:2], now[:2], strict=True):
         parts = []
@@ -223,7 +223,7 @@ def _differences(before: list[Any], now: list[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice that was made: the study in its folder, and what was decided on the way."""
+    """A completed choice: the study in its folder, and the decisions made on the way."""
 
     study: StudyFile
     folder: StudyFolder
@@ -233,12 +233,12 @@ class Choice:
     overrides: list[str]
 
     def record(self, run: PlannedRun) -> Record | None:
-        """A run's record, if it finished."""
+        """Returns a run's record if it finished, else None."""
         record = self.folder.record(run)
         return record if record is not None and record.status == "finished" else None
 
     def command(self, run: PlannedRun) -> list[str]:
-        """The words of the command that trains the settings of a run on all rows, for as long as a run is trained."""
+        """Returns the arguments of the command that trains a run's settings on all rows for the full length."""
         seed = SEEDS[0] if run.is_trial else run.seed
         settings = [*candidate_settings((run.method, run.tried), self.overrides), f"train.seed={seed}"]
         return ["petl-bench", "run", *last_of_each_key(settings)]
@@ -250,45 +250,45 @@ class Choice:
 
     @property
     def failed(self) -> dict[str, str]:
-        """The methods that errors ended before a run of theirs finished, each with the last of these errors."""
+        """The methods that failed before any of their runs finished, each with its last error."""
         finished = {run.method for run in self.trained}
         records = {run.method: self.folder.record(run) for run in self.study.runs if run.method not in finished}
         return {name: record.error for name, record in records.items() if record is not None and record.error}
 
     @property
     def not_trained(self) -> list[str]:
-        """The methods that keep to the limits and that time did not suffice for."""
+        """The methods that meet the limits but were not trained for lack of time."""
         tried = {run.method for run in self.trained} | set(self.failed)
         return [name for name, _ in self.state.steps[DEFAULTS_STEP].candidates if name not in tried]
 
 
 class Durations:
-    """Predicts from trainings that were made, of each method its longest.
+    """Predicts durations from finished trainings, using the longest one of each method.
 
     Args:
-        folder: The study's.
-        rows: What its runs see.
+        folder: The study's folder.
+        rows: The rows that its runs see.
         finished: The runs that finished, with their records.
     """
 
     def __init__(self, folder: StudyFolder, rows: ChoiceRows, finished: Sequence[tuple[PlannedRun, Record]]) -> None:
         self._rows, self._finished = rows, finished
         rests = sorted(rest for run, record in finished if (rest := _rest_seconds(folder, run, record)) is not None)
-        # The first runs of a process also import what the others find there.
+        # The lower quartile, because the first runs of a process also import packages for the later ones.
         self._rest = rests[len(rests) // 4] if rests else 0.0
 
     def predict(self, candidates: Sequence[Candidate], share: float, seeds: int = 1, *, reports: bool = False) -> float:
-        """Predicts the seconds of trainings that are made one after the other.
+        """Predicts the total seconds of trainings that are made one after the other.
 
         Args:
-            candidates: What is trained; a method that was not trained yet takes as long as LoRA, or else as the
-                slowest.
-            share: How much of a whole training each of them is.
-            seeds: Of each.
-            reports: Whether the reported rows are scored, too.
+            candidates: The candidates to train; a method that was not trained yet is assumed to take as long as LoRA,
+                or as long as the slowest method if LoRA was not trained either.
+            share: Length of each training as a share of a whole one.
+            seeds: Number of seeds of each candidate.
+            reports: Whether the reported rows are scored as well.
 
         Returns:
-            Seconds; 0 where nothing was trained yet.
+            Seconds; 0 if nothing was trained yet.
         """
         features, total = 0.0, 0.0
         for method, _ in candidates:
@@ -306,12 +306,12 @@ class Durations:
                 one_scoring = record.time.eval_seconds / max(1, len(record.history))
                 seconds += one_scoring * self._rows.counts["report"] / self._rows.counts["selection"]
             total += seeds * seconds
-            # Computed once, for all runs that share them.
+            # Features are computed once for all runs that share them.
             features = max(features, (record.time.features_seconds or 0.0) * ratio)
         return total + features
 
     def _longest(self, method: str) -> tuple[float, Record] | None:
-        """The longest training of a method, with its share of a whole one."""
+        """Returns the longest training of a method, with its share of a whole one; None if there is none."""
         trainings = [(float(run.share), record) for run, record in self._finished if run.method == method]
         return max(trainings, key=lambda training: training[0], default=None)
 
@@ -321,7 +321,7 @@ class Durations:
 
 
 def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float | None:
-    """Seconds of a run that are neither training nor scoring nor the features of frozen layers."""
+    """Returns the seconds of a run that are neither training nor scoring nor the features of frozen layers."""
     log = folder.run_folder(run).log
     try:
         first = log.read_text(encoding="utf-8")[:23]
@@ -337,7 +337,7 @@ def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float
 
 
 def _training_seconds(record: Record, ratio: float) -> float:
-    """Seconds of a training with so many times the updates; the first ones of each take longer."""
+    """Predicts the seconds of a training with `ratio` times the updates; the first updates of each take longer."""
     assert record.time
     updates, first = record.history[-1].step, record.time.warm_up_updates
     if updates <= first:

@@ -21,22 +21,22 @@ from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
 from petl_bench.training import training_for_few_rows
 
-# Of a file, every fifth row of a class chooses and every fifth is reported, fewer of large files.
+# In a single file, every fifth row of a class is a selection row and every fifth a reported row; fewer in large files.
 _EVERY, _FEWEST_ROWS = 5, 60
-# The first steps see a ninth and a third of the rows; of fewer rows than these, they make fewer epochs instead.
+# The first steps see a ninth and a third of the rows; if these are too few, they train for fewer epochs instead.
 _SUBSETS = (1 / 9, 1 / 3)
 _FEWEST_IN_SUBSET = 200
 
 
 @dataclass(frozen=True)
 class Subset:
-    """What the runs of a step see.
+    """The rows that the runs of a step see, and how long they train.
 
     Attributes:
-        share: Of the whole training.
-        by_rows: Whether they see fewer rows, or else train for fewer epochs.
-        overrides: The settings that make it so.
-        description: The same for messages.
+        share: Length of a training as a share of the whole one.
+        by_rows: Whether the runs see fewer rows; otherwise they train for fewer epochs.
+        overrides: The settings that do this.
+        description: A description for messages.
     """
 
     share: float
@@ -50,11 +50,11 @@ class ChoiceRows:
     """The rows of a choice: those that train, those that choose, and those that are reported.
 
     Attributes:
-        overrides: The settings of all runs that keep them apart.
-        subsets: Of the first steps, the smallest first.
-        shorter: Shorter trainings on all rows, the shortest first, for a time that does not suffice for a whole one.
-        counts: Numbers of rows by split.
-        fingerprint: Of all rows.
+        overrides: The settings of all runs that keep these rows apart.
+        subsets: The subsets of the first steps, the smallest first.
+        shorter: Shorter trainings on all rows, the shortest first, for when time does not suffice for a whole one.
+        counts: Number of rows by split.
+        fingerprint: Fingerprint of all rows.
     """
 
     overrides: list[str]
@@ -65,26 +65,26 @@ class ChoiceRows:
 
     @property
     def lengths(self) -> list[float]:
-        """Shares of a whole training on all rows that the last ones may have, the whole first."""
+        """The possible lengths of the last trainings, as shares of a whole training on all rows, the whole first."""
         return [1.0, *(subset.share for subset in reversed(self.shorter))]
 
 
 def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRows:
-    """Keeps the rows that choose apart from those that are reported, and makes subsets of those that train.
+    """Separates the selection rows from the reported rows, and makes subsets of the training rows.
 
-    One file of a user is split into three, by class; what comes with rows of its own for the report has some of its
-    training rows held out, where they are not yet. The runs of the first steps do not even read the reported rows.
+    A single file of a user is split into three parts, by class. For tasks that have separate rows for the report, some
+    training rows are held out, unless they already are. The runs of the first steps do not even read the reported rows.
 
     Args:
-        cfg: A run.
-        overrides: Its settings, which win.
-        folder: The study's; rows of the first steps, and the parts of a user's file, are written below it.
+        cfg: The config of a run.
+        overrides: Its overrides, which take precedence.
+        folder: The study's folder; rows of the first steps, and the parts of a user's file, are written below it.
 
     Returns:
-        The settings that keep the rows apart, the subsets, and how many rows each split has.
+        The settings that keep the rows apart, the subsets, and the number of rows of each split.
 
     Raises:
-        RequestError: If the rows are too few, or of a task whose rows cannot be split here.
+        RequestError: If there are too few rows, or the task's rows cannot be split here.
     """
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     task, added = cfg.task, list[str]()
@@ -112,7 +112,7 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
 
 
 def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
-    """Writes the rows that train and choose in the first steps: fewer rows where there are many, else fewer epochs."""
+    """Writes the training and selection rows of the first steps: fewer rows if there are many, else fewer epochs."""
     task, train = cfg.task, parts["train"]
     by_file = {"selection": parts["selection"], "train": train}
     by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
@@ -143,7 +143,7 @@ def _file_name(share: float) -> str:
 
 
 def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: float) -> np.ndarray:
-    """A share of the rows of each class, at least one; of a larger share, the smaller is a part."""
+    """Returns a share of the rows of each class, at least one row; a larger share includes every smaller one."""
     classes = _classes(rows, labels)
     taken = [
         order[classes[order] == index][: math.ceil(share * (classes == index).sum())]
@@ -153,17 +153,17 @@ def _of_each(rows: Rows, labels: list[str] | None, order: np.ndarray, share: flo
 
 
 def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
-    """The class of each row; of regression, the same for all."""
+    """Returns the class of each row; for regression, it is the same for all rows."""
     assert rows.labels is not None
     return np.zeros(len(rows), dtype=int) if labels is None else rows.labels
 
 
 def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
-    """The first steps as fewer epochs, or updates, on all rows."""
+    """Returns the first steps as trainings of fewer epochs, or updates, on all rows."""
     try:
         lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)[:-1]
     except RequestError:
-        # One epoch cannot be made shorter.
+        # A training of one epoch cannot be shortened.
         return [Subset(1.0, False, settings, "all rows")]
     return [
         Subset(share, False, [*settings, length], length.removeprefix("train.").replace("=", " "))
@@ -172,7 +172,7 @@ def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
 
 
 def _all_rows(task: TaskConfig) -> TaskConfig:
-    """The task with all rows of its file but one, which stands where the rows to report on would."""
+    """Returns the task with all rows of its file for training except one, which takes the place of the report rows."""
     if task.type not in ("classification", "regression"):
         raise RequestError(
             f"task.type={task.type}: one file of it is not split here: give task.validation_file=FILE with the rows to "
@@ -192,7 +192,7 @@ def _joined(first: Rows, second: Rows) -> Rows:
 
 
 def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, np.ndarray]:
-    """Draws the rows of each part, of each class its share; a class with few rows is in the training rows first.
+    """Draws each part's share of the rows of every class; rows of a class with few rows go to the training rows first.
 
     Equal texts, or the rows of a group, stay in one part, so that no reported row was trained on.
     """
@@ -205,7 +205,7 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
     together = list(zip(*rows.texts, strict=True)) if rows.groups is None else rows.groups.tolist()
     first: dict[Any, str] = {}
     parts: dict[str, list[int]] = {"train": [], "selection": [], "report": []}
-    # One of so many rows of a class.
+    # By part: one in this many rows of a class goes to it.
     every = {part: max(_EVERY, len(rows) // most) for part, most in (("selection", 1000), ("report", 2000))}
     for index in range(max(len(labels or ()), 1)):
         for number, row in enumerate(order[classes[order] == index]):
@@ -225,7 +225,7 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
 
 
 def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -> None:
-    """Writes rows as JSON lines; a file that holds them already is left as it is."""
+    """Writes rows as JSON lines; a file that already contains them is left unchanged."""
     assert rows.labels is not None
     lines = []
     for number, texts in enumerate(zip(*rows.texts, strict=True)):

@@ -50,20 +50,20 @@ from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, REDUCTION, SearchConfig, default_space, draw
 from petl_bench.studies.worker import work
 
-# It is a layer plan, which every method can have.
+# It is a layer plan, which any method can use.
 _NOT_CHOSEN = ("layer_selection",)
-# Trained at their defaults first, as far as time allows: what the others are compared with, the cheapest, the dearest.
+# Trained at their defaults first, as far as time allows: the reference, the cheapest and the most expensive method.
 _FIRST = ("lora", "head", "full")
-# How many settings of each method are tried, and how many of the best are trained on all rows with how many seeds: what
-# is preferred where time is given, and what is done where none is.
+# How many settings of each method are tried, how many of the best are trained on all rows, and with how many seeds: the
+# plans for a given time, in order of preference, and the plan without a time limit.
 _PLANS = (
     *((8, 3, 3), (6, 3, 3), (5, 3, 3), (4, 3, 3), (4, 2, 3), (3, 2, 3)),
     *((4, 3, 1), (3, 3, 1), (2, 3, 1), (1, 3, 1), (1, 2, 1), (1, 1, 1)),
 )
 _WITHOUT_TIME = (4, 3, 3)
-# Time that is kept for the answer, and for what takes longer than predicted.
+# Time reserved for the answer, and for trainings that take longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
-# Of the time left, the methods' first trainings may take this share, or all that the last ones do not need.
+# The methods' first trainings may take this share of the time left, or all that the last trainings do not need.
 _FIRST_SHARE = 0.4
 _LOOK_SECONDS = 0.2
 
@@ -71,16 +71,16 @@ _log = logging.getLogger(__name__)
 
 
 def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None, started: float) -> Choice:
-    """Makes the runs of a choice, as far as the time allows.
+    """Makes the runs of a choice, as far as time allows.
 
     Args:
         request: Settings of every run, the study's folder, and where runs are made if not in this process.
-        limits: Memory, time, latency and size.
-        methods: Those to choose among; None: all.
+        limits: Limits on memory, time, latency and size.
+        methods: The methods to choose from; None: all.
         started: `time.monotonic()` when the command began.
 
     Returns:
-        The study, and what was decided on the way.
+        The study, and the decisions made on the way.
 
     Raises:
         RequestError: If the settings or the rows allow no choice, or nothing fits the limits.
@@ -125,14 +125,14 @@ class _Halving:
     ) -> None:
         self._request, self._limits, self._rows, self._state, self._folder = request, limits, rows, state, folder
         self._overrides, self._task = overrides, task
-        # The time that earlier commands took counts, too.
+        # The time of earlier commands counts as well.
         self._begun = started - state.seconds
         self._planned: dict[int, list[PlannedRun]] = {}
 
     def run(self, methods: list[str]) -> None:
-        """Makes all steps; what was decided before stays decided."""
+        """Makes all steps; earlier decisions are kept."""
         candidates, state = self._fitting(methods), self._state
-        # The first trainings show how long the others take, and what the head is to read.
+        # The first trainings show how long the others take, and what the head should read.
         self._step(HEAD_STEP, lambda: Step(0, with_poolings(candidates[0], self._overrides), [TRIAL_SEED]))
         if state.first is None:
             best = next((tried for (_, tried), _ in self._ranked([HEAD_STEP])), {})
@@ -140,7 +140,7 @@ class _Halving:
             state.first = self._first_subset(candidates)
         defaults, first = [(method, tried | state.pooling) for method, tried in candidates], state.first
         self._step(DEFAULTS_STEP, lambda: Step(first, defaults, [TRIAL_SEED]))
-        # The steps by whose scores the next one is decided.
+        # The steps whose scores decide the next one.
         deciding = [DEFAULTS_STEP] if self._ranked([DEFAULTS_STEP]) else [HEAD_STEP]
         if not self._ranked(deciding):
             raise RunError(self._why_nothing())
@@ -154,14 +154,14 @@ class _Halving:
             most = math.ceil(count / REDUCTION ** (number - SETTINGS_STEP))
             better = [candidate for candidate, _ in self._ranked(deciding)[:most]]
             self._step(number, partial(self._in_time, subset, better))
-            # Where a step could not be made in time, the one before decides.
+            # If a step could not be made in time, the previous one decides.
             deciding = [number] if self._ranked([number]) else deciding
         finals = number + 1
         self._step(finals, lambda: self._finals(deciding))
         self._step(finals + 1, lambda: self._more_seeds(finals))
 
     def study(self) -> StudyFile:
-        """The study as far as it was decided."""
+        """Returns the study with all steps decided so far."""
         runs = {run.key: run for number in range(len(self._state.steps)) for run in self._runs(number)}
         finals = [run for run in runs.values() if not run.is_trial]
         names = dict.fromkeys(run.method for run in finals or runs.values())
@@ -173,7 +173,7 @@ class _Halving:
     # What each step trains.
 
     def _fitting(self, methods: list[str]) -> list[Candidate]:
-        """Every method at its default, but for those that do not keep to the limits."""
+        """Returns every method at its default, except those that exceed the limits or cannot be run."""
         defaults: list[Candidate] = []
         for name in methods:
             try:
@@ -193,9 +193,9 @@ class _Halving:
         return sorted(fitting, key=lambda candidate: order.get(candidate[0], len(order)))
 
     def _first_subset(self, candidates: list[Candidate]) -> int:
-        """The longest trainings that all methods can have at their defaults; few updates say little of a method."""
+        """Returns the longest trainings that time allows for all defaults; few updates say little about a method."""
         subsets, durations = self._rows.subsets, self._durations()
-        # Of many rows a ninth makes updates enough.
+        # If there are many rows, a ninth of them gives enough updates.
         if subsets[0].by_rows:
             return 0
         needed = [durations.predict(candidates, subset.share) for subset in subsets]
@@ -203,7 +203,7 @@ class _Halving:
         return max(affordable, default=0)
 
     def _draws(self) -> list[Candidate]:
-        """Further settings of each method that was trained at its default, in turn."""
+        """Draws further settings of each method that was trained at its default, one method after the other in turn."""
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
         for (method, _), _ in self._ranked([DEFAULTS_STEP]) if count else []:
@@ -215,24 +215,24 @@ class _Halving:
         return [candidate for candidate in in_turn if size_name(candidate) not in too_large]
 
     def _in_time(self, subset: int, candidates: list[Candidate]) -> Step:
-        """The step with these candidates; without any, if it would leave no time for the best of them on all rows."""
+        """Returns the step with these candidates, or with none if no time would be left for the best on all rows."""
         predict = self._durations().predict
         seconds = predict(candidates, self._rows.subsets[subset].share) + 2 * predict(candidates[:1], 1.0, reports=True)
         return Step(subset, candidates if seconds < self._left() else [], [TRIAL_SEED])
 
     def _finals(self, steps: list[int]) -> Step:
-        """The best settings of the best methods, and LoRA at its default: as many, and for as long, as time allows."""
+        """Returns a step with the best methods' best settings and LoRA's default, as many and long as time allows."""
         best: dict[str, Candidate] = {}
         for (method, tried), _ in self._ranked(steps):
             best.setdefault(method, (method, tried))
         defaults = dict(self._state.steps[DEFAULTS_STEP].candidates)
         reference = [(REFERENCE, {RATE: defaults["lora"][RATE]})] if "lora" in defaults else []
         most = min(self._state.finalists, len(best))
-        # Several methods with one seed each rather than one with several, as shorter trainings chose them.
+        # Several methods with one seed each are preferred to one with several seeds: shorter trainings chose them.
         plans = [(1.0, SEEDS, number) for number in range(most, min(most, 2) - 1, -1)]
         plans += [(share, SEEDS[:1], number) for share in self._rows.lengths for number in range(most, 0, -1)]
         durations = self._durations()
-        # Without the comparison rather than without a score on rows that chose nothing.
+        # If time is short, drop the comparison rather than the score on rows that played no part in the choice.
         for others, (share, seeds, number) in product((reference, []), plans):
             chosen = list(best.values())[:number]
             chosen += [(name, tried) for name, tried in others if ("lora", tried) not in chosen]
@@ -242,7 +242,7 @@ class _Halving:
         return Step(None, [], [])
 
     def _more_seeds(self, number: int) -> Step:
-        """Further seeds of the best, and of LoRA at its default, where there was one and time allows."""
+        """Returns a step with further seeds of the best and of LoRA's default, if they had one and time allows."""
         finals = self._state.steps[number]
         ranked = self._ranked([number]) if finals.share == 1 and len(finals.seeds) == 1 else []
         chosen = [candidate for rank, (candidate, _) in enumerate(ranked) if rank == 0 or candidate[0] == REFERENCE]
@@ -251,7 +251,7 @@ class _Halving:
         return Step(None, chosen, SEEDS[1:])
 
     def _affordable(self) -> tuple[int, int]:
-        """How many settings of each method can be tried, and how many methods trained on all rows, in time."""
+        """Returns how many settings per method can be tried in time, and how many methods trained on all rows."""
         if self._limits.seconds is None:
             return _WITHOUT_TIME[:2]
         ranked = self._ranked([DEFAULTS_STEP]) or self._ranked([HEAD_STEP])
@@ -270,10 +270,10 @@ class _Halving:
                 return settings, finalists
         return 1, 1
 
-    # Runs, and what is known of them.
+    # Runs, and what is known about them.
 
     def _step(self, number: int, decide: Callable[[], Step]) -> None:
-        """Makes a step as it was decided before, or is decided now, as far as time allows."""
+        """Decides a step, unless that was done before, and makes its runs as far as time allows."""
         if number == len(self._state.steps):
             self._state.steps.append(replace(decide(), begun=self._elapsed()))
         self._keep()
@@ -292,7 +292,7 @@ class _Halving:
         self._keep()
 
     def _make_here(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
-        """Makes runs in this process, but for those that would not end in time."""
+        """Makes runs in this process, except those that would not end in time."""
         for run in runs:
             needed = self._durations().predict([(run.method, run.tried)], run.share, reports=not run.is_trial)
             now = self._elapsed()
@@ -316,7 +316,7 @@ class _Halving:
                 workers.stop(signal.SIGINT)
 
     def _step_end(self, number: int) -> float:
-        """When a step is to end: the first two in time for two trainings on all rows, as long as can be."""
+        """Returns when a step must end: the first two leave time for two trainings on all rows, as long as possible."""
         if number > DEFAULTS_STEP or self._end() == math.inf:
             return self._end()
         head_step, predict = self._state.steps[HEAD_STEP], self._durations().predict
@@ -325,7 +325,7 @@ class _Halving:
         return self._end() - next((seconds for seconds in needed if seconds < most), most)
 
     def _runs(self, number: int) -> list[PlannedRun]:
-        """The runs of a step, candidate by candidate."""
+        """Returns the runs of a step, candidate by candidate."""
         if number in self._planned:
             return self._planned[number]
         step = self._state.steps[number]
@@ -352,7 +352,7 @@ class _Halving:
         return [(run, record) for run, record in records if record is not None and record.status == "finished"]
 
     def _ranked(self, steps: list[int]) -> list[tuple[Candidate, float]]:
-        """The candidates of steps that finished and are fast enough, the best on the selection rows first."""
+        """Returns the steps' candidates that finished and are fast enough, the best on the selection rows first."""
         limit = self._limits.latency_ms
         scored = []
         for number in steps:
@@ -364,7 +364,7 @@ class _Halving:
         return sorted(scored, key=lambda candidate_and_score: -candidate_and_score[1])
 
     def _durations(self) -> Durations:
-        """What further trainings will take, by all that were made."""
+        """Returns the predictor of durations, based on all finished trainings."""
         finished = [training for number in range(len(self._state.steps)) for training in self._finished(number)]
         return Durations(self._folder, self._rows, finished)
 
@@ -374,12 +374,12 @@ class _Halving:
         return time.monotonic() - self._begun
 
     def _end(self) -> float:
-        """When the last training is to end; the answer follows."""
+        """Returns when the last training must end; the answer follows."""
         seconds = self._limits.seconds
         return math.inf if seconds is None else (1 - _ANSWER_SHARE) * seconds - _ANSWER_SECONDS
 
     def _left(self) -> float:
-        """Seconds for further trainings, without a margin for what takes longer than predicted."""
+        """Returns the seconds left for further trainings, less a margin for those that take longer than predicted."""
         return (1 - _MARGIN) * (self._end() - self._elapsed())
 
     def _keep(self) -> None:

@@ -28,7 +28,7 @@ from petl_bench.training import SEED_RANGE
 
 @dataclass
 class CellConfig:
-    """Settings of one method on one task, both by the study's names; `tasks` and `methods` that are empty mean all."""
+    """Settings of methods on tasks, both by the study's names; an empty `tasks` or `methods` means all."""
 
     methods: list[str] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
@@ -39,21 +39,21 @@ class CellConfig:
 class StudyConfig:
     """A grid of methods, tasks and seeds. Settings are overrides as `petl-bench run` takes them.
 
-    Where several overrides set the same key, the later wins: `settings`, then the method's, the task's, those of
-    `cells`, and the command line's.
+    If several overrides set the same key, the last one wins, in this order: `settings`, the method's, the task's, those
+    of `cells`, and the command line's.
 
     Attributes:
-        settings: For every run.
-        methods: By the name that tables show; no settings mean `method=<name>`.
-        tasks: By the name that tables show; no settings mean `task=<name>`.
-        seeds: One run each.
+        settings: Settings of every run.
+        methods: Settings by the method's name in tables; no settings mean `method=<name>`.
+        tasks: Settings by the task's name in tables; no settings mean `task=<name>`.
+        seeds: The seeds, with one run each.
         cells: Settings per (method, task).
-        learning_rates: By method: rates of which the best on the selection split is taken, task by task.
-        rate_seeds: Seeds with which rates are compared; the other seeds run with the rate that was taken.
+        learning_rates: Rates by method; for each task, the one that is best on the selection split is chosen.
+        rate_seeds: Seeds with which rates are compared; the other seeds run with the chosen rate.
         search: Draws settings of every method instead; those that are best on the selection split run with `seeds`.
-        deviations: How the study departs from the papers that it is compared with.
-        published: Rows of papers' tables.
-        claims: Sentences of papers, as tests over the records.
+        deviations: How the study differs from the papers that it is compared with.
+        published: Rows of the papers' tables.
+        claims: Statements of the papers, as tests on the records.
     """
 
     description: str = ""
@@ -69,7 +69,7 @@ class StudyConfig:
     published: list[PublishedRow] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
 
-    # Of pydantic, which reads the file: a key that is unknown is an error.
+    # For pydantic, which reads the file: an unknown key is an error.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
 
@@ -99,7 +99,7 @@ _SUFFIX = ".yaml"
 
 
 def study_names() -> list[str]:
-    """The studies that ship, and those of the user's folder of options."""
+    """Returns the names of the studies that ship, and of those in the user's folder of options."""
     return option_names("study")
 
 
@@ -107,10 +107,10 @@ def open_study(name_or_file: str) -> tuple[str, StudyConfig]:
     """Reads a study.
 
     Returns:
-        Its name, and what it asks for.
+        The study's name and its definition.
 
     Raises:
-        RequestError: If there is none, or it does not fit the schema.
+        RequestError: If there is no such study, or it does not fit the schema.
     """
     if name_or_file.endswith((_SUFFIX, ".yml")):
         path = Path(name_or_file).expanduser()
@@ -146,12 +146,12 @@ def _parse(text: str, where: str) -> StudyConfig:
 
 
 def _resolve_paths(study: StudyConfig, folder: Path) -> None:
-    """Makes the relative paths of a study's settings those of files beside it, wherever the command is given."""
+    """Resolves the relative paths in a study's settings from the study's folder, wherever the command is run."""
     paths = {option.name for option in run_settings() if option.is_path}
     names = {(option.name, choice) for option in run_settings() for choice in option.choices}
 
     def resolve(override: str) -> str:
-        """A setting whose relative path, if it has one, is made absolute from the study's folder."""
+        """Returns a setting with its relative path, if it has one, made absolute from the study's folder."""
         key, _, value = override.partition("=")
         value = value.strip("'\"")
         if key not in paths or value in ("", "null") or (key, value) in names or "${" in value:
@@ -170,7 +170,7 @@ def _resolve_paths(study: StudyConfig, folder: Path) -> None:
 
 
 def _normalized(content: Any) -> Any:
-    """The file's content, with an empty list for a name without settings and floats for whole numbers."""
+    """Returns the content with an empty list for a name without settings, and with rates and cells as floats."""
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -236,7 +236,7 @@ def _check_search(study: StudyConfig, where: str) -> None:
 
 
 def check_seeds(where: str, seeds: list[int]) -> None:
-    """Raises RequestError if seeds are none, come twice or are out of range."""
+    """Raises RequestError if there are no seeds, duplicate seeds or seeds out of range."""
     if not seeds or len(set(seeds)) < len(seeds) or not all(seed in SEED_RANGE for seed in seeds):
         raise RequestError(f"{where} must name at least one seed, each once, in 0..{SEED_RANGE[-1]}.")
 
@@ -246,14 +246,14 @@ _OWN = re.compile(r"(methods|tasks|seeds|runs_dir|executor(?:\.[\w.]+)?)=(.*)", 
 
 @dataclass
 class StudyRequest:
-    """The overrides of a command, sorted by what they are for.
+    """The overrides of a command, grouped by purpose.
 
     Attributes:
         overrides: Settings of every run.
-        methods, tasks: Of which runs are made now; None: all.
-        seeds: In place of the study's; None: those.
+        methods, tasks: Those whose runs are made now; None: all.
+        seeds: Seeds that replace the study's; None: the study's.
         executor: How workers are started.
-        has_executor: Whether the command says so.
+        has_executor: Whether the command sets the executor.
         runs_dir: The study's folder; None: `runs/<study>`.
     """
 
@@ -266,11 +266,11 @@ class StudyRequest:
     runs_dir: str | None = None
 
     def folder(self, name: str) -> Path:
-        """Where the study's runs lie."""
+        """Returns the folder of the study's runs."""
         return Path(self.runs_dir or Path("runs") / name).expanduser()
 
     def departures(self, study: StudyConfig) -> list[str]:
-        """What the command sets in place of the study's own settings, as far as it can change a score."""
+        """Returns the settings that the command changes in the study, as far as they can change a score."""
         given = [
             without_home(override)
             for override in self.overrides
@@ -281,10 +281,10 @@ class StudyRequest:
         return given
 
     def narrowed(self, runs: Iterable[PlannedRun], study: StudyConfig) -> list[PlannedRun]:
-        """The runs that are asked for now.
+        """Returns the runs that this command asks for.
 
         Raises:
-            RequestError: for a name that the study does not have.
+            RequestError: If the study does not have a requested method or task.
         """
         for kind, names, known in (("methods", self.methods, study.methods), ("tasks", self.tasks, study.tasks)):
             for name in names or []:
@@ -301,7 +301,7 @@ def parse_request(overrides: list[str]) -> StudyRequest:
     """Sorts the overrides of a command: those of the study, those of the executor, and the settings of every run.
 
     Raises:
-        RequestError: If an override is no setting, or a value does not fit.
+        RequestError: If an override is not a setting, or a value is invalid.
     """
     request, executor, executor_overrides = StudyRequest(), "local", list[str]()
     for override in overrides:
@@ -374,7 +374,7 @@ def _executor(name: str, overrides: list[str]) -> ExecutorConfig:
 
 
 def study_and_overrides(arguments: list[str]) -> tuple[str, list[str]]:
-    """Separates a study's name from the overrides, in whatever order they are given.
+    """Separates a study's name from the overrides, which may come in any order.
 
     Raises:
         RequestError: If there is no name, or more than one.

@@ -23,27 +23,27 @@ from petl_bench.studies.worker import work, write_failure
 
 
 class Workers(Protocol):
-    """Workers of one study that were started."""
+    """The started workers of one study."""
 
     def alive(self) -> bool:
-        """Whether some are at work or waiting for a machine; looks after those that died.
+        """Whether any worker is running or waiting for a machine; also handles workers that died.
 
         Raises:
             RunError: If they cannot work at all.
         """
 
     def stop(self, signum: int) -> None:
-        """Ends the workers that end with us; they keep their checkpoints."""
+        """Stops the workers that do not outlive this process; their checkpoints are kept."""
 
 
 def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs: list[PlannedRun]) -> Workers:
     """Starts workers for these runs.
 
     Args:
-        settings: Where and how many.
-        folder: The study's.
+        settings: Where to start workers, and how many.
+        folder: The study's folder.
         plan: Name of the file there that lists the study's runs.
-        runs: Those to make.
+        runs: The runs to make.
 
     Returns:
         The started workers.
@@ -56,17 +56,17 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
     return _CLASSES[settings.name](settings, folder, plan, runs)
 
 
-# A run whose process is killed so often, while the study lives, has failed.
+# A run whose process dies this many times during one command has failed.
 _MOST_DEATHS = 2
 
 _SECONDS_TO_STOP = 30
 
 
 class LocalWorkers:
-    """Processes of this machine. They end with this one.
+    """Worker processes on this machine, which end with this process.
 
     Args:
-        settings: Of the executor.
+        settings: The executor's settings.
         folder: The study's folder.
         plan: Name of the file there that lists the study's runs.
         runs: The runs to make, in this order.
@@ -77,7 +77,7 @@ class LocalWorkers:
         self._gpus = visible_gpus()
         per_machine = settings.runs_per_gpu * len(self._gpus) or 1
         self._count = min(settings.workers or per_machine, len(runs))
-        # By run; of workers that held none, by the worker's number.
+        # By run key; for workers that held no run, by the worker's number.
         self._deaths: Counter[str | int] = Counter()
         self._processes = {number: self._start(number) for number in range(self._count)}
 
@@ -126,12 +126,12 @@ class LocalWorkers:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C reaches this process alone, which then stops its workers.
+                # Ctrl-C reaches only this process, which then stops its workers.
                 start_new_session=True,
             )
 
     def _note_death(self, number: int, pid: int, code: int) -> None:
-        """Remembers whose process died; a run that kills its process again and again must not hold up the others."""
+        """Counts the death of a worker; a run that repeatedly kills its process must not hold up the others."""
         held = self._held_by(pid)
         if not held:
             self._deaths[number] += 1
@@ -172,7 +172,7 @@ _log = logging.getLogger(__name__)
 
 
 class PreemptibleWork:
-    """What a job does; preempted or out of time it is queued again, and its run goes on from its checkpoint."""
+    """The work of a job; if the job is preempted or times out, it is requeued and its run resumes from a checkpoint."""
 
     def __init__(self, path: str, plan: str, keys: list[str]) -> None:
         self.path, self.plan, self.keys = path, plan, keys
@@ -185,18 +185,18 @@ class PreemptibleWork:
         work(Path(self.path), self.plan, self.keys)
 
     def checkpoint(self) -> Any:
-        """What submitit queues again when the job is taken from its machine."""
+        """Returns what submitit requeues when the job is preempted or times out."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits: bool = True) -> Any:
-    """Submitit's executor with the study's parameters.
+    """Returns submitit's executor with the study's parameters.
 
     Args:
         settings: The parameters.
-        folder: The study's; jobs start elsewhere, so its path is resolved.
+        folder: The study's folder; its path is resolved, because jobs start elsewhere.
         submits: Whether jobs are submitted; if not, no cluster is needed.
 
     Raises:
@@ -221,16 +221,16 @@ def _submitit_executor(settings: ExecutorConfig, folder: StudyFolder, *, submits
 
 
 def _without_a_cluster(executor_class: Any) -> Any:
-    """Submitit's executor of Slurm, which looks for no cluster: it writes scripts and submits nothing."""
+    """Returns a variant of submitit's Slurm executor that needs no cluster: it writes scripts and submits nothing."""
     return type("SlurmScripts", (executor_class,), {"affinity": classmethod(lambda _: 1)})
 
 
 def sbatch_script(settings: ExecutorConfig, folder: StudyFolder, num_runs: int) -> str:
-    """The script that submitit would give to sbatch, made without a cluster; nothing is written.
+    """Returns the script that submitit would pass to sbatch; this needs no cluster and writes nothing.
 
     Args:
-        settings: Of the executor.
-        folder: The study's.
+        settings: The executor's settings.
+        folder: The study's folder.
         num_runs: How many runs are left.
 
     Raises:
@@ -245,10 +245,10 @@ def sbatch_script(settings: ExecutorConfig, folder: StudyFolder, num_runs: int) 
 
 
 class SlurmWorkers:
-    """Jobs; they outlive this process, and the same command meets them again through the study's folder.
+    """Slurm jobs, which outlive this process; the same command finds them again through the study's folder.
 
     Args:
-        settings: Of the executor.
+        settings: The executor's settings.
         folder: The study's folder.
         plan: Name of the file there that lists the study's runs.
         runs: The runs to make, in this order.
@@ -267,7 +267,7 @@ class SlurmWorkers:
         return not all(job.done() for job in self._jobs)
 
     def stop(self, signum: int) -> None:
-        """Leaves the jobs alone."""
+        """Leaves the jobs running."""
         del signum
         ids = " ".join(job.job_id for job in self._jobs)
         _log.info("the jobs go on; `scancel %s` ends them, the same command shows how far they are", ids)
@@ -285,10 +285,10 @@ def _work(path: str, plan: str, keys: list[str], environment: dict[str, str]) ->
 
 
 class RayWorkers:
-    """Tasks; they end with this process.
+    """Ray tasks, which end with this process.
 
     Args:
-        settings: Of the executor.
+        settings: The executor's settings.
         folder: The study's folder.
         plan: Name of the file there that lists the study's runs.
         runs: The runs to make, in this order.
@@ -313,7 +313,7 @@ class RayWorkers:
         task = ray.remote(max_retries=_RETRIES)(_work).options(
             num_cpus=1, num_gpus=1 / settings.runs_per_gpu if gpus else 0
         )
-        # Rows and caches are found by variables, which a running cluster does not know.
+        # Environment variables say where rows and caches are, and a running cluster does not have them.
         variables = {
             name: value for name, value in os.environ.items() if name.startswith(("PETL_BENCH_", "WANDB_", "HF_"))
         }
@@ -325,7 +325,7 @@ class RayWorkers:
     def alive(self) -> bool:
         """See `Workers.alive`."""
         ended, self._tasks = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
-        # Raises what a task died of.
+        # Raises the error that ended a task.
         self._ray.get(ended)
         if not self._tasks:
             self._ray.shutdown()

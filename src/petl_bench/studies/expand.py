@@ -24,7 +24,7 @@ from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, SearchConfig, advance, draw, space_of, steps_of
 from petl_bench.tasks.table_files import parquet_files
 
-# Of a study's keys: a fingerprint of settings and program, and the state of each local file.
+# What a study's keys depend on: a fingerprint of settings and program, and the state of each local file.
 Basis = dict[str, Any]
 
 _KEY = re.compile(r"[+~]*([\w./@]+)")
@@ -32,11 +32,11 @@ _KEY = re.compile(r"[+~]*([\w./@]+)")
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One method on one task with one choice of settings: what differs in seed alone.
+    """One method on one task with one choice of settings; its runs differ only in the seed.
 
     Attributes:
-        overrides: `petl-bench run` with these, and a seed, makes its runs.
-        tried: The settings that are compared with others, by name; empty where the study tries no several.
+        overrides: `petl-bench run` with these and a seed makes one of its runs.
+        tried: The settings that are compared with others, by name; empty if the study compares none.
     """
 
     method: str
@@ -46,21 +46,21 @@ class StudyCell:
 
     @property
     def candidate(self) -> str:
-        """Names what is tried."""
+        """The name of the settings that are tried."""
         return candidate_name(self.tried)
 
 
 def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) -> tuple[StudyFile, Basis]:
-    """Lists all runs of a study with their keys, and says on what these rest.
+    """Lists all runs of a study with their keys, and what the keys depend on.
 
     Args:
-        name: The study's.
-        study: What it asks for.
-        overrides: Settings from the command line, which win over the study's.
-        folder: Where its runs lie.
+        name: The study's name.
+        study: The study's definition.
+        overrides: Settings from the command line, which take precedence over the study's.
+        folder: The folder of its runs.
 
     Returns:
-        The plan as `study.json` keeps it, and what its keys were made from.
+        The plan as it is stored in `study.json`, and what its keys were made from.
 
     Raises:
         RequestError: If settings do not compose, or two runs are the same.
@@ -92,16 +92,16 @@ def expand(name: str, study: StudyConfig, overrides: list[str], folder: Path) ->
 
 
 def planned_runs(cell: StudyCell, cfg: RunConfig, seeds: list[int], trial_seeds: list[int]) -> list[PlannedRun]:
-    """The runs of a cell: those that choose its settings or not, and those that are reported if they are chosen.
+    """Lists the runs of a cell: the trials of its settings, and the runs that are reported if these are chosen.
 
     Args:
         cell: The cell.
-        cfg: Its config, as `compose` gives it.
-        seeds: Those that are reported.
-        trial_seeds: Those that choose; they may be among `seeds`.
+        cfg: Its config, as `compose` returns it.
+        seeds: The seeds of the reported runs.
+        trial_seeds: The seeds of the trials; they may be among `seeds`.
 
     Returns:
-        A run for each seed, those that only choose first.
+        A run for each seed; those that are only trials come first.
     """
     planned = []
     only_trials = [seed for seed in trial_seeds if seed not in seeds] if cell.tried else []
@@ -124,13 +124,13 @@ def planned_runs(cell: StudyCell, cfg: RunConfig, seeds: list[int], trial_seeds:
 
 
 def grow(study: StudyFile, folder: StudyFolder, pairs: Collection[tuple[str, str]] = (), *, ask: bool = True) -> None:
-    """Adds to a study what an adaptive search has asked for by now; nothing where all trials are known from the start.
+    """Adds the runs that an adaptive search has asked for so far; none if all trials are known from the start.
 
     Args:
-        study: Its runs are added to.
-        folder: Where the search keeps its journal.
-        pairs: The methods and tasks whose next trial is asked for, if that is due.
-        ask: False only reads what was asked for.
+        study: The study to which runs are added.
+        folder: The folder with the search's journal.
+        pairs: The methods and tasks whose next trial is asked for if it is due.
+        ask: Whether to ask; False only reads what was asked for.
 
     Raises:
         RequestError: If Optuna is missing, or settings that were drawn do not compose.
@@ -142,7 +142,7 @@ def grow(study: StudyFile, folder: StudyFolder, pairs: Collection[tuple[str, str
     for cell in plan.cells:
         is_due = ask and (cell.method, cell.task) in pairs
         trials = _grow_cell(cell, study, search, folder, ask=is_due)
-        # A process that starts anew finds trials that have ended already: then the next ones are due, too.
+        # A new process may find trials that have already ended: then the next ones are due as well.
         while is_due and any(folder.ended(run) for run in trials):
             trials = _grow_cell(cell, study, search, folder, ask=True)
 
@@ -150,7 +150,7 @@ def grow(study: StudyFile, folder: StudyFolder, pairs: Collection[tuple[str, str
 def _grow_cell(
     cell: SearchedCell, study: StudyFile, search: SearchConfig, folder: StudyFolder, *, ask: bool
 ) -> list[PlannedRun]:
-    """Adds the runs of a cell that were asked for by now; returns the trials among them."""
+    """Adds the runs of a cell that were asked for so far; returns the added trials."""
     pair = (cell.method, cell.task)
     known = {(run.candidate, run.share): run for run in study.runs if run.is_trial and (run.method, run.task) == pair}
     trials = advance(search, cell, known, folder, ask=ask)
@@ -183,14 +183,14 @@ def _search_plan(study: StudyConfig, overrides: list[str]) -> SearchPlan | None:
 
 
 def basis_is_current(basis: Basis, study: StudyConfig, overrides: list[str]) -> bool:
-    """Whether expanding again would give the same: neither the study, the program nor the local rows have changed."""
+    """Whether expanding again would give the same runs: the study, the program and the local rows are unchanged."""
     return basis.get("fingerprint") == _fingerprint(study, overrides) and all(
         _state(Path(file)) == state for file, state in basis["inputs"].items()
     )
 
 
 def grid(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
-    """Every method on every task, with none of the settings that are tried."""
+    """Yields every method on every task, without the settings that are tried."""
     for method, of_method in study.methods.items():
         for task, of_task in study.tasks.items():
             settings = [
@@ -205,7 +205,7 @@ def grid(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
 
 
 def cells(study: StudyConfig, overrides: list[str]) -> Iterator[StudyCell]:
-    """Every method on every task, with each choice of settings that is known before any run."""
+    """Yields every method on every task, with each choice of settings that is known before any run."""
     for cell in grid(study, overrides):
         for tried in _all_tried(study, cell):
             yield _with(cell, tried, overrides)
@@ -220,27 +220,27 @@ def _all_tried(study: StudyConfig, cell: StudyCell) -> list[dict[str, Any]]:
 
 
 def _space(study: StudyConfig, cell: StudyCell) -> dict[str, Any]:
-    """The ranges that are searched for a cell; a setting that the study gives a value is not searched unasked."""
+    """Returns the ranges searched for a cell; no default range is searched for a size that the study sets."""
     assert study.search is not None
     given = {override.partition("=")[0].lstrip("+") for override in cell.overrides}
     return space_of(study.search, cell.method, cell.task, compose(cell, Path()), given)
 
 
 def _with(cell: StudyCell, tried: dict[str, Any], overrides: list[str]) -> StudyCell:
-    """The cell with these settings, which win over the study's own but not over those of the command line."""
+    """Returns the cell with these settings, which override the study's but not those of the command line."""
     added = [f"{key}={value}" for key, value in tried.items()]
     return replace(cell, overrides=last_of_each_key([*cell.overrides, *added, *overrides]), tried=tried)
 
 
 def compose(cell: StudyCell, folder: Path) -> RunConfig:
-    """The config of a cell's runs.
+    """Returns the config of a cell's runs.
 
     Raises:
-        RequestError: If its overrides do not compose, naming the cell.
+        RequestError: If its overrides do not compose; the message names the cell.
     """
     try:
         for override in cell.overrides:
-            # A study may come from elsewhere: it reads neither variables of the environment nor other configs.
+            # A study may come from someone else: it may read neither environment variables nor other configs.
             if "${" in override:
                 raise RequestError(f"{override}: in a study ${{...}} is not replaced: write the value itself.")
             if override.lstrip("+~").startswith("hydra"):
@@ -251,13 +251,13 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
 
 
 def _without_home(override: str) -> str:
-    """The override with `~` for the home folder, in the quotation marks that Hydra wants around it."""
+    """Returns the override with `~` for the home folder, in the quotation marks that Hydra requires."""
     key, equals, value = without_home(override).partition("=")
     return f"{key}{equals}'{value}'" if value.startswith("~") else key + equals + value
 
 
 def last_of_each_key(overrides: list[str]) -> list[str]:
-    """The overrides without those whose key is set again by a later one."""
+    """Returns the overrides without those whose key is set again by a later one."""
     by_key: dict[str, str] = {}
     for override in overrides:
         match = _KEY.match(override)
@@ -272,10 +272,10 @@ def _applies(names: list[str], name: str) -> bool:
 
 
 def _trial_seeds(study: StudyConfig) -> list[int]:
-    """The seeds of the trainings that choose settings: a search reports none of them.
+    """Returns the seeds of the trainings that choose settings; a search must not report any of them.
 
     Raises:
-        RequestError: If it would.
+        RequestError: If the seed of the search is also a reported one.
     """
     if study.search is None:
         return [seed for seed in study.rate_seeds if seed in study.seeds] or study.seeds[:1]
@@ -298,7 +298,7 @@ def _check_distinct(runs: list[PlannedRun]) -> None:
 
 
 def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
-    """Changes with all that the keys of a study's runs depend on, local rows excepted."""
+    """Returns a hash of everything that the keys of a study's runs depend on, except local rows."""
     program = sorted(
         (str(file), _stamp(file))
         for root in (Path(__file__).parents[1], Path(str(files(CONFIG_MODULE))), own_config())
@@ -313,10 +313,10 @@ def _fingerprint(study: StudyConfig, overrides: list[str]) -> str:
 
 
 def _state(path: Path) -> list[int | str]:
-    """The stamp of a local file and its hash, as it may have been replaced by one of the same size and time.
+    """Returns a local file's stamp and its hash, because another file may have the same size and time.
 
-    Of a folder the names of its parquet files, as there may be more parts of a table by now; empty where there is
-    neither.
+    For a folder, returns the names of its parquet files, because parts of a table may have been added; empty if there
+    is neither a file nor a folder.
     """
     if path.is_dir():
         return [file.name for file in parquet_files(path)]

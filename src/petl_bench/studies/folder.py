@@ -1,4 +1,4 @@
-"""A study's folder: its files, who works on which run, what became of each, and which settings were chosen."""
+"""A study's folder: its files, which process works on which run, each run's status, and the chosen settings."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _BASIS_FILE = "basis.json"
 
 WAITING, RUNNING, INTERRUPTED, FINISHED = "waiting", "running", "interrupted", "finished"
 
-# What ends a run until it is asked for again.
+# Statuses of failed runs, which are made again only on request.
 FAILURES = ("failed", "out_of_memory", "diverged")
 
 
 class StudyFolder:
     """The folder of one study.
 
-    Several processes, on several machines where they share the folder, may work in it at once: who holds a run's lock
-    makes it. A lock goes with its process, whatever ends that.
+    Several processes, also on several machines that share the folder, may work in it at the same time: the process that
+    holds a run's lock makes the run. A lock ends with its process, however that ends.
 
     Args:
-        path: The folder; made when needed.
+        path: The folder; created when needed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,13 +45,13 @@ class StudyFolder:
         self._records: dict[str, tuple[int, Record | None]] = {}
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
-        """Where a run's files lie."""
+        """Returns the folder of a run's files."""
         return RunFolder(self.path / run.folder)
 
     def record(self, run: PlannedRun) -> Record | None:
-        """A run's record; None without one, or with times of another `train.cache` than the run's.
+        """Returns a run's record; None without one, or if its times belong to another `train.cache` than the run's.
 
-        It is read again only if the file has changed.
+        The record is read again only if the file has changed.
         """
         try:
             changed = (self.path / run.folder / RECORD_FILE).stat().st_mtime_ns
@@ -64,7 +64,7 @@ class StudyFolder:
         return record if record is None or record.status != FINISHED or record.answers(run.cache) else None
 
     def status(self, run: PlannedRun) -> str:
-        """What has become of a run: its record's status, `running` or `waiting`."""
+        """Returns the status of a run: its record's status, `running` or `waiting`."""
         record = self.record(run)
         if record is not None and record.status not in (INTERRUPTED,):
             return record.status
@@ -79,7 +79,7 @@ class StudyFolder:
 
     @contextmanager
     def held(self, run: PlannedRun) -> Iterator[bool]:
-        """Holds a run's lock, where nobody else does: gives whether it is ours."""
+        """Holds a run's lock if no other process does; yields whether it was acquired."""
         self.private.mkdir(parents=True, exist_ok=True)
         lock = self._lock(run)
         try:
@@ -96,7 +96,7 @@ class StudyFolder:
             lock.release()
 
     def holder(self, run: PlannedRun) -> dict[str, Any] | None:
-        """Who works on a run: `pid`, `host`, `since`; None where nobody does."""
+        """Returns the process that works on a run (`pid`, `host`, `since`); None if there is none."""
         holder = self.last_holder(run)
         if holder is None:
             return None
@@ -106,14 +106,14 @@ class StudyFolder:
         except Timeout:
             return holder
         except OSError:
-            # Nobody works in a folder that cannot be written.
+            # No process works in a folder that is not writable.
             return None
-        # What a killed process left.
+        # The holder's file was left behind by a killed process.
         lock.release()
         return None
 
     def last_holder(self, run: PlannedRun) -> dict[str, Any] | None:
-        """Who works on a run, or was killed while doing so."""
+        """Returns the process that works on a run or was killed while doing so; None if there is none."""
         try:
             holder: dict[str, Any] = json.loads(self._holder_file(run).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -121,7 +121,7 @@ class StudyFolder:
         return holder if isinstance(holder, dict) else None
 
     def set_aside(self, run: PlannedRun) -> None:
-        """Renames a failed run's record, so that the run is made again; a training starts from its start."""
+        """Renames a failed run's record, so that the run is made again; its training starts from the beginning."""
         with self.held(run) as is_ours:
             if is_ours and (record := self.run_folder(run).read()) is not None and record.status in FAILURES:
                 file = self.path / run.folder / RECORD_FILE
@@ -129,13 +129,13 @@ class StudyFolder:
                 self.run_folder(run).remove_checkpoints()
 
     def tidy(self, run: PlannedRun) -> None:
-        """Deletes what a killed process left next to a record."""
+        """Deletes the files that a killed process left next to a record."""
         with self.held(run) as is_ours:
             if is_ours and self.ended(run):
                 self.run_folder(run).remove_leftovers()
 
     def read_basis(self) -> dict[str, Any]:
-        """On what the study's keys rest; empty where that is not known."""
+        """Reads what the study's keys depend on; empty if that is not known."""
         try:
             basis: dict[str, Any] = json.loads((self.private / _BASIS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -143,11 +143,11 @@ class StudyFolder:
         return basis if isinstance(basis, dict) else {}
 
     def write_basis(self, basis: dict[str, Any]) -> None:
-        """Keeps on what the study's keys rest."""
+        """Stores what the study's keys depend on."""
         write_json(self.private / _BASIS_FILE, basis)
 
     def write_plan(self, study: StudyFile) -> str:
-        """Keeps what workers are to make, apart from `study.json`, which another command may replace.
+        """Stores the workers' runs separately from `study.json`, which another command may replace.
 
         Returns:
             The file's name.
@@ -157,10 +157,10 @@ class StudyFolder:
         return name
 
     def read_plan(self, name: str) -> StudyFile:
-        """What `write_plan` kept.
+        """Reads what `write_plan` stored.
 
         Raises:
-            RequestError: If it is gone.
+            RequestError: If the file is gone.
         """
         study = read_study(self.private, name)
         if study is None:
@@ -177,9 +177,9 @@ class StudyFolder:
 def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
     """Sets `chosen` of the runs with settings that are tried: None until all trials of a method on a task have ended.
 
-    The settings with the best mean over the trials' seeds win, of equal ones those with the smaller learning rate, then
-    the first. Settings with a trial that failed are left out, unless all have one, and so are trials that were ended
-    early. The same records give the same choice in every process.
+    The settings with the best mean over the trials' seeds are chosen; of equal ones, those with the smaller learning
+    rate, then the first. Settings with a failed trial are left out, unless all have one, and so are trials that were
+    ended early. The same records lead to the same choice in every process.
     """
     still_searched = {(cell.method, cell.task) for cell in (study.search.cells if study.search else ()) if cell.is_open}
     with_settings = [run for run in study.runs if run.tried]
@@ -187,7 +187,7 @@ def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
         runs = list(group)
         trials = [run for run in runs if run.is_trial]
         if not trials:
-            # What `petl-bench choose` trains last was chosen before.
+            # The last trainings of `petl-bench choose`: their settings were chosen before.
             continue
         is_open = pair in still_searched or not all(folder.ended(run) for run in trials)
         best = None if is_open else _best_settings(trials, folder)
@@ -197,7 +197,7 @@ def choose_settings(study: StudyFile, folder: StudyFolder) -> None:
 
 
 def is_ready(run: PlannedRun) -> bool:
-    """Whether a run can be made now: where settings are tried, all but the trials wait for the choice among them."""
+    """Whether a run can be made now: if several settings are tried, all runs but the trials wait for the choice."""
     return run.is_trial or run.chosen is True
 
 

@@ -1,4 +1,4 @@
-"""What a study prints: how far it is while it runs, what would run, and what became of it."""
+"""What a study prints: its progress while it runs, its plan, and its outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from petl_bench.studies.study import Study
 
-# Between two drawings.
+# Time between two updates of the display.
 _SECONDS = 1.0
 _MARKS = {RUNNING: "▶", WAITING: "·", INTERRUPTED: "·", FINISHED: "✓"}
 _ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, *FAILURES)
@@ -37,11 +37,11 @@ _log = logging.getLogger(__name__)
 
 
 class StudyProgress:
-    """Shows what becomes of runs; within it `update` is called again and again.
+    """Shows the progress of runs; within its context, `update` is called repeatedly.
 
     Args:
-        runs: Those that are asked for.
-        folder: Where they lie.
+        runs: The requested runs.
+        folder: The study's folder.
     """
 
     def __init__(self, runs: list[PlannedRun], folder: StudyFolder) -> None:
@@ -108,7 +108,7 @@ class StudyProgress:
         tasks = list(dict.fromkeys(run.task for run in runs))
         table.add_column("method")
         for task in tasks:
-            # As text: brackets in names are no markup.
+            # As Text, so that brackets in names are not read as markup.
             table.add_column(Text(task), justify="center")
         for method in dict.fromkeys(run.method for run in runs):
             cells = []
@@ -121,15 +121,15 @@ class StudyProgress:
 
 
 def expected_seconds(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFolder) -> list[float] | None:
-    """What runs will take, by the mean of like ones: same method and task, else same task, else any.
+    """Predicts how long runs take, by the mean of similar ones: same method and task, else same task, else any.
 
     Args:
         left: The runs that are to be made.
-        runs: Those that may have been made.
-        folder: Where they lie.
+        runs: The runs that may already have been made.
+        folder: The study's folder.
 
     Returns:
-        Seconds, one for each run of `left`; None where no run has been timed.
+        Seconds for each run of `left`; None if no run has been timed.
     """
     took: dict[tuple[str, ...], list[float]] = {}
     for run in runs:
@@ -147,7 +147,7 @@ def _kinds(run: PlannedRun) -> tuple[tuple[str, ...], ...]:
 
 
 def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """The runs that are to be made, with the first settings of a method in place of those that will be chosen."""
+    """Returns the runs to make, with the first settings of a method in place of those that will be chosen."""
     first: dict[tuple[str, str], str] = {}
     for run in runs:
         if run.chosen is None:
@@ -160,12 +160,12 @@ def _expected(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def setting_name(key: str) -> str:
-    """A setting in messages."""
+    """Returns a setting's name for messages."""
     return "rate" if key == "train.learning_rate" else key.rpartition(".")[2]
 
 
 def _seconds(record: Record) -> float | None:
-    """What a run took: cached features that another run had computed cost it nothing but their reading."""
+    """Returns how long a run took; of features cached by another run, only the time to read them counts."""
     return None if record.time is None else device_seconds(record) + (record.time.cache_seconds or 0.0)
 
 
@@ -179,13 +179,13 @@ def _duration(seconds: float) -> str:
 def print_plan(
     study: Study, costs: list[PlannedCosts], write: Callable[[str], None], *, as_json: bool, wide: bool = False
 ) -> None:
-    """Prints every method on every task: what is finished, what would run, its estimated costs and how long it takes.
+    """Prints every method on every task: what is finished, what would run, the estimated costs and the duration.
 
     Args:
         study: The study.
         costs: Estimated costs by method and task.
         write: Prints text.
-        as_json: Whether to print a JSON list with an object a run.
+        as_json: Whether to print a JSON list with an object for each run.
         wide: Whether to show all columns, even if there is no room for them.
     """
     if as_json:
@@ -201,7 +201,7 @@ def print_plan(
 
 
 def _print_script(study: Study, write: Callable[[str], None]) -> None:
-    """Prints what Slurm would be given for the runs that are left, where the study's jobs go there."""
+    """Prints the script that Slurm would get for the remaining runs, if the study's jobs go to Slurm."""
     executor = study.request.executor
     left = sum(status not in (FINISHED, *FAILURES) for _, status in study.statuses())
     if executor.name != "slurm" or executor.cluster != "slurm" or not left:
@@ -262,7 +262,7 @@ def _count(number: int | None) -> str:
 
 
 def print_outcome(study: Study, write: Callable[[str], None], *, as_json: bool) -> None:
-    """Prints how many runs there are of each kind, and each one that failed with its reason."""
+    """Prints the number of runs of each status, and each failed run with its reason."""
     statuses = study.statuses()
     if as_json:
         write(json.dumps([asdict(run) | {"status": status} for run, status in statuses], indent=2))

@@ -1,7 +1,7 @@
-"""The search of a study: from which ranges settings are drawn, how, and which of them is tried next.
+"""The search of a study: the ranges from which settings are drawn, how they are drawn, and which are tried next.
 
 Random and quasi-random settings are drawn when the study is expanded. TPE and Hyperband need the scores of earlier
-trials: what Optuna proposed is kept in a journal in the study's folder, from which every process reads the same.
+trials: Optuna's proposals are kept in a journal in the study's folder, so that every process reads the same ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRUNERS = ("none", "hyperband")
 
 RATE = "train.learning_rate"
 
-# A method's rates reach as far below its default rate, and above it.
+# A method's rates range from its default rate divided by this factor to the default rate times this factor.
 _FACTOR = 10.0
 # Each step of Hyperband, or of `petl-bench choose`, trains the better third of the candidates three times as long.
 REDUCTION = 3
@@ -41,7 +41,7 @@ _JOURNAL = "search.journal"
 _SETTING = re.compile(r"\w+\.[\w.]+")
 
 Space = Mapping[str, Any]
-# By settings, as `candidate_name` gives them, and share of the training.
+# Trials by settings, as `candidate_name` returns them, and by share of the training.
 Trials = Mapping[tuple[str, float], PlannedRun]
 
 
@@ -50,11 +50,11 @@ class SearchConfig:
     """How the settings of each method are searched for, on each task; conf/study/fair_small.yaml is an example.
 
     Attributes:
-        trials: For every method on every task: the same number.
-        space: By method: ranges in place of the method's own, a list of values or `{low, high, log}` by setting.
+        trials: Number of trials, the same for every method on every task.
+        space: Ranges that replace the method's own, by method: for each setting a list or `{low, high, log}`.
         sampler: random, qmc (a scrambled Sobol sequence) or tpe.
         pruner: none, or hyperband: trials that do worse than others end after a third or a ninth of the training.
-        seed: Of the draws, and of the trainings of all trials; none of the study's seeds.
+        seed: Seed of the draws and of the trainings of all trials; must not be one of the study's seeds.
     """
 
     trials: int
@@ -63,7 +63,7 @@ class SearchConfig:
     pruner: str = "none"
     seed: int = 1000
 
-    # Of pydantic, which reads the file: a key that is unknown is an error.
+    # For pydantic, which reads the file: an unknown key is an error.
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     @property
@@ -104,11 +104,11 @@ def _check_values(values: Any, where: str) -> None:
 
 
 def default_space(cfg: RunConfig, given: Collection[str] = ()) -> dict[str, Any]:
-    """The ranges that a method declares in its folder: its sizes, and two decades of rates around its rate.
+    """Returns a method's ranges: the sizes that its folder declares, and two decades of rates around its rate.
 
     Args:
         cfg: A run of the method; its rate is the middle of the range.
-        given: Settings that have a value already: of these only the rate is searched.
+        given: Settings that already have a value; of these, only the rate is searched.
     """
     settings = get_method(cfg.method.name).settings
     options = dataclasses.fields(settings) if settings is not None else ()
@@ -119,25 +119,25 @@ def default_space(cfg: RunConfig, given: Collection[str] = ()) -> dict[str, Any]
 
 
 def reports_selection_rows(cfg: RunConfig) -> bool:
-    """Whether the rows by which a run's settings would be chosen are those that it reports."""
+    """Whether the rows that would choose a run's settings are also the reported rows."""
     return cfg.task.protocol not in ("held_out", "test")
 
 
 def space_of(search: SearchConfig, method: str, task: str, cfg: RunConfig, given: Collection[str]) -> dict[str, Any]:
-    """The ranges that are searched for a method on a task.
+    """Returns the ranges that are searched for a method on a task.
 
     Args:
         search: The study's search.
         method: The study's name of the method.
         task: The study's name of the task.
         cfg: The run that the study would make without a search.
-        given: Settings with a value in the study, so that a range that nobody asked for does not replace it.
+        given: Settings with a value in the study, which no default range replaces (see `default_space`).
 
     Returns:
         By setting: a list of values, or a range with its distribution.
 
     Raises:
-        RequestError: If the rows that choose would be the rows that are reported, or there are too few settings.
+        RequestError: If the rows that choose are also the reported rows, or there are too few different settings.
     """
     if reports_selection_rows(cfg):
         raise RequestError(
@@ -167,16 +167,16 @@ def is_integer_range(values: Mapping[str, Any]) -> bool:
 
 
 def draw(search: SearchConfig, space: Space, method: str, task: str) -> list[dict[str, Any]]:
-    """Draws the settings of all trials of a method on a task, each once; the first ones do not depend on their number.
+    """Draws distinct settings for all trials of a method on a task; more trials do not change the first ones.
 
     Args:
-        search: How many, by which sampler.
+        search: The number of trials and the sampler.
         space: The ranges.
-        method: The study's name of the method; methods and tasks have draws of their own.
+        method: The study's name of the method; draws differ between methods and between tasks.
         task: The study's name of the task.
 
     Returns:
-        One mapping from settings to values a trial.
+        A mapping from settings to values for each trial.
     """
     drawn: list[dict[str, Any]] = []
     for point in _points(search, len(space), _seed_of(search.seed, method, task)):
@@ -189,7 +189,7 @@ def draw(search: SearchConfig, space: Space, method: str, task: str) -> list[dic
 
 
 def _points(search: SearchConfig, dimensions: int, seed: int) -> Iterator[np.ndarray]:
-    """Points of the unit cube, shape (dimensions,), without an end."""
+    """Yields points of the unit cube, shape (dimensions,), endlessly."""
     if search.sampler == "qmc":
         from scipy.stats.qmc import Sobol
 
@@ -202,12 +202,12 @@ def _points(search: SearchConfig, dimensions: int, seed: int) -> Iterator[np.nda
 
 
 def _value(values: Any, position: float) -> Any:
-    """The value at a position in [0, 1) of a list or range."""
+    """Returns the value at a position in [0, 1) of a list or range."""
     if isinstance(values, list):
         return values[int(position * len(values))]
     low, high = values["low"], values["high"]
     if is_integer_range(values):
-        # Each number has the same share of the range, or of its logarithm.
+        # Rounding then gives the first and the last number a full interval as well.
         low, high = low - 0.5, high + 0.5
     value = low * (high / low) ** position if values.get("log") else low + (high - low) * position
     return round(value) if is_integer_range(values) else float(f"{value:.3g}")
@@ -218,7 +218,7 @@ def _seed_of(*parts: object) -> int:
 
 
 def steps_of(search: SearchConfig, cfg: RunConfig) -> list[tuple[float, str]]:
-    """The lengths to which a trial is trained one after the other, as shares of the whole and as overrides.
+    """Returns the successive lengths of a trial's training, as shares of the whole and as overrides.
 
     Raises:
         RequestError: If the pruner cannot shorten the training.
@@ -241,7 +241,7 @@ class AskedTrial:
 
     Attributes:
         tried: Its settings.
-        num_steps: To how many of the lengths of `steps_of` it is trained, as far as is known.
+        num_steps: For how many of the lengths of `steps_of` it is trained, as far as known.
         is_open: Whether it has not ended.
     """
 
@@ -253,17 +253,17 @@ class AskedTrial:
 def advance(
     search: SearchConfig, cell: SearchedCell, planned: Trials, folder: StudyFolder, *, ask: bool
 ) -> list[AskedTrial]:
-    """Tells Optuna of the trials of a method on a task that have ended, and asks for the next one.
+    """Reports the ended trials of a method on a task to Optuna, and asks for the next one.
 
     One trial of a cell is open at a time. Processes take turns, and each reads from the journal what the others did, so
-    that any of them may be killed at any instant.
+    that any of them may be killed at any time.
 
     Args:
-        search: How many, by which sampler and pruner.
+        search: The number of trials, the sampler and the pruner.
         cell: The method, the task and the ranges.
         planned: The trials that are planned for them.
-        folder: The study's; it holds the journal.
-        ask: False only reads the journal.
+        folder: The study's folder, which contains the journal.
+        ask: Whether to ask; False only reads the journal.
 
     Returns:
         All trials so far, in order.
@@ -286,7 +286,7 @@ def advance(
 
 
 def _complete_trials(study: optuna.Study, cell: SearchedCell) -> list[optuna.trial.FrozenTrial]:
-    """The trials whose settings were all written before a process may have been killed."""
+    """Returns the trials with all settings; a process may have been killed before it had written all of them."""
     return [trial for trial in study.get_trials(deepcopy=False) if len(trial.params) == len(cell.space)]
 
 
@@ -303,7 +303,7 @@ def _ask(study: optuna.Study, search: SearchConfig, cell: SearchedCell, number: 
 def _tell(
     study: optuna.Study, open_trial: optuna.trial.FrozenTrial, cell: SearchedCell, planned: Trials, folder: StudyFolder
 ) -> None:
-    """Reports the steps of an open trial that have ended since, and closes it after the last one that it is to make."""
+    """Reports the steps of an open trial that have ended since, and closes the trial after its last step."""
     from optuna.trial import Trial, TrialState
 
     trial = Trial(study, open_trial._trial_id)
@@ -334,19 +334,19 @@ def _asked_trial(trial: optuna.trial.FrozenTrial) -> AskedTrial:
 
 
 def _rounded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are written in overrides."""
+    """Returns settings rounded as they are written in overrides."""
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
 def _repair(journal: Path) -> None:
-    """Removes a last line that a process was killed while writing."""
+    """Removes an incomplete last line, left by a process that was killed while writing it."""
     if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
         with journal.open("r+b") as stream:
             stream.truncate(content.rfind(b"\n") + 1)
 
 
 class _NoLock:
-    """In place of Optuna's lock, which a killed process would leave: `advance` holds one that goes with its process."""
+    """Replaces Optuna's lock, which a killed process would leave; the lock of `advance` ends with its process."""
 
     def acquire(self) -> bool:
         return True
@@ -361,13 +361,13 @@ def _open_study(search: SearchConfig, cell: SearchedCell, folder: StudyFolder) -
     from optuna.storages.journal import JournalFileBackend
 
     storage = JournalStorage(JournalFileBackend(str(folder.private / _JOURNAL), lock_obj=cast("Any", _NoLock())))
-    # Other ranges or lengths are another search.
+    # Different ranges or lengths make a different search.
     what = [cell.method, cell.task, cell.overrides, cell.space, cell.steps, search.sampler, search.pruner, search.seed]
     name = f"{cell.method} on {cell.task} {_seed_of(*what):08x}"
     study = optuna.create_study(
         storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=None, pruner=None
     )
-    # What is proposed depends on the journal alone, not on how often processes were started.
+    # The proposals depend only on the journal, not on how often processes were started.
     seed = _seed_of(search.seed, cell.method, cell.task, len(_complete_trials(study, cell)))
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(2, search.trials // 3))
     study.pruner = optuna.pruners.NopPruner()

@@ -29,7 +29,7 @@ from petl_bench.studies.search import RATE, default_space, is_integer_range, rep
 from petl_bench.tasks.load import trained_labels
 from petl_bench.trackers import SELECTION_SCORE
 
-# Seconds between two looks at the workers.
+# Seconds between two checks of the workers.
 _PAUSE = 0.2
 
 _log = logging.getLogger(__name__)
@@ -40,12 +40,12 @@ class Study:
     """A study that was opened.
 
     Attributes:
-        file: All its runs.
-        folder: Where they lie.
-        runs: Those that are asked for now.
-        config: What it was expanded from.
-        request: What the command asks for.
-        basis: On what the runs' keys rest.
+        file: The plan with all its runs.
+        folder: The folder of the runs.
+        runs: The runs that are requested now.
+        config: The definition that it was expanded from.
+        request: The command's request.
+        basis: What the runs' keys depend on.
     """
 
     file: StudyFile
@@ -56,12 +56,12 @@ class Study:
     basis: Basis
 
     def statuses(self) -> list[tuple[PlannedRun, str]]:
-        """Every run that is asked for, with what has become of it; settings that were not taken are left out."""
+        """Returns every requested run with its status; runs with settings that were not chosen are left out."""
         self.update()
         return [(run, self.folder.status(run)) for run in self.runs if run.is_asked_for]
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The methods and tasks that are asked for."""
+        """Returns the requested pairs of method and task."""
         methods, tasks = self.request.methods or self.file.methods, self.request.tasks or self.file.tasks
         return [
             (method, task)
@@ -71,10 +71,10 @@ class Study:
         ]
 
     def update(self, *, ask: bool = False) -> None:
-        """Finds out which trials a search has asked for by now, and which settings were chosen.
+        """Adds the trials that a search has asked for so far, and sets which settings were chosen.
 
         Args:
-            ask: Also ask for the next trials, where that is due.
+            ask: Whether to ask for the next trials if they are due.
         """
         if self.file.search is not None and self.file.search.cells:
             grow(self.file, self.folder, self.pairs(), ask=ask)
@@ -86,7 +86,7 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
     """Opens and expands a study; nothing is written.
 
     Raises:
-        RequestError: If it, or what is asked of it, cannot work.
+        RequestError: If the study or the request is invalid.
     """
     name, config = open_study(name_or_file)
     departures = request.departures(config)
@@ -106,7 +106,7 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
 
 
 def _read(folder: StudyFolder) -> StudyFile | None:
-    """What is there of the study; a file that cannot be read is written anew."""
+    """Reads the study's file; None if there is none or it cannot be read, and then it is written anew."""
     try:
         return read_study(folder.path)
     except RequestError as error:
@@ -115,7 +115,7 @@ def _read(folder: StudyFolder) -> StudyFile | None:
 
 
 def _unchanged_costs(stored: StudyFile | None, now: StudyFile) -> list[PlannedCosts]:
-    """The costs that were counted of the methods and tasks whose runs are the same."""
+    """Returns the stored costs of the methods and tasks whose runs have not changed."""
     if stored is None:
         return []
     runs_before, runs_now = ({(run.method, run.task, run.key) for run in file.runs} for file in (stored, now))
@@ -124,10 +124,10 @@ def _unchanged_costs(stored: StudyFile | None, now: StudyFile) -> list[PlannedCo
 
 
 def keep(study: Study) -> None:
-    """Writes `study.json`, where it differs from what is there.
+    """Writes `study.json` if the study differs from the stored one.
 
     Raises:
-        RequestError: If the folder cannot be written.
+        RequestError: If the folder is not writable.
     """
     try:
         if _read(study.folder) != study.file:
@@ -141,16 +141,16 @@ def keep(study: Study) -> None:
 
 
 def keep_costs(study: Study, costs: list[PlannedCosts]) -> None:
-    """Adds what was counted to `study.json`."""
+    """Adds the costs to `study.json`."""
     counted = {(cost.method, cost.task) for cost in costs}
     study.file.costs = [cost for cost in study.file.costs if (cost.method, cost.task) not in counted] + costs
     keep(study)
 
 
 def plan_costs(study: Study) -> list[PlannedCosts]:
-    """Counts parameters and peak memory of the methods and tasks that are asked for, before any run.
+    """Computes the parameters and peak memory of the requested methods and tasks, before any run.
 
-    Cells that cost the same are counted once.
+    The costs of cells that cost the same are computed once.
     """
     pairs = study.pairs()
     configs = {
@@ -183,19 +183,19 @@ def _planned_costs(method: str, task: str, row: PlanRow | Exception) -> PlannedC
 
 
 def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
-    """Makes what is left of a study.
+    """Makes the remaining runs of a study.
 
     Args:
-        study: From `prepare`.
-        retry_failed: Make failed runs again.
+        study: The study from `prepare`.
+        retry_failed: Whether to make failed runs again.
 
     Returns:
-        The runs that are not finished: failed ones, and ones that nobody could make.
+        The runs that are not finished: failed ones, and ones that could not be made.
 
     Raises:
-        RequestError: If the folder of the rows is not there; nothing is written.
+        RequestError: If the folder of the rows does not exist; nothing is written.
         RunError: If workers cannot work at all.
-        Interrupted: on Ctrl-C or SIGTERM, after the workers have stopped.
+        Interrupted: On Ctrl-C or SIGTERM, after the workers have stopped.
     """
     _check_data(study)
     study.update(ask=True)
@@ -209,14 +209,14 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
     left = _left(study)
     if left:
         _make(study, left)
-        # Settings that were taken; unless somebody has begun another study here.
+        # Stores the chosen settings, unless another study was started here in the meantime.
         if (stored := _read(study.folder)) is not None and stored.digest == study.file.digest:
             keep(study)
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
 
 
 def _check_data(study: Study) -> None:
-    """Refuses a folder of rows that is not there once, where every run that is left would fail by it."""
+    """Raises RequestError once for a missing folder of rows, which would make every remaining run fail."""
     overrides = (override for run, status in study.statuses() if status != FINISHED for override in run.overrides)
     for override in dict.fromkeys(override for override in overrides if override.startswith("data_root=")):
         root = override.partition("=")[2].strip("'\"")
@@ -243,24 +243,24 @@ def _left(study: Study) -> list[PlannedRun]:
     return [run for run in study.runs if run.is_asked_for and not study.folder.ended(run)]
 
 
-# Runs of a sweep that draws settings, unless it is said otherwise: W&B itself would never end.
+# Default number of runs of a sweep that draws settings: without a limit, W&B would never end the sweep.
 _SWEEP_RUNS = 12
 
-# Filled in by W&B: the drawn settings, as key=value.
+# W&B replaces this with the drawn settings, as key=value.
 _DRAWN = "${args_no_hyphens}"
 
 
 def write_sweeps(arguments: list[str], runs: int | None, out: str | None, write: Callable[[str], None]) -> None:
-    """Writes the files of sweeps, or prints the only one.
+    """Writes the files of sweeps, or prints a single one.
 
     Args:
         arguments: See `sweeps`.
         runs: See `sweeps`.
         out: Folder of the files; None: a single one is printed.
-        write: Takes its text, or the commands that begin the sweeps.
+        write: Prints the file's text, or the commands that start the sweeps.
 
     Raises:
-        RequestError: See `sweeps`; or if there are several, and no folder for them.
+        RequestError: See `sweeps`; also if there are several sweeps and no folder for them.
     """
     if runs is not None and runs < 1:
         raise RequestError(f"--runs={runs} must be at least 1.")
@@ -283,13 +283,13 @@ def sweeps(arguments: list[str], runs: int | None) -> dict[str, dict[str, Any]]:
 
     Args:
         arguments: A study's name and settings, or task=NAMES and method=NAMES with settings.
-        runs: Of each sweep; None: as many as the study's search has trials.
+        runs: Number of runs of each sweep; None: the number of trials of the study's search, else `_SWEEP_RUNS`.
 
     Returns:
-        The content of the files, by a name for each.
+        The content of each file, by name.
 
     Raises:
-        RequestError: If the arguments name neither, or settings do not compose.
+        RequestError: If the arguments name neither a study nor tasks and methods, or settings do not compose.
     """
     if any("=" not in argument and not argument.startswith("~") for argument in arguments):
         name, overrides = study_and_overrides(arguments)
@@ -341,7 +341,7 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
         **({} if is_grid else {"run_cap": runs or (search.trials if search is not None else _SWEEP_RUNS)}),
         # The primary metric on the selection split.
         "metric": {"name": SELECTION_SCORE, "goal": "maximize"},
-        # W&B waits for every run of a sweep, so one that is there already is made again.
+        # W&B waits for every run of a sweep, so runs that already exist are made again.
         "command": [
             *(
                 "petl-bench",
@@ -359,14 +359,14 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
 
 
 def _absolute(override: str, key: str) -> str:
-    """A setting that names a file or a folder, from whatever folder the command is given."""
+    """Returns a setting with an absolute path, so that the command can be run in any folder."""
     value = override.partition("=")[2].strip("'\"")
     is_name = value in ("", "null") or any(option.name == key and value in option.choices for option in run_settings())
     return override if is_name else as_setting(key, str(user_path(value, key).absolute()))
 
 
 def _drawn(values: Any) -> dict[str, Any]:
-    """A range as W&B writes it."""
+    """Returns a range in W&B's format."""
     if isinstance(values, list):
         return {"values": values}
     is_integer = is_integer_range(values)

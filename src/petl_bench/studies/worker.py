@@ -1,7 +1,7 @@
-"""One process of a study: takes a run that nobody holds, makes it, takes the next.
+"""A worker process of a study: takes a run that no other process holds, makes it, and takes the next.
 
-Started by an executor as `python -m petl_bench.studies.worker FOLDER PLAN KEYS`; ends with the process that holds its
-standard input.
+Started by an executor as `python -m petl_bench.studies.worker FOLDER PLAN KEYS`; ends with the process that holds the
+other end of its standard input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from petl_bench.records.study_file import PlannedRun
 from petl_bench.studies.expand import grow
 from petl_bench.studies.folder import StudyFolder, choose_settings, is_ready
 
-# Before looking again at what other processes do.
+# Seconds before the next check of what other processes do.
 _PAUSE = 1.0
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def work(path: Path, plan: str, keys: list[str]) -> None:
     Args:
         path: The study's folder.
         plan: Name of the file there that lists the study's runs.
-        keys: Of the runs to make.
+        keys: The keys of the runs to make.
     """
     folder = StudyFolder(path)
     study = folder.read_plan(plan)
@@ -42,11 +42,11 @@ def work(path: Path, plan: str, keys: list[str]) -> None:
     while True:
         grow(study, folder, pairs)
         choose_settings(study, folder)
-        # Seed by seed: halfway through, every method can be compared already.
+        # Seed by seed, so that all methods can already be compared halfway through.
         by_seed = sorted(study.runs, key=lambda run: study.seeds.index(run.seed) if run.seed in study.seeds else -1)
         # The given runs, and those that a search has added for the same methods and tasks.
         runs = [run for run in by_seed if run.key not in others and (run.method, run.task) in pairs]
-        # What was made here and has not ended could not be recorded: once is enough.
+        # A run that was made here and has not ended could not be recorded: it is not tried again.
         left = [run for run in runs if run.is_asked_for and run.key not in made and not folder.ended(run)]
         if not left:
             return
@@ -55,12 +55,12 @@ def work(path: Path, plan: str, keys: list[str]) -> None:
         if not made_now:
             if not any(is_ready(run) for run in left) and not _trials_left(left, study.runs, folder):
                 return
-            # Others work on what is left; should one of them be killed, its run is taken over.
+            # Other processes work on the remaining runs; if one of them is killed, its run is taken over.
             time.sleep(_PAUSE)
 
 
 def _trials_left(left: list[PlannedRun], runs: list[PlannedRun], folder: StudyFolder) -> bool:
-    """Whether somebody else may still end the trials that these runs wait for."""
+    """Whether another process may still finish the trials that these runs wait for."""
     cells = {(run.method, run.task) for run in left}
     trials = [run for run in runs if run.is_trial and (run.method, run.task) in cells]
     return any(folder.holder(run) is not None for run in trials)
@@ -79,7 +79,7 @@ def _make_if_free(run: PlannedRun, folder: StudyFolder) -> bool:
 
 
 def make(run: PlannedRun, folder: StudyFolder) -> None:
-    """Makes one run; whatever goes wrong with it ends in its record, not in an error."""
+    """Makes one run; if it fails, the failure is written to its record and not raised."""
     from petl_bench.config import load_config
     from petl_bench.run.lifecycle import identify
     from petl_bench.run.run import run as run_one
@@ -96,7 +96,7 @@ def make(run: PlannedRun, folder: StudyFolder) -> None:
             )
         run_one(cfg)
     except RunError as error:
-        # Its record says so already.
+        # The failure is already in its record.
         _log.warning("%s", error)
     except RequestError as error:
         _log.warning("%s", error)
@@ -106,27 +106,27 @@ def make(run: PlannedRun, folder: StudyFolder) -> None:
 
 
 def write_failure(run: PlannedRun, folder: StudyFolder, error: str) -> None:
-    """Records a failure that came before or after anything could be recorded by the run itself."""
+    """Records a failure that occurred before or after the run itself could record anything."""
     config = {"method": {"name": run.method}, "task": {"name": run.task}, "train": {"seed": run.seed}}
     folder.run_folder(run).write(Record(run_key=run.key, config=config, status="failed", error=error))
 
 
 def _end_with_parent() -> None:
-    """The executor holds the other end of our standard input: it is closed when the executor ends, however it does."""
+    """Ends this process with the executor: however the executor ends, that closes our standard input."""
 
     def wait() -> None:
         """Ends the process when standard input is closed."""
-        # Not through sys.stdin, whose lock a thread that waits would keep while the interpreter ends.
+        # Not through sys.stdin, whose lock a waiting thread would hold while the interpreter shuts down.
         while os.read(0, 1):
             pass
-        # No record, no message: as if we had been killed together, and the same command goes on from there.
+        # Without a record or message, as if both processes had been killed; the same command continues from there.
         os._exit(128 + signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def main() -> int:
-    """The worker process.
+    """Runs the worker process.
 
     Returns:
         The exit code.

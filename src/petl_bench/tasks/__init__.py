@@ -177,7 +177,7 @@ def check_task(task: TaskConfig) -> None:
 
 
 def _check_draw(task: TaskConfig) -> None:
-    """The rows that train are chosen in one way."""
+    """Checks that the training rows are chosen in only one way."""
     if task.class_share is not None:
         _check_shares(task, task.class_share)
     if task.rows_per_class is None:
@@ -200,7 +200,7 @@ def _check_shares(task: TaskConfig, shares: list[float]) -> None:
             "task.class_share needs classes with names (task.labels) and a number of training rows "
             "(task.num_train_examples)."
         )
-    # Written so that a value which is no number is refused too.
+    # Written so that NaN is refused too.
     if len(shares) != len(task.labels) or not (min(shares) > 0 and abs(sum(shares) - 1) < 1e-6):
         raise RequestError(
             f"task.class_share={shares} must give a share above 0 for each of the {len(task.labels)} classes, with the "
@@ -209,7 +209,7 @@ def _check_shares(task: TaskConfig, shares: list[float]) -> None:
 
 
 def _check_fewclue_split(task: TaskConfig) -> None:
-    """A split of FewCLUE is chosen for its own tasks alone, and is one of theirs."""
+    """Checks that a split of FewCLUE is chosen only for FewCLUE's tasks, and is one of theirs."""
     has_split = task.train_split == f"train_{task.fewclue_split}"
     if has_split and task.fewclue_split not in FEWCLUE_SPLITS:
         raise unknown_choice("task.fewclue_split", task.fewclue_split, FEWCLUE_SPLITS)
@@ -221,7 +221,7 @@ def _check_fewclue_split(task: TaskConfig) -> None:
 
 
 def _check_names(task: TaskConfig) -> None:
-    """Columns and labels are named once, and the texts do not give the label away."""
+    """Checks that columns and labels are named once, and that the texts do not reveal the label."""
     if not task.text_columns:
         raise RequestError("task.text_columns names no column: give those that hold the texts.")
     if task.label_column in task.text_columns:
@@ -240,7 +240,7 @@ def _check_names(task: TaskConfig) -> None:
 
 
 def _check_files(task: TaskConfig) -> None:
-    """The rows that choose a checkpoint and those that are reported on do not contradict each other."""
+    """Checks that the rows for selection and the rows to report on do not contradict each other."""
     on_test = task.protocol == "test"
     named = task.test_file is not None or (on_test and task.source in ("files", "folder"))
     if named and not (on_test and task.test_file and task.validation_file):
@@ -255,7 +255,7 @@ def _check_files(task: TaskConfig) -> None:
 
 
 def _check_multilabel(task: TaskConfig) -> None:
-    """Labels can be separated, and the threshold is not chosen on the rows that are reported on."""
+    """Checks that labels can be separated, and that the threshold is not chosen on the rows to report on."""
     if task.type != "multilabel":
         return
     if not task.label_separator:

@@ -1,6 +1,6 @@
-"""What is scored on a task's rows without a backbone: by the most frequent class, and by a linear model of words.
+"""Scores on a task's rows without a backbone: of the most frequent class, and of a linear model of words.
 
-A method that is no better than these has learnt nothing from the backbone that the words alone do not say.
+A method that is no better than these has gained nothing from the backbone over the words alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def score_baselines(task: Task) -> Scores:
     """Scores the baselines on the rows to report on, or reads the scores from the cache.
 
     Args:
-        task: Its training rows fit the baselines; nothing chooses among settings.
+        task: The baselines are fitted to its training rows, without a search of settings.
 
     Returns:
         The task's metrics by baseline, a key of `petl_bench.records.schema.BASELINES`. `tfidf` is missing where a row
@@ -131,7 +131,7 @@ def _by_words(task: Task) -> np.ndarray | None:
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
 
-    # The solvers come to the same optimum; with few rows this one takes the least time, and it draws nothing at random.
+    # All solvers reach the same optimum; with few rows this one is the fastest, and it draws nothing at random.
     linear = Ridge() if task.labels is None else LogisticRegression(solver="newton-cg")
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), token_pattern=_WORD), linear)
     try:

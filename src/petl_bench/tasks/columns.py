@@ -1,8 +1,8 @@
-"""Columns that texts and labels are taken from: made of further columns, or found in a user's file.
+"""Columns that texts and labels are taken from: derived from other columns, or found in a user's file.
 
 A task names one of `TRANSFORMS` in `task.transform`. The texts are those that CLUE's own baselines read
-(`classifier_pytorch/processors/clue.py` in CLUEbenchmark/CLUE). With `data=FILE` columns are found where there is no
-doubt.
+(`classifier_pytorch/processors/clue.py` in CLUEbenchmark/CLUE). With `data=FILE`, columns are found if they are
+unambiguous.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Transform:
-    """Makes a text column of further columns.
+    """Makes a text column from other columns.
 
     Attributes:
         columns: The columns that it reads.
@@ -100,7 +100,7 @@ def _find_span(text: str, target: Any, number: int, place: str) -> tuple[int, in
 
 
 def _with_marks(text: str, spans: dict[int, tuple[int, int]]) -> str:
-    """The text with marks around its spans; of one span inside of another, the marks are inside, too."""
+    """The text with marks around its spans; if one span is inside the other, so are its marks."""
     marks = []
     for number, (begin, end) in spans.items():
         before, behind = _MARKS[number]
@@ -142,7 +142,7 @@ _WORDS_OF_TEXT = 2.5  # on average, at least
 
 
 def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:
-    """The settings of a task of a user's file whose columns speak for themselves; the log says which were taken.
+    """The settings of a task for a user's file with unambiguous columns; the chosen columns are logged.
 
     Args:
         path: The file, as `data=` names it.
@@ -152,7 +152,7 @@ def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:
         The settings, and the number of rows that the file has.
 
     Raises:
-        RequestError: If the file cannot be read, or which column is which is not clear.
+        RequestError: If the file cannot be read, or its columns are ambiguous.
     """
     settings = ["task=custom", as_setting("task.train_file", path)]
     if "task.name" not in given and (name := _task_name(path)):
@@ -178,9 +178,9 @@ def data_settings(path: str, given: Mapping[str, str]) -> tuple[list[str], int]:
 
 
 def _task_name(path: str) -> str:
-    """A name for the task of a file, so that tables and folders tell several files apart; empty: none fits."""
+    """A name for the task of a file, so that tables and folders tell several files apart; empty if none is suitable."""
     name = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.")
-    # Tables would take the rows for those of the task of this name.
+    # With the name of another task, tables would mistake its rows for those of that task.
     return "" if name_fault(name) or name in option_names("task") else name
 
 
@@ -221,7 +221,7 @@ def _known(table: Table, name: str) -> list[str]:
 
 
 def _may_be_labels(table: Table, name: str, rows_per_label: int) -> bool:
-    """Whether values come more often than so many times on average, or all are one; fractions are no classes."""
+    """Whether values occur more than `rows_per_label` times on average or all are equal, and none is a fraction."""
     values = _known(table, name)
     fractions = any(re.fullmatch(r"-?\d*\.\d*[1-9]\d*", value.strip()) for value in values)
     return not fractions and (len(set(values)) == 1 or 0 < rows_per_label * len(set(values)) < len(values))

@@ -20,9 +20,9 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
     """Splits training rows into held-out ones and those to train on.
 
     One shuffle by `data_seed`: the first K rows train, the next are held out (UniPELT's draw, Mao et al., ACL 2022).
-    With `held_out_draw=stratified` or `group_column` the rows to hold out are taken from the shuffle before, so that
-    they are the same whatever K is. With `rows_per_class` the first K of each class train, with `class_share` as many
-    of each as its share comes to.
+    With `held_out_draw=stratified` or `group_column` the rows to hold out are taken out first, so that they
+    do not depend on K. With `rows_per_class` the first K of each class train, with `class_share` the share of each
+    class.
 
     Args:
         settings: The task.
@@ -63,7 +63,7 @@ def draw_rows(settings: TaskConfig, rows: Rows, labels: list[str] | None) -> tup
 
 
 def _num_held_out(settings: TaskConfig, num_rows: int) -> int:
-    """How many rows are to be held out; of a task without validation rows at most a fifth."""
+    """The number of rows to hold out; for a task without validation rows, at most a fifth."""
     if not holds_out(settings):
         return 0
     if has_validation(settings):
@@ -87,9 +87,9 @@ def _held_out_first(settings: TaskConfig, rows: Rows, order: np.ndarray, count: 
 
 
 def _whole_groups(groups: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """The rows of randomly drawn groups, as many groups as it takes to have `count` rows.
+    """The rows of randomly drawn groups, with enough groups to have `count` rows.
 
-    scikit-learn's GroupShuffleSplit counts groups, whatever their sizes; here rows are asked for.
+    scikit-learn's GroupShuffleSplit counts groups, whatever their sizes; here rows are counted.
     """
     names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(len(names))
@@ -103,10 +103,10 @@ def _whole_groups(groups: np.ndarray, seed: int, count: int) -> np.ndarray:
 
 
 def _of_each_class(classes: np.ndarray, order: np.ndarray, count: int) -> np.ndarray | None:
-    """The first rows of each class in an order, as many as its share of `count`; classes of one row have none.
+    """The first rows of each class in an order, according to its share of `count`; none of classes with one row.
 
-    None where a class would have no row left. scikit-learn's stratified splitters refuse a class of one row, and fewer
-    held-out rows than classes, which the files of users have.
+    None if a class would have no row left. scikit-learn's stratified splitters refuse a class of one row, and fewer
+    held-out rows than classes, both of which occur with users' files.
     """
     numbers = np.bincount(classes)
     divisible = np.where(numbers > 1, numbers, 0)
@@ -153,7 +153,7 @@ def _few_of_each_first(
         order: Positions in the order of the draw, of those rows that may train.
         counts: How many of each class are to train, shape (classes,).
         labels: The names of the classes.
-        setting: What asks for them, for messages.
+        setting: The setting that requests them, for messages.
     """
     assert rows.labels is not None
     classes = rows.labels[order]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CACHE_VERSION = 2
 _CHUNK = 2000
 
-# The label of tokens at which torch's loss does not look; this package does without torch.
+# The label of tokens that torch's loss ignores; this package works without torch.
 NO_LABEL = -100
 
 # How byte-level tokenizers write a space.
@@ -61,7 +61,7 @@ class EncodedRows:
         ids: Token ids of all rows, int32, shape (tokens,).
         types: Segment ids likewise, uint8; None where the model has none.
         offsets: Row i is `ids[offsets[i]:offsets[i + 1]]`; int64, shape (rows + 1,).
-        labels: As in `Rows`. Of a tagging task, one a token, shape (tokens,): the tag of a word at its first token, and
+        labels: As in `Rows`. For tagging, one per token, shape (tokens,): the tag of a word at its first token, and
             `NO_LABEL` at all others.
         pad_id: The id that padding uses.
         num_cut: Tokens that the rows had beyond the length limit.
@@ -78,7 +78,7 @@ class EncodedRows:
 
     @property
     def read_tokens(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The tokens at which a tagger is read, and where those of each row begin; None in other tasks."""
+        """The tokens whose outputs a tagger uses, and where those of each row begin; None in other tasks."""
         return None if self.words is None else (self.words.tokens, self.words.offsets)
 
     def __len__(self) -> int:
@@ -94,10 +94,10 @@ def encode(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int, *, c
     """Tokenizes rows, or reads their token ids from the cache.
 
     Args:
-        rows: Texts; those of a pair are tokenized jointly. Of more than two, the second and all further ones make the
+        rows: Texts; those of a pair are tokenized jointly. If there are more than two, all but the first form the
             second text of a pair, with the separator token between them.
         tokenizer: The backbone's.
-        max_length: Most tokens of a row. Longer rows are truncated, of a pair the longer text.
+        max_length: The maximum number of tokens of a row. Longer rows are truncated; in a pair, the longer text.
         cached: Whether to read from the cache and write to it.
 
     Returns:
@@ -146,7 +146,7 @@ def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
 
 
 def _prepare_for_words(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lets byte-pair tokenizers that know words by the space before them put one before every word."""
+    """Makes byte-pair tokenizers that mark words by a leading space add one before every word."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise RequestError(
@@ -193,7 +193,7 @@ def _check_room(num_texts: int, tokenizer: PreTrainedTokenizerBase, max_length: 
 def _content_key(rows: Rows, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        # Left behind by an earlier call; neither is part of what the tokenizer is.
+        # Settings left by an earlier call; neither is part of the tokenizer's identity.
         backend.no_truncation()
         backend.no_padding()
         identity = backend.to_str()
@@ -283,7 +283,7 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.parent / ".lock"):
-            # Only who holds the lock writes, so whoever began these files was killed.
+            # Only the process with the lock writes, so these files are from killed processes.
             for abandoned in file.parent.glob("*.partial"):
                 abandoned.unlink(missing_ok=True)
             with atomic_write(file) as partial, partial.open("wb") as stream:

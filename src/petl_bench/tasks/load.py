@@ -41,12 +41,12 @@ class Task:
     Attributes:
         settings: What it was loaded from.
         labels: Names of the classes or tags that are trained; None for regression.
-        all_labels: Those that are out of distribution included.
+        all_labels: All names, including those that are out of distribution.
         train, selection, report: Rows to train on, to choose the checkpoint on, and to report on.
         selection_split, report_split: Their names in the record.
         extra: Further rows to report on, by name.
         ood: Rows of none of the classes, to be distinguished from the report rows; None if not asked for.
-        left_out: How many rows of a split are left out, as they have no label (`task.unlabelled`); by split, if any.
+        left_out: Numbers of rows left out as they have no label (`task.unlabelled`), by split; only splits with any.
     """
 
     settings: TaskConfig
@@ -63,7 +63,7 @@ class Task:
 
     @property
     def higher_is_better(self) -> bool:
-        """Which way the primary metric is better."""
+        """Whether a higher value of the primary metric is better."""
         return METRICS[self.settings.metric].higher_is_better
 
     @property
@@ -82,7 +82,7 @@ class Task:
         return rows | {name: item.rows for name, item in self.extra.items()}
 
     def tags(self, rows: Rows) -> list[list[str]]:
-        """The tags of each row of a tagging task, as readers of entities take them."""
+        """The tags of each row of a tagging task, as entity readers expect them."""
         assert self.labels is not None
         assert rows.labels is not None
         names = entity_tags(self.labels)
@@ -122,7 +122,7 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
         RequestError: If files, columns, labels or the protocol do not fit.
         RunError: If the hub cannot be reached.
     """
-    # A file is read once, so that labels and rows are of the same content.
+    # A file is read once, so that labels and rows come from the same content.
     table = None if settings.source == "demo" else _read_table(settings, "train", data_root)
     all_labels = find_labels(settings, table)
     classes = known_classes(settings, all_labels)
@@ -142,7 +142,7 @@ def load_task(settings: TaskConfig, data_root: str | None) -> Task:
     reported, report_split = all_train, "train_held_out"
     if has_validation(settings):
         reported, report_split = read_split("test" if settings.protocol == "test" else "validation")
-    # Rows of classes that are left out neither train nor select; those to report on are out of distribution.
+    # Rows of left-out classes are not used to train or select; those to report on are out of distribution.
     ood = ood_rows(settings, reported, classes, data_root)
     held_out, train = draw_rows(settings, without_texts_of(of_classes(all_train, classes), ood), labels)
     report = of_classes(reported, classes)
@@ -219,7 +219,7 @@ def _read_table(settings: TaskConfig, role: str, data_root: str | None) -> Table
 
 
 def file_path(settings: TaskConfig, file: str, data_root: str | None) -> str:
-    """Where a file of the task is: for `source=folder` in `data_root`.
+    """The path of a file of the task; with `source=folder`, it is in `data_root`.
 
     Raises:
         RequestError: If there is no such folder.
@@ -285,10 +285,10 @@ def find_labels(settings: TaskConfig, table: Table | None = None) -> list[str] |
 
     Args:
         settings: The task.
-        table: The training file's; None: it is read if need be.
+        table: The table of the training file; None: it is read if needed.
 
     Raises:
-        RequestError: If there are no two classes, or the file cannot be read.
+        RequestError: If there are fewer than two classes, or the file cannot be read.
     """
     if settings.type == "regression":
         return None
@@ -309,7 +309,7 @@ def trained_labels(settings: TaskConfig) -> list[str] | None:
     """The names of the classes that are trained; None for regression.
 
     Raises:
-        RequestError: If there are no two classes, or the training file cannot be read.
+        RequestError: If there are fewer than two classes, or the training file cannot be read.
     """
     labels = find_labels(settings)
     classes = known_classes(settings, labels)

@@ -1,6 +1,6 @@
-"""The metrics, computed with scikit-learn, scipy and seqeval, and the entities that tags of words come to.
+"""The metrics, computed with scikit-learn, scipy and seqeval, and the entities that word tags form.
 
-None needs the hub; `evaluate_metric` makes an `evaluate.Metric` of each. An entity counts as
+None needs the hub; `evaluate_metric` wraps each as an `evaluate.Metric`. An entity counts as
 found if its type, its first and its last word are right. Tags are read by the rule of conlleval: an inner word without
 a beginning begins an entity.
 """
@@ -43,7 +43,7 @@ def scheme_of(tags: Iterable[str], where: str) -> str:
         where: What names them, for messages.
 
     Raises:
-        RequestError: If none outside entities is among them, or they are of no scheme that is known.
+        RequestError: If the tag of words outside entities is missing, or the tags are of no known scheme.
     """
     inside = sorted(set(tags) - {OUTSIDE})
     if not inside or len(inside) == len(set(tags)):
@@ -72,7 +72,7 @@ def scheme_of(tags: Iterable[str], where: str) -> str:
 
 
 def entity_tags(labels: list[str]) -> list[str]:
-    """The tags as readers of entities take them: a bare type of the scheme IO gets the letter I in front."""
+    """The tags as entity readers expect them: a bare type of the scheme IO gets the letter I in front."""
     is_bare = not any(_PREFIXED.fullmatch(tag) for tag in labels if tag != OUTSIDE)
     return [f"I-{tag}" if is_bare and tag != OUTSIDE else tag for tag in labels]
 
@@ -182,7 +182,7 @@ def _subset_accuracy(references: np.ndarray, predictions: np.ndarray) -> float:
 
 
 def _indicators(references: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the labels that occur or are predicted each row has; two more columns are of labels that none has."""
+    """Whether each row has each label that occurs or is predicted; two more columns are for labels that no row has."""
     names = sorted({name for row in (*references, *predictions) for name in row})
 
     def indicators(rows: np.ndarray) -> np.ndarray:
@@ -217,7 +217,7 @@ def _correlation(name: str) -> Scorer:
         """The correlation; 0 where either side is constant."""
         from scipy import stats
 
-        # The correlation with a constant is undefined. 0 is what scikit-learn gives for Matthews' there, too.
+        # The correlation with a constant is undefined. scikit-learn also returns 0 for Matthews' there.
         if np.ptp(references) == 0 or np.ptp(predictions) == 0:
             return 0.0
         return float(getattr(stats, name)(references, predictions).statistic)
@@ -284,7 +284,7 @@ def compute_metrics(names: list[str], predictions: np.ndarray, references: np.nd
 
 
 def evaluate_metric(name: str) -> evaluate.Metric:
-    """One of the metrics as users of the evaluate library know them.
+    """Returns one of the metrics as a metric of the evaluate library.
 
     Runs compute metrics directly. Nothing is fetched from the hub and nothing is written to disk.
 

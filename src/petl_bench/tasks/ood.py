@@ -1,7 +1,7 @@
-"""Rows that are out of distribution: of which classes a task knows nothing, and where such rows come from.
+"""Rows that are out of distribution: which classes are left out of a task, and where such rows come from.
 
-A run with `task.ood` is trained and selected on rows of the classes that it keeps, and tells afterwards from its scores
-which rows are of no such class. `task.ood` is one of
+A run with `task.ood` is trained and selected on rows of the classes that it keeps; its scores then show which rows are
+of none of these classes. `task.ood` is one of
 
 - `classes`: a share of the classes, `task.ood_share`, is kept; the report rows of the others are out of distribution.
 - `oos`: CLINC150's own queries that belong to none of its intents.
@@ -72,7 +72,7 @@ def known_classes(settings: TaskConfig, labels: list[str] | None) -> list[int] |
 
 
 def _drawn_classes(settings: TaskConfig, labels: list[str]) -> list[int]:
-    """Draws the classes to keep by the data seed, of CLINC150 as many from each domain; more hold all of fewer."""
+    """Draws the classes to keep by the data seed (CLINC150: as many per domain); larger shares include smaller ones."""
     assert settings.ood_share is not None
     domains = _clinc_domains().values() if settings.dataset == "clinc150" else [labels]
     generator = np.random.default_rng(settings.data_seed)
@@ -89,7 +89,7 @@ def _drawn_classes(settings: TaskConfig, labels: list[str]) -> list[int]:
 
 
 def of_classes(rows: Rows, classes: list[int] | None) -> Rows:
-    """The rows of these classes, which are numbered anew in their order; None: all rows as they are."""
+    """The rows of these classes, which are renumbered in their order; None: all rows as they are."""
     if classes is None or rows.labels is None:
         return rows
     selected = rows.take(np.flatnonzero(np.isin(rows.labels, classes)))
@@ -102,15 +102,15 @@ def ood_rows(settings: TaskConfig, report: Rows, classes: list[int] | None, data
 
     Args:
         settings: The task.
-        report: All rows to report on, those of classes that are left out included.
+        report: All rows to report on, including those of left-out classes.
         classes: As `known_classes` gives them.
         data_root: Folder of data sets that do not ship with the package.
 
     Returns:
-        The rows, labelled as of no class; None without `task.ood`.
+        The rows, labelled as belonging to no class; None without `task.ood`.
 
     Raises:
-        RequestError: If they are not there.
+        RequestError: If they are missing.
     """
     if settings.ood is None:
         return None
@@ -127,7 +127,7 @@ def ood_rows(settings: TaskConfig, report: Rows, classes: list[int] | None, data
 
 
 def without_texts_of(rows: Rows, ood: Rows | None) -> Rows:
-    """Leaves out rows that have the text of one that is out of distribution: a data set may give it two labels."""
+    """Leaves out rows whose text is also out of distribution, as a data set may give one text two labels."""
     if ood is None:
         return rows
     texts = set(zip(*ood.texts, strict=True))
@@ -142,7 +142,7 @@ def without_texts_of(rows: Rows, ood: Rows | None) -> Rows:
 
 
 def ood_files(settings: TaskConfig, data_root: str | None) -> list[Path]:
-    """The files of the rows that are out of distribution and ship with no package."""
+    """The files of the rows that are out of distribution and do not ship with the package."""
     if settings.ood != "snips" or data_root is None:
         return []
     return split_files(user_path(data_root, "data_root"), None, "test")

@@ -20,9 +20,9 @@ from petl_bench.tasks.table_files import Table
 
 UNLABELLED = -1
 
-# Numbers that mark a row without a label beside classes that are numbered from 0 or 1.
+# Numbers that mark a row without a label if the classes are numbered from 0 or 1.
 _UNLABELLED_NUMBERS = (-1, -100)
-# Words that often do, beside any classes.
+# Words that often mark such a row, whatever the classes.
 _UNLABELLED_WORDS = {"na", "n/a", "nan", "null", "none", "?", "-", "unlabeled", "unlabelled", "missing"}
 
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
@@ -40,8 +40,8 @@ class Rows:
         texts: One list a text column, all of the same length.
         labels: Class indices (int64) or targets (float64), shape (rows,); of multi-label rows, 1 for each label that a
             row has and else 0 (float32), shape (rows, classes); None where there are none.
-        num_left_out: How many further rows their table holds, which have no label (`task.unlabelled`).
-        groups: What `task.group_column` says of each row, shape (rows,); None without such a column.
+        num_left_out: The number of further rows in their table that have no label (`task.unlabelled`).
+        groups: The group of each row in `task.group_column`, shape (rows,); None without such a column.
         table: The table that they were read from, without its columns; None where there is none.
         positions: Where each row is in that table, shape (rows,); None where there is none.
     """
@@ -128,10 +128,10 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
 
 
 def group_names(table: Table, task: TaskConfig) -> np.ndarray | None:
-    """What `task.group_column` says of each row, shape (rows,); None where the table has no such column.
+    """The group of each row in `task.group_column`, shape (rows,); None where the table has no such column.
 
     Raises:
-        RequestError: If a cell says nothing.
+        RequestError: If a cell is empty.
     """
     column = task.group_column
     if column is None or column not in table.columns:
@@ -140,12 +140,12 @@ def group_names(table: Table, task: TaskConfig) -> np.ndarray | None:
     for row, value in enumerate(values):
         if _is_missing(value) or not str(value).strip():
             raise RequestError(f"{table.place(row)}: task.group_column={column} is empty: name the group of each row.")
-    # Written as labels are, so that the numbers of one file are those of another one.
+    # Written like labels, so that numbers from different files match.
     return np.array([label_name(value, table.place(row), column) for row, value in enumerate(values)], dtype=object)
 
 
 def _labelled(table: Table, task: TaskConfig) -> list[int]:
-    """The positions of the rows whose label is none of those that mark a row without one."""
+    """The positions of the rows that have a label, one that is not in `task.unlabelled`."""
     column = task.label_column
     if not task.unlabelled or column not in table.columns:
         return list(range(table.num_rows))
@@ -179,7 +179,7 @@ def check_text(text: str, place: str) -> str:
     """Returns a text.
 
     Raises:
-        RequestError: If no tokenizer reads it: it holds a zero byte, or bytes that are no UTF-8.
+        RequestError: If no tokenizer can read it: it contains a zero byte, or bytes that are not UTF-8.
     """
     if "\0" in text:
         raise RequestError(f"{place}: the text holds a zero byte: remove it.")
@@ -336,7 +336,7 @@ def _label_order(name: str) -> tuple[int, int, str]:
 
 
 def _check_marks(counts: Counter[str], source: str) -> None:
-    """Refuses -1 beside classes that are numbered, and logs a word that may mean that there is no label."""
+    """Refuses -1 or -100 among numbered classes, and logs a word that may mean that there is no label."""
     try:
         numbers = {float(name): name for name in counts}
     except ValueError:
@@ -358,7 +358,7 @@ def _check_marks(counts: Counter[str], source: str) -> None:
 
 
 def _log_lookalikes(counts: Counter[str], source: str) -> None:
-    """Logs labels that differ in spaces, capital letters or leading zeros alone."""
+    """Logs labels that differ only in spaces, capital letters or leading zeros."""
     groups: dict[str, list[str]] = {}
     for name in counts:
         plain = unicodedata.normalize("NFKC", name).strip().casefold()

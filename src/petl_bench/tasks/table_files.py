@@ -1,4 +1,4 @@
-"""Reads tables from files, strictly: what is no table of the format that the name says is refused by its line."""
+"""Reads tables from files strictly: content that is not in the format of the file's name is refused with its line."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Table:
     Attributes:
         source: What it was read from, for messages.
         names: The names of all its columns.
-        columns: The values of the columns that were read; None where one is missing. A CSV or TSV file holds text
-            alone, JSON lines and parquet whatever they were written with.
+        columns: The values of the columns that were read; None where one is missing. CSV and TSV files contain
+            only text, JSON lines and parquet the types that they were written with.
         lines: The line of the file on which each row begins; None for formats without lines.
     """
 
@@ -79,7 +79,7 @@ class Table:
 
 
 def _columns_and_nearest(names: Collection[str], missing: str) -> str:
-    """The end of a message: the names of all columns, and the one that is nearest to the name that is missing."""
+    """The end of a message: the names of all columns, and the one nearest to the missing name."""
     text = f"{', '.join(map(repr, names))}."
     folded = {name.strip().casefold(): name for name in names}
     near = difflib.get_close_matches(missing.strip().casefold(), folded, n=1, cutoff=0.75)
@@ -88,7 +88,7 @@ def _columns_and_nearest(names: Collection[str], missing: str) -> str:
     name = folded[near[0]]
     if name == name.strip():
         return f"{text} Did you mean {name!r}?"
-    # Hydra would take the spaces off.
+    # Hydra would strip the spaces.
     return f"""{text} Did you mean {name!r}, with a space at an end? Write it as '"{name}"'."""
 
 
@@ -222,7 +222,7 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
 
 
 def _check_separator(text: str, source: str) -> None:
-    """Refuses comma-separated values whose first lines all hold something else that separates fields, and no comma."""
+    """Refuses comma-separated values whose first lines all contain another separator and no comma."""
     lines = islice(io.StringIO(text, newline=None), 3)
     first = [line.strip() for line in lines if line.strip()]
     if len(first) < 2 or "," in first[0] or re.fullmatch('"[^"]*"', first[0]):
@@ -332,7 +332,7 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
 
 
 def _check_numbers(files: list[Path]) -> None:
-    """Of files that are numbered as parts, all must be there, and once."""
+    """Checks that files numbered as parts are all there, each once."""
     numbered = [match for file in files if (match := _NUMBERED_PART.fullmatch(file.name))]
     for prefix in {match[1] for match in numbered}:
         parts = sorted((int(match[3]), int(match[2])) for match in numbered if match[1] == prefix)
@@ -352,7 +352,7 @@ def _parts_of_folder(folder: Path, where: str) -> list[Path]:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The parts of a table in a folder, in the order of their names; hidden files are none."""
+    """The parts of a table in a folder, in the order of their names; hidden files are ignored."""
     return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
 
 

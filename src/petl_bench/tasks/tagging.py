@@ -23,7 +23,7 @@ from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme
 from petl_bench.tasks.rows import Rows, check_text, group_names
 from petl_bench.tasks.table_files import Table
 
-# Begins a document in the files of CoNLL-2003; it is no word.
+# Marks the start of a document in the files of CoNLL-2003; it is not a word.
 _DOCUMENT = "-DOCSTART-"
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
         tags: The name that the column of tags gets; a file with one column has none.
 
     Returns:
-        The table, a row a sentence, with the lists of its words and of its tags.
+        The table, one row per sentence, with the lists of its words and of its tags.
 
     Raises:
         RequestError: If a line has another number of columns than the first one.
@@ -269,7 +269,7 @@ def _tag_index(tag: str | int, indices: dict[str, int], table: Table, row: int, 
 
 
 def _sentences(table: Table, task: TaskConfig) -> Iterator[tuple[str, list[Span], list[Any] | None, int]]:
-    """Of each row the text, spans of words, tags (names or numbers; None for no tags), number of entities left out."""
+    """Yields for each row text, word spans, tags (names or numbers; None for no tags), number of entities left out."""
     cells = table.columns[task.text_columns[0]]
     labels = table.columns.get(task.label_column)
     for row, cell in enumerate(cells):
@@ -356,5 +356,5 @@ def _entities_of_cell(cell: Any, place: str) -> Iterator[tuple[str, str, int, in
 def _items(cell: Any, place: str, form: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(cell, dict):
         raise RequestError(f"{place}: {form}.")
-    # A column of parquet has the keys of all rows in each.
+    # In a parquet column, each row has the keys of all rows.
     return ((name, value) for name, value in cell.items() if value is not None)

@@ -1,4 +1,4 @@
-"""Trackers mirror a run's record, to TensorBoard or Weights & Biases; a file notes where each record was mirrored."""
+"""Trackers mirror a run's record to TensorBoard or Weights & Biases; a file records where each one was mirrored."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ SCORE = "score"
 
 SELECTION_SCORE = "selection_score"
 
-# Parts of the record whose numbers Weights & Biases does not get: they are no results. TensorBoard gets the numbers of
-# few parts alone, as each is a chart there.
+# Parts of the record whose numbers are not sent to Weights & Biases, because they are not results. TensorBoard gets
+# only the numbers of a few parts, because each number is a chart there.
 _NOT_RESULTS = ("config", "history", "versions", "hardware", "git", "error")
 _CHARTED_PARTS = ("params", "scores", "time", "memory", "flops", "inference")
 
 
 def history_point(entry: HistoryEntry, protocol: RunProtocol) -> dict[str, float]:
-    """One evaluation, by the names of a tracker's curves; what was not a finite number is left out."""
+    """Returns one evaluation by the names of a tracker's curves, without values that were not finite."""
     scores = {f"{protocol.selection_split}/{name}": value for name, value in entry.scores.items()}
     point: dict[str, float | None] = {"epoch": entry.epoch, "train/loss": entry.train_loss, **scores}
     point[SELECTION_SCORE] = entry.scores.get(protocol.metric)
@@ -63,7 +63,7 @@ def results(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def headline_scores(record: Mapping[str, Any]) -> dict[str, float]:
-    """The primary metric of the weights that the protocol selects; empty for a run that did not come so far."""
+    """Returns the primary metric of the weights that the protocol selects; empty if the run did not get that far."""
     protocol, scores = record.get("protocol"), record.get("scores")
     if not protocol or not scores:
         return {}
@@ -95,7 +95,7 @@ class Tracker(Protocol):
         """Adds a point of the history at this number of updates."""
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Mirrors the record and closes the run, whatever became of it."""
+        """Mirrors the record and closes the run, however it ended."""
 
 
 class NoTracker:
@@ -121,7 +121,7 @@ class Mirror:
         tracker: `wandb` or `tensorboard`.
         project, entity, run_id, mode: W&B's, as W&B resolved them; mode is `online` or `offline`.
         record: Hash of the record that was mirrored.
-        files: W&B's offline folder, seen from the run's where it lies in that; None online.
+        files: W&B's offline folder, relative to the run's folder if it is inside that; None online.
     """
 
     tracker: str
@@ -133,7 +133,7 @@ class Mirror:
     files: str | None = None
 
     def same_place(self, other: Mirror) -> bool:
-        """Whether the later of the two took the earlier's place."""
+        """Whether both are in the same place, so that the later one replaced the earlier one."""
         return (self.tracker, self.project, self.entity) == (other.tracker, other.project, other.entity)
 
 
@@ -143,12 +143,12 @@ def marker_lock(folder: Path) -> BaseFileLock:
 
 
 def record_hash(content: Mapping[str, Any]) -> str:
-    """Hash of a record's content, in memory or as its file holds it."""
+    """Returns the hash of a record's content, the same in memory and as read from its file."""
     return content_hash(json.loads(json.dumps(content)))[:16]
 
 
 def read_mirrors(folder: Path) -> list[Mirror]:
-    """Where this run was mirrored; nowhere, where the file is missing or is none of ours."""
+    """Returns where this run was mirrored; empty if the file is missing or is not one of ours."""
     try:
         content = read_json(folder / MARKER_FILE)
         return [validate(Mirror, item) for item in content["mirrors"]]
@@ -157,7 +157,7 @@ def read_mirrors(folder: Path) -> list[Mirror]:
 
 
 def mark(folder: Path, mirror: Mirror) -> None:
-    """Notes by an atomic rename that the run was mirrored; to be called once nothing is left to send."""
+    """Records by an atomic rename that the run was mirrored; call it only when nothing is left to send."""
     with marker_lock(folder):
         mirrors = [*(other for other in read_mirrors(folder) if not mirror.same_place(other)), mirror]
         content = {"version": MARKER_VERSION, "mirrors": [dataclasses.asdict(item) for item in mirrors]}
@@ -168,8 +168,8 @@ class TensorBoardTracker:
     """Scalars by number of updates, the config as text, the record's results at the end.
 
     Args:
-        run: How the run is called.
-        live: Whether the run is being made now; afterwards, its event files are replaced.
+        run: The run's identity.
+        live: Whether the run is being made now; if not, its event files are replaced.
     """
 
     def __init__(self, run: RunIdentity, *, live: bool = True) -> None:
@@ -206,15 +206,15 @@ _TAG_LENGTH = 64
 
 
 class WandbTracker:
-    """One W&B run; its id is the run key, its group what differs in seed alone.
+    """One W&B run; its id is the run key, and its group contains the runs that differ only in the seed.
 
-    W&B's usual variables make it online, offline or disabled.
+    W&B's usual environment variables make it online, offline or disabled.
 
     Args:
-        project: Where the run goes; a W&B sweep has its own.
-        run: How the run is called.
-        live: Whether the run is being made now. Afterwards, nothing of this machine is measured, and offline files of
-            the run are replaced: W&B cannot go on with them.
+        project: The W&B project; a W&B sweep has its own.
+        run: The run's identity.
+        live: Whether the run is being made now. If not, this machine is not measured, and the run's offline files are
+            replaced, because W&B cannot continue them.
     """
 
     def __init__(self, project: str, run: RunIdentity, *, live: bool = True) -> None:
@@ -229,7 +229,7 @@ class WandbTracker:
         try:
             self._run = wandb.init(
                 project=project,
-                # Read anew for every run of a process.
+                # Read again for every run of a process.
                 mode=os.environ.get("WANDB_MODE") or None,  # type: ignore[arg-type]
                 id=run.key,
                 name=run.name,
@@ -254,7 +254,7 @@ class WandbTracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point of the history."""
-        # W&B drops a point whose step it has passed: of a run that is sent again, no point is there twice.
+        # W&B drops points whose step it has passed, so a run that is sent again has no duplicate points.
         self._run.log({"step": step, **values}, step=step)
 
     def finish(self, record: Mapping[str, Any]) -> None:
@@ -276,13 +276,13 @@ class WandbTracker:
         self._run.finish(exit_code=0 if done else 1)
         if done and not disabled:
             if mirror.mode == "offline":
-                # `finish` returns before the file is written; W&B's process, which writes it, is waited for.
+                # `finish` returns before the file is written; this waits for W&B's process, which writes it.
                 wandb.teardown()
             mark(self._folder, mirror)
 
 
 def _remove_offline_files(root: Path, run: RunIdentity, project: str) -> None:
-    """Removes what a `sync` that was killed, or of an older record, left of this run; other projects keep theirs."""
+    """Removes this run's files from a killed `sync` or an older record; files of other projects are kept."""
     others = [mirror for mirror in read_mirrors(run.folder) if mirror.project != project]
     protected = {(run.folder / mirror.files).resolve() for mirror in others if mirror.files}
     for files in root.glob(f"wandb/offline-run-*-{escape(run.key)}"):
@@ -299,7 +299,7 @@ def _wandb_settings(*, live: bool) -> Any:
     import wandb
 
     return wandb.Settings(
-        # W&B prints to stdout, which belongs to our results.
+        # W&B prints to stdout, which is reserved for our results.
         silent=True,
         # The record says what a run was made with. W&B would add the remote of the git repository in the working
         # directory, the command line, the user, the machine's name, paths, and what the terminal shows.
@@ -312,8 +312,8 @@ def open_tracker(settings: TrackerConfig, run: RunIdentity, *, live: bool = True
     """Opens the configured tracker.
 
     Args:
-        settings: Which; of a live run, W&B's variable for the project wins over them.
-        run: How the run is called.
+        settings: The tracker and its project; for a live run, W&B's variable for the project takes precedence.
+        run: The run's identity.
         live: Whether the run is being made now, or mirrored afterwards.
 
     Returns:

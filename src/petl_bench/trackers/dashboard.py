@@ -143,15 +143,15 @@ def show_dashboard(
     as_json: bool,
     write: Callable[[str], None],
 ) -> None:
-    """Builds both, and prints them or where they were saved.
+    """Builds the workspace and the report, and prints them or where they were saved.
 
     Args:
         study: A study's folder or name; None: every run of the project.
         project: W&B's; None: `WANDB_PROJECT`, else ours.
         entity: W&B's; None: `WANDB_ENTITY`, else the login's.
         save: Whether to write them to W&B.
-        as_json: Whether to print them as W&B keeps them.
-        write: Takes the text.
+        as_json: Whether to print them as W&B stores them.
+        write: Prints text.
 
     Raises:
         RequestError: If the folder holds no study, or the package is missing.
@@ -195,7 +195,7 @@ def study_name(study: str | None) -> str | None:
 
 
 def spec_of(built: object) -> dict[str, object]:
-    """A workspace or report as W&B keeps it; what cannot be kept fails here."""
+    """Returns a workspace or report as W&B stores it; fails for anything that cannot be stored."""
     model = built._to_model()  # type: ignore[attr-defined]  # there is no other way to it
     spec: dict[str, object] = json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
     return spec
@@ -237,9 +237,9 @@ def _unreachable(error: Exception) -> RunError:
     )
 
 
-# The same as Weights & Biases keeps it. Its package is an extra.
+# The same in the form that Weights & Biases stores. Its package is an extra.
 
-# Of the grid's 24 columns and its rows.
+# A panel's width and height in the grid, which has 24 columns.
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 24
 
 _TITLE_LENGTH = 128
@@ -319,7 +319,7 @@ def _runset(place: Place) -> wr.Runset:
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import expr
 
-    # Without entity and project a run set is the report's own project's; with them W&B would be asked at once.
+    # Without entity and project, a run set uses the report's project; with them, W&B would be queried immediately.
     return wr.Runset(
         name=place.study or "all runs",
         filters=[expr.Config("study") == place.study] if place.study else [],

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Synced:
-    """What became of one record.
+    """The outcome for one record.
 
     Attributes:
         state: `synced`, `pending` (a dry run would have synced it), `already`, or `copy` of a record seen before.
@@ -50,7 +50,7 @@ class Synced:
 
     @property
     def line(self) -> str:
-        """For a terminal."""
+        """Returns the outcome as a line for the terminal."""
         files = self.mirror.files if self.mirror else None
         hint = f"  (offline; to upload it: wandb sync {Path(self.folder) / files})" if files else ""
         return f"{_STATE_LABELS[self.state]}: {self.folder}{hint}"
@@ -62,13 +62,13 @@ def sync(
     """Mirrors every finished record below `folders` that is not mirrored in its present form.
 
     Args:
-        folders: Searched for records.
+        folders: Folders to search for records.
         tracker: `wandb` or `tensorboard`.
-        project: W&B's; None: `WANDB_PROJECT`, else where a record is already, else what it was run with.
-        dry_run: Whether only to say what would be done.
+        project: W&B's; None: `WANDB_PROJECT`, else where the record is already mirrored, else its run's project.
+        dry_run: Whether to only report what would be done.
 
     Yields:
-        What became of each finished record.
+        The outcome for each finished record.
 
     Raises:
         RequestError: If a folder does not exist, holds no finished record, or W&B is disabled.
@@ -93,7 +93,7 @@ def _project(project: str | None) -> str | None:
 
 def _sync_file(file: Path, target: Mirror, keys: dict[str, Path], *, dry_run: bool) -> Synced | None:
     folder = file.parent
-    # Read under the lock: what another process has just mirrored is marked by then.
+    # Read under the lock, so that a record that another process has just mirrored is already marked.
     with nullcontext() if dry_run else marker_lock(folder):
         try:
             content = read_json(file)
@@ -116,7 +116,7 @@ def _sync_file(file: Path, target: Mirror, keys: dict[str, Path], *, dry_run: bo
 
 
 def _mirror_of(folder: Path, target: Mirror) -> Mirror | None:
-    """Where the run is mirrored, if that is a place that was asked for."""
+    """Returns where the run is mirrored, if that matches the target; None otherwise."""
     for mirror in reversed(read_mirrors(folder)):
         pairs = [(target.project, mirror.project), (target.entity, mirror.entity)]
         # W&B knows the entity only online.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from petl_bench.errors import RequestError, parse_bytes
 from petl_bench.settings import MISSING, check_choices, setting
 
-# Those that NumPy takes, too.
+# The seeds that NumPy accepts too.
 SEED_RANGE = range(2**32)
 
 
@@ -135,21 +135,21 @@ def check_train(train: TrainConfig, task_type: str) -> None:
         )
 
 
-# Few rows make few updates in the epochs that suffice for many: at least so many, in at most so many epochs.
+# With few rows, the usual epochs make too few updates: aim at this number of updates, in at most so many epochs.
 _UPDATES, _MOST_EPOCHS = 400, 20
 _FEW_ROWS, _SMALL_BATCH = 2000, 16
 
 
 def training_for_few_rows(num_rows: int, train: TrainConfig, given: Collection[str]) -> list[str]:
-    """Settings with which so many training rows make enough updates to learn from.
+    """Settings with which this number of training rows makes enough updates to learn from.
 
     Args:
-        num_rows: The training rows.
-        train: The settings as they are.
-        given: The keys that were given, which stay; so does all where a recipe or an option of `train` was given.
+        num_rows: Number of training rows.
+        train: The current settings.
+        given: Keys that were given, whose values stay; all stay if a recipe or an option of `train` was given.
 
     Returns:
-        Overrides of `train.batch_size` and `train.epochs`, where they would differ.
+        Overrides of `train.batch_size` and `train.epochs`.
     """
     if {"recipe", "train"} & set(given):
         return []

@@ -11,7 +11,7 @@ from torch import nn
 
 MEGABATCH = 50
 
-# The label of tokens at which the loss does not look; `petl_bench.tasks.encode`, which does without torch, writes it.
+# The label of tokens that the loss ignores; it is written by `petl_bench.tasks.encode`, which does not use torch.
 NO_LABEL = nn.CrossEntropyLoss().ignore_index
 
 
@@ -32,14 +32,14 @@ class TokenRows(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """One label or one line of labels a row, or for rows of words one label a token; None if the rows have none."""
+        """One label or one array of labels per row, or for rows of words one per token; None if the rows have none."""
 
     @property
     def read_tokens(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """What stands for the words of rows of words; None where the model has one output a row.
+        """The tokens that represent the words of rows of words; None if the model has one output per row.
 
-        The token of each word, an index into `ids`, or -1 for none, shape (words,); and where the words of each row
-        begin among them, shape (rows + 1,).
+        Two arrays: the token of each word, an index into `ids`, or -1 for none, shape (words,); and where the words of
+        each row begin in the first array, shape (rows + 1,).
         """
 
     @property
@@ -54,11 +54,11 @@ class TokenRows(Protocol):
 
 
 def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int, epoch: int) -> list[np.ndarray]:
-    """Deals the rows of one epoch out to batches; each row occurs once.
+    """Distributes the rows of one epoch over batches; each row occurs once.
 
     Args:
         lengths: Tokens of each row.
-        batch_size: Rows of a batch; one batch may hold fewer.
+        batch_size: Rows of a batch; one batch may have fewer.
         batching: `shuffled`, or `length_grouped`: rows are shuffled into megabatches of 50 batches, sorted by length
             within each, and the batches shuffled again.
         seed: The run's seed.
@@ -78,7 +78,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, batching: str, seed: int
 
 
 def sorted_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Returns batches for evaluation: longest rows first: little padding, and a lack of memory shows at once."""
+    """Returns batches for evaluation, longest rows first: this saves padding, and a lack of memory shows early."""
     return _chunks(np.argsort(-lengths, kind="stable"), batch_size)
 
 
@@ -93,7 +93,7 @@ class Batch:
     Attributes:
         inputs: `input_ids`, perhaps `attention_mask` (only where there is padding) and `token_type_ids`, each of shape
             (rows, longest).
-        labels: Shape (rows,), (rows, classes) or, of rows of words, (rows, longest); None if the rows have none.
+        labels: Shape (rows,), (rows, classes) or, for rows of words, (rows, longest); None if the rows have none.
         num_tokens: Number of tokens, padding excluded.
         num_padded_tokens: Number of tokens, padding included.
         states: Features of the frozen layers for these rows, by layer (0: the embeddings), each of shape
@@ -155,9 +155,9 @@ def loss_terms(rows: TokenRows, indices: np.ndarray, class_weights: np.ndarray |
 
     Args:
         rows: All rows.
-        indices: The rows that are meant.
-        class_weights: The weight of each class, shape (classes,): the terms are then counted with the weights of their
-            classes. None: all weigh 1.
+        indices: The rows that the loss is computed for.
+        class_weights: The weight of each class, shape (classes,); each term then counts with the weight of its class.
+            None: all weigh 1.
     """
     labelled = indices
     if rows.read_tokens is not None:
@@ -171,14 +171,15 @@ def loss_terms(rows: TokenRows, indices: np.ndarray, class_weights: np.ndarray |
 
 
 def balanced_weights(rows: TokenRows, num_classes: int) -> np.ndarray:
-    """Weights with which every class has the same part in the loss of all rows: scikit-learn's `balanced`.
+    """Weights that give every class the same share in the loss of all rows: scikit-learn's `balanced`.
 
     Args:
         rows: The training rows, of classes or tags.
         num_classes: Number of classes; those without a row get the weight 1.
 
     Returns:
-        Rows, or words, over the number of classes that occur and the rows of the class; shape (classes,).
+        Number of rows, or words, divided by the number of classes that occur and by that of the rows, or words, of the
+        class; shape (classes,).
     """
     from sklearn.utils.class_weight import compute_class_weight
 

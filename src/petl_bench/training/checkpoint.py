@@ -1,4 +1,4 @@
-"""The state of a training, and the files that it is written to so that an interrupted run can go on."""
+"""The state of a training, and the files that it is written to so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from petl_bench.records.schema import HistoryEntry
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# The update, and a hash of the file's content.
+# The number of the update, and a hash of the file's content.
 _NAME = "step-{step:09d}-{digest}.safetensors"
 _PATTERN = "step-*.safetensors"
 _DIGEST_LENGTH = 32
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What was done by the end of the first updates; zeros for a training that is no longer than they are."""
+    """What was done by the end of the first updates; zeros for a training without further updates."""
 
     num_steps: int = 0
     num_examples: int = 0
@@ -86,7 +86,7 @@ class Progress:
     resumed_at: list[int] = field(default_factory=list)
 
 
-# Fields of the progress that each process has of its own, as they count its rows and its clock.
+# Fields of the progress that differ between processes, as they depend on a process's own rows and clock.
 _OWN_PROGRESS = ("losses", "num_tokens", "num_padded_tokens", "train_seconds", "compile_seconds", "eval_seconds",
                  "warm_up")  # fmt: skip
 
@@ -95,21 +95,21 @@ class ExtraState(Protocol):
     """State that a method keeps besides its parameters while it trains."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns nested containers of tensors and of values that JSON has."""
+        """Returns nested containers of tensors and of values that JSON supports."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
 
 
 class TrainingState:
-    """Everything that the next updates depend on, and what was done so far. It owns what a checkpoint holds.
+    """Everything that the next updates depend on, and what was done so far: the content of a checkpoint.
 
     Args:
         model: The adapted model, as prepared for its device.
-        optimizer: Of the model's trainable parameters.
-        schedule: Of the optimizer's learning rates.
+        optimizer: The optimizer of the model's trainable parameters.
+        schedule: The schedule of the optimizer's learning rates.
         accelerator: The process's device, precision and place among the processes.
-        extra: What the method keeps besides its parameters.
+        extra: State that the method keeps besides its parameters.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class TrainingState:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of all processes as nested containers of tensors and of values that JSON has.
+        """Returns the state of all processes as nested containers of tensors and of values that JSON supports.
 
         The order of the batches follows from the seed and the number of updates, so it needs no state. Every process
         must call this at the same update.
@@ -141,7 +141,7 @@ class TrainingState:
         model, scaler, progress = self.unwrapped_model, self.accelerator.scaler, self.progress
         done = {item.name: getattr(progress, item.name) for item in fields(progress)}
         done["history"], done["warm_up"] = [asdict(entry) for entry in progress.history], asdict(progress.warm_up)
-        # Processes send each other what lies on the CPU.
+        # Processes exchange tensors on the CPU.
         done["losses"] = [loss.cpu() for loss in progress.losses]
         own = {name: done.pop(name) for name in _OWN_PROGRESS}
         generators = _generator_states(self.accelerator.device)
@@ -171,7 +171,7 @@ class TrainingState:
         self.extra.load_state_dict(state["extra"])
         of_this_process = state["processes"][self.accelerator.process_index]
         saved = state["progress"] | of_this_process["progress"]
-        # The list itself stays: the run's record refers to it.
+        # The list object stays the same, as the run's record refers to it.
         history = self.progress.history
         history[:] = [HistoryEntry(**entry) for entry in saved["history"]]
         warm_up, losses = WarmUp(**saved["warm_up"]), [loss.to(device) for loss in saved["losses"]]
@@ -218,13 +218,13 @@ def _restore_generators(state: dict[str, Any], device: torch.device) -> None:
 class Checkpoints:
     """The checkpoint files of one training: written completely or not at all, and verified when they are read.
 
-    The name of a file holds a hash of its whole content, so that nothing in it is read before it is known to be what
-    was written. The file before the newest is kept, in case the newest turns out to be damaged.
+    The name of a file contains a hash of its whole content, which is verified before anything in the file is used. The
+    file before the newest is kept, in case the newest turns out to be damaged.
 
     Args:
         folder: Where the files are; created with the first one.
-        seconds: Least time between two checkpoints. 0 writes one before every update, None writes none.
-        made_by: What must be equal for a training to continue from a checkpoint, such as versions of libraries.
+        seconds: Minimum time between two checkpoints. 0 writes one before every update, None writes none.
+        made_by: Values that must be equal for a training to continue from a checkpoint, such as versions of libraries.
     """
 
     def __init__(self, folder: Path, seconds: float | None, made_by: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ class Checkpoints:
         return self._next is not None and time.monotonic() >= self._next
 
     def write(self, step: int, state: dict[str, Any]) -> None:
-        """Writes a state: nested dicts, lists and tuples of tensors and of values that JSON has.
+        """Writes a state: nested dicts, lists and tuples of tensors and of values that JSON supports.
 
         On a full disk the checkpoint is left out and the training continues.
         """

@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 
 def resolved_device(train: TrainConfig) -> str:
-    """Returns the device that `train.device=auto` means on this machine: cuda where torch sees one, else cpu."""
+    """Returns the device that `train.device=auto` means on this machine: cuda if torch finds a device, else cpu."""
     if train.device != "auto":
         return train.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolved_precision(train: TrainConfig) -> str:
-    """Returns the precision that `train.precision=auto` means on this machine: bf16 on a GPU that has it, else fp32."""
+    """Returns the precision that `train.precision=auto` stands for here: bf16 on a GPU that supports it, else fp32."""
     if train.precision != "auto":
         return train.precision
     on_cuda = train.device != "cpu" and torch.cuda.is_available()
@@ -45,10 +45,10 @@ def _has_bf16() -> bool:
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """Returns the accelerator of the wanted device and precision.
+    """Returns the accelerator for the requested device and precision.
 
     Raises:
-        RequestError: If the machine does not have the device, or the device does not have the precision.
+        RequestError: If the machine does not have the device, or the device does not support the precision.
     """
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
@@ -63,7 +63,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             "train.precision=bf16, but the GPU has no instructions for it: use fp16 or fp32, or, which is slow, "
             "train.emulate_bf16=true."
         )
-    # One process may make many runs, each with a device and precision of its own. Process groups must stay.
+    # One process may make many runs, each with its own device and precision. Process groups must stay.
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     precision = resolved_precision(train)
@@ -72,7 +72,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
         return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
 
 
-# Each of these is a process group to Accelerate, which then waits for its other processes.
+# Accelerate takes each of these as a sign of a process group, and then waits for its other processes.
 _LAUNCHER_VARIABLES = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -89,7 +89,8 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
 def decided_by_main(decide: Callable[[], T]) -> T:
     """Returns to every process of the group what the first one decides, or raises the first one's error.
 
-    Files that only the first process sees, and its clock, decide alike for all. Without a process group this is a call.
+    So files that only the first process sees, or its clock, have the same effect in all processes. Without a process
+    group, `decide` is simply called.
 
     Args:
         decide: Called in the first process alone; the accelerator must have been made if there is a group.
@@ -121,18 +122,18 @@ def wait_for_group() -> None:
 def first_failure(failure: BaseException, run: str) -> BaseException:
     """The failure with which a run ended in the first process of the group that failed.
 
-    When one process ends, its launcher and its missing answers end the others, which do not know why.
+    When one process ends, the launcher and the missing answers end the others, which cannot tell the reason.
 
     Args:
-        failure: This process's own.
+        failure: This process's own failure.
         run: The run's name, the same in every process.
 
     Returns:
-        The first one, which names its process; this process's own where no other failed before, or none can be asked.
+        The first failure, which names its process; this process's own if no other failed before or none can be asked.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return failure
-    # An empty value asks without telling: a signal that ends every process says nothing of this run.
+    # An empty value asks without reporting a failure: a signal that ends every process says nothing about this run.
     own = ""
     if isinstance(failure, RunError):
         own = json.dumps([failure.status, distributed.get_rank(), str(failure)])
@@ -156,7 +157,7 @@ def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:
 
     Args:
         model: The adapted model, unwrapped.
-        anatomy: Of its architecture.
+        anatomy: The anatomy of its architecture.
         num_frozen: Number of frozen layers whose features are computed once.
     """
     classifier = classifier_of(model)

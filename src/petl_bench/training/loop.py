@@ -1,4 +1,4 @@
-"""The training loop: epochs of updates, evaluations between them, the best weights kept; its optimizer and schedule."""
+"""The training loop, which evaluates between updates and keeps the best weights; its optimizer and its schedule."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # Updates between checks of the loss: each check waits for the device.
 CHECK_EVERY = 20
-# First updates, which warm up allocator, kernels and caches; rates leave them out if there are more.
+# The first updates, which warm up allocator, kernels and caches; if there are more, rates exclude these.
 WARM_UP = 3
-# The scale of the loss begins at 65,536 and is halved by each overflow. No gradient of use needs one as small as this.
+# The scale of the loss starts at 65,536 and is halved by each overflow. No useful gradient needs a scale this small.
 _SMALLEST_LOSS_SCALE = 2.0**-16
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def num_training_steps(num_rows: int, train: TrainConfig) -> int:
 
 
 class TrainingLoop:
-    """Trains a model; `run` does all of it.
+    """Trains a model; `run` performs the whole training.
 
     Args:
         state: The model with its optimizer and learning-rate schedule.
@@ -103,7 +103,7 @@ class TrainingLoop:
         self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = steps_per_epoch(len(source.rows), train)
         self.total_steps = num_training_steps(len(source.rows), train)
-        # Losses since the last evaluation that are known to be finite.
+        # Number of losses since the last evaluation that are known to be finite.
         self._num_checked = 0
         self._clock_started = 0.0
         self._compiling = CompileClock(enabled=train.compile)
@@ -112,7 +112,7 @@ class TrainingLoop:
         """Trains to the end, or until early stopping.
 
         Returns:
-            What was done, with the history of evaluations and the best weights.
+            What the training has done, with the history of evaluations and the best weights.
 
         Raises:
             DivergedError: If the loss or an output is not finite.
@@ -126,7 +126,7 @@ class TrainingLoop:
         self._clock_started = time.perf_counter()
         with bar, fast_dropout(self.accelerator.device), self._compiling:
             for step, indices in enumerate(self._batches(first - 1), start=first):
-                # Before an update, so that all that belongs to the one before, an evaluation included, is in it.
+                # Written before an update, so that it contains all of the previous one, including its evaluation.
                 if self.checkpoints is not None and self._checkpoint_due(self.checkpoints, step):
                     self._write_checkpoint(self.checkpoints)
                 self._update(indices)
@@ -163,8 +163,8 @@ class TrainingLoop:
     def _update(self, indices: np.ndarray) -> None:
         """One update from a batch, split over processes and passes so that each row (or tagged word) weighs the same.
 
-        An update whose gradient overflowed in fp16 is skipped: its batch is spent, and neither the callbacks nor the
-        schedule advance.
+        An update whose gradient overflowed in fp16 is skipped: its batch is used up, the callbacks are not called, and
+        the schedule does not advance.
         """
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
         num_terms = loss_terms(self.source.rows, indices, self.class_weights)
@@ -199,9 +199,9 @@ class TrainingLoop:
             loss = outputs.loss
             if self.class_weights is not None and batch.labels is not None:
                 loss = reweighted(loss, outputs.logits, batch.labels, self.class_weights)
-        # The mean over no term is no number.
+        # The mean over no terms is not a number.
         share = loss * (terms / terms_of_batch) if terms else 0.0 * outputs.logits.sum()
-        # Gradients are averaged over the processes; the factor makes that a sum.
+        # Gradients are averaged over the processes; the factor turns that into a sum.
         self.accelerator.backward(share * world)
         if len(own_indices):
             self.state.progress.num_tokens += batch.num_tokens
@@ -209,7 +209,7 @@ class TrainingLoop:
         return share.detach()
 
     def _evaluate(self) -> bool:
-        """Scores the selection split, keeps the weights if they are the best so far; returns True to stop early."""
+        """Scores the selection split and keeps the weights if they are the best so far; returns True to stop early."""
         progress = self.state.progress
         self._check_losses()
         self._add_train_seconds()
@@ -217,7 +217,7 @@ class TrainingLoop:
         scores = self.evaluate()
         seconds = time.perf_counter() - started
         progress.eval_seconds += seconds
-        # What was compiled for the evaluation is in its own seconds.
+        # The evaluation's own seconds include what was compiled for it.
         self._compiling.lap()
         losses = self.accelerator.reduce(torch.stack(progress.losses).mean(), reduction="sum")
         progress.losses.clear()
@@ -237,9 +237,9 @@ class TrainingLoop:
         return patience is not None and len(history) - 1 - progress.best >= patience
 
     def _checkpoint_due(self, checkpoints: Checkpoints, step: int) -> bool:
-        """Whether to write a checkpoint before this update; of several processes the first one's clock decides.
+        """Whether to write a checkpoint before this update; with several processes, the first one's clock decides.
 
-        Asking it makes the processes wait for each other, so it is asked as rarely as the losses are checked.
+        Reading it makes the processes wait for each other, so it is read only as often as the losses are checked.
         """
         if self.accelerator.num_processes == 1:
             return checkpoints.due
@@ -263,7 +263,7 @@ class TrainingLoop:
             callback.on_warm()
 
     def _add_train_seconds(self) -> None:
-        """Adds the time since the clock was started, and starts it anew."""
+        """Adds the time since the clock was started, and restarts it."""
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -281,11 +281,11 @@ class TrainingLoop:
             )
 
     def _check_losses(self) -> None:
-        """Raises DivergedError in every process if a loss of any since the last check is not finite."""
+        """Raises DivergedError in every process if any of them had a loss since the last check that is not finite."""
         losses = self.state.progress.losses
         recent = losses[self._num_checked :]
         self._num_checked = len(losses)
-        # The sum over processes is not finite if a share of one is not. This waits for the device.
+        # The sum over processes is not finite if the share of any process is not. This waits for the device.
         if recent and not bool(torch.isfinite(self.accelerator.reduce(torch.stack(recent), reduction="sum")).all()):
             raise DivergedError(
                 f"The loss is not finite by update {self.state.progress.num_steps}: lower train.learning_rate "
@@ -296,14 +296,14 @@ class TrainingLoop:
 def reweighted(
     loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, class_weights: np.ndarray
 ) -> torch.Tensor:
-    """A loss with its mean over rows, or words, exchanged for the mean that the weights of their classes give.
+    """Replaces a loss's mean over rows, or words, by the mean that is weighted by their classes.
 
-    What a method has added to the loss, as AdaLoRA does, stays.
+    Terms that a method has added to the loss, such as AdaLoRA's, stay.
 
     Args:
         loss: The model's loss.
         logits: Its outputs, shape (..., classes).
-        labels: Class indices, shape (...); those of `NO_LABEL` are not looked at.
+        labels: Class indices, shape (...); those equal to `NO_LABEL` are ignored.
         class_weights: Shape (classes,).
 
     Returns:
@@ -316,7 +316,7 @@ def reweighted(
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
-# Patterns of parameter names, as `get_parameter_names` takes them: every bias, also one that an adapter has wrapped.
+# Patterns of parameter names, as `get_parameter_names` takes them: every bias, even if an adapter has wrapped it.
 _BIASES = (r"bias[^.]*$", r"_bias\.")
 
 
@@ -359,7 +359,7 @@ def build_optimizer(model: nn.Module, train: TrainConfig, in_head: Callable[[str
 def try_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> bool:
     """Updates the parameters, unless a gradient overflowed.
 
-    A fused optimizer skips the update inside its kernel, so that its caller sees nothing of it. The scaler lowers its
+    A fused optimizer skips the update inside its kernel, where its caller cannot see it. The scaler lowers its
     factor after an overflow, and only then.
 
     Args:

@@ -101,7 +101,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
         """Writes the trained bias into the wrapped module.
 
         Raises:
-            ValueError: with `safe_merge`, where the trained bias is not finite.
+            ValueError: With `safe_merge`, if the trained bias is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.bitfit_bias]
         bias = self._bias_of([*self.merged_adapters, *names])
@@ -151,14 +151,14 @@ class BitFitModel(BaseTuner):
     def _prepare_adapter_config(  # type: ignore[override]
         self, peft_config: BitFitConfig, model_config: dict[str, Any]
     ) -> BitFitConfig:
-        # It needs no anatomy otherwise, and takes architectures that the table does not know.
+        # BitFit needs no anatomy otherwise, and accepts architectures that are not in the table.
         if (anatomy := all_anatomies().get(model_config.get("model_type", ""))) is not None:
             train_head(peft_config, self.model, anatomy)
         return peft_config
 
     def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:  # type: ignore[override]
         if peft_config.target_modules is None:
-            # PEFT trains these whole in classifiers, some of them without saying so beforehand.
+            # PEFT trains these modules as a whole in classifiers, some of them without listing them beforehand.
             heads = HEADS_KNOWN_TO_PEFT if peft_config.task_type else ()
             saved_whole = (*(peft_config.modules_to_save or ()), *heads)
             peft_config.target_modules = {  # type: ignore[assignment]
@@ -185,7 +185,7 @@ class BitFitModel(BaseTuner):
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)
 
-    # PEFT's own fails on heads without a `weight` of their own, such as RoBERTa's.
+    # PEFT's own method fails for heads without their own `weight`, such as RoBERTa's.
     _replace_module = AnatomyTuner._replace_module
 
 

@@ -29,7 +29,7 @@ _COMPARED_AT = (3.0, 5.0)
 
 @dataclass
 class DistillationOutput(BaseModelOutput):
-    """The loss of a batch, and what stands for the outputs of a model where only their kind matters."""
+    """The loss of a batch, and a placeholder for a model's outputs where only their type matters."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -38,14 +38,14 @@ class DistillationOutput(BaseModelOutput):
 class CodaDistillation(nn.Module):
     """An encoder with CoDA as student, and the same encoder without it as teacher; a forward pass gives a loss.
 
-    Each update takes two passes of the student: one at the largest reduction of the moment, and one at a reduction that
-    is drawn anew. The largest one grows at first. No pass uses dropout.
+    Each update takes two passes of the student: one at the current largest reduction, and one at a reduction that is
+    newly drawn. The largest one grows at first. No pass uses dropout.
 
     Args:
         student: The bare encoder with a CoDA adapter, as PEFT makes it.
-        settings: Of the phase.
-        num_steps: Updates of the whole phase.
-        seed: Of the reductions that are drawn.
+        settings: Settings of the phase.
+        num_steps: Number of updates of the whole phase.
+        seed: Seed of the reductions that are drawn.
     """
 
     def __init__(self, student: PeftModel, settings: CodaPretraining, num_steps: int, seed: int) -> None:
@@ -72,7 +72,7 @@ class CodaDistillation(nn.Module):
 
     @property
     def reductions(self) -> tuple[float, float]:
-        """The reductions of the next update's passes: the largest of the moment, and one drawn below it."""
+        """The reductions of the next update's passes: the current largest one, and one drawn below it."""
         settings = self.settings
         grown = min(1.0, self.step / max(1.0, settings.widening_share * self.num_steps))
         largest = 2.0 + grown * (settings.largest_reduction - 2.0)
@@ -108,8 +108,8 @@ class CodaDistillation(nn.Module):
             attention: `k2k` or `k2all`.
 
         Returns:
-            The last layer's distance, and `inner_weight` times 1/L of each below it. Of the tokens it is the mean, in
-            which the first one, which classifiers read, counts `first_token_weight` times; or it is that of their mean.
+            The last layer's distance, and `inner_weight` times 1/L of each below it. It is the mean over the tokens, in
+            which the first one, read by classifiers, counts `first_token_weight` times, or that of the mean states.
         """
         config = self._config
         before = config.reduction, config.attention

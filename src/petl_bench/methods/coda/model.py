@@ -26,7 +26,7 @@ from petl_bench.methods.coda import CodaSettings
 from petl_bench.methods.coda.routing import Routing, gather_arguments, gather_tokens, mask_for, real_tokens, route
 from petl_bench.methods.modules import Bottleneck
 
-# Scores of the `random` router are drawn for so many positions.
+# Number of positions for which scores of the `random` router are drawn.
 _MOST_TOKENS = 8192
 
 
@@ -50,9 +50,9 @@ class CodaLayer(TunerLayer):
         Args:
             base_layer: The layer.
             anatomy: Where its parts are.
-            config: The model's.
-            number: Of the layer, counted from 1.
-            first_alone: Whether nothing but the first token's output of this layer is read.
+            config: The model's config.
+            number: Number of the layer, counted from 1.
+            first_alone: Whether only the first token's output of this layer is read.
         """
         super().__init__(base_layer)
         self.first_alone = first_alone
@@ -63,7 +63,7 @@ class CodaLayer(TunerLayer):
         self.first_norm = anatomy.norms[0] if anatomy.norm_first else None
         self.attend_to_all = AttendToAll(base_layer, anatomy, config)
         attention = base_layer.get_submodule(anatomy.self_attention)
-        # MPNet's encoder passes some of its layers' arguments by their place.
+        # MPNet's encoder passes some of its layers' arguments by position.
         self.argument_names = list(inspect.signature(base_layer.forward).parameters)[2:]
         # DeBERTa's masks hold ones and zeros of any type; all others are boolean or added to the scores.
         self.multiplies_mask = hasattr(attention, "disentangled_attention_bias")
@@ -143,7 +143,7 @@ def _add_at(light: torch.Tensor, routing: Routing, update: torch.Tensor) -> torc
 def _take_mask(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor | None, tuple[Any, ...], dict[str, Any]]:
-    """The attention mask, which layers take as their second argument or by name; and what is left."""
+    """The attention mask, which layers take as their second argument or by name; and the others."""
     if args:
         return args[0], args[1:], kwargs
     return kwargs.get("attention_mask"), (), {key: value for key, value in kwargs.items() if key != "attention_mask"}

@@ -72,9 +72,9 @@ def iterative_soft_top_k(
     Unless the scores are close together it has not converged after them: the weights then sum to less than k.
 
     Args:
-        scores: As in `exact_soft_top_k`, as are `k` and `mask`.
-        k: See there.
-        mask: See there.
+        scores: See `exact_soft_top_k`.
+        k: See `exact_soft_top_k`.
+        mask: See `exact_soft_top_k`.
         epsilon: Final temperature.
         iterations: Number of steps.
         epsilon_start: Temperature of the first step; `epsilon` for a constant one.
@@ -125,8 +125,8 @@ def mask_for(
     """The mask among routed tokens, or from them to all tokens; of the layer's own kind.
 
     Args:
-        mask: The layer's, shape (batch or 1, 1, tokens or 1, tokens), or None.
-        indices: Of the routed tokens, shape (batch, k).
+        mask: The layer's mask, shape (batch or 1, 1, tokens or 1, tokens), or None.
+        indices: Positions of the routed tokens, shape (batch, k).
         valid: Which of them are in use, shape (batch, k).
         to_all: Whether they attend to all tokens.
 
@@ -143,12 +143,12 @@ def mask_for(
         return chosen
     chosen = chosen.gather(3, indices[:, None, None, :].expand(-1, mask.shape[1], chosen.shape[2], -1))
     in_use = valid[:, None, None, :]
-    # ONNX fills no mask of booleans.
+    # ONNX cannot fill boolean masks.
     return chosen & in_use if mask.dtype == torch.bool else chosen.masked_fill(~in_use, _hidden(mask.dtype))
 
 
 def _hidden(dtype: torch.dtype) -> float:
-    """What a mask of this kind holds where a key must not be seen."""
+    """The value in a mask of this type where a key must not be seen."""
     return torch.finfo(dtype).min if dtype.is_floating_point else 0
 
 
@@ -211,7 +211,7 @@ def route(scores: torch.Tensor, real: torch.Tensor, config: Any, *, learned: boo
     if config.force_first:
         order = order.masked_fill(_first(real), math.inf)
     tokens = scores.shape[1]
-    # As many slots as the longest example of the batch can need: known without waiting for the device.
+    # The most slots that an example of the batch can need, which is known without waiting for the device.
     slots = min(tokens, math.ceil(tokens / config.reduction - 1e-6))
     best = _best(order, slots)
     beyond = torch.arange(slots, device=scores.device) >= k[:, None]
@@ -227,18 +227,18 @@ def _best(scores: torch.Tensor, slots: int) -> torch.Tensor:
     """Positions of the largest scores, shape (batch, slots); equal ones in the order of their positions.
 
     Where positions are relative, equal tokens have equal states until attention tells them apart, and so equal scores.
-    As computed, these differ by rounding, and that depends on the batch: on its padding, and on where in it a row
-    stands. So scores that differ by no more than rounding explains count as equal. Scores of unlike tokens are hardly
+    When computed, these differ by rounding, which depends on the batch: on its padding, and on the row's place in
+    it. So scores that differ by no more than rounding explains count as equal. Scores of unlike tokens are hardly
     ever so close, and are then ordered by position too.
 
     Args:
         scores: Float32, shape (batch, tokens); infinite for a token that is always or never among them.
-        slots: How many.
+        slots: Number of positions.
     """
     tokens = scores.shape[1]
     ordered, positions = scores.sort(dim=-1, descending=True)
     largest = scores.masked_fill(scores.isinf(), 0.0).abs().amax(dim=-1, keepdim=True)
-    # The difference of two infinities is no number, and so no step.
+    # The difference of two infinities is NaN, and so not a step.
     steps = ordered[:, :-1] - ordered[:, 1:] > _ROUNDING * largest
     ranks = torch.zeros_like(positions).scatter(1, positions[:, 1:], steps.cumsum(dim=-1))
     places = ranks * tokens + torch.arange(tokens, device=scores.device)

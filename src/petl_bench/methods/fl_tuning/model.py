@@ -57,7 +57,7 @@ class WidenedProjection(TunerLayer):
         """Makes the wrapped projection wider.
 
         Raises:
-            ValueError: with `safe_merge`, where a weight is not finite.
+            ValueError: With `safe_merge`, if a weight is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.fl_tuning_units]
         if not names:
@@ -71,7 +71,7 @@ class WidenedProjection(TunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Gives the wrapped projection its own weights back."""
+        """Restores the wrapped projection's own weights."""
         if self._unmerged is not None:
             # The model may have moved in between.
             like = self.base.weight

@@ -18,7 +18,7 @@ from petl_bench.methods.modules import SideBlock, SideTuner, fitting_heads, pool
 class FlatConfig(FlatSettings, TunerConfig):
     """Configuration of a `FlatModel`: the options of `FlatSettings`.
 
-    It has no `modules_to_save`, as the side network brings a classifier of its own.
+    It has no `modules_to_save`, as the side network has its own classifier.
 
     Args:
         target_modules: Filled in by the tuner: the encoder and the classifier.
@@ -42,11 +42,11 @@ class LayerFusion(nn.Module):
     """Projects every hidden state to width r and takes each token's weighted mean over them.
 
     Args:
-        num_states: Hidden states given, the embeddings' included.
+        num_states: Number of hidden states given, including the embeddings.
         hidden_size: Width d of the model.
         width: Width r.
         score: See `FlatConfig`.
-        include_embeddings: Whether the first state takes part.
+        include_embeddings: Whether the first state is used.
     """
 
     def __init__(self, num_states: int, hidden_size: int, width: int, score: str, include_embeddings: bool) -> None:
@@ -56,7 +56,7 @@ class LayerFusion(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(hidden_size, width) for _ in range(self.first, num_states))
         if score == "dot":
             self.query = nn.Linear(width, width)
-            # No bias: one for all layers cancels in the softmax over them.
+            # Without a bias: the same one for all layers cancels in the softmax over them.
             self.key = nn.Linear(width, width, bias=False)
             # Every token starts with the mean of the layers.
             nn.init.zeros_(self.query.weight)
@@ -72,7 +72,7 @@ class LayerFusion(nn.Module):
         """Normed projections, shape (batch, tokens, layers, r).
 
         Raises:
-            ValueError: If a state is missing or one too many.
+            ValueError: If there are too few or too many states.
         """
         if len(states) != self.num_states:
             raise ValueError(f"FLAT was built for {self.num_states} hidden states and got {len(states)}")
@@ -103,7 +103,7 @@ class LayerFusion(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """A feed-forward block of width r with a residual: each token for itself."""
+    """A feed-forward block of width r with a residual, applied to each token separately."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class FlatNetwork(nn.Module):
     """The whole side network; FLAT-P with the default settings (reconstruction).
 
     Args:
-        num_states: Hidden states given, the embeddings' included: L + 1.
+        num_states: Number of hidden states given, including the embeddings: L + 1.
         hidden_size: Width d of the model.
         config: A `FlatConfig`.
         pool: How the states of the tokens are pooled; None: as the config says.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from petl_bench.methods.registry import Method, register
 from petl_bench.settings import setting
 
-# By variant, the parts of a layer that are wrapped, as the anatomy table names them.
+# The parts of a layer that each variant wraps, by their names in the anatomy table.
 VARIANTS = {
     # Houlsby et al., ICML 2019, section 2.1, and google-research/adapter-bert.
     "houlsby": ("attention_end", "feed_forward_end"),

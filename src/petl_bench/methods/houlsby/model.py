@@ -36,7 +36,7 @@ class HoulsbyConfig(HoulsbySettings, LayerwiseConfig):
 
 
 class SerialAdapter(TunerLayer):
-    """Adds `A(y)` to the output y of the wrapped module: the last one before the residual, so after its dropout."""
+    """Adds `A(y)` to the output y of the wrapped module, the last one before the residual and so after its dropout."""
 
     adapter_layer_names = ("houlsby_adapter",)
     unmergeable: ClassVar[str | None] = "a bottleneck with an activation between its projections is no linear map"
@@ -83,14 +83,14 @@ class NormAdapter(SerialAdapter):
 
 
 class Relay:
-    """Carries the feed-forward network's input to its end, within one forward of one layer."""
+    """Carries the feed-forward network's input to its end, within one forward pass of one layer."""
 
     def __init__(self) -> None:
         self.input: torch.Tensor | None = None
 
 
 class ParallelStart(TunerLayer):
-    """Where the feed-forward network begins: remembers its input. Has no parameters."""
+    """Wraps the start of the feed-forward network and stores its input. Has no parameters."""
 
     unmergeable: ClassVar[str | None] = SerialAdapter.unmergeable
 
@@ -109,13 +109,13 @@ class ParallelStart(TunerLayer):
 
 
 class ParallelEnd(SerialAdapter):
-    """Where the feed-forward network ends: adds the update for its *input*.
+    """Wraps the end of the feed-forward network and adds the update for its *input*.
 
     Args:
-        base_layer: The projection that ends it.
+        base_layer: The last module of the network.
         hidden_size: Width d of the model.
         model_activation: The backbone's activation, for `activation=model`.
-        relay: Gets the network's input from where it begins.
+        relay: Carries the network's input from its start.
     """
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, model_activation: str, relay: Relay) -> None:
@@ -125,7 +125,7 @@ class ParallelEnd(SerialAdapter):
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Shape (batch, tokens, d)."""
         output: torch.Tensor = self.base_layer(*args, **kwargs)
-        # Taken, so that no activation outlives the forward.
+        # Removed from the relay, so that no activation outlives the forward pass.
         start, self.relay.input = self.relay.input, None
         update = None if start is None else self.update(start)
         return output if update is None else output + update
@@ -167,7 +167,7 @@ class HoulsbyModel(AnatomyTuner):
         return (NormAdapter if peft_config.variant == "pfeiffer" else SerialAdapter)(target, *shape)
 
     def _relay(self, key: str) -> Relay:
-        """The one of this layer."""
+        """The relay of this layer."""
         relays: dict[int | None, Relay] = self.__dict__.setdefault("_relays", {})
         return relays.setdefault(self.anatomy.layer_number(key), Relay())
 

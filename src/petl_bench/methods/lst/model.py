@@ -17,7 +17,7 @@ from petl_bench.methods.modules import SideBlock, SideTuner, fitting_heads, pool
 class LstConfig(LstSettings, TunerConfig):
     """Configuration of an `LstModel`: the options of `LstSettings`.
 
-    It has no `modules_to_save`, as the side network brings a classifier of its own.
+    It has no `modules_to_save`, as the side network has its own classifier.
 
     Args:
         target_modules: Filled in by the tuner: the encoder and the classifier.
@@ -46,7 +46,7 @@ class LadderNetwork(nn.Module):
     Args:
         num_layers: Layers L of the backbone.
         hidden_size: Its width d.
-        num_heads: Its heads, kept in the side network where they divide its width.
+        num_heads: Its number of heads; the side network has the largest number up to it that divides its own width.
         config: An `LstConfig`.
         pool: How the states of the tokens are pooled; None: as the config says.
     """
@@ -75,7 +75,7 @@ class LadderNetwork(nn.Module):
             mask: 1 for tokens, 0 for padding, shape (batch, tokens).
 
         Raises:
-            ValueError: If a state is missing or one too many.
+            ValueError: If there are too few or too many states.
         """
         if len(states) != self.num_states:
             raise ValueError(f"the ladder was built for {self.num_states} hidden states and got {len(states)}")

@@ -45,7 +45,7 @@ _REFUSED = {
     "XLORA": "it mixes adapters that are trained already, and PEFT trains no head with it: use LORA",
 }
 
-# LoRA starts with these from rows that PEFT is given apart from the training, and as always without them.
+# With these, LoRA starts from rows that PEFT gets apart from the training; without such rows it starts as usual.
 _STARTS_FROM_ROWS = ("corda", "eva", "lora_ga")
 
 
@@ -57,7 +57,7 @@ class PeftSettings:
     args: dict[str, Any] = setting({}, "Arguments of the config class: +method.args.NAME=VALUE.")
 
 
-# Reads expressions and names, and matches each with each. A process of its own can be ended, which `re` cannot.
+# Matches every expression with every name. It runs in a separate process, which can be ended, unlike `re`.
 _MATCH = """
 import json, re, sys
 expressions, names = json.load(sys.stdin)
@@ -78,15 +78,15 @@ def check_config(settings: Mapping[str, Any], modules: Iterable[str], where: str
     """Refuses settings of a PEFT config that PEFT would follow without a check.
 
     They may come from elsewhere, with an adapter or a study. PEFT imports the package that Megatron's settings name,
-    and matches names of modules by regular expressions, some of which would take longer than anybody waits.
+    and matches names of modules by regular expressions, some of which would take far too long.
 
     Args:
-        settings: Of a PEFT config; it may be a part.
+        settings: Settings of a PEFT config, or some of them.
         modules: The names of the model's modules.
         where: What the settings are called in messages.
 
     Raises:
-        RequestError: If they name a package, or hold an expression that is none or takes too long.
+        RequestError: If they name a package, or contain an expression that is invalid or takes too long.
     """
     if settings.get("megatron_config"):
         raise RequestError(
@@ -95,7 +95,7 @@ def check_config(settings: Mapping[str, Any], modules: Iterable[str], where: str
     texts = {
         text for name, value in settings.items() if "modules" in name or "pattern" in name for text in _texts(value)
     }
-    # Where PEFT adds something to an expression, it is this or less.
+    # If PEFT extends an expression, it adds no more than this.
     expressions = [form for text in sorted(texts) if not _PLAIN_NAME.fullmatch(text)
                    for form in (rf"(?:{text})\Z", rf"(?:^|.*\.)(?:{text})(?:$|\..*)")]  # fmt: skip
     if not expressions:
@@ -155,13 +155,13 @@ def adapt(model: nn.Module, config: Any, context: AdaptContext) -> nn.Module:
 
 
 def _check_type(model: nn.Module, peft_type: str, args: Mapping[str, Any], context: AdaptContext) -> None:
-    """Refuses what PEFT would adapt, and what then would fail in training or train something else.
+    """Refuses types that PEFT would apply, but that would then fail in training or train something else.
 
     Args:
         model: The plain classifier.
         peft_type: Name of the type.
         args: Arguments that the user gives.
-        context: Of this run.
+        context: The context of this run.
 
     Raises:
         RequestError: If the type needs something that no run has, or that this architecture does not have.
@@ -190,7 +190,7 @@ def _default_arguments(model: nn.Module, config_class: Any, peft_type: str, cont
         model: The plain classifier.
         config_class: The type's config class.
         peft_type: Name of the type.
-        context: Of this run.
+        context: The context of this run.
 
     Raises:
         RequestError: If the type cannot be limited to the adapted layers.

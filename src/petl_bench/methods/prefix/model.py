@@ -1,4 +1,4 @@
-"""Prefix tuning: attention with further keys and values in front, for every way the encoders compute attention.
+"""Prefix tuning: attention with additional keys and values in front, for every way the encoders compute attention.
 
 Prefixes have no position: they carry no rotary angle and no relative distance, and the tokens' own positions stay.
 """
@@ -43,7 +43,7 @@ def prefixed_attention(
         key: See `query`.
         value: See `query`.
         attention_mask: None, boolean or additive, shape (batch, 1, 1 or tokens, tokens).
-        **kwargs: What the kernel takes.
+        **kwargs: Other arguments of the kernel.
 
     Returns:
         What the kernel returns: the output for each token, and the attention weights or None.
@@ -56,12 +56,12 @@ def prefixed_attention(
 
 
 def _with_prefix(tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
-    """Keys or values of tokens, shape (batch, heads, tokens, head width), behind a prefix without the first axis."""
+    """Puts a prefix without the first axis before keys or values, shape (batch, heads, tokens, head width)."""
     return torch.cat([prefix.to(tokens.dtype).expand(len(tokens), -1, -1, -1), tokens], dim=2)
 
 
 def _widened(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """The mask with `length` columns in front that every query may see."""
+    """The mask with `length` additional columns in front, which every query may see."""
     if mask is None:
         return None
     return nn.functional.pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
@@ -93,12 +93,12 @@ def disentangled_attention(
         hidden_states: Shape (batch, tokens, d).
         attention_mask: Zero where a key is hidden, shape (batch, 1, tokens, tokens).
         output_attentions: Whether to return the probabilities.
-        query_states: States that ask, if they are others; shape (batch, tokens, d).
+        query_states: States for the queries, if other than `hidden_states`; shape (batch, tokens, d).
         relative_pos: Relative distances of tokens, as the library computes them.
         rel_embeddings: The table of relative positions.
 
     Returns:
-        Context of shape (batch, tokens, d), and the probabilities if asked for, else None.
+        Context of shape (batch, tokens, d), and the probabilities if requested, else None.
     """
     keys, values = module.prefix_source()
     heads, length, _ = keys.shape
@@ -111,7 +111,7 @@ def disentangled_attention(
         return part.to(query.dtype).repeat(batch, 1, 1)
 
     num_terms = 1 + ("c2p" in module.pos_att_type) + ("p2c" in module.pos_att_type)
-    # Divided as the library does it, so that a prefix of no weight changes no bit.
+    # Divided in the same way as in the library, so that a prefix of no weight changes no bit.
     scale = torch.sqrt(torch.tensor(query.size(-1), dtype=torch.float) * num_terms).to(query.dtype)
     scores = torch.bmm(query, key.transpose(-1, -2) / scale)
     if module.relative_attention:
@@ -137,14 +137,14 @@ def biased_attention(
     """MPNet's attention with a prefix: `MPNetSelfAttention.forward` of transformers 5, which has no interface.
 
     Args:
-        module: See `disentangled_attention`, as `hidden_states` and `output_attentions`.
+        module: See `disentangled_attention`, also for `hidden_states` and `output_attentions`.
         hidden_states: See `module`.
         attention_mask: Added to the scores, shape (batch, 1, 1 or tokens, tokens).
-        position_bias: Added to the scores for the distance of two tokens, shape (batch, heads, tokens, tokens).
+        position_bias: Added to the scores for the distance between tokens, shape (batch, heads, tokens, tokens).
         output_attentions: See `module`.
 
     Returns:
-        The output of shape (batch, tokens, d), and the probabilities if asked for.
+        The output of shape (batch, tokens, d), and the probabilities if requested.
     """
     keys, values = module.prefix_source()
     heads, length, width = keys.shape
@@ -202,9 +202,9 @@ class Reparametrization(nn.Module):
 
 
 class PrefixLayer(TunerLayer):
-    """Gives the wrapped attention module further keys and values.
+    """Gives the wrapped attention module additional keys and values.
 
-    The prefixes are parameters of this layer, or computed by a network that the first adapted layer holds for all.
+    The prefixes are parameters of this layer, or computed by a network that the first adapted layer has for all layers.
     """
 
     adapter_layer_names = ("prefix_key", "prefix_value", "prefix_network")
@@ -218,13 +218,13 @@ class PrefixLayer(TunerLayer):
         self.prefix_value = nn.ParameterDict({})
         self.prefix_network = nn.ModuleDict({})
         self.prefix_dropout: dict[str, float] = {}
-        # Of each adapter: this layer's place among those it adapts, and the first of them, which holds the network.
+        # By adapter: this layer's index among the adapted layers, and the first of these, which has the network.
         self.prefix_place: dict[str, tuple[int, PrefixLayer]] = {}
         self.own_attention = OWN_ATTENTION.get(type(base_layer).__name__)
         self._redirect(cast("Any", base_layer))
 
     def _redirect(self, attention: Any) -> None:
-        """Lets the attention module, and it alone, look up our attention function."""
+        """Makes this attention module, and no other, look up our attention function."""
         attention.prefix_source = self.prefix
         if self.own_attention is None:
             attention.plain_config = attention.config
@@ -284,7 +284,7 @@ class PrefixLayer(TunerLayer):
             self._set_plain(name, keys.detach().clone(), values.detach().clone())
 
     def active_prefixes(self) -> list[str]:
-        """Names of the adapters that act now."""
+        """Names of the adapters that are active now."""
         return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.prefix_place]
 
     def prefix(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -353,7 +353,7 @@ class PrefixModel(AnatomyTuner):
         return PrefixLayer(target, config.hidden_size, config.num_attention_heads)
 
     def extend_layer(self, layer: PrefixLayer, adapter_name: str, peft_config: PrefixConfig) -> None:
-        """See `AnatomyTuner.extend_layer`; a network must know for how many layers it computes."""
+        """See `AnatomyTuner.extend_layer`; a network must know how many layers it computes prefixes for."""
         names = [name for name, _ in self.model.named_modules()]
         num_layers = sum(re.fullmatch(str(peft_config.target_modules), name) is not None for name in names)
         fellows = tuple(other for other in _prefix_layers(self.model) if adapter_name in other.prefix_place)
@@ -386,7 +386,7 @@ class PrefixModel(AnatomyTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """What is loaded are plain prefixes: a network that computed this adapter's until now gives way to them."""
+        """Loaded prefixes are plain, so they replace a network that computed this adapter's prefixes until now."""
         layers = _prefix_layers(model)
         for layer in layers:
             layer.drop_network(adapter_name)

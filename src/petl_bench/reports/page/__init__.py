@@ -1,4 +1,4 @@
-"""The page of `petl-bench report --html`: the numbers that it shows, and one file that asks nothing of any network."""
+"""The page of `petl-bench report --html`: collects its data and writes a single file that needs no network access."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PageColumn:
         note: Its definition.
         kind: How the page writes a value: `text`, `number`, or `score`, whose digits follow the metric.
         digits: Decimals of numbers.
-        always: Whether it is there even if no row has a value.
+        always: Whether it is shown even if no row has a value.
     """
 
     key: str
@@ -74,7 +74,7 @@ _ROW_COLUMNS = (
 
 
 def page_columns() -> list[PageColumn]:
-    """The columns of the table: what a row is, its score, and the numbers of `FIELDS` that the page shows."""
+    """The columns of the table: the row's identity, its score, and the numbers of `FIELDS` that the page shows."""
     shown = (f for f in FIELDS.values() if f.page)
     return [
         *_ROW_COLUMNS,
@@ -90,17 +90,17 @@ class PageInput:
         named: The rows of its table.
         records: All records that were found, finished or not.
         studies: The studies that the records belong to.
-        headlines: Sentences that stand before the descriptions of the studies.
-        notes: What differs between methods, which were still improving, and baselines.
-        missing: Descriptions of the cells of studies in which seeds are missing.
+        headlines: Sentences shown before the descriptions of the studies.
+        notes: Notes on settings that differ between methods, methods that were still improving, and baselines.
+        missing: Descriptions of the study cells in which seeds are missing.
         published: Rows as `published_rows` makes them.
         claims: Rows as `claim_rows` makes them.
         comparisons: Tables as `comparison_table` makes them.
-        classes: Tables of what the predictions say: calibration, classes, confusions.
+        classes: Tables computed from the predictions: calibration, classes, confusions.
         bold: Keys of the runs whose method is bold in its column of the results table.
-        incomplete: Keys of the runs of tasks that not all methods have finished.
-        pairs: Keys of a run of each of two methods that were tested, and 1 if the first is better, -1 if it is worse,
-            0 if no difference is shown.
+        incomplete: Keys of the runs on tasks that not all methods have finished.
+        pairs: For each tested pair of methods, the key of one run of each, and 1 if the first is better, -1 if it is
+            worse, 0 if no difference is shown.
         roc: ROC curves as `roc_curves` makes them, by the key of the run.
         tuning: Curves of searches, as `tuning_curves` makes them.
     """
@@ -123,8 +123,8 @@ class PageInput:
 
 
 def page_data(page: PageInput) -> dict[str, Any]:
-    """Collects the data of the page in plain containers that `json.dumps` takes."""
-    # Tasks come in the order of the study; within a task, those trained on the most rows come first.
+    """Collects the data of the page in plain containers that `json.dumps` accepts."""
+    # Tasks are in the order of the study; within a task, groups trained on the most rows come first.
     order = task_order(page.studies)
     named = sorted(
         page.named,
@@ -165,8 +165,8 @@ def page_data(page: PageInput) -> dict[str, Any]:
 
 
 def _rows(named: Sequence[NamedGroup], machines: Sequence[Machine], page: PageInput) -> list[dict[str, Any]]:
-    """The rows of the page's table, with all that its plots show of them and the costs on the first machine."""
-    # Fronts join the rows of one protocol.
+    """The rows of the page's table, with the data of its plots and the costs on the first machine."""
+    # A Pareto front only joins rows of the same protocol.
     protocols = protocol_numbers([item.group for item in named])
     return [
         _row(index, item, machines[0], page.bold)
@@ -184,7 +184,7 @@ def _by_size(named: Sequence[NamedGroup]) -> list[str]:
 
 
 def _axes(named: Sequence[NamedGroup], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The costs that the plot of scores can show, of those that a row has."""
+    """The costs that scores can be plotted against: those that at least one row has."""
     batch = batch_text(item.group for item in named)
     return [
         {
@@ -282,7 +282,7 @@ def _history(group: Group) -> list[list[float]]:
 
 
 def _roc(group: Group, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """For each score the points [false-positive rate, true-positive rate, sd] in percent, means over the seeds."""
+    """Points [false-positive rate, true-positive rate, sd] of each score in percent, averaged over the seeds."""
     known = [curves[record.run_key] for record in group.records if record.run_key in curves]
     points: dict[str, list[list[float]]] = {}
     for name in (score for score in OOD_SCORES if known and all(score in by_score for by_score in known)):
@@ -334,7 +334,7 @@ def _any(rows: list[dict[str, Any]], key: str) -> bool:
 
 STYLES = ("page.css", "charts.css")
 
-# The order matters: each script uses names of those before it.
+# The order matters: each script uses names that earlier ones define.
 SCRIPTS = (
     "elements.js",
     "state.js",
@@ -357,7 +357,7 @@ def write_page(data: Mapping[str, Any], file: Path) -> None:
     """Writes the page.
 
     Args:
-        data: The data as `page_data` collects it.
+        data: The data, as returned by `page_data`.
         file: The file to write.
 
     Raises:
@@ -370,7 +370,7 @@ def write_page(data: Mapping[str, Any], file: Path) -> None:
 
 
 def render_page(data: Mapping[str, Any]) -> str:
-    """Fills the template. The policy allows only scripts with this hash, so no text of the data can run as one."""
+    """Fills the template. Its policy only allows the script with this hash, so text in the data can never execute."""
     script = "\n".join(map(_shipped, SCRIPTS))
     slots = {
         "title": html.escape(str(data["title"])),

@@ -1,4 +1,4 @@
-"""What our plots share: markers, names beside points, the legend, the grid of panels, the Pareto front."""
+"""Shared parts of the plots: markers, names next to points, the legend, the grid of panels, the Pareto front."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Finds the points that no other point beats: none is at least as good in both numbers and better in one.
+    """Finds the points that no other point dominates: none is at least as good in both numbers and better in one.
 
     Args:
         points: Pairs (cost, score); a lower cost and a higher score are better.
@@ -40,7 +40,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-# Colour-blind readers can tell them apart. With 7 colours and 8 markers, 56 methods differ in at least one.
+# Distinguishable for colour-blind readers. With 7 colours and 8 markers, 56 methods differ in at least one of them.
 _COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#4a4f57")
 
 _MARKERS = "os^DvP*X"
@@ -49,7 +49,7 @@ _MOST_COLUMNS = 3
 
 _LEGEND_LINE = 0.21
 
-# A marker and the names beside it, in points; where a name may be, the best places first.
+# Sizes of markers and names in points, and the candidate positions of a name, best first.
 _MARKER = 9
 _NAME_SIZE = 8
 _NAME_DISTANCES = (6, 14, 22, 32, 44, 58, 74)
@@ -84,22 +84,22 @@ def draw_legend(figure: Figure, panels: list[Axes]) -> None:
 
 
 def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Writes the name of each point beside it, where it covers neither a marker nor another name.
+    """Writes the name of each point next to it, without covering a marker or another name.
 
-    A name that finds no room close by is joined to its point by a line.
+    If there is no room close to a point, a line connects the point with its name.
 
     Args:
         axes: The panel, with its points drawn and its limits set.
-        points: Places in the panel's own units, by name.
+        points: Positions in data coordinates, by name.
     """
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    # Lines end at a white rim around the letters.
+    # A white outline separates the letters from lines behind them.
     style: dict[str, Any] = {"fontsize": _NAME_SIZE, "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
-    # Where the points are in pixels is known once the panels have been laid out.
+    # The pixel positions of the points are only known after layout.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     pixels = figure.dpi / 72
@@ -120,11 +120,11 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _box(place: NDArray[Any], size: NDArray[Any], distance: float, angle: float) -> Bbox:
-    """A box beside a place, whose nearest side or corner is this far away in this direction; around it if 0."""
+    """A box whose nearest side or corner has this distance and direction from a place; centred on it if 0."""
     from matplotlib.transforms import Bbox
 
     direction = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
-    # Of a box to the right, the left side is nearest; of one above, the lower side.
+    # The nearest side of a box to the right is its left side; of a box above, its lower side.
     nearest = (np.round(direction) - 1) / 2 if distance else -0.5
     return Bbox.from_bounds(*(place + distance * direction + nearest * size), *size)
 
@@ -143,7 +143,7 @@ class Panels:
     """A grid of panels, one per task and backbone, with one line per group.
 
     Raises:
-        RequestError: If there is nothing to draw, or the ending names a format that is not drawn.
+        RequestError: If there is nothing to draw, or the file extension is not a supported format.
     """
 
     def __init__(self, groups: list[Group], file: Path, *, nothing: str) -> None:
@@ -160,7 +160,7 @@ class Panels:
 
     @staticmethod
     def line(axes: Axes, xs: list[int], scores: list[Statistic], group: Group, **style: Any) -> None:
-        """Draws a line of means, with a band of one sd where there are three seeds or more.
+        """Draws a line of means, with a band of one sd if there are three seeds or more.
 
         Args:
             axes: The panel.

@@ -35,26 +35,26 @@ if TYPE_CHECKING:
 _LABEL_WIDTH = 40
 _CHARACTERS_PER_INCH = 12
 
-# More plots side by side could not be read at the width of a page.
+# More plots side by side would be illegible at page width.
 _MOST_COSTS_BESIDE = 2
 
-# Panels with more points than this have a legend instead of a name beside each point.
+# Panels with more points than this have a legend instead of a name next to each point.
 _MOST_NAMES = 16
 
-# The first of these that every group has is drawn.
+# The plot shows the first of these memory costs that every group has.
 _MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path, headline: str | None = None) -> None:
     """Draws scores against costs with their Pareto fronts: for each task and backbone a plot per cost.
 
-    Times, device memory and speed are those of one machine, the one with the most records; where there are several, the
+    Times, device memory and speed are those of the machine with the most records; if there are several machines, the
     axes name it.
 
     Args:
-        groups: The points, one each.
+        groups: The groups, each drawn as one point.
         file: The picture.
-        headline: A sentence to stand above the panels.
+        headline: A sentence to show above the panels.
 
     Raises:
         RequestError: If the ending names a format that is not drawn.
@@ -115,7 +115,7 @@ def _costs(groups: list[Group], machine: Machine) -> list[Field]:
 def _panel(
     axes: Axes, groups: list[Group], cost: Field, machine: Machine, labels: list[str]
 ) -> dict[str, tuple[float, float]]:
-    """Draws the points of one panel with their front; returns their places by the names of the methods."""
+    """Draws the points of one panel with their fronts; returns the positions of the points by method name."""
     points: dict[str, tuple[float, float]] = {}
     for group in groups:
         measured, score = group.statistic(cost, machine), group.score()
@@ -138,7 +138,7 @@ def _panel(
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color="0.5")
         axes.set_xticks([])
         return points
-    # A method that was trained for longer or on other rows is on no front with the others.
+    # Methods that were trained for longer or on other rows do not share a front with the others.
     by_protocol: dict[int, list[tuple[float, float]]] = {}
     for group, number in zip(groups, protocol_numbers(groups), strict=True):
         if group.label in points:
@@ -243,7 +243,7 @@ class RowsCurve:
 def rows_curves(named: Iterable[NamedGroup]) -> list[RowsCurve]:
     """The methods that were trained on more than one number of rows of a data set.
 
-    A study may give each number of rows a task name of its own; the data set is the config's task.
+    A study may use a separate task name for each number of rows; the data set is the config's task.
     """
     by_method: dict[tuple[str, str, str], list[NamedGroup]] = defaultdict(list)
     for item in named:
@@ -288,7 +288,7 @@ def layer_variability(group: Group, *, shuffled: bool = False) -> list[float | N
         shuffled: Whether to take the metric with shuffled labels.
 
     Returns:
-        One value per layer, None for a layer that is infinite for a seed; an empty list if nothing was computed.
+        One value per layer, None for a layer whose value is infinite for a seed; empty if nothing was computed.
     """
     layers = [record.layers for record in group.records if record.layers is not None]
     variabilities = [item.variability_shuffled if shuffled else item.variability for item in layers]

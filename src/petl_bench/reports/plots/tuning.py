@@ -19,7 +19,7 @@ from petl_bench.reports.groups import is_comparable
 from petl_bench.reports.plots import draw_legend, series_style
 from petl_bench.reports.render import check_picture
 
-# Of the bands, over all numbers of trials of a curve at once.
+# The confidence of a curve's band, simultaneous over all numbers of trials.
 CONFIDENCE = 0.8
 
 _MOST_COLUMNS = 3
@@ -54,17 +54,17 @@ class TuningCurve:
 
 
 def tuning_curve(selection: Sequence[float], reported: Sequence[float], lowest: float, highest: float) -> NDArray[Any]:
-    """The median score of the best of n random trials, with a band that holds for all n at once.
+    """Computes the median score of the best of n random trials, with a band that is simultaneous over all n.
 
-    The trial with the best score on the selection rows is taken, and scored on the reported rows. Its reported score is
-    read off a curve that never falls as the selection score rises (isotonic regression), which makes the best on the
-    selection rows the best there too, and opda's bands of the distribution of trials apply.
+    The trial with the best score on the selection rows is scored on the reported rows. Its reported score is read from
+    an isotonic regression, which never falls as the selection score rises. The best trial on the selection rows is then
+    also the best on the reported rows, so that opda's bands for the distribution of trials apply.
 
     Args:
         selection: Scores of the trials on the selection rows; higher is better.
         reported: Their scores on the reported rows.
-        lowest: The lowest score that there is.
-        highest: The highest.
+        lowest: The lowest possible score.
+        highest: The highest possible score.
 
     Returns:
         The median and the lower and upper end of the band, shape (3, trials).
@@ -82,7 +82,7 @@ def tuning_curve(selection: Sequence[float], reported: Sequence[float], lowest: 
 def _ranks(trials: int) -> NDArray[Any]:
     """The median and the band as ranks of the trials: 1 is the worst, 0 and `trials` + 1 the ends of the scale.
 
-    Quantiles go with the order alone, so that all curves of as many trials share what takes opda seconds.
+    Quantiles depend only on the order, so curves with equally many trials share a result that takes opda seconds.
     """
     try:
         from opda.nonparametric import EmpiricalDistribution
@@ -91,13 +91,13 @@ def _ranks(trials: int) -> NDArray[Any]:
     bands = EmpiricalDistribution.confidence_bands(
         np.arange(1.0, trials + 1), CONFIDENCE, a=0.0, b=trials + 1.0, generator=np.random.default_rng(0), n_jobs=1
     )
-    # The lower band of the distribution function is the upper one of the scores.
+    # The lower band of the distribution function corresponds to the upper band of the scores.
     high, middle, low = (band.quantile_tuning_curve(np.arange(1, trials + 1)) for band in bands)
     return np.stack([middle, low, high]).astype(int)
 
 
 def tuning_curves(studies: Sequence[tuple[StudyFile, Sequence[Record]]]) -> list[TuningCurve]:
-    """The curves of all searches by random draws: only those are samples of what one draw gives.
+    """Computes the curves of all random searches; only their trials are independent draws.
 
     Args:
         studies: Each with all records in its folder, trials included.
@@ -190,7 +190,7 @@ def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Pat
             axes.plot(counts, curve.scale * curve.scores, label=curve.method, markersize=5, linewidth=1.5, **style)
             ends = (curve.scale * curve.low, curve.scale * curve.high)
             axes.fill_between(counts, *ends, color=style["color"], alpha=0.1, linewidth=0)
-        # So few trials leave the upper end of the bands open; the curves decide what is shown.
+        # With few trials, the bands have no upper bound, so the curves and lower ends determine the y limits.
         shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in in_panel])
         room = 0.15 * max(np.ptp(shown), 1e-3 * in_panel[0].scale)
         axes.set_ylim(shown.min() - room, shown.max() + room)
