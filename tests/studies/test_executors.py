@@ -16,6 +16,7 @@ from found_records import find_records
 from petl_bench.cli import main
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.study_file import PlannedRun
+from petl_bench.studies import EXECUTORS
 from petl_bench.studies import executors as local
 from petl_bench.studies.definition import ExecutorConfig
 from petl_bench.studies.executors import start_workers
@@ -101,6 +102,10 @@ def test_a_ray_cluster_that_loses_a_node_makes_every_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "6 runs: 6 finished" in done.stdout
+
+
+def test_every_executor_that_the_command_line_names_has_its_class():
+    assert tuple(local._CLASSES) == EXECUTORS
 
 
 def test_without_a_cluster_the_way_out_is_named(tmp_path):

@@ -51,7 +51,7 @@ def start_workers(settings: ExecutorConfig, folder: StudyFolder, plan: str, runs
     Raises:
         RequestError: If the executor is unknown, or its package or cluster is missing.
     """
-    if settings.name not in EXECUTORS:
+    if settings.name not in _CLASSES:
         raise unknown_choice("executor", settings.name, EXECUTORS)
     return _CLASSES[settings.name](settings, folder, plan, runs)
 
@@ -339,6 +339,4 @@ class RayWorkers:
         self._ray.shutdown()
 
 
-_CLASSES: dict[str, Callable[..., Workers]] = dict(
-    zip(EXECUTORS, (LocalWorkers, SlurmWorkers, RayWorkers), strict=True)
-)
+_CLASSES: dict[str, Callable[..., Workers]] = {"local": LocalWorkers, "slurm": SlurmWorkers, "ray": RayWorkers}
