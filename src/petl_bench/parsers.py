@@ -245,7 +245,7 @@ def _add_study(commands: _Subparsers) -> argparse.ArgumentParser:
         description="Makes the runs of a study that are not finished; the same command goes on after an interruption. "
         "NAME is one of `petl-bench list studies`, or a file NAME.yaml. "
         "Settings are those of `petl-bench run` but for method=, task=, train.seed= and force=; and methods=, tasks= "
-        "(which of them to run now), seeds=, runs_dir=, "
+        "(which of them to run now), seeds=, search=none (no settings are tried), runs_dir=, "
         "executor=local|slurm|ray with executor.workers= and more (`petl-bench list settings executor`).",
     )
     arguments: Any = study.add_argument(

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from petl_bench.records.schema import Time
+from petl_bench.records.store import find_record_files, read_record
+from petl_bench.records.study_file import read_study
+from petl_bench.reports.cost_columns import search_costs, search_table
 from petl_bench.reports.plots.tuning import TuningCurve, tuning_curve, tuning_sentences
 
 pytest.importorskip("opda", reason="the extra `search` is not installed")
@@ -46,3 +53,18 @@ def test_spread_and_crossings_are_told_in_words():
         "cola: from 2 trials on lora is ahead of full",
     ]
     assert tuning_sentences([curve("lora", 0.3, 0.5)]) == []
+
+
+def test_every_method_had_as_many_trials_and_updates_and_unknown_times_are_no_zero():
+    folder = Path(__file__).parents[2] / "results" / "fair_small"
+    study, records = read_study(folder), [read_record(file) for file in find_record_files([folder])]
+    costs = search_costs(study, records)
+    assert [(cost["trials"], cost["runs"], cost["failed"], cost["seconds"]) for cost in costs] == [
+        (48, 48, 0, None)
+    ] * 8
+    assert len({cost["updates"] for cost in costs}) == 1
+    assert {row[5] for row in search_table(study, records).rows} == {"-"}
+
+    lasted = Time(50.0, 8.0, 2.0, 100.0, 1000.0, 0.1)
+    timed = [dataclasses.replace(record, time=lasted) for record in records]
+    assert {row[5] for row in search_table(study, timed).rows} == {"48.0"}

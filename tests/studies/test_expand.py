@@ -103,6 +103,22 @@ def test_what_the_command_line_sets_is_a_deviation(tmp_path):
     assert parse_request(given).departures(StudyConfig()) == given[:3]
 
 
+@pytest.mark.parametrize(
+    "tried", ["learning_rates: {lora: [1.0e-4, 1.0e-3]}", "search: {trials: 4}\nsettings: [task.protocol=held_out]"]
+)
+def test_a_study_can_be_made_with_the_methods_own_settings(tmp_path, tried):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"methods: {{lora: []}}\ntasks: {{demo: []}}\n{tried}\n")
+    request = parse_request([f"runs_dir={tmp_path / 'runs'}", "backbone=tiny_bert"])
+    assert any(run.is_trial for run in prepare(str(file), request).runs)
+    own = parse_request([f"runs_dir={tmp_path / 'runs'}", "backbone=tiny_bert", "search=none"])
+    study = prepare(str(file), own)
+    assert [(run.is_trial, run.seed) for run in study.runs] == [(False, 0)]
+    assert study.file.deviations == ["set on the command line: backbone=tiny_bert, search=none"]
+    with pytest.raises(RequestError, match="search=tpe: only none"):
+        parse_request(["search=tpe"])
+
+
 def test_a_basis_of_other_runs_is_not_believed(tmp_path):
     """As a process leaves it that is killed between two writes, or another command with other seeds."""
     file = tmp_path / "mine.yaml"

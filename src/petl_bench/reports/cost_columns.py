@@ -164,17 +164,27 @@ def search_costs(study: StudyFile, records: Iterable[Record]) -> list[dict[str, 
                 "runs": len(ended),
                 "failed": sum(record.status != "finished" for record in ended),
                 "updates": sum(record.history[-1].step for record in ended if record.history),
-                "seconds": sum(device_seconds(record) for record in ended),
+                "seconds": _summed_seconds(record for record in ended if record.status == "finished"),
                 "chosen": {run.task: run.tried for run in runs if run.chosen},
             }
         )
     return costs
 
 
-def device_seconds(record: Record) -> float:
-    """Seconds that a run spent on training, scoring and, if they were not cached, features of frozen layers."""
+def _summed_seconds(records: Iterable[Record]) -> float | None:
+    """The seconds of all these runs; None if those of any are not known."""
+    seconds = [device_seconds(record) for record in records]
+    return None if None in seconds else sum(filter(None, seconds))
+
+
+def device_seconds(record: Record) -> float | None:
+    """Seconds that a run spent on training, scoring and, if they were not cached, features of frozen layers.
+
+    Returns:
+        The seconds; None if the record has no times.
+    """
     if record.time is None:
-        return 0.0
+        return None
     is_reused = record.frozen is not None and record.frozen.reused
     features = 0.0 if is_reused else record.time.features_seconds or 0.0
     return record.time.train_seconds + record.time.eval_seconds + features
@@ -190,7 +200,8 @@ def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
         settings = [cost["chosen"].get(task) for task in study.tasks]
         chosen = [MISSING if tried is None else _settings_text(tried) for tried in settings]
         row = [cost["method"], str(cost["trials"]), str(cost["runs"]), str(cost["failed"]), f"{cost['updates']:,}"]
-        rows.append([*row, f"{cost['seconds'] / 60:.1f}", *chosen])
+        minutes = MISSING if cost["seconds"] is None else f"{cost['seconds'] / 60:.1f}"
+        rows.append([*row, minutes, *chosen])
     search = study.search
     pruned = "" if search.pruner == "none" else f", {search.pruner}"
     prose = tuple(f"taken on {task}" for task in study.tasks)

@@ -241,7 +241,7 @@ def check_seeds(where: str, seeds: list[int]) -> None:
         raise RequestError(f"{where} must name at least one seed, each once, in 0..{SEED_RANGE[-1]}.")
 
 
-_OWN = re.compile(r"(methods|tasks|seeds|runs_dir|executor(?:\.[\w.]+)?)=(.*)", re.DOTALL)
+_OWN = re.compile(r"(methods|tasks|seeds|search|runs_dir|executor(?:\.[\w.]+)?)=(.*)", re.DOTALL)
 
 
 @dataclass
@@ -252,6 +252,7 @@ class StudyRequest:
         overrides: Settings of every run.
         methods, tasks: Those whose runs are made now; None: all.
         seeds: Seeds that replace the study's; None: the study's.
+        tries_settings: Whether settings are searched for; if not, methods run with their own.
         executor: How workers are started.
         has_executor: Whether the command sets the executor.
         runs_dir: The study's folder; None: `runs/<study>`.
@@ -261,6 +262,7 @@ class StudyRequest:
     methods: list[str] | None = None
     tasks: list[str] | None = None
     seeds: list[int] | None = None
+    tries_settings: bool = True
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     has_executor: bool = False
     runs_dir: str | None = None
@@ -278,6 +280,8 @@ class StudyRequest:
         ]
         if self.seeds is not None and self.seeds != study.seeds:
             given.append(f"seeds={','.join(map(str, self.seeds))}")
+        if not self.tries_settings:
+            given.append("search=none")
         return given
 
     def narrowed(self, runs: Iterable[PlannedRun], study: StudyConfig) -> list[PlannedRun]:
@@ -325,6 +329,10 @@ def parse_request(overrides: list[str]) -> StudyRequest:
             request.runs_dir = value
         elif key == "seeds":
             request.seeds = _seeds(value)
+        elif key == "search":
+            if value != "none":
+                raise RequestError(f"search={value}: only none can be given here; a study's file says how it searches.")
+            request.tries_settings = False
         else:
             setattr(request, key, _names(key, value))
     request.executor = _executor(executor, executor_overrides)

@@ -166,7 +166,8 @@ def setting_name(key: str) -> str:
 
 def _seconds(record: Record) -> float | None:
     """Returns how long a run took; of features cached by another run, only the time to read them counts."""
-    return None if record.time is None else device_seconds(record) + (record.time.cache_seconds or 0.0)
+    seconds = device_seconds(record)
+    return None if seconds is None or record.time is None else seconds + (record.time.cache_seconds or 0.0)
 
 
 def _duration(seconds: float) -> str:

@@ -94,6 +94,8 @@ def prepare(name_or_file: str, request: StudyRequest) -> Study:
         config = replace(config, deviations=[*config.deviations, f"set on the command line: {', '.join(departures)}"])
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
+    if not request.tries_settings:
+        config = replace(config, search=None, learning_rates={})
     folder = StudyFolder(request.folder(name))
     stored, basis = _read(folder), folder.read_basis()
     if stored is not None and basis.get("runs") == stored.digest and basis_is_current(basis, config, request.overrides):
