@@ -54,7 +54,16 @@ def page(tmp_path_factory):
     pairs = [(keys[a], keys[b], int((a in alike) > (b in alike))) for a, b in combinations(METHODS, 2)]
     incomplete = {r.run_key for r in records if "-mrpc-" in r.run_key}
     curves = [
-        TuningCurve("search", method, task, "accuracy", 100, np.array(medians), np.array(medians) - 0.1, np.ones(3))
+        TuningCurve(
+            "search",
+            method,
+            task,
+            "accuracy",
+            100,
+            np.array(medians),
+            np.array(medians) - 0.1,
+            np.array([1.0, 1.0, np.inf]),
+        )
         for task in ("sst2", "cola")
         for method, medians in (("lora", [0.5, 0.6, 0.7]), ("full", [0.55, 0.58, 0.69]))
     ]
@@ -187,8 +196,10 @@ def test_tuning_curves_are_drawn_task_by_task(opened):
     points = [node.get_attribute("aria-label") for node in opened.find_elements("css selector", "#tuning .pt")]
     assert points[:2] == ["lora, best of 1 trials: 50.0", "lora, best of 2 trials: 60.0"]
     assert (len(points), count(opened, "#tuning .band"), count(opened, "#tuning-menu option")) == (6, 2, 2)
-    assert "sst2: from 2 trials on lora is ahead of full" in texts(opened, "#tuning li")
-    # The upper ends of the bands, 100 %, are far above the curves: they end at the frame.
+    assert any(
+        text.endswith("1 of 1 pairs of methods change places (not tested)") for text in texts(opened, "#tuning li")
+    )
+    # The upper ends of the bands, 100 %, are far above the curves: they end at the frame. One band has no upper end.
     tops = [node.rect["y"] for node in opened.find_elements("css selector", "#tuning .band")]
     assert min(tops) >= opened.find_element("css selector", "#tuning svg").rect["y"]
     opened.find_element("xpath", "//label[contains(@class, 'chip')][span[text()='lora']]").click()

@@ -12,7 +12,7 @@ from petl_bench.records.schema import Time
 from petl_bench.records.store import find_record_files, read_record
 from petl_bench.records.study_file import read_study
 from petl_bench.reports.cost_columns import search_costs, search_table
-from petl_bench.reports.plots.tuning import TuningCurve, tuning_curve, tuning_sentences
+from petl_bench.reports.plots.tuning import TuningCurve, tuning_curve, tuning_curves, tuning_sentences
 
 pytest.importorskip("opda", reason="the extra `search` is not installed")
 
@@ -47,12 +47,26 @@ def curve(method, *scores):
     return TuningCurve("fair", method, "cola", "matthews", 100, values, values, values)
 
 
-def test_spread_and_crossings_are_told_in_words():
-    assert tuning_sentences([curve("lora", 0.3, 0.5, 0.6), curve("full", 0.4, 0.45, 0.58)]) == [
-        "cola: at one random trial the medians of the methods lie 10.0 points apart, at the best of 3 trials 2.0",
-        "cola: from 2 trials on lora is ahead of full",
+def test_the_spread_and_how_many_methods_change_places_are_told_in_words():
+    lora, full = curve("lora", 0.3, 0.5, 0.6), curve("full", 0.4, 0.45, 0.58)
+    # Equal at first, then ahead: this is no change of places.
+    tied = curve("head", 0.3, 0.4, 0.4)
+    assert tuning_sentences([lora, full, tied]) == [
+        "cola: at one random trial the medians of the methods lie 10.0 points apart, at the best of 3 trials 20.0; "
+        "1 of 3 pairs of methods change places (not tested)"
     ]
-    assert tuning_sentences([curve("lora", 0.3, 0.5)]) == []
+    assert tuning_sentences([lora]) == []
+
+
+def test_a_band_without_an_upper_end_has_none():
+    """As fair_small has it: from 3 of 12 trials on, the best may be better than any that was seen."""
+    folder = Path(__file__).parents[2] / "results" / "fair_small"
+    study, records = read_study(folder), [read_record(file) for file in find_record_files([folder])]
+    curves = tuning_curves([(study, records)])
+    assert len(curves) == 32
+    highs = [[high for *_, high in curve.to_dict()["points"]] for curve in curves]
+    assert all(high is not None for ends in highs for high in ends[:1])
+    assert all(high is None for ends in highs for high in ends[2:])
 
 
 def test_every_method_had_as_many_trials_and_updates_and_unknown_times_are_no_zero():

@@ -211,7 +211,7 @@ function redrawRowsCurves(container, curves) {
   for (const { m, points } of series) drawSeries(plot, m, points, { marker: 5 });
 }
 
-// Tuning curves of a search on one task. So few trials leave the upper ends of the bands open: they end at the frame.
+// Tuning curves of a search on one task. A band is drawn as far as it has an upper end, its lower end everywhere.
 function redrawTuning(container, curves) {
   const [first] = curves;
   const trials = curves.flatMap(({ points }) => points.map(([n]) => n));
@@ -227,10 +227,14 @@ function redrawTuning(container, curves) {
   for (const { method, task, points } of curves) {
     const m = METHOD_NUMBER.get(method);
     const at = (n, value) => [plot.at.x(n), Math.min(Math.max(plot.at.y(value), plot.at.top), plot.at.bottom)];
-    drawBand(plot, m, points.map(([n, , low]) => at(n, low)), points.map(([n, , , high]) => at(n, high)));
+    const closed = points.filter(([, , , high]) => isNumber(high));
+    if (closed.length > 1) {
+      drawBand(plot, m, closed.map(([n, , low]) => at(n, low)), closed.map(([n, , , high]) => at(n, high)));
+    }
+    drawLine(plot, m, points.map(([n, , low]) => at(n, low)), true);
     drawLine(plot, m, points.map(([n, score]) => at(n, score)));
     for (const [n, score, low, high] of points) {
-      const lines = [["trials", number(n)], [`median ${first.metric}`, text(score)], ["80 % band", `${text(low)} – ${text(high)}`]];
+      const lines = [["trials", number(n)], [`median ${first.metric}`, text(score)], ["80 % band", isNumber(high) ? `${text(low)} – ${text(high)}` : `from ${text(low)}`]];
       const tip = () => ({ m, title: method, under: task, lines });
       const [x, y] = at(n, score);
       drawPoint(plot, { m, x, y, r: 4, text: `${method}, best of ${number(n)} trials: ${text(score)}`, tip });

@@ -45,6 +45,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#00805c", "#b8478a", "#a86f00", "#3f9fdb", "#
 
 _MARKERS = "os^DvP*X"
 
+_DASHES = ("-", "--", "-.", ":")
+
 _MOST_COLUMNS = 3
 
 _LEGEND_LINE = 0.21
@@ -59,6 +61,11 @@ _NAME_ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200)
 def series_style(index: int) -> dict[str, Any]:
     """The colour and marker of the method with this number."""
     return {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """The same with a dash for lines, which differs between methods of one colour."""
+    return series_style(index) | {"linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)]}
 
 
 def score_scale(group: Group) -> int:
@@ -156,7 +163,7 @@ class Panels:
 
     def style(self, label: str) -> dict[str, Any]:
         """The colour and marker of a method, which are the same in all panels."""
-        return series_style(self._labels.index(label))
+        return line_style(self._labels.index(label))
 
     @staticmethod
     def line(axes: Axes, xs: list[int], scores: list[Statistic], group: Group, **style: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from petl_bench.errors import RequestError
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import StudyFile, selection_score
 from petl_bench.reports.groups import is_comparable
-from petl_bench.reports.plots import draw_legend, series_style
+from petl_bench.reports.plots import draw_legend, line_style
 from petl_bench.reports.render import check_picture
 
 # The confidence of a curve's band, simultaneous over all numbers of trials.
@@ -33,7 +33,7 @@ class TuningCurve:
         metric: The primary metric; errors are negated, so that higher is better.
         scale: 100 where scores are shown in percent.
         scores: The median for n = 1, 2, ... trials, shape (trials,).
-        low, high: Its band, of the same shape.
+        low, high: Its band, of the same shape; where too few trials give it no upper end, `high` is infinite.
     """
 
     study: str
@@ -46,9 +46,15 @@ class TuningCurve:
     high: NDArray[Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The curve in plain containers: points [trials, score, low, high], in percent where scores are shown so."""
+        """The curve in plain containers: points [trials, score, low, high], in percent where scores are shown so.
+
+        The last is None where the band has no upper end.
+        """
         ends = zip(self.scores, self.low, self.high, strict=True)
-        points = [[n, *(self.scale * float(value) for value in values)] for n, values in enumerate(ends, start=1)]
+        points = [
+            [n, *(self.scale * float(value) if np.isfinite(value) else None for value in values)]
+            for n, values in enumerate(ends, start=1)
+        ]
         names = {"study": self.study, "method": self.method, "task": self.task, "metric": self.metric.replace("_", " ")}
         return names | {"percent": self.scale == 100, "points": points}
 
@@ -125,31 +131,37 @@ def _curve(study: str, method: str, task: str, trials: Sequence[Record]) -> Tuni
     worst = -1.0 if any(reported < 0 for _, reported in known) else 0.0
     limits = (worst, 1.0) if protocol.higher_is_better else (2 * min(reported for _, reported in known), 0.0)
     selection, reported = zip(*known, strict=True)
-    curve = tuning_curve(selection, reported, *limits)
-    return TuningCurve(study, method, task, protocol.metric, 100 if protocol.higher_is_better else 1, *curve)
+    scores, low, high = tuning_curve(selection, reported, *limits)
+    high[high >= limits[1]] = np.inf
+    scale = 100 if protocol.higher_is_better else 1
+    return TuningCurve(study, method, task, protocol.metric, scale, scores, low, high)
 
 
 def tuning_sentences(curves: Sequence[TuningCurve]) -> list[str]:
-    """Says how much of the spread between methods goes away by tuning, and which curves cross."""
+    """Says how far apart the methods are with one trial and with all, and how many of them change places.
+
+    Nothing is said about single pairs: the bands are of the draws of trials alone, and no pair is tested.
+    """
     sentences = []
     for task in dict.fromkeys(curve.task for curve in curves):
         of_task = [curve for curve in curves if curve.task == task]
         trials = min(len(curve.scores) for curve in of_task)
         if len(of_task) < 2 or trials < 2:
             continue
-        values = {curve.method: curve.scale * curve.scores[:trials] for curve in of_task}
-        table = np.stack(list(values.values()))
+        table = np.stack([curve.scale * curve.scores[:trials] for curve in of_task])
         first, last = np.ptp(table[:, 0]), np.ptp(table[:, -1])
+        pairs = list(combinations(of_task, 2))
+        swapped = sum(_change_places(a.scores[:trials], b.scores[:trials]) for a, b in pairs)
         sentences.append(
             f"{task}: at one random trial the medians of the methods lie {first:.1f} points apart, at the best of "
-            f"{trials} trials {last:.1f}"
+            f"{trials} trials {last:.1f}; {swapped} of {len(pairs)} pairs of methods change places (not tested)"
         )
-        for (method_a, a), (method_b, b) in combinations(values.items(), 2):
-            for n, (before, after) in enumerate(pairwise(np.sign(a - b)), start=2):
-                if before * after < 0:
-                    ahead, behind = (method_a, method_b) if after > 0 else (method_b, method_a)
-                    sentences.append(f"{task}: from {n} trials on {ahead} is ahead of {behind}")
     return sentences
+
+
+def _change_places(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    signs = set(np.sign(a - b))
+    return {-1.0, 1.0} <= signs
 
 
 def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Path) -> list[str]:
@@ -179,18 +191,19 @@ def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Pat
 
     tasks = list(dict.fromkeys((curve.study, curve.task) for curve in curves))
     methods = list(dict.fromkeys(curve.method for curve in curves))
-    columns = min(_MOST_COLUMNS, len(tasks))
-    rows = -(-len(tasks) // columns)
+    rows = -(-len(tasks) // _MOST_COLUMNS)
+    columns = -(-len(tasks) // rows)
     size = (1.6 + 4.2 * columns, 1.0 + 3.1 * rows)
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for (study, task), axes in zip(tasks, grid.flat, strict=False):
         in_panel = [curve for curve in curves if (curve.study, curve.task) == (study, task)]
         for curve in in_panel:
-            counts, style = np.arange(1, len(curve.scores) + 1), series_style(methods.index(curve.method))
+            counts, style = np.arange(1, len(curve.scores) + 1), line_style(methods.index(curve.method))
             axes.plot(counts, curve.scale * curve.scores, label=curve.method, markersize=5, linewidth=1.5, **style)
-            ends = (curve.scale * curve.low, curve.scale * curve.high)
-            axes.fill_between(counts, *ends, color=style["color"], alpha=0.1, linewidth=0)
-        # With few trials, the bands have no upper bound, so the curves and lower ends determine the y limits.
+            low, high = curve.scale * curve.low, curve.scale * curve.high
+            axes.fill_between(counts, low, high, where=np.isfinite(high), color=style["color"], alpha=0.1, linewidth=0)
+            axes.plot(counts, low, color=style["color"], linewidth=0.6, linestyle=":")
+        # With few trials, the bands have no upper end, so the curves and lower ends determine the y limits.
         shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in in_panel])
         room = 0.15 * max(np.ptp(shown), 1e-3 * in_panel[0].scale)
         axes.set_ylim(shown.min() - room, shown.max() + room)
@@ -199,6 +212,8 @@ def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Pat
         unit = ", %" if in_panel[0].scale == 100 else ", negated"
         axes.set_ylabel(f"{in_panel[0].metric.replace('_', ' ')}{unit}")
         axes.grid(alpha=0.3)
+    band = f"median; dotted: lower end of its {100 * CONFIDENCE:.0f} % band, which is shaded where it has an upper end"
+    figure.suptitle(band, fontsize=10)
     for axes in grid.flat[len(tasks) :]:
         axes.set_visible(False)
     draw_legend(figure, list(grid.flat[: len(tasks)]))
