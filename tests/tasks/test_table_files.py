@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +19,12 @@ from pyarrow import parquet
 
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
+from petl_bench.tasks.columns import data_settings
 from petl_bench.tasks.load import load_task
 
 ROWS = "text,label\none,no\ntwo,yes\nthree,no\nfour,yes\nfive,no\n"
 TEXTS = ["one", "two", "three", "four", "five"]
+SEVERAL = ("task.type=multilabel", "task.metrics=[micro_f1]", "task.metric=micro_f1")
 REGRESSION = ("task.type=regression", "task.metrics=[pearson]", "task.metric=pearson")
 
 
@@ -45,6 +49,14 @@ def load_file(file, *overrides):
     path = str(file).replace("\\", "\\\\").replace("'", "\\'")
     files = [f"task.train_file='{path}'", f"task.validation_file='{path}'"]
     return load_task(load_config(["task=custom", *files, *overrides]).task, None)
+
+
+def parts(folder, names, text="text", labels=("x", "y")):
+    """A folder of parquet files, each with two texts that name it."""
+    folder.mkdir()
+    for name in names:
+        pd.DataFrame({text: [f"a {name}", f"b {name}"], "label": labels}).to_parquet(folder / name)
+    return folder
 
 
 def as_json_lines(texts, labels):
@@ -103,6 +115,26 @@ class TestReadAsTheyAre:
         (folder / "_SUCCESS").touch()
         assert load_file(folder).train.texts[0] == TEXTS
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["train-00000-of-00002-b42a775f407cee45.parquet", "train-00001-of-00002-0123456789abcdef.parquet"],
+            ["PART-0.PARQUET", "part-1.parquet"],
+            ["part-00000-4f2a-c000.snappy.parquet", "part-00001-9e1b-c000.snappy.parquet"],
+            ["train_a.parquet", "train_b.parquet"],
+        ],
+    )
+    def test_names_of_parts(self, tmp_path, names):
+        folder = parts(tmp_path / "rows", names)
+        assert sorted(load_file(folder).train.texts[0]) == sorted(f"{text} {name}" for name in names for text in "ab")
+
+    def test_a_split_of_a_folder_is_read_whatever_the_case_of_its_ending(self, tmp_path):
+        names = ["train-00000-of-00001-b42a775f407cee45.PARQUET", "validation-00000-of-00001.parquet"]
+        parts(tmp_path / "sst2", [*names, "test-00000-of-00001.parquet"], text="sentence", labels=(0, 1))
+        task = load_task(load_config(["task=sst2"]).task, str(tmp_path))
+        assert task.train.texts[0] == [f"{text} {names[0]}" for text in "ab"]
+        assert task.report.texts[0] == [f"{text} {names[1]}" for text in "ab"]
+
     def test_a_link_to_a_file(self, load, tmp_path):
         load(ROWS)
         (tmp_path / "link.csv").symlink_to(tmp_path / "rows.csv")
@@ -148,6 +180,8 @@ class TestRefused:
             (ROWS.replace("label", "labels"), r"task.label_column=label is not .*'labels'\. Did you mean 'labels'\?$"),
             (ROWS.replace("label", "Label "), r"""Did you mean 'Label ', with a space at an end\? .* '"Label "'\.$"""),
             ('"text;label"\na;b\nc;d\n', r"which has 'text;label'"),
+            (ROWS + ROWS, r"rows\.csv, line 7 repeats the header: remove that line, or rename a column if it is a row"),
+            ((ROWS + "\ufeff" + ROWS).encode("utf-8-sig"), r"line 7 repeats the header"),
         ],
     )
     def test_comma_separated_values(self, load, content, words):
@@ -226,6 +260,64 @@ class TestRefused:
         with pytest.raises(RequestError, match=r"train-\*\.parquet are not all the parts of one table"):
             load_file(folder)
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            [f"{split}-00000-of-00001.parquet" for split in ("train", "test", "validation")],
+            ["train-00000-of-00001.parquet", "test-00000-of-00001-b42a775f407cee45.parquet"],
+            ["train-00000-of-00001.parquet", "more.parquet"],
+            ["train.parquet", "test.parquet"],
+            ["Train.parquet", "dev-1.PARQUET"],
+        ],
+    )
+    def test_parts_of_several_tables(self, tmp_path, names):
+        with pytest.raises(
+            RequestError, match=r"rows holds parts of several tables, \[.*\]: give each a folder of its"
+        ):
+            load_file(parts(tmp_path / "rows", names))
+
+    def test_a_split_with_other_files_beside_its_parts(self, tmp_path):
+        names = ["train-00000-of-00001.parquet", "train-more.parquet", "validation-00000-of-00001.parquet"]
+        parts(tmp_path / "sst2", names, text="sentence", labels=(0, 1))
+        with pytest.raises(RequestError, match=r"sst2 holds parts of several tables, \['train', 'train-more'\]"):
+            load_task(load_config(["task=sst2"]).task, str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("names", "said"),
+        [
+            (["train-00001-of-00003-b42a775f407cee45.parquet"], "00000 to 00002 of 00003"),
+            (["train-00000-of-00001.parquet", "train-00000-of-00001-b42a.parquet"], "00000 to 00000 of 00001"),
+        ],
+    )
+    def test_a_part_with_a_hash_in_its_name_that_is_missing_or_given_twice(self, tmp_path, names, said):
+        with pytest.raises(RequestError, match=rf"train-\*\.parquet are not all the parts of one table \({said}\)"):
+            load_file(parts(tmp_path / "rows", names))
+
+    def test_a_value_that_no_date_can_hold(self, load, tmp_path):
+        rows = {
+            "text": ["a b c", "d e f"],
+            "label": ["x", "y"],
+            "seen": pa.array([0, 253402300800000], pa.timestamp("ms")),
+        }
+        words = r"rows\.parquet: a value in the column 'seen' cannot be read: correct it or remove the column"
+        assert load(rows, "rows.parquet").train.texts[0] == ["a b c", "d e f"]
+        for column in (rows["seen"], pa.array([0, 10**17], pa.timestamp("ms")), pa.array([0, 2**62], pa.duration("s"))):
+            parquet.write_table(pa.table(rows | {"seen": column}), tmp_path / "rows.parquet")
+            with pytest.raises(RequestError, match=words):
+                data_settings(str(tmp_path / "rows.parquet"), {})
+
+    @pytest.mark.parametrize("name", ["rows.parquet", "rows"])
+    def test_a_file_that_may_not_be_read(self, tmp_path, monkeypatch, name):
+        parts(tmp_path / "rows", ["0.parquet"])
+        parts(tmp_path / "single", ["rows.parquet"])
+
+        def refuse(file):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(RequestError, match=rf"{name} cannot be read: Permission denied"):
+            load_file(tmp_path / ("rows" if name == "rows" else "single/rows.parquet"))
+
     def test_parts_with_different_columns(self, tmp_path):
         folder = tmp_path / "rows"
         folder.mkdir()
@@ -286,12 +378,87 @@ class TestLabels:
             assert load("text,label\na,N/A\nb,x\nc,y\n").labels == ["N/A", "x", "y"]
         assert "1 rows have the label 'N/A', which is taken as a class" in caplog.text
 
+    @pytest.mark.parametrize("mark", ["-1", "-100", "-1.0"])
+    def test_numbers_among_words_that_may_mark_rows_without_a_label_are_told(self, load, caplog, mark):
+        with caplog.at_level(logging.WARNING):
+            load(f"text,label\na,{mark}\nb,pos\nc,neg\n")
+        assert f"1 rows have the label '{mark}', which is taken as a class" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            load("text,label\na,-1\nb,1\n")
+        assert "taken as a class" not in caplog.text
+
     def test_labels_that_look_alike_are_told(self, load, caplog):
         with caplog.at_level(logging.WARNING):
             load("text,label\na,pos\nb, Pos\nc,neg\nd,1\ne,01\n")
         assert "the labels ' Pos', 'pos' are taken as different classes" in caplog.text
         assert "the labels '01', '1' are taken as different classes" in caplog.text
         assert "neg" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("labels", "told"),
+        [
+            (["1", "1.0", "0", "0.0"], [["0", "0.0"], ["1", "1.0"]]),
+            (["1e1", "10", "+10", "1_0", "nan"], [["+10", "10", "1e1"]]),
+            (
+                ["pos", "pos\u200b", "neg", "\ufeffneg", "p\u00ados"],
+                [["neg", "\ufeffneg"], ["pos", "pos\u200b", "p\u00ados"]],
+            ),
+            (["12345678901234567", "12345678901234568"], []),
+        ],
+    )
+    def test_numbers_and_labels_that_look_alike_are_told(self, load, caplog, labels, told):
+        with caplog.at_level(logging.WARNING):
+            load("text,label\n" + "".join(f"t{i},{label}\n" for i, label in enumerate(labels)))
+        assert caplog.text.count("are taken as different classes") == len(told)
+        for names in told:
+            assert f"the labels {', '.join(map(repr, sorted(names)))} are taken as different classes" in caplog.text
+
+
+class TestSeveralLabels:
+    @pytest.mark.parametrize(
+        "cell",
+        ["\"['toxic', 'insult']\"", "[]", '"[""a"", ""b""]"', " [a] ", "\"{'a', 'b'}\"", "\"('a',)\"", "['a' 'b']"],
+    )
+    def test_a_list_written_as_text_is_refused(self, load, cell):
+        with pytest.raises(
+            RequestError, match=r"rows\.csv, line 2: .* is a list as a program prints it: give lists in a"
+        ):
+            load(f"text,label\none,{cell}\ntwo,a\nthree,b\n", "rows.csv", *SEVERAL)
+
+    @pytest.mark.parametrize("labels", [["[a]", "b"], ["(other)", "b"], ["b [c]", "{x}"]])
+    def test_labels_in_brackets_are_labels(self, load, labels):
+        named = ",".join(f"'{label}'" for label in labels)
+        content = f"text,label\none,{labels[0]}\ntwo,{labels[1]}\n"
+        assert load(content, "rows.csv", *SEVERAL, f"task.labels=[{named}]").train.labels.tolist() == [[1, 0], [0, 1]]
+        if "[a]" not in labels:
+            assert load(content, "rows.csv", *SEVERAL).labels == labels
+
+    def test_bytes_are_split(self, load):
+        task = load({"text": ["one", "two", "three"], "label": [b"a, b", b"", "é".encode()]}, "rows.parquet", *SEVERAL)
+        assert (task.labels, task.train.labels.tolist()) == (["a", "b", "é"], [[1, 1, 0], [0, 0, 0], [0, 0, 1]])
+
+    @pytest.mark.parametrize("cell", ["a,b,", ",a", "a,,b", "a, ,b"])
+    def test_an_empty_part_is_named(self, load, cell):
+        words = rf"line 2 has no label in 'label' beside a separator in '{cell}': remove that separator"
+        with pytest.raises(RequestError, match=words):
+            load(f'text,label\none,"{cell}"\ntwo,a\n', "rows.csv", *SEVERAL)
+
+    @pytest.mark.parametrize(
+        ("cells", "told"),
+        [
+            (["a;b", "a", "b", "c"], "1 labels, such as 'a;b', consist of others: give task.label_separator=';'"),
+            (
+                ["a | b", "b | c", "c | a"],
+                "3 labels, such as 'a | b', consist of others: give task.label_separator='|'",
+            ),
+            (["a;b", "c", "d"], None),
+        ],
+    )
+    def test_another_separator_is_told(self, load, caplog, cells, told):
+        with caplog.at_level(logging.WARNING):
+            load("text,label\n" + "".join(f"t{i},{cell}\n" for i, cell in enumerate(cells)), "rows.csv", *SEVERAL)
+        assert told in caplog.text if told else "consist of others" not in caplog.text
 
 
 def test_quotation_marks_in_tab_separated_values_are_told(load, caplog):

@@ -8,6 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Self
@@ -20,7 +21,7 @@ from petl_bench.tasks.table_files import Table
 
 UNLABELLED = -1
 
-# Numbers that mark a row without a label if the classes are numbered from 0 or 1.
+# Numbers that mark a row without a label if the classes are numbered from 0 or 1, or often if they are words.
 _UNLABELLED_NUMBERS = (-1, -100)
 # Words that often mark such a row, whatever the classes.
 _UNLABELLED_WORDS = {"na", "n/a", "nan", "null", "none", "?", "-", "unlabeled", "unlabelled", "missing"}
@@ -28,6 +29,9 @@ _UNLABELLED_WORDS = {"na", "n/a", "nan", "null", "none", "?", "-", "unlabeled", 
 _LARGEST_TARGET = float(np.finfo(np.float32).max)
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(e[+-]?[0-9]{1,3})?")
+# A cell with several labels as a program prints its list: in brackets, or in any parentheses with quotation marks.
+_PRINTED_LIST = re.compile(r"""\[[^\[\]]*\]|[\[({]\s*(['"]).*\1\s*,?\s*[\])}]""", re.DOTALL)
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +112,8 @@ def rows_from_table(table: Table, task: TaskConfig, labels: list[str] | None) ->
     texts = tuple(_text_column(table, column) for column in task.text_columns)
     if not texts[0]:
         raise RequestError(f"{table.source} holds no rows.")
-    _check_not_empty(table, task.text_columns, texts)
+    if not any(text.strip() for column in texts for text in column):
+        raise RequestError(f"{table.source}: no row has a text in {', '.join(map(repr, task.text_columns))}.")
     values = None
     if task.label_column in table.columns:
         # Class labels of data sets are numbered by their names; in a file, 1 may be the label "1".
@@ -138,7 +143,7 @@ def group_names(table: Table, task: TaskConfig) -> np.ndarray | None:
         return None
     values = table.columns[column]
     for row, value in enumerate(values):
-        if _is_missing(value) or not str(value).strip():
+        if is_missing(value) or not str(value).strip():
             raise RequestError(f"{table.place(row)}: task.group_column={column} is empty: name the group of each row.")
     # Written like labels, so that numbers from different files match.
     return np.array([label_name(value, table.place(row), column) for row, value in enumerate(values)], dtype=object)
@@ -190,7 +195,8 @@ def check_text(text: str, place: str) -> str:
     return text
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing, whatever the text of others: None, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -211,15 +217,10 @@ def _written(value: Any, place: str, column: str) -> str:
 
 def _text_column(table: Table, column: str) -> list[str]:
     values = table.column(column, f"task.text_columns: {column!r}")
-    empty = [row for row, value in enumerate(values) if _is_missing(value)]
+    empty = [row for row, value in enumerate(values) if is_missing(value)]
     if empty:
         _log.warning("%s: %d empty texts in column %r", table.place(empty[0]), len(empty), column)
-    return ["" if _is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
-
-
-def _check_not_empty(table: Table, columns: list[str], texts: tuple[list[str], ...]) -> None:
-    if not any(text.strip() for column in texts for text in column):
-        raise RequestError(f"{table.source}: no row has a text in {', '.join(map(repr, columns))}.")
+    return ["" if is_missing(value) else _written(value, table.place(row), column) for row, value in enumerate(values)]
 
 
 def _label_values(table: Table, column: str, labels: list[str] | None, *, numbered: bool) -> np.ndarray:
@@ -258,10 +259,10 @@ def _label_sets(table: Table, task: TaskConfig, labels: list[str], *, numbered: 
 
 def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
     """The labels of a multi-label row: of a list, or of a string with separators; an empty cell has none."""
-    if _is_missing(cell) or cell in ("", b""):
+    if is_missing(cell) or cell in ("", b""):
         return []
-    if isinstance(cell, str):
-        cell = [part.strip() for part in cell.split(task.label_separator)]
+    if isinstance(cell, str | bytes):
+        cell = _split_labels(_written(cell, place, task.label_column), place, task)
     values = cell if isinstance(cell, list) else [cell]
     names = [label_name(value, place, task.label_column) for value in values]
     if len(set(names)) < len(names):
@@ -270,16 +271,26 @@ def _labels_of_cell(cell: Any, place: str, task: TaskConfig) -> list[str]:
     return names
 
 
+def _split_labels(cell: str, place: str, task: TaskConfig) -> list[str]:
+    column, parts = task.label_column, [part.strip() for part in cell.split(task.label_separator)]
+    if _PRINTED_LIST.fullmatch(cell.strip()) and not set(parts) <= set(task.labels or ()):
+        raise RequestError(
+            f"{place}: {cell!r} in {column!r} is a list as a program prints it: give lists in a .jsonl or .parquet "
+            f"file, or separate labels by {task.label_separator!r} alone; task.labels may name such a label."
+        )
+    if len(parts) > 1 and "" in parts:
+        raise RequestError(f"{place} has no label in {column!r} beside a separator in {cell!r}: remove that separator.")
+    return parts
+
+
 def _target(value: Any, place: str, column: str) -> float:
-    if _is_missing(value) or value == "":
+    if is_missing(value) or value == "":
         raise RequestError(f"{place} has no label in {column!r}.")
     written = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     number = math.nan
     if isinstance(written, int | float | Decimal | str) and not isinstance(written, bool) and "_" not in str(written):
-        try:
+        with suppress(ValueError, OverflowError):
             number = float(written)
-        except (ValueError, OverflowError):
-            number = math.nan
     # Training is in single precision.
     if not abs(number) <= _LARGEST_TARGET:
         raise RequestError(f"{place}: {written!r} is not numeric, or not finite: column {column!r} must hold numbers.")
@@ -297,7 +308,7 @@ def label_name(value: Any, place: str, column: str) -> str:
     Raises:
         RequestError: If the cell is empty, or holds anything but one label.
     """
-    if _is_missing(value):
+    if is_missing(value):
         raise RequestError(f"{place} has no label in {column!r}.")
     if isinstance(value, float) and math.isinf(value):
         raise RequestError(f"{place}: the label in {column!r} is {value}, which is no class.")
@@ -321,6 +332,7 @@ def class_names(table: Table, task: TaskConfig) -> list[str]:
         raise RequestError(f"{table.source} holds no rows.")
     if task.type == "multilabel":
         counts = Counter(name for place, cell in cells for name in _labels_of_cell(cell, place, task))
+        _log_other_separators(counts, table.source, task.label_separator)
     else:
         counts = Counter(label_name(value, place, column) for place, value in cells)
     if len(counts) < 2:
@@ -337,10 +349,9 @@ def _label_order(name: str) -> tuple[int, int, str]:
 
 def _check_marks(counts: Counter[str], source: str) -> None:
     """Refuses -1 or -100 among numbered classes, and logs a word that may mean that there is no label."""
-    try:
+    numbers: dict[float, str] = {}
+    with suppress(ValueError):
         numbers = {float(name): name for name in counts}
-    except ValueError:
-        numbers = {}
     others = [number for number in numbers if number not in _UNLABELLED_NUMBERS]
     marks = [name for number, name in numbers.items() if number in _UNLABELLED_NUMBERS]
     if marks and len(others) > 1 and min(others) >= 0:
@@ -349,22 +360,40 @@ def _check_marks(counts: Counter[str], source: str) -> None:
             f"{source}: {counts[marks[0]]} rows have the label {marks[0]}, which often marks rows without one: remove "
             f"them, or say that it is a class with task.labels=[{names}]."
         )
+    words = _UNLABELLED_WORDS if numbers else {*_UNLABELLED_WORDS, *_UNLABELLED_NUMBERS}
     for name, count in counts.items():
-        if name.strip().casefold() in _UNLABELLED_WORDS:
+        if _folded(name) in words:
             _log.warning(
                 "%s: %d rows have the label %r, which is taken as a class; remove them if it marks rows without one",
                 *(source, count, name),
             )
 
 
+def _folded(name: str) -> str | Decimal:
+    """A label without what does not show: spaces around it, capital letters, invisible characters, forms of numbers."""
+    visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    plain = unicodedata.normalize("NFKC", visible).strip().casefold()
+    return Decimal(plain) if _NUMBER.fullmatch(plain) else plain
+
+
 def _log_lookalikes(counts: Counter[str], source: str) -> None:
-    """Logs labels that differ only in spaces, capital letters or leading zeros."""
-    groups: dict[str, list[str]] = {}
+    """Logs labels that are equal once they are folded."""
+    groups: dict[str | Decimal, list[str]] = {}
     for name in counts:
-        plain = unicodedata.normalize("NFKC", name).strip().casefold()
-        groups.setdefault(str(int(plain)) if _WHOLE_NUMBER.fullmatch(plain) else plain, []).append(name)
+        groups.setdefault(_folded(name), []).append(name)
     for names in groups.values():
         if len(names) > 1:
+            shown = ", ".join(map(repr, sorted(names)))
+            _log.warning("%s: the labels %s are taken as different classes", source, shown)
+
+
+def _log_other_separators(counts: Counter[str], source: str, separator: str) -> None:
+    """Logs labels that consist of others with a separator in between."""
+    for other in sorted(set(",;|") - {separator}):
+        parts = Counter(part.strip() for name in counts for part in name.split(other))
+        united = [name for name in counts if other in name and all(parts[one.strip()] > 1 for one in name.split(other))]
+        if united:
             _log.warning(
-                "%s: the labels %s are taken as different classes", source, ", ".join(map(repr, sorted(names)))
+                "%s: %d labels, such as %r, consist of others: give task.label_separator='%s' if that separates labels",
+                *(source, len(united), united[0], other),
             )

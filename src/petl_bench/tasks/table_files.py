@@ -19,15 +19,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from petl_bench.errors import RequestError, first_line
+from petl_bench.errors import RequestError, first_line, listed
 from petl_bench.process import check_folder, user_path
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _JSON_LINES = (".jsonl", ".json")
 # The data sets that ship with the package, a folder each; `task.dataset` names it.
 PACKAGE_DATA = Path(__file__).parent / "data"
-# A part of a data set in several files, e.g. train-00000-of-00003.parquet.
-_NUMBERED_PART = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
+# A part of a data set in several files, e.g. train-00000-of-00003.parquet; older ones end in a hash.
+_NUMBERED_PART = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet", re.IGNORECASE)
+# Words that files of one split begin with.
+_SPLITS = {"train", "training", "validation", "valid", "val", "dev", "eval", "test"}
 _log = logging.getLogger(__name__)
 
 
@@ -92,19 +94,17 @@ def _columns_and_nearest(names: Collection[str], missing: str) -> str:
     return f"""{text} Did you mean {name!r}, with a space at an end? Write it as '"{name}"'."""
 
 
-# Reads a table from the text of a file, given its name for messages.
-TextReader = Callable[[str, str], Table]
-
-
-def read_table(path: str | Path, key: str, columns: Collection[str], read_text: TextReader | None = None) -> Table:
+def read_table(
+    path: str | Path, key: str, columns: Collection[str], read_text: Callable[[str, str], Table] | None = None
+) -> Table:
     """Reads a table; the file's ending gives its format.
 
     Args:
         path: A file in one of `FORMATS`, which may be compressed (`.csv.gz`), or a folder of `.parquet` files.
         key: The setting that named it, for messages.
         columns: The columns to read; those that the table lacks are left out.
-        read_text: Reads files of all endings but `.jsonl`, `.json` and `.parquet`; None: only those in `FORMATS` are
-            read.
+        read_text: Reads files of all endings but `.jsonl`, `.json` and `.parquet`, from their text and their name for
+            messages; None: only those in `FORMATS` are read.
 
     Returns:
         The table, with the values of those columns.
@@ -116,7 +116,10 @@ def read_table(path: str | Path, key: str, columns: Collection[str], read_text: 
     with _system_errors_explained(where):
         file = user_path(path, key)
         if file.is_dir():
-            return read_parquet(_parts_of_folder(file, where), str(file), columns)
+            parts = parquet_files(file)
+            if not parts or any(inner.suffix.lower() == ".parquet" for inner in file.glob("*/*")):
+                raise RequestError(f"{where} is a folder: give a file, or a folder of .parquet files and no folders.")
+            return read_parquet(parts, str(file), columns)
         name = file.name.lower()
         compressed = name.endswith(".gz")
         ending = Path(name.removesuffix(".gz")).suffix
@@ -155,10 +158,7 @@ def _system_errors_explained(where: str) -> Iterator[None]:
 def _decoded(content: bytes, source: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 or UTF-32 if it begins with their byte order mark."""
     # The mark of UTF-32 begins with that of UTF-16.
-    marks = {
-        "utf-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
-        "utf-16": (b"\xff\xfe", b"\xfe\xff"),
-    }
+    marks = {"utf-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "utf-16": (b"\xff\xfe", b"\xfe\xff")}
     encoding = next((name for name, of_name in marks.items() if content.startswith(of_name)), "utf-8-sig")
     try:
         text = content.decode(encoding)
@@ -169,9 +169,7 @@ def _decoded(content: bytes, source: str) -> str:
             f"{encoding.removesuffix('-sig').upper()}: save the file in UTF-8."
         ) from error
     if (position := text.find("\0")) >= 0:
-        raise RequestError(
-            f"{source}, line {_line_of(text[:position])} holds a zero byte, so it is no text in UTF-8: save it as such."
-        )
+        raise RequestError(f"{source}, line {_line_of(text[:position])} holds a zero byte: save the file in UTF-8.")
     return text
 
 
@@ -199,7 +197,7 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
             elif not header:
                 header = fields
             else:
-                _check_fields(len(fields), header, f"{source}, line {line}", blank, tabs=tabs)
+                _check_fields(fields, header, f"{source}, line {line}", blank, tabs=tabs)
                 rows.append(fields)
                 lines.append(line)
             line = reader.line_num + 1
@@ -223,8 +221,7 @@ def _delimited(text: str, source: str, *, tabs: bool) -> Table:
 
 def _check_separator(text: str, source: str) -> None:
     """Refuses comma-separated values whose first lines all contain another separator and no comma."""
-    lines = islice(io.StringIO(text, newline=None), 3)
-    first = [line.strip() for line in lines if line.strip()]
+    first = [line.strip() for line in islice(io.StringIO(text, newline=None), 3) if line.strip()]
     if len(first) < 2 or "," in first[0] or re.fullmatch('"[^"]*"', first[0]):
         return
     for separator, name, way_out in (
@@ -238,17 +235,19 @@ def _check_separator(text: str, source: str) -> None:
             )
 
 
-def _check_fields(num_fields: int, header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
+def _check_fields(fields: list[str], header: list[str], place: str, blank: int | None, *, tabs: bool) -> None:
     if blank is not None and len(header) == 1:
         raise RequestError(
             f'{place} follows an empty line ({blank}), which may be a row or none: write an empty text as "" in a '
             ".csv file, or remove the line."
         )
-    if num_fields != len(header):
+    if len(header) > 1 and [fields[0].removeprefix("\ufeff"), *fields[1:]] == header:
+        raise RequestError(f"{place} repeats the header: remove that line, or rename a column if it is a row.")
+    if len(fields) != len(header):
         separator = "tab" if tabs else "comma"
         hint = "" if tabs else ", and quotation marks enclose a text that holds one"
         raise RequestError(
-            f"{place}: the number of fields is {num_fields}, but the header has {len(header)}: one {separator} "
+            f"{place}: the number of fields is {len(fields)}, but the header has {len(header)}: one {separator} "
             f"separates two fields{hint}."
         )
 
@@ -309,16 +308,16 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
     import pyarrow
     from pyarrow import parquet
 
-    _check_numbers(files)
+    _check_parts(files)
     names: list[str] = []
     values: dict[str, list[Any]] = {}
     for file in files:
+        content = file.read_bytes()
         try:
-            part = parquet.ParquetFile(pyarrow.BufferReader(file.read_bytes()), page_checksum_verification=True)
+            part = parquet.ParquetFile(pyarrow.BufferReader(content), page_checksum_verification=True)
             own = part.schema_arrow.names
             _check_names(own, str(file))
-            content = part.read(columns=[name for name in own if name in columns])
-            of_part = {name: content.column(name).to_pylist() for name in content.column_names}
+            read = part.read(columns=[name for name in own if name in columns])
         except (pyarrow.ArrowException, OSError, ValueError, NotImplementedError) as error:
             message = f"{file} is truncated or no parquet file: copy it again. ({first_line(error)})"
             raise RequestError(message) from error
@@ -326,34 +325,37 @@ def read_parquet(files: list[Path], source: str, columns: Collection[str]) -> Ta
             message = f"{file} and {files[0]} are parts of one table, but only one has the column {others[0]!r}."
             raise RequestError(message)
         names = names or own
-        for name, cells in of_part.items():
-            values.setdefault(name, []).extend(cells)
+        for name in read.column_names:
+            try:
+                values.setdefault(name, []).extend(read.column(name).to_pylist())
+            except (pyarrow.ArrowException, OverflowError, ValueError, NotImplementedError) as error:
+                message = f"{file}: a value in the column {name!r} cannot be read: correct it or remove the column."
+                raise RequestError(f"{message} ({first_line(error)})") from error
     return Table(source, names, values)
 
 
-def _check_numbers(files: list[Path]) -> None:
-    """Checks that files numbered as parts are all there, each once."""
-    numbered = [match for file in files if (match := _NUMBERED_PART.fullmatch(file.name))]
-    for prefix in {match[1] for match in numbered}:
-        parts = sorted((int(match[3]), int(match[2])) for match in numbered if match[1] == prefix)
-        total = parts[0][0]
-        if parts != [(total, number) for number in range(total)]:
-            raise RequestError(
-                f"{files[0].parent}: the {len(parts)} files {prefix}-*.parquet are not all the parts of one table "
-                f"(00000 to {total - 1:05d} of {total:05d}): copy the missing ones, or remove those of another table."
-            )
+def _check_parts(files: list[Path]) -> None:
+    """Checks that files are parts of one table, and numbered ones all there, each once."""
+    matches = [_NUMBERED_PART.fullmatch(file.name) for file in files]
+    names = {match[1] if match else file.stem for match, file in zip(matches, files, strict=True)}
+    splits = {re.split("[^A-Za-z]", name.lower())[0] for name in names}
+    if len(names) > 1 and (any(matches) or (len(splits) > 1 and splits & _SPLITS)):
+        raise RequestError(
+            f"{files[0].parent} holds parts of several tables, {listed(sorted(names))}: give each a folder of its own."
+        )
+    parts = sorted((int(match[3]), int(match[2])) for match in matches if match)
+    total = parts[0][0] if parts else 0
+    if parts != [(total, number) for number in range(total)]:
+        raise RequestError(
+            f"{files[0].parent}: the {len(parts)} files {names.pop()}-*.parquet are not all the parts of one table "
+            f"(00000 to {total - 1:05d} of {total:05d}): copy the missing ones, or remove those of another table."
+        )
 
 
-def _parts_of_folder(folder: Path, where: str) -> list[Path]:
-    parts = parquet_files(folder)
-    if not parts or any(folder.glob("*/*.parquet")):
-        raise RequestError(f"{where} is a folder: give a file, or a folder of .parquet files without folders inside.")
-    return parts
-
-
-def parquet_files(folder: Path) -> list[Path]:
+def parquet_files(folder: Path, prefix: str = "") -> list[Path]:
     """The parts of a table in a folder, in the order of their names; hidden files are ignored."""
-    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_")))
+    files = (file for file in folder.glob(f"{escape(prefix)}*") if not file.name.startswith((".", "_")))
+    return sorted(file for file in files if file.suffix.lower() == ".parquet")
 
 
 def read_folder(root: Path, subset: str | None, split: str, columns: Collection[str]) -> Table:
@@ -392,6 +394,7 @@ def split_files(root: Path, subset: str | None, split: str) -> list[Path]:
     """
     folders = [root, root / "data"] if subset is None else [root / subset]
     names = [escape(split), *(["dev"] if split == "validation" else [])]
-    patterns = [f"{escape(split)}-*.parquet", *(f"{name}{ending}" for name in names for ending in _JSON_LINES)]
-    matches = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
-    return next((files for files in matches if files), [])
+    parts = (parquet_files(folder, f"{split}-") for folder in folders)
+    patterns = (f"{name}{ending}" for name in names for ending in _JSON_LINES)
+    in_lines = (sorted(folder.glob(pattern)) for pattern in patterns for folder in folders)
+    return next((files for files in (*parts, *in_lines) if files), [])
