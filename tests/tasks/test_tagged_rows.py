@@ -55,6 +55,38 @@ def test_conll_columns(tmp_path, content):
     assert task.train.texts == (["Empire State rocks", "Bob"],)
 
 
+def test_a_new_document_ends_a_sentence(tmp_path):
+    task = loaded(tmp_path, "-DOCSTART- O\na O\nb B-x\n-DOCSTART- O\nc O\n\nd B-x\n-DOCSTART- O\n")
+    assert task.train.words == [["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "token\ttag\nBob\tperson\nsees\tO\n",
+        "Word NER\n\nBob person\nsees O\n",
+        "tokens\tpos\tner_tags\nBob\tNN\tB-per\nsees\tVB\tO\n",
+        "token\ttag\nBob\tperson\nsees\tO\n\ntoken\ttag\nI\tO\n",
+    ],
+)
+def test_a_header_is_refused(tmp_path, content):
+    header = content.splitlines()[0].split()
+    said = f"train.conll, line 1 is a header ({header[0]}, {header[-1]}), not a word with its tag: remove it"
+    assert said in refused(tmp_path, content)
+
+
+def test_a_type_of_the_first_line_alone_is_told(tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        loaded(tmp_path, "Wort\tArt\nBob\tperson\nsees\tO\nEve\tperson\n")
+    assert "line 1: no other line has the tag 'Art'; remove the line if it is a header" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        loaded(tmp_path, "word\tB-tag\nsees\tO\n")
+        loaded(tmp_path, "Bob\tperson\nsees\tO\nEve\tperson\n")
+        loaded(tmp_path, "word\tlabel\nsees\tO\nEve\tlabel\n")
+    assert "header" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["train.txt", "emerging.test.annotated", "train.tsv", "train.bio", "train"])
 def test_conll_columns_under_any_name(tmp_path, name):
     assert tags_of(loaded(tmp_path, COLUMNS, name)) == TAGS

@@ -23,8 +23,11 @@ from petl_bench.tasks.metrics import OUTSIDE, SCHEMES, Span, entity_tags, scheme
 from petl_bench.tasks.rows import Rows, check_text, group_names
 from petl_bench.tasks.table_files import Table
 
-# Marks the start of a document in the files of CoNLL-2003; it is not a word.
+# Marks the start of a document in the files of CoNLL-2003; it is not a word, and no sentence goes on across it.
 _DOCUMENT = "-DOCSTART-"
+# What the columns of words and of tags are called in the headers of files.
+_WORD_HEADERS = {"token", "tokens", "word", "words", "text", "form"}
+_TAG_HEADERS = {"tag", "tags", "label", "labels", "ner", "ner_tag", "ner_tags", "ner-tag", "entity", "bio"}
 
 _log = logging.getLogger(__name__)
 
@@ -172,6 +175,7 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
             continue
         if fields[0] == _DOCUMENT:
             left_out["lines of -DOCSTART-"] += 1
+            begins = True
             continue
         width = width or len(fields)
         if len(fields) != width:
@@ -190,10 +194,28 @@ def read_columns(text: str, source: str, words: str, tags: str) -> Table:
         _log.info("%s: %d %s left out", source, count, what)
     if not sentences:
         raise RequestError(f"{source} holds no rows.")
+    if width > 1:
+        _check_first_line(sentences, f"{source}, line {lines[0]}")
     columns = {words: [[fields[0] for fields in sentence] for sentence in sentences]}
     if width > 1:
         columns[tags] = [[fields[-1].strip() for fields in sentence] for sentence in sentences]
     return ColumnTable(source, list(columns), columns, lines)
+
+
+def _check_first_line(sentences: list[list[list[str]]], place: str) -> None:
+    """Refuses a header in place of the first word, and logs a line that may be one, as no other has its tag."""
+    lines = [(fields[0].strip(), fields[-1].strip()) for sentence in sentences for fields in sentence]
+    word, tag = lines[0]
+    with_tag = [line for line in lines if line[1] == tag]
+    if tag == OUTSIDE or re.fullmatch("[BIESLU](-.*)?", tag) or len(with_tag) == len(lines):
+        return
+    # Files that were joined repeat it.
+    if word.casefold() in _WORD_HEADERS and tag.casefold() in _TAG_HEADERS and set(with_tag) == {lines[0]}:
+        raise RequestError(
+            f"{place} is a header ({word}, {tag}), not a word with its tag: remove it, wherever it stands."
+        )
+    if len(with_tag) == 1:
+        _log.warning("%s: no other line has the tag %r; remove the line if it is a header", place, tag)
 
 
 def _is_comment(line: str, fields: list[str], width: int, *, by_tabs: bool, begins: bool) -> bool:
