@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.records.predictions import read_predictions
 from petl_bench.run.lifecycle import identify
-from petl_bench.run.predict import Predictor
+from petl_bench.run.predict import Entity, Prediction, Predictor, as_lines
 from petl_bench.run.run import run
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
@@ -181,6 +182,20 @@ def test_lines_mean_the_same_whatever_ends_them(trained, predict):
     ):
         assert predict(trained / "lora", stdin=other)[:2] == (0, plain)
     assert predict(trained / "lora", stdin=b"")[:2] == (0, [])
+
+
+def test_each_row_takes_one_line_whatever_its_labels_hold():
+    labels = ["a\tb", "c\r\nd\x1b"]
+    predictor = SimpleNamespace(
+        task=load_config(["task=custom", "task.train_file=a.csv"]).task, labels=labels, ood=None
+    )
+    answers = [Prediction(label, dict.fromkeys(labels, 0.5)) for label in labels]
+    lines = list(as_lines(predictor, answers, as_json=False))
+    assert [line.split("\t") for line in lines] == [
+        ["label", "p(a b)", "p(c  d )"], ["a b", "0.5000", "0.5000"], ["c  d ", "0.5000", "0.5000"],
+    ]  # fmt: skip
+    entities = [Entity("a\u2028b", 0, 3, "c\td")]
+    assert list(as_lines(predictor, [Prediction(entities=entities)], as_json=False, first=2)) == ["2\ta b\t0\t3\tc d"]
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
+import io
 import json
+from decimal import Decimal
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 from scipy.stats import pearsonr
 from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import accuracy_score, f1_score
 
 from finished_runs import LABELS, finished, root, table
 from petl_bench import cli
+from petl_bench.tasks.table_files import read_table
 
 
 @pytest.fixture
@@ -104,10 +111,47 @@ def test_rows_without_a_label_are_predicted_and_not_scored(predict, labelled, tm
     assert scores_of(finished(), tmp_path / "none.csv", predict, tmp_path / "out.csv")["scores"] == {}
 
 
+def test_classes_are_scored_whatever_they_are_called(predict, tmp_path):
+    """Rows have no label by the type of their cell, not by its text."""
+    names = {"billing": "None", "card": "nan", "Other things": "-1"}
+    for split in ("train", "dev"):
+        rows = pd.read_json(root() / f"classification-{split}.jsonl", lines=True)
+        rows.assign(label=rows["label"].map(names)).to_csv(tmp_path / f"{split}.csv", index=False)
+    given = (
+        *("method=lora", "train.epochs=1", "task.labels=['None','nan','-1']", f"task.train_file={tmp_path}/train.csv"),
+        f"task.validation_file={tmp_path}/dev.csv",
+    )
+    run = finished("classification", *given)
+    rows = pd.DataFrame({"question": ["bbbb", "ccc", "xxxxx", "a", "b"], "label": ["None", "nan", "-1", None, " "]})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    told = scores_of(run, tmp_path / "rows.parquet", predict, tmp_path / "out.csv")
+    assert (told["rows"], told["scored_rows"]) == (5, 3)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    told = scores_of(run, tmp_path / "rows.csv", predict, tmp_path / "out.csv")
+    assert (told["rows"], told["scored_rows"]) == (5, 3)
+
+
 def test_plain_text_has_one_row_a_line(predict, labelled, tmp_path):
     texts = pd.read_csv(labelled)["question"].tolist()
     (tmp_path / "rows.txt").write_text("\r\n".join([*texts, ""]), newline="")
     assert predict(finished(), tmp_path / "rows.txt")[:2] == predict(finished(), labelled)[:2]
+
+
+def test_lines_of_plain_text_end_in_lf_or_cr(predict, tmp_path):
+    for name, content in {"cr": "ccc\rbbbb\rccc", "lf": "ccc\nbbbb\nccc\n", "mixed": "ccc\r\nbbbb\rccc\r\n"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(content.encode())
+    found = [predict(finished(), tmp_path / f"{name}.txt")[1] for name in ("cr", "lf", "mixed")]
+    assert len(found[0].splitlines()) == 4
+    assert found[0] == found[1] == found[2]
+    (tmp_path / "other.txt").write_text("ccc\u2028bbbb\x0cccc\x85\n", encoding="utf-8")
+    assert len(predict(finished(), tmp_path / "other.txt")[1].splitlines()) == 2
+
+
+def test_lines_without_words_are_told(predict, tmp_path):
+    (tmp_path / "rows.txt").write_text("ccc\n\nbbbb\n \n")
+    code, printed, messages = predict(finished(), tmp_path / "rows.txt")
+    assert (code, len(printed.splitlines())) == (0, 5)
+    assert "no words in ['line 2', 'line 4']: predictions for these rows are meaningless" in messages
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -228,6 +272,51 @@ def test_a_column_of_several_types_is_no_parquet(predict, tmp_path):
     assert "--out: a column holds values of several types" in messages
     assert predict(finished(), tmp_path / "rows.jsonl", *arguments, tmp_path / "out.csv")[0] == 0
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == ["1", "two"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "written"),
+    [
+        ([datetime.date(2024, 2, 29), None], ["2024-02-29", None]),
+        (
+            [datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.UTC), None],
+            ["2024-02-29T12:30:00+00:00", None],
+        ),
+        ([Decimal("1.50"), Decimal("2.25")], ["1.50", "2.25"]),
+        ([b"caf\xc3\xa9", b"\xff"], ["café", "\\xff"]),
+        ([[datetime.time(1, 2)], []], [["01:02:00"], []]),
+        ([1.5, float("nan")], [1.5, None]),
+    ],
+)
+def test_ids_of_every_type_are_written(predict, tmp_path, ids, written):
+    rows = pa.table({"key": ids, "question": ["ccc", "bbbb"], "label": [b"card", b"billing"]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    for ending in (".jsonl", ".parquet", ".csv"):
+        arguments = ("--out", tmp_path / f"out{ending}", "--id-column", "key")
+        assert predict(finished(), tmp_path / "rows.parquet", *arguments)[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == written
+    assert [line["gold"] for line in lines] == ["card", "billing"]
+    columns = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    assert (columns["id"], columns["gold"]) == (written, ["card", "billing"])
+    assert pd.read_csv(tmp_path / "out.csv")["gold"].tolist() == ["card", "billing"]
+
+
+def test_half_a_character_in_a_name_is_written(predict, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"key": "\\ud800", "question": "ccc"}\n')
+    arguments = ("--out", tmp_path / "out.jsonl", "--id-column", "key")
+    assert predict(finished(), tmp_path / "rows.jsonl", *arguments)[0] == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["id"] == "\\ud800"
+
+
+def test_carriage_returns_stay_inside_their_cell(predict, tmp_path):
+    texts = ["ccc\rccc", "bbbb\r\nbbbb", "ccc"]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps({'question': text})}\n" for text in texts))
+    assert predict(finished(), tmp_path / "rows.jsonl", "--out", tmp_path / "out.csv")[0] == 0
+    content = (tmp_path / "out.csv").read_bytes().decode()
+    assert [row["question"] for row in csv.DictReader(io.StringIO(content, newline=""), strict=True)] == texts
+    assert read_table(tmp_path / "out.csv", "file", ["question"]).columns["question"] == texts
+    assert pd.read_csv(tmp_path / "out.csv", lineterminator="\n")["id"].tolist() == [1, 2, 3]
 
 
 def test_out_needs_a_file(capsys):

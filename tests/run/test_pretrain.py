@@ -14,6 +14,7 @@ from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import Interrupted, RequestError
 from petl_bench.model import build_adapted
+from petl_bench.run import pretrain as pretraining
 from petl_bench.run.lifecycle import identify
 from petl_bench.run.pretrain import load_pretrain_config, pretrain
 from petl_bench.run.run import run
@@ -266,6 +267,32 @@ def test_what_cannot_work_is_refused_in_one_sentence(texts, tmp_path, overrides,
     with pytest.raises(RequestError, match=words):
         pretrain(load_pretrain_config([*base, "backbone=tiny_bert", f"runs_dir={tmp_path}", *overrides]))
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_texts_are_the_lines_of_a_file(tmp_path, caplog):
+    file = tmp_path / "texts.txt"
+    file.write_bytes("one\u2028two\x0cthree\x85four\r\nfive\rsix\n \nseven".encode("utf-16"))
+    cfg = load_pretrain_config([f"texts.files=[{file}]", "texts.held_out=1", "backbone=tiny_bert"])
+    with caplog.at_level("WARNING"):
+        (rows,) = pretraining._read_texts(cfg).values()
+    assert sorted(rows.texts[0]) == ["five", "one\u2028two\x0cthree\x85four", "seven", "six"]
+    assert "texts.txt: no words in ['line 4']: these lines are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("texts.txt", b"one\ntw\xff\n", r"texts.txt, line 2: the byte 0xff is no text in UTF-8"),
+        ("texts.txt", b"one\ntw\0o\n", r"texts.txt, line 2 holds a zero byte"),
+        ("texts.jsonl", b'{"text": "one"}\n', r"texts\.files=.*texts\.jsonl is a folder or a table: give a plain text"),
+        ("texts", None, r"texts\.files=.*texts is a folder or a table"),
+    ],
+)
+def test_files_that_hold_no_text_a_line_are_refused(tmp_path, name, content, words):
+    (tmp_path / name).mkdir() if content is None else (tmp_path / name).write_bytes(content)
+    cfg = load_pretrain_config([f"texts.files=[{tmp_path / name}]", "texts.held_out=1", "backbone=tiny_bert"])
+    with pytest.raises(RequestError, match=words):
+        pretrain(cfg)
 
 
 @pytest.mark.parametrize(

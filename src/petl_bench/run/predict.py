@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 _SUBMITTED_AS_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")
 
 _STDIN_CHUNK = 64
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _log = logging.getLogger(__name__)
 
@@ -257,12 +260,12 @@ def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bo
             yield json.dumps({name: value for name, value in asdict(prediction).items() if value is not None})
         return
     if first == 1:
-        yield "\t".join(_header(predictor))
+        yield _by_tabs(_header(predictor))
     for number, prediction in enumerate(predictions, start=first):
         if prediction.entities is not None:
             for entity in prediction.entities:
                 span = [str(entity.start), str(entity.end)]
-                yield "\t".join([str(number), entity.type, *span, " ".join(entity.text.split())])
+                yield _by_tabs([str(number), entity.type, *span, " ".join(entity.text.split())])
         elif prediction.probabilities is None:
             yield f"{prediction.value:.4f}"
         else:
@@ -271,7 +274,12 @@ def as_lines(predictor: Predictor, predictions: list[Prediction], *, as_json: bo
                 cells = ["yes" if prediction.in_distribution else "no", f"{prediction.ood_score:.4f}"]
             names = [str(prediction.label)] if prediction.labels is None else prediction.labels
             cells.append(predictor.task.label_separator.join(names))
-            yield "\t".join([*cells, *(f"{share:.4f}" for share in prediction.probabilities.values())])
+            yield _by_tabs([*cells, *(f"{share:.4f}" for share in prediction.probabilities.values())])
+
+
+def _by_tabs(cells: list[str]) -> str:
+    """Cells separated by tabs; a space takes the place of a character that would break the row, or control a screen."""
+    return "\t".join(_CONTROL.sub(" ", cell) for cell in cells)
 
 
 def _header(predictor: Predictor) -> list[str]:

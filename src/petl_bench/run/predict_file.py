@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from petl_bench.errors import RequestError, RunError, first_line
+from petl_bench.errors import RequestError, RunError, first_line, listed
 from petl_bench.process import atomic_write, user_path
 from petl_bench.records.predictions import names_by_row
 from petl_bench.reports.fields import shown_score
 from petl_bench.run.predict import Prediction, Predictor, as_lines
+from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import columns_of_texts, find_labels, load_task, read_file, rows_of_table
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
 from petl_bench.tasks.ood import known_classes
-from petl_bench.tasks.rows import UNLABELLED, Rows
+from petl_bench.tasks.rows import UNLABELLED, Rows, is_missing, label_name
 from petl_bench.tasks.table_files import Table, read_table
 
 _log = logging.getLogger(__name__)
@@ -102,10 +105,12 @@ def _flat(answer: dict[str, Any]) -> dict[str, Any]:
 def _write_csv(lines: list[dict[str, Any]], file: Path) -> None:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(lines[0])
-        for line in lines:
-            cells = line.values()
-            writer.writerow([json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in cells])
+        # Without quotation marks, a carriage return would end the row for its reader.
+        quoted = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in (list(lines[0]), *(list(line.values()) for line in lines)):
+            cells = [json.dumps(cell) if isinstance(cell, list | dict) else cell for cell in row]
+            breaks = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+            (quoted if breaks else writer).writerow(cells)
 
 
 def _write_json_lines(lines: list[dict[str, Any]], file: Path) -> None:
@@ -145,14 +150,19 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
     task = predictor.task
     columns = [*columns_of_texts(task), task.label_column, *([] if id_column is None else [id_column])]
     if task.type != "tagging" and file.lower().removesuffix(".gz").endswith(".txt"):
-        table = read_table(file, "--file", columns, lambda text, source: _one_a_line(text, source, task.text_columns))
+        table = read_table(
+            *(file, "--file", columns),
+            lambda text, source: one_a_line(
+                text, source, task.text_columns, "predictions for these rows are meaningless"
+            ),
+        )
     else:
         table = read_file(task, file, "--file", columns)
     # Without their labels, so that no row is left out.
     unlabelled = {name: cells for name, cells in table.columns.items() if name != task.label_column}
     rows = rows_of_table(replace(table, columns=unlabelled), task, predictor.labels)
-    predictions, answers = predictor.answer(rows)
     ids = range(1, len(rows) + 1) if id_column is None else table.column(id_column, f"--id-column={id_column}")
+    predictions, answers = predictor.answer(rows)
     scores: dict[str, float] = {}
     scored: list[int] = []
     gold = table.columns.get(task.label_column)
@@ -167,7 +177,24 @@ def predict_file(predictor: Predictor, file: str, id_column: str | None = None) 
                     *(known, len(scored)),
                 )
     texts = dict(zip(task.text_columns, rows.texts, strict=True))
-    return FilePredictions(predictor, list(ids), texts, gold, predictions, scores, len(scored))
+    return FilePredictions(predictor, _plain(list(ids)), texts, gold and _plain(gold), predictions, scores, len(scored))
+
+
+def _plain(cell: Any) -> Any:
+    """A cell as every format can hold it: text, a number, nothing, or lists and objects of these."""
+    if isinstance(cell, list | tuple):
+        return [_plain(one) for one in cell]
+    if isinstance(cell, dict):
+        return {name: _plain(value) for name, value in cell.items()}
+    if is_missing(cell):
+        return None
+    if isinstance(cell, bool | int | float):
+        return cell
+    if isinstance(cell, date | time):
+        return cell.isoformat()
+    # What is no UTF-8 is written as escape sequences.
+    content = cell if isinstance(cell, bytes) else str(cell).encode(errors="backslashreplace")
+    return content.decode(errors="backslashreplace")
 
 
 def _num_trained_on(predictor: Predictor, rows: Rows) -> int:
@@ -182,9 +209,21 @@ def _num_trained_on(predictor: Predictor, rows: Rows) -> int:
     return sum(texts in known for texts in zip(*rows.texts, strict=True))
 
 
-def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
-    """The rows of a plain text; the texts of a pair are separated by a tab."""
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+def one_a_line(text: str, source: str, columns: list[str], consequence: str) -> Table:
+    """The rows of a plain text, whose lines end in LF, CR LF or CR alone; the texts of a pair are separated by a tab.
+
+    Args:
+        text: The content of the file.
+        source: What it is called in messages.
+        columns: The names of the texts of a row.
+        consequence: What the log says of lines without words.
+
+    Raises:
+        RequestError: If a line does not have the number of texts that the task takes.
+    """
+    lines = [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+    if empty := [f"line {number}" for number, line in enumerate(lines, start=1) if not line.strip()]:
+        _log.warning("%s: no words in %s: %s", source, listed(empty), consequence)
     rows = [line.split("\t") if len(columns) > 1 else [line] for line in lines]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(columns):
@@ -196,19 +235,24 @@ def _one_a_line(text: str, source: str, columns: list[str]) -> Table:
     return Table(source, list(columns), cells, list(range(1, len(rows) + 1)))
 
 
+def _is_unlabelled(cell: Any, marks: set[str], place: str, task: TaskConfig) -> bool:
+    """Whether a row's cell holds no label: by its type, or an empty text, or a mark that is no label of the task."""
+    if is_missing(cell) or (isinstance(cell, str | bytes) and not cell.strip()):
+        return True
+    return bool(marks) and label_name(cell, place, task.label_column) in marks
+
+
 def _references(table: Table, predictor: Predictor) -> tuple[list[int], np.ndarray]:
     """The positions of the rows that have one of the run's labels, and these labels as the metrics expect them."""
     task, all_labels = predictor.task, find_labels(predictor.task)
     positions, cells = list(range(table.num_rows)), table.columns[task.label_column]
     if task.type in ("classification", "regression"):
-        marks = {"", "None", "nan"}
-        if task.type == "classification":
-            marks |= {*task.unlabelled, str(UNLABELLED)} - set(all_labels or ())
-        positions = [row for row in positions if str(cells[row]) not in marks]
+        marks = {*task.unlabelled, str(UNLABELLED)} - set(all_labels or ()) if task.type == "classification" else set()
+        positions = [row for row in positions if not _is_unlabelled(cells[row], marks, table.place(row), task)]
     if not positions:
         return [], np.empty(0)
     try:
-        rows = rows_of_table(table.take(positions), task, all_labels)
+        rows = rows_of_table(table.take(positions), replace(task, unlabelled=[]), all_labels)
     except RequestError as error:
         raise RequestError(
             f"{error} Correct the label, or rename the column {task.label_column!r} to predict without scores."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pkgutil
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from petl_bench.records.schema import HistoryEntry, Number
 from petl_bench.records.store import ADAPTER_FOLDER, RunFolder, read_json, write_record
 from petl_bench.run.export import markdown_list
 from petl_bench.run.lifecycle import RunLifecycle
+from petl_bench.run.predict_file import one_a_line
 from petl_bench.run.run import open_checkpoints
 from petl_bench.settings import check_choices, setting
 from petl_bench.tasks import TextsConfig
 from petl_bench.tasks.encode import EncodedRows, encode, joined
 from petl_bench.tasks.load import load_task
-from petl_bench.tasks.rows import Rows, check_text
+from petl_bench.tasks.rows import Rows
+from petl_bench.tasks.table_files import read_table
 from petl_bench.training.device import decided_by_main, freed_memory_kept, make_accelerator
 from petl_bench.training.loop import Callback
 
@@ -202,7 +205,7 @@ def _read_texts(cfg: PretrainConfig) -> dict[str, Rows]:
         task = load_config([f"task={name}"]).task
         texts[name] = replace(load_task(task, cfg.data_root).train, labels=None)
     for file in cfg.texts.files:
-        texts[Path(file).name] = Rows((_lines(user_path(file, "texts.files")),), None)
+        texts[Path(file).name] = Rows((_texts_of_file(file),), None)
     generator = np.random.default_rng(cfg.task.data_seed)
     for name, rows in texts.items():
         drawn = rows.take(generator.permutation(len(rows))[: cfg.texts.most])
@@ -215,12 +218,15 @@ def _read_texts(cfg: PretrainConfig) -> dict[str, Rows]:
     return texts
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise RequestError(f"texts.files: {file} cannot be read as UTF-8 text: {error}.") from error
-    return [check_text(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+def _texts_of_file(file: str) -> list[str]:
+    """The lines of a file that hold words."""
+    if user_path(file, "texts.files").is_dir() or re.search(r"\.(jsonl?|parquet)(\.gz)?$", file.lower()):
+        raise RequestError(f"texts.files={file} is a folder or a table: give a plain text file with one text a line.")
+    table = read_table(
+        *(file, "texts.files", ["text"]),
+        lambda text, source: one_a_line(text, source, ["text"], "these lines are left out"),
+    )
+    return [line for line in table.columns["text"] if line.strip()]
 
 
 def _pretrain(
