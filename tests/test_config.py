@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import tomllib
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from composed import composed
 from petl_bench import cli
-from petl_bench.config import combinations, config_from_dict, load_config
+from petl_bench.config import check, combinations, config_from_dict, load_config
 from petl_bench.config_errors import explained
 from petl_bench.errors import RequestError
 from petl_bench.records.run_key import run_key
@@ -120,6 +121,40 @@ def test_wrong_overrides_are_explained(override, words):
 def test_settings_that_cannot_work_are_refused(override, words):
     with pytest.raises(RequestError, match=words.replace("=", "=")):
         load_config([override])
+
+
+@pytest.mark.parametrize("kind", ["also_report", "also_submit"])
+@pytest.mark.parametrize(
+    "name", ["train", "selection", "report", "ood", "train_held_out", "train_a", "validation_matched", "test_matched"]
+)
+def test_further_rows_do_not_take_the_place_of_the_tasks_own(kind, name):
+    cfg = load_config(["task=mnli", "task.train_split=train_a"])
+    splits = getattr(cfg.task, kind)
+    splits["other"] = splits["mismatched"]
+    check(cfg)
+    splits[name] = splits["mismatched"]
+    with pytest.raises(RequestError, match=rf"^task\.{kind}\.{name}: the task's own rows are called {name}: give"):
+        check(cfg)
+
+
+# A file's name in Latin-1, as Python reads it on a system of UTF-8.
+LATIN = os.fsdecode(b"Stra\xdfe")
+
+
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("task.train_file", f"task.train_file='{LATIN}.csv'"),
+        ("task.text_columns", f"task.text_columns=['{LATIN}']"),
+        ("data_root", f"data_root='{LATIN}'"),
+        ("backbone.architecture.x", f"+backbone.architecture.x='{LATIN}'"),
+    ],
+)
+def test_bytes_that_are_no_utf8_are_refused_before_the_run(key, override):
+    with pytest.raises(RequestError, match=r"'Stra\\udcdfe.*' holds bytes that are no UTF-8: rename") as raised:
+        load_config(["task=custom", "task.train_file=x.csv", override])
+    assert str(raised.value).startswith(f"{key}=")
+    str(raised.value).encode()
 
 
 def test_hydra_is_left_clean_after_loading():

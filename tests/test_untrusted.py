@@ -24,6 +24,7 @@ from petl_bench.run.lifecycle import identify
 from petl_bench.run.run import run
 from petl_bench.studies.definition import open_study
 from petl_bench.studies.expand import cells, compose
+from petl_bench.tasks.load import load_task
 from reports.made_records import made_record
 
 # Labels that somebody's rows may hold, and that OmegaConf would replace or refuse.
@@ -62,6 +63,7 @@ class TestNothingIsInterpolated:
             ("train", "speed", 1, "config.train.speed is not a setting of this version"),
             ("method", "rank", 4, "config.method.rank is not a setting of this version"),
             ("task", "text_columns", None, "config.task.text_columns is null, not a list"),
+            ("task", "text_columns", [], "config.task.text_columns names no column"),
         ],
     )
     def test_what_does_not_fit_is_named(self, group, key, value, words):
@@ -140,6 +142,30 @@ class TestNames:
         content["task"]["also_submit"]["ax"]["submission"] = "/tmp/AX"
         with pytest.raises(RequestError, match=r"task\.also_submit\.ax\.submission='/tmp/AX' must be a name"):
             config_from_dict(content)
+
+    @pytest.mark.parametrize(
+        ("source", "dataset"),
+        [
+            *(("package", name) for name in ("../../x", "a/b", "/abs", "..")),
+            *(("hub", name) for name in ("./x", "../x", "/x", "~/x/y", "a/b/c", "a/..", "a/", "")),
+        ],
+    )
+    def test_nor_does_its_data_set_lie_elsewhere(self, source, dataset):
+        words = rf"task\.dataset={re.escape(repr(dataset))} must be a name"
+        with pytest.raises(RequestError, match=words):
+            load_config(["task=mrpc", f"task.source={source}", f'task.dataset="{dataset}"'])
+        content = load_config(["task=mrpc"]).to_dict()
+        content["task"] |= {"source": source, "dataset": dataset}
+        with pytest.raises(RequestError, match=words):
+            config_from_dict(content)
+
+    def test_a_folder_in_the_working_directory_is_not_the_hub(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "some" / "rows").mkdir(parents=True)
+        (tmp_path / "some" / "rows" / "train.csv").write_text("sentence1,sentence2,label\na,b,0\nc,d,1\n")
+        task = load_config(["task=mrpc", "task.dataset=some/rows", "task.subset=null"]).task
+        with pytest.raises(RequestError, match=r"some/rows would be read from the folder of this name here, not from"):
+            load_task(task, None)
 
     @pytest.mark.parametrize("seed", [-1, 2**32])
     def test_nor_is_its_seed_one_that_none_takes(self, seed):

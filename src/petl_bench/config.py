@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from shutil import get_terminal_size
-from textwrap import wrap
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -28,18 +26,20 @@ from petl_bench.errors import RequestError, unknown_choice
 from petl_bench.measure import MeasureConfig
 from petl_bench.methods import registry
 from petl_bench.methods.registry import MethodConfig
-from petl_bench.process import check_name, gpu_may_be_there
+from petl_bench.process import check_hub_name, check_name, gpu_may_be_there
 from petl_bench.records.reading import validate
 from petl_bench.settings import (
     MISSING,
     Setting,
     check_choices,
+    check_texts,
     compose_options,
     declared,
+    given_values,
+    help_lines,
     option_names,
     own_config,
     setting,
-    written,
 )
 from petl_bench.tasks import TaskConfig, check_task, with_effective_draw
 from petl_bench.tasks.ood import check_ood
@@ -168,6 +168,7 @@ def check(cfg: RunConfig) -> None:
     Raises:
         RequestError: If one is out of its range, or contradicts another.
     """
+    check_texts(cfg.to_dict())
     check_names(cfg)
     check_task(cfg.task)
     check_ood(cfg.task)
@@ -186,23 +187,29 @@ def check(cfg: RunConfig) -> None:
 
 
 def check_names(cfg: RunConfig) -> None:
-    """Checks all settings that become names of files and folders, those of a record included.
+    """Checks all settings that become names of files, folders and sets of rows, those of a record included.
 
     Raises:
-        RequestError: If one would lead out of the folder that it belongs in.
+        RequestError: If one would lead out of the folder that it belongs in, or take the place of other rows.
     """
     task = cfg.task
     names: dict[str, str | None] = {} if cfg.backbone.path else {"backbone.name": cfg.backbone.name}
-    if cfg.backbone.name == "hub":
-        names["backbone.hub_id"] = str(cfg.backbone.hub_id).rpartition("/")[2]
     names |= {f"task.{key}": getattr(task, key) for key in ("name", "train_split", "validation_split", "test_split")}
     names |= {"task.subset": task.subset, "task.submission": task.submission}
+    on_hub = {"backbone.hub_id": cfg.backbone.hub_id}
+    if task.source in ("package", "hub"):
+        (on_hub if task.source == "hub" else names)["task.dataset"] = task.dataset
+    own: set[str | None] = {"train", "selection", "report", "ood", "train_held_out"}
+    own |= {task.train_split, task.validation_split, task.test_split}
     for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):
         for name, split in splits.items():
+            if name in own:
+                raise RequestError(f"task.{kind}.{name}: the task's own rows are called {name}: give another name.")
             names |= {f"task.{kind}.{name}.{key}": getattr(split, key) for key in ("subset", "split", "submission")}
-    for key, value in names.items():
-        if value is not None:
-            check_name(key, value)
+    for check_one, values in ((check_name, names), (check_hub_name, on_hub)):
+        for key, value in values.items():
+            if value is not None:
+                check_one(key, value)
 
 
 _Config = TypeVar("_Config", bound=RunConfig)
@@ -318,6 +325,8 @@ def config_from_dict(content: dict[str, Any]) -> RunConfig:
                 if value == MISSING and key not in content.get(group, {}):
                     raise ValueError(f"config.{group}.{key} is missing")
         check_names(run)
+        if not run.task.text_columns:
+            raise ValueError("config.task.text_columns names no column")
         if run.train.seed not in SEED_RANGE:
             raise ValueError(f"config.train.seed={run.train.seed} must lie in 0..{SEED_RANGE[-1]}")
     except ValueError as error:
@@ -347,7 +356,8 @@ def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
     others = [override for override in overrides if not override.startswith("data=")]
     if len(files) > 1 or any(override.startswith(("task=", "task.train_file=")) for override in others):
         raise RequestError("data=FILE names the rows of a task of your own: give one file, and no other task.")
-    given = dict(override.lstrip("+~").partition("=")[::2] for override in others)
+    with explained(others):
+        given = given_values(others)
     settings, num_rows = data_settings(files[0], given)
     if adjust_training and "train.max_steps" not in given:
         # At most a fifth of a single file is held out.
@@ -356,10 +366,6 @@ def with_data(overrides: Sequence[str], *, adjust_training: bool) -> list[str]:
             settings += adjusted
             _log.info("%s, as rows are few: settings of the command line take their place", ", ".join(adjusted))
     return [*settings, *others]
-
-
-# Where meanings begin in `run --help`.
-_HELP_INDENT = 34
 
 
 def run_help(overrides: list[str]) -> str:
@@ -376,16 +382,5 @@ def run_help(overrides: list[str]) -> str:
     values = OmegaConf.to_container(settings, resolve=True)
     here = ("", f"method={settings.method.name}")
     shown = [entry for entry in run_settings() if entry.option in here]
-    lines = [line for entry in shown for line in _help_lines(entry, values)]
+    lines = [line for entry in shown for line in help_lines(entry, values)]
     return template.replace("$CONFIG", "\n".join(lines)).rstrip()
-
-
-def _help_lines(entry: Setting, values: Any) -> list[str]:
-    """A setting with its value and, next to or below it, its meaning."""
-    for part in entry.name.split("."):
-        values = values[part]
-    head, width = f"{entry.name}={written(values)}", min(get_terminal_size().columns, 120)
-    text = wrap(f"{entry.meaning} ({entry.allowed})", width - _HELP_INDENT)
-    beside = len(head) < _HELP_INDENT - 1
-    first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
-    return [first, *(" " * _HELP_INDENT + line for line in text)]

@@ -180,6 +180,12 @@ def check_name(key: str, name: str) -> None:
         raise RequestError(f"{key}{fault}.")
 
 
+def check_hub_name(key: str, name: str) -> None:
+    """Raises RequestError, naming the key, if the hub can have nothing of this name, such as the path of a folder."""
+    if name.count("/") > 1 or any(map(name_fault, name.split("/"))):
+        raise RequestError(f"{key}={name!r} must be a name of the hub, as in {key}=OWNER/NAME.")
+
+
 def load_plugins(group: str, kind: str, add: Callable[[Any], object]) -> dict[str, str]:
     """Loads plugins of other packages; those that fail are reported and left out, and everything else goes on.
 

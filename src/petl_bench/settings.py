@@ -11,6 +11,8 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -76,6 +78,27 @@ def check_choices(group: str, settings: Any, *, free: str | None = None) -> None
             raise unknown_choice(f"{group}.{field.name}", value, choices)
 
 
+def check_texts(settings: Any, key: str = "") -> None:
+    """Checks that records can hold all texts of settings in plain containers.
+
+    Raises:
+        RequestError: If UTF-8 cannot write one, such as the name of a file whose bytes are Latin-1.
+    """
+    if isinstance(settings, dict):
+        for name, value in settings.items():
+            check_texts(name, key)
+            check_texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(settings, list):
+        for value in settings:
+            check_texts(value, key)
+    elif isinstance(settings, str):
+        try:
+            settings.encode()
+        except UnicodeEncodeError as error:
+            fault = "holds bytes that are no UTF-8: rename the file, folder or column"
+            raise RequestError(f"{key}={settings!a} {fault}.") from error
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting as it is declared.
@@ -132,6 +155,26 @@ def written(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{written(item)}" for key, item in value.items()) + "}"
     return "" if value == MISSING else str(value)
+
+
+# Where meanings begin in `run --help`.
+_HELP_INDENT = 34
+
+
+def help_lines(entry: Setting, values: Any) -> list[str]:
+    """A setting with its value and, next to or below it, its meaning.
+
+    Args:
+        entry: The setting.
+        values: The values of all settings, in plain containers.
+    """
+    for part in entry.name.split("."):
+        values = values[part]
+    head, width = f"{entry.name}={written(values)}", min(get_terminal_size().columns, 120)
+    text = wrap(f"{entry.meaning} ({entry.allowed})", width - _HELP_INDENT)
+    beside = len(head) < _HELP_INDENT - 1
+    first = f"{head:{_HELP_INDENT}}{text.pop(0)}" if beside else head
+    return [first, *(" " * _HELP_INDENT + line for line in text)]
 
 
 def own_config() -> Path | None:
@@ -238,16 +281,51 @@ def search_path() -> list[str]:
     return [] if own is None else [f"hydra.searchpath=[{as_value(f'file://{own}')}]"]
 
 
+def given_values(overrides: list[str]) -> dict[str, str]:
+    """The values of the overrides that give one, by key, as Hydra's grammar reads them.
+
+    Raises:
+        HydraException: If it cannot read one.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    settings = [override for override in overrides if "=" in override and not override.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(settings)
+    return {override.key_or_group: str(override.value()) for override in parsed}
+
+
 def as_setting(key: str, value: object) -> str:
     """An override, its value in quotation marks where Hydra's grammar requires them."""
     return f"{key}={as_value(value)}"
 
 
+# Texts that Hydra's grammar reads as they are, except for its own words.
+_PLAIN = re.compile(r"[a-z_/][\w./-]*", re.ASCII | re.IGNORECASE)
+_HYDRAS_WORDS = ("null", "true", "false", "nan", "inf")
+
+
 def as_value(value: object) -> str:
-    """A value of an override, or of a list in it, in quotation marks where Hydra's grammar requires them."""
+    """A value of an override, or of a list in it: a text is in quotation marks where Hydra would read another value.
+
+    Raises:
+        RequestError: As `quoted` does.
+    """
     text = str(value)
-    if re.fullmatch(r"[\w./-]+", text):
-        return text
-    # A backslash stands for itself, except before a quotation mark.
-    quoted = re.sub(r"\\+(?='|$)", lambda match: 2 * match[0], text).replace("'", "\\'")
-    return f"'{quoted}'"
+    is_plain = _PLAIN.fullmatch(text) and text.lower() not in _HYDRAS_WORDS
+    return text if is_plain or isinstance(value, int | float) else quoted(text)
+
+
+def quoted(text: str) -> str:
+    """A text in quotation marks, which Hydra and OmegaConf read as it is: as no number, no word and no `${...}`.
+
+    Raises:
+        RequestError: If it is `???`, which OmegaConf takes for a missing value, however it is written.
+    """
+    if text == MISSING:
+        raise RequestError(
+            f"The name {text!r} means a missing value in the settings: rename the file, column or label."
+        )
+    # Before ${ and quotation marks a backslash needs another one; everywhere else it stands for itself.
+    escaped = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
+    escaped = re.sub(r"\\+(?='|\Z)", lambda match: 2 * match[0], escaped).replace("'", "\\'")
+    return f"'{escaped}'"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from petl_bench.cli import main
 from petl_bench.config import load_config, with_data
 from petl_bench.errors import RequestError
-from petl_bench.settings import as_setting
+from petl_bench.settings import as_setting, as_value, compose_options
 from petl_bench.tasks.columns import data_settings
 
 
@@ -75,9 +77,49 @@ def test_the_task_has_the_name_of_its_file(tmp_path, file, given, name):
     assert load_config(["task=custom", "task.train_file=x.csv", *named]).task.name == (name or "custom")
 
 
-@pytest.mark.parametrize("path", ["a b.csv", "it's", "c:\\x\\", "back\\'q", "plain/x.csv", "a=b,c[d]", "\\\\'"])
+PATHS = ["a b.csv", "it's", "c:\\x\\", "back\\'q", "plain/x.csv", "a=b,c[d]", "\\\\'", "\\\n"]
+
+# Texts that Hydra or OmegaConf would take for numbers, for words of their own or for instructions.
+INSTRUCTIONS = [
+    *("null", "True", "nan", "-inf", "2024_05", "1.50", "1e3", "+5", "é", "٣"),
+    *("${oc.env:HOME}.csv", "text ${x}", "\\${x}", "it's \\\\${x}\\", "$\\{${"),
+]
+
+
+@pytest.mark.parametrize("path", PATHS + INSTRUCTIONS)
 def test_a_path_with_any_character_is_read_as_it_is(path):
-    assert load_config(["task=custom", as_setting("task.train_file", path)]).task.train_file == path
+    settings = ["task=custom", as_setting("task.train_file", path), f"task.text_columns=[{as_value(path)},b]"]
+    task = load_config(settings).task
+    assert (task.train_file, task.text_columns) == (path, [path, "b"])
+    composed = OmegaConf.to_container(compose_options("config", settings).task, resolve=True)
+    assert (composed["train_file"], composed["text_columns"]) == (path, [path, "b"])
+
+
+def test_numbers_stay_numbers():
+    assert as_setting("train.epochs", 3) == "train.epochs=3"
+    assert load_config([as_setting("train.epochs", "3"), as_setting("train.learning_rate", 1e-3)]).train.epochs == 3
+
+
+def test_a_name_that_means_a_missing_value_is_refused():
+    with pytest.raises(RequestError, match=r"'\?\?\?' means a missing value in the settings: rename"):
+        as_setting("task.label_column", "???")
+
+
+@pytest.mark.parametrize("name", ["text ${oc.env:HOME}", "null", "2020_01", "1e3"])
+def test_columns_and_files_of_any_name_are_read_as_they_are(tmp_path, name):
+    header, row = f"{name},label", "some words {n},{two}"
+    assert settings(tmp_path, header, row, name=f"{name}.csv") == ([name], "label")
+
+
+def test_names_in_quotation_marks_are_those_of_the_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"some words {n},{n % 2},{n % 2},{n % 3}\n" for n in range(12))
+    Path("mine.csv").write_text(f"text,my label,my group,kind\n{rows}")
+    given = ['task.label_column="my label"', "task.group_column='my group'"]
+    task = load_config(with_data(["data=mine.csv", *given, "+task.also_report={}"], adjust_training=False)).task
+    assert (task.text_columns, task.label_column, task.group_column) == (["text"], "my label", "my group")
+    with pytest.raises(RequestError, match=r"task\.label_column: the value"):
+        with_data(["data=mine.csv", "task.label_column='my label"], adjust_training=False)
 
 
 def test_run_takes_a_file_and_says_what_it_took(tmp_path, monkeypatch, capsys):

@@ -351,6 +351,11 @@ def _hub_split(
         return read_folder(user_path(data_root, "data_root"), subset, split, columns)
     if task.dataset is None:
         raise RequestError(f"task={task.name} names no data set: give task.dataset=OWNER/NAME, or data_root=DIR.")
+    if Path(task.dataset).exists():
+        raise RequestError(
+            f"task.dataset={task.dataset} would be read from the folder of this name here, not from the hub: give "
+            f"data_root={task.dataset}, or run the command in another folder."
+        )
     import datasets
 
     if not sys.stderr.isatty():
