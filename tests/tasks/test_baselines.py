@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from petl_bench.config import load_config
 from petl_bench.process import cache_dir
+from petl_bench.records.reading import with_hash
 from petl_bench.records.schema import BASELINES
 from petl_bench.run.run import run
 from petl_bench.tasks import baselines
@@ -134,6 +136,23 @@ def test_scores_are_kept_for_rows_and_made_anew_where_the_cache_is_broken(rows, 
     score_baselines(rows(content, content, "task.metrics=[accuracy,macro_f1]"))
     score_baselines(rows(content, {"text": ["one"], "label": ["y"]}))
     assert len(list((cache_dir() / "baselines").glob("*.json"))) == 3
+
+
+def test_scores_of_other_rows_are_not_believed(rows, caplog):
+    content = {"text": ["one", "two"] * 3, "label": ["x", "y"] * 3}
+    task = rows(content, content)
+    first = score_baselines(task)
+    (file,) = (cache_dir() / "baselines").glob("*.json")
+    score_baselines(rows(content, {"text": ["one"], "label": ["y"]}))
+    (other,) = set((cache_dir() / "baselines").glob("*.json")) - {file}
+    file.write_text(other.read_text())
+    assert score_baselines(task) == first
+    assert f"{file} are broken and made anew (they are those of another entry)" in caplog.text
+    # Those of older versions do not say whose they are.
+    caplog.clear()
+    file.write_text(json.dumps(with_hash({"scores": {"majority": {"accuracy": 0.25}}})))
+    assert score_baselines(task) == first
+    assert not caplog.text
 
 
 def test_ties_go_to_the_first_class(rows):

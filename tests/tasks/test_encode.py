@@ -75,6 +75,28 @@ def test_a_broken_entry_is_made_anew(tokenizer, tokenized, tmp_path, damage):
     assert len(tokenized) == 2
 
 
+def test_an_entry_of_other_rows_is_not_believed(tokenizer, tmp_path, caplog):
+    good = encode(PAIRS, tokenizer, max_length=16)
+    (file,) = (tmp_path / "tokens").glob("*.npz")
+    encode(PAIRS.take(np.array([1, 0])), tokenizer, max_length=16)
+    (other,) = set((tmp_path / "tokens").glob("*.npz")) - {file}
+    file.write_bytes(other.read_bytes())
+    assert np.array_equal(encode(PAIRS, tokenizer, max_length=16).ids, good.ids)
+    assert f"the cached tokens in {file} are broken and made anew" in caplog.text
+
+
+def test_an_entry_that_does_not_say_whose_it_is_counts_as_absent(tokenizer, tokenized, tmp_path, caplog):
+    encode(PAIRS, tokenizer, max_length=16)
+    (file,) = (tmp_path / "tokens").glob("*.npz")
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files if not name.startswith("sha256")}
+    np.savez(file, **arrays, sha256=np.zeros(32, np.uint8))
+    for _ in range(2):
+        encode(PAIRS, tokenizer, max_length=16)
+    assert len(tokenized) == 2
+    assert not caplog.text
+
+
 def test_a_flipped_byte_anywhere_gives_no_other_tokens(tokenizer, tmp_path, caplog):
     good = encode(PAIRS, tokenizer, max_length=16)
     (file,) = (tmp_path / "tokens").glob("*.npz")

@@ -16,7 +16,7 @@ import numpy as np
 
 from petl_bench.process import cache_dir
 from petl_bench.records.predictions import names_by_row
-from petl_bench.records.reading import check_hash, validate, with_hash
+from petl_bench.records.reading import HASH_FIELD, check_hash, validate, with_hash
 from petl_bench.records.store import read_json, write_json
 from petl_bench.tasks.load import Task
 from petl_bench.tasks.metrics import compute_metrics, entity_tags
@@ -79,17 +79,22 @@ def score_baselines(task: Task) -> Scores:
     }
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, with_hash({"scores": scores}))
+        write_json(file, with_hash({"entry": file.stem, "scores": scores}))
     except OSError as error:
         _log.warning("the scores of the baselines could not be cached in %s (%s)", file.parent, error)
     return scores
 
 
 def _read_cached(file: Path) -> Scores | None:
-    """The scores in a file of the cache; None where there is none, or a broken one."""
+    """The scores in a file of the cache; None where there is none, or one that is broken or of another entry."""
     try:
         content = read_json(file)
         check_hash(content)
+        # Entries of older versions do not say which they are.
+        if "entry" not in content or HASH_FIELD not in content:
+            return None
+        if content["entry"] != file.stem:
+            raise ValueError("they are those of another entry")
         return validate(Scores, content["scores"])
     except FileNotFoundError:
         return None

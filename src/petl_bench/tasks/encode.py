@@ -265,10 +265,10 @@ def _read(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays: dict[str, np.ndarray] = {name: archive[name] for name in archive.files}
-        # Entries of older versions have no digest.
+        # Entries of older versions have no such digest.
         if (digest := arrays.pop(_DIGEST, None)) is None:
             return None
-        if not np.array_equal(digest, _digest(arrays)):
+        if not np.array_equal(digest, _digest(file.stem, arrays)):
             raise ValueError("its checksum is wrong")
     except FileNotFoundError:
         return None
@@ -287,17 +287,17 @@ def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
             for abandoned in file.parent.glob("*.partial"):
                 abandoned.unlink(missing_ok=True)
             with atomic_write(file) as partial, partial.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays, **{_DIGEST: _digest(arrays)})
+                np.savez(stream, allow_pickle=False, **arrays, **{_DIGEST: _digest(file.stem, arrays)})
     except OSError as error:
         _log.warning("tokens could not be cached in %s (%s)", file.parent, error)
 
 
-_DIGEST = "sha256"
+_DIGEST = "sha256_with_key"
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Hash of names, types, shapes and values of all arrays; uint8, shape (32,)."""
-    digest = hashlib.sha256()
+def _digest(key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Hash of the entry's key, and of names, types, shapes and values of all arrays; uint8, shape (32,)."""
+    digest = hashlib.sha256(key.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
