@@ -150,6 +150,35 @@ def test_a_wrong_value_in_config_json_is_told(tmp_path, key, value):
         open_tiny("tiny_bert", f"backbone.path={folder}", "backbone.weights=pretrained").build_model(2)
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("num_hidden_layers=three", "does not describe a bert model: Field 'num_hidden_layers' expected int, got str"),
+        ("hidden_act=null", "does not describe a bert model: Field 'hidden_act' expected"),
+        ("hidden_act=gelx", "No model can be built as backbone.architecture describes it: 'gelx'"),
+        ("num_attention_heads=5", "multiple of the number of attention"),
+        ("num_attention_heads=0", "num_attention_heads=0 must be a whole number of at least 1"),
+        ("hidden_size=-1", "hidden_size=-1 must be a whole number of at least 1"),
+        ("vocab_size=0", "vocab_size=0 must be a whole number of at least 1"),
+        ("vocab_size=260", "vocab_size=260 is too small for a token for each byte: give at least 261"),
+        ("max_position_embeddings=0", "max_position_embeddings=0 must be a whole number of at least 1"),
+        ("pad_token_id=null", "pad_token_id=None must be one of the tokens, 0 to 319"),
+        ("pad_token_id=320", "pad_token_id=320 must be one of the tokens, 0 to 319"),
+    ],
+)
+def test_a_wrong_value_of_a_request_is_told_with_its_key(setting, words):
+    with pytest.raises(RequestError, match=rf"backbone\.architecture.*{re.escape(words)}|{words}") as raised:
+        backbone = open_tiny("tiny_bert", f"++backbone.architecture.{setting}")
+        backbone.load_tokenizer()
+        backbone.build_model(2)
+    assert "backbone.architecture" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_smallest_vocabulary_has_a_token_for_each_byte():
+    assert len(open_tiny("tiny_bert", "backbone.architecture.vocab_size=261").load_tokenizer()) == 261
+
+
 def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")

@@ -10,7 +10,7 @@ import pytest
 
 from petl_bench.errors import RequestError
 from petl_bench.records.predictions import Ood, OodScore, Tagging, TypeScores
-from petl_bench.records.reading import with_hash
+from petl_bench.records.reading import check_hash, with_hash
 from petl_bench.records.schema import Data, Flops, FrozenFeatures, HistoryEntry, Inference, Layers, MemoryAtPeak, Record
 from petl_bench.records.store import RunFolder, locate_records, read_record
 from petl_bench.records.study_file import read_study
@@ -282,6 +282,20 @@ def test_a_deeply_nested_part_is_one_sentence():
     nested = json.loads('{"a": ' * 500 + "1" + "}" * 500)
     with pytest.raises(ValueError, match=r"^not a record: it is nested too deeply$"):
         Record.from_dict(CONTENT | {"config": CONTENT["config"] | {"nested": nested}})
+
+
+def test_half_a_surrogate_pair_is_no_nesting():
+    config = CONTENT["config"] | {"data_root": "Stra\udcdfe"}
+    with pytest.raises(
+        ValueError, match=r"^not a record: it holds half of a surrogate pair, which UTF-8 cannot write$"
+    ):
+        Record.from_dict(CONTENT | {"config": config})
+
+
+@pytest.mark.parametrize("content", [5, [], None, "content_sha256"])
+def test_what_is_no_object_has_no_hash(content):
+    with pytest.raises(ValueError, match=r"^it is .*, not an object: make it anew$"):
+        check_hash(content)
 
 
 BROKEN = {

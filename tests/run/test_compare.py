@@ -133,6 +133,46 @@ def test_without_the_data_ids_are_shown_and_one_sentence_says_why(hundred, capsy
     assert compare_runs(*hundred).differences[0].row_id in out
 
 
+@pytest.mark.parametrize(
+    ("group", "key", "value", "words"),
+    [
+        ("task", "metrics", None, "config.task.metrics is null, not a list"),
+        ("task", "metrics", [[1]], r"config.task.metrics\[0\] is \[1\], not text"),
+        ("task", "metrics", 1e300, "config.task.metrics is 1e"),
+        ("task", "metrics", ..., "config.task.metrics is missing"),
+        ("task", "type", 3, "config.task.type is 3, not text"),
+        ("task", "text_columns", [], "config.task.text_columns names no column"),
+        ("method", "r", "four", "config.method.r is 'four', not a whole number"),
+    ],
+)
+def test_a_record_that_was_changed_is_told_in_a_sentence(hundred, group, key, value, words):
+    file = hundred[0] / "result.json"
+    content = json.loads(file.read_text())
+    content["config"][group][key] = value if value is not ... else None
+    if value is ...:
+        del content["config"][group][key]
+    del content["content_sha256"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(RequestError, match=f"record's config does not fit .*{words}"):
+        compare_runs(*hundred)
+
+
+@pytest.mark.parametrize("task_type", ["regression", "tagging", "multilabel", "nonsense", None])
+def test_a_record_of_another_type_of_task_is_told_in_a_sentence(hundred, task_type):
+    for folder in hundred:
+        file = folder / "result.json"
+        content = json.loads(file.read_text())
+        content["config"]["task"]["type"] = task_type
+        if task_type is None:
+            del content["config"]["task"]["type"]
+        del content["content_sha256"]
+        file.write_text(json.dumps(content))
+    try:
+        compare_runs(*hundred)
+    except RequestError as error:
+        assert "\n" not in str(error)
+
+
 def test_other_data_than_was_predicted_is_not_shown(hundred):
     write_rows(["changed"], [0])
     found = compare_runs(*hundred)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ class Backbone:
             if self.settings.attention is None:
                 raise self._unfit(error) from error
             raise RequestError(f"backbone.attention={self.settings.attention} does not work here: {error}") from error
-        except (AttributeError, KeyError, TypeError, ArithmeticError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ArithmeticError, IndexError, AssertionError) as error:
             raise self._unfit(error) from error
         if self.settings.pooling is not None:
             read_pooled(model)
@@ -147,9 +148,12 @@ class Backbone:
         model.name_or_path = model.config._name_or_path
         return model
 
-    def _unfit(self, error: Exception) -> RunError:
-        where = f"{self.source.folder / 'config.json'}" if self.source else f"backbone={self.settings.name}"
-        return RunError(f"No model can be built as {where} describes it: {first_line(error)}")
+    def _unfit(self, error: Exception) -> RequestError | RunError:
+        if self.source is None:
+            return RequestError(f"No model can be built as backbone.architecture describes it: {first_line(error)}")
+        return RunError(
+            f"No model can be built as {self.source.folder / 'config.json'} describes it: {first_line(error)}"
+        )
 
 
 def open_backbone(
@@ -204,7 +208,33 @@ def _config_without_weights(settings: BackboneConfig) -> Any:
             f"backbone={settings.name} gives no backbone.architecture or no backbone.model_type, which weights=random "
             "needs."
         )
-    return AutoConfig.for_model(anatomy_of(settings.model_type).model_type, **settings.architecture)
+    anatomy = anatomy_of(settings.model_type)
+    try:
+        config = AutoConfig.for_model(anatomy.model_type, **settings.architecture)
+    except Exception as error:  # of many kinds, as any value may be wrong
+        words = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(r"^Validation error for field '\w+': (\w+: )?", "", words).rstrip(".")
+        raise RequestError(
+            f"backbone.architecture does not describe a {anatomy.model_type} model: {reason}."
+        ) from error
+    _check_sizes(config, anatomy)
+    return config
+
+
+_SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _check_sizes(config: Any, anatomy: Anatomy) -> None:
+    """Raises RequestError if a size in `backbone.architecture` is no size, or no token can pad."""
+    for name in (*_SIZES, anatomy.feed_forward_size_key):
+        key, size = config.attribute_map.get(name, name), getattr(config, name)
+        if type(size) is not int or size < 1:
+            raise RequestError(f"backbone.architecture.{key}={size} must be a whole number of at least 1.")
+    pad = config.pad_token_id
+    if type(pad) is not int or not 0 <= pad < config.vocab_size:
+        raise RequestError(
+            f"backbone.architecture.pad_token_id={pad} must be one of the tokens, 0 to {config.vocab_size - 1}."
+        )
 
 
 def _truncate(config: Any, anatomy: Anatomy, num_layers: int) -> None:

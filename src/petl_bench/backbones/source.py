@@ -267,15 +267,24 @@ def byte_tokenizer(config: Any, max_length: int) -> PreTrainedTokenizerBase:
     Args:
         config: The transformers config whose `pad_token_id` and `vocab_size` it must respect.
         max_length: The largest number of tokens that the model accepts.
+
+    Raises:
+        RequestError: If the vocabulary is too small.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    names, alphabet = ("[CLS]", "[SEP]", "[UNK]", "[MASK]"), sorted(pre_tokenizers.ByteLevel.alphabet())
+    if config.vocab_size < (least := 1 + len(names) + len(alphabet)):
+        raise RequestError(
+            f"backbone.architecture.vocab_size={config.vocab_size} is too small for a token for each byte: give at "
+            f"least {least}."
+        )
     specials = {"[PAD]": int(config.pad_token_id)}
     free = (index for index in range(int(config.vocab_size)) if index not in specials.values())
-    for token in ("[CLS]", "[SEP]", "[UNK]", "[MASK]"):
+    for token in names:
         specials[token] = next(free)
-    vocabulary = specials | {char: next(free) for char in sorted(pre_tokenizers.ByteLevel.alphabet())}
+    vocabulary = specials | {char: next(free) for char in alphabet}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -209,8 +209,11 @@ def _message(error: ErrorDetails, path: str) -> str:
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     if error["type"] == "json_invalid":
-        # The content is known to be valid JSON, so this is pydantic's nesting limit.
-        return "it is nested too deeply"
+        # The content is known to be valid JSON, but pydantic has limits of its own.
+        cause = str(error.get("ctx", {}).get("error"))
+        if "surrogate" in cause:
+            return "it holds half of a surrogate pair, which UTF-8 cannot write"
+        return "it is nested too deeply" if "recursion" in cause else f"it is no valid JSON ({cause})"
     if error["type"] == "missing":
         return f"{path} is missing"
     if error["type"] == "unexpected_keyword_argument":
@@ -251,8 +254,10 @@ def with_hash(content: Mapping[str, Any]) -> dict[str, Any]:
     return as_read | {HASH_FIELD: content_hash(as_read)}
 
 
-def check_hash(content: Mapping[str, Any], way_out: str = "make it anew") -> None:
-    """Raises ValueError if the content has a hash and has changed since that hash was computed."""
+def check_hash(content: Any, way_out: str = "make it anew") -> None:
+    """Raises ValueError if the content is no object, or has a hash and has changed since that hash was computed."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {reprlib.repr(content)}, not an object: {way_out}")
     if HASH_FIELD in content and content[HASH_FIELD] != content_hash(content):
         raise ValueError(f"its content has changed since it was written ({HASH_FIELD} differs): {way_out}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from petl_bench.config import config_from_dict
+from petl_bench.config import RunConfig, config_from_dict
 from petl_bench.errors import RequestError, RunError
 from petl_bench.records.predictions import PREDICTIONS_FILE, Predictions
 from petl_bench.records.run_key import backbone_name, method_label
@@ -21,6 +21,7 @@ from petl_bench.reports.classification import Calibration, calibrations
 from petl_bench.reports.jackknife import pseudo_values
 from petl_bench.reports.run_comparison import AccuracyTest, Figure, RowDifference, RunComparison, RunSummary
 from petl_bench.reports.significance import mcnemar, over_rows
+from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.metrics import METRICS, compute_metrics
 
@@ -36,13 +37,13 @@ class _Run:
 
     folder: Path
     record: Record
+    config: RunConfig
     predictions: Predictions
 
     @property
-    def task(self) -> dict[str, Any]:
+    def task(self) -> TaskConfig:
         """The task's settings."""
-        settings: dict[str, Any] = self.record.config["task"]
-        return settings
+        return self.config.task
 
 
 def compare_runs(first: str | Path, second: str | Path, data_root: str | None = None) -> RunComparison:
@@ -62,7 +63,7 @@ def compare_runs(first: str | Path, second: str | Path, data_root: str | None = 
     runs = _open_run(first), _open_run(second)
     _check_same_task(*runs)
     a, b, positions = _shared_rows(*runs)
-    record, settings = runs[0].record, runs[0].task
+    record, config, settings = runs[0].record, runs[0].config, runs[0].task
     assert record.protocol
     comparison = RunComparison(
         task=record.protocol.task,
@@ -71,22 +72,22 @@ def compare_runs(first: str | Path, second: str | Path, data_root: str | None = 
         a=_summary(runs[0]),
         b=_summary(runs[1]),
         rows=len(a.labels),
-        metrics=_metrics([name for name in settings["metrics"] if name in METRICS], a, b),
+        metrics=_metrics([name for name in settings.metrics if name in METRICS], a, b),
         differences=_differences(a, b, positions, record.classes),
     )
-    if settings["type"] != "regression":
+    if settings.type != "regression":
         comparison.agreement_percent = 100 * float((a.predicted == b.predicted).mean())
-    if settings["type"] in ("tagging", "multilabel"):
+    if settings.type in ("tagging", "multilabel"):
         comparison.notes.append(
             "a label here is "
-            + ("the tags of a sentence" if settings["type"] == "tagging" else "all labels of a row")
+            + ("the tags of a sentence" if settings.type == "tagging" else "all labels of a row")
             + "; McNemar's test and calibration are of tasks with one label a row"
         )
-    if settings["type"] == "classification":
+    if settings.type == "classification":
         comparison.accuracy_test = _accuracy_test(a, b)
         _add_calibration(comparison, runs, (a, b))
     if comparison.differences:
-        _add_texts(comparison, record, data_root)
+        _add_texts(comparison, config, data_root)
     return comparison
 
 
@@ -106,7 +107,7 @@ def _open_run(path: str | Path) -> _Run:
             f"{path} has kept no predictions ({PREDICTIONS_FILE}): the run made again with force=true and "
             "measure.predictions=true keeps them."
         )
-    return _Run(folder, record, predictions)
+    return _Run(folder, record, config_from_dict(record.config), predictions)
 
 
 def _read_predictions(folder: Path, record: Record, split: str) -> Predictions | None:
@@ -118,7 +119,7 @@ def _read_predictions(folder: Path, record: Record, split: str) -> Predictions |
 
 def _check_same_task(a: _Run, b: _Run) -> None:
     for key in ("name", "type", "labels"):
-        of_a, of_b = (run.record.classes if key == "labels" else run.task[key] for run in (a, b))
+        of_a, of_b = (run.record.classes if key == "labels" else getattr(run.task, key) for run in (a, b))
         if of_a != of_b:
             raise RequestError(
                 f"{a.folder} and {b.folder} are runs of different tasks: task.{key} is {reprlib.repr(of_a)} in the "
@@ -163,7 +164,7 @@ def _summary(run: _Run) -> RunSummary:
         folder=str(run.folder),
         method=method_label(config["method"]),
         backbone=backbone_name(config["backbone"]),
-        seed=config["train"]["seed"],
+        seed=run.config.train.seed,
         rows=len(run.predictions.labels),
     )
 
@@ -247,10 +248,9 @@ def _differences(a: Predictions, b: Predictions, positions: Array, labels: list[
     ]
 
 
-def _add_texts(comparison: RunComparison, record: Record, data_root: str | None) -> None:
+def _add_texts(comparison: RunComparison, config: RunConfig, data_root: str | None) -> None:
     """Adds the texts of the rows, which are read again, or a note that says why they cannot be shown."""
     try:
-        config = config_from_dict(record.config)
         rows = load_task(config.task, data_root or config.data_root).report
     except (RequestError, RunError) as error:
         comparison.notes.append(f"the texts of the rows cannot be shown: {error}")
