@@ -294,8 +294,8 @@ def _choose(parsed: argparse.Namespace) -> int:
     of_task = [override for override in overrides if override.startswith(("task=", "method="))]
     executor = [] if parsed.executor is None else [f"executor={parsed.executor}"]
     request = parse_request([*executor, *(override for override in overrides if override not in of_task)])
-    if request.tasks is not None or request.seeds is not None:
-        raise RequestError("petl-bench choose takes one task, as task=NAME, and seeds of its own.")
+    if request.tasks is not None or request.seeds is not None or not request.tries_settings:
+        raise RequestError("petl-bench choose takes one task, as task=NAME, and has seeds and a search of its own.")
     request.overrides = of_task + request.overrides
     methods = parsed.methods.split(",") if parsed.methods else request.methods
     choice = choose(request, limits, methods, started)

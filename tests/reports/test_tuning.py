@@ -69,6 +69,31 @@ def test_a_band_without_an_upper_end_has_none():
     assert all(high is None for ends in highs for high in ends[2:])
 
 
+def test_trials_that_failed_count_as_worse_than_any_other():
+    folder = Path(__file__).parents[2] / "results" / "fair_small"
+    study, records = read_study(folder), [read_record(file) for file in find_record_files([folder])]
+    of_lora = [run.key for run in study.runs if (run.is_trial, run.method, run.task) == (True, "lora", "sst2_1000")]
+    failed = [
+        dataclasses.replace(record, status="diverged", scores=None) if record.run_key in of_lora[:7] else record
+        for record in records
+    ]
+
+    def points(some):
+        curves = tuning_curves([(study, some)])
+        return next(c for c in curves if (c.method, c.task) == ("lora", "sst2_1000")).to_dict()["points"]
+
+    # Seven of twelve fail: so does the median trial, and the best of many is one of the others.
+    assert len(points(failed)) == 12
+    assert points(failed)[0][1] == 0.0
+    assert points(failed)[-1][1] > 70
+    assert points(records)[0][1] > 70
+
+
+def test_curves_of_two_studies_are_not_compared():
+    lora, full = curve("lora", 0.3, 0.5), dataclasses.replace(curve("full", 0.4, 0.45), study="other")
+    assert tuning_sentences([lora, full]) == []
+
+
 def test_every_method_had_as_many_trials_and_updates_and_unknown_times_are_no_zero():
     folder = Path(__file__).parents[2] / "results" / "fair_small"
     study, records = read_study(folder), [read_record(file) for file in find_record_files([folder])]

@@ -6,11 +6,13 @@ import json
 import math
 import random
 import re
+import shutil
 import signal
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,12 +20,18 @@ import pytest
 from forked import Command
 from found_records import find_records
 from petl_bench.config import load_config
+from petl_bench.errors import RequestError
 from petl_bench.records.study_file import read_study, selection_score
+from petl_bench.reports.differences import Difference
+from petl_bench.reports.ranking import MethodComparison
 from petl_bench.studies import answer as answer_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import worker
+from petl_bench.studies.choice import Limits
 from petl_bench.studies.choice_rows import prepare_rows
+from petl_bench.studies.search import RATE
 from petl_bench.tasks.columns import data_settings
+from petl_bench.tasks.load import load_task
 from studies.tickets import METHODS, SMALL, WORDS, write_tickets
 
 
@@ -111,7 +119,13 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
     assert any(line.startswith("the search: ") for line in lines)
     assert out.index("trained: ") < out.index("mean ± sd over seeds")
     assert len(out[: out.index("trained: ")].splitlines()) <= 10
-    # Another request is another choice, and in what it differs is said.
+    # Another request is another choice, and in what it differs is said; the rows of this one stay as they are.
+    kept = {file: file.read_bytes() for file in folder.iterdir()}
+    write_tickets(tmp_path / "other" / "tickets.csv", seed=1)
+    code, _, err = choose("data=other/tickets.csv", *SMALL[1:], *METHODS)
+    assert code == 2
+    assert "holds a choice that differs in its settings" in err
+    assert {file: file.read_bytes() for file in folder.iterdir()} == kept
     code, _, err = choose(*SMALL, *METHODS, "task.max_length=64", "--trainable", "50%", "runs_dir=runs/choose-tickets")
     assert code == 2
     assert "its settings (now task.max_length=64); the limit trainable_percent (None, now 50.0)" in err
@@ -142,6 +156,58 @@ def test_interrupted_after_any_number_of_trainings_it_ends_with_the_same_answer(
     assert decided(out) == decided(undisturbed)
 
 
+def test_trainings_that_failed_for_a_while_are_made_again(choose, monkeypatch):
+    small = [*SMALL, "--methods", "head", "--json"]
+    real = worker.make
+
+    def failing(run, folder):
+        worker.write_failure(run, folder, "There is no network.")
+
+    monkeypatch.setattr(worker, "make", failing)
+    code, _, err = choose(*small)
+    assert (code, "No training could be made: There is no network." in err) == (1, True)
+    # Those that choose succeed, those on all rows fail: this is told, and it is not the time.
+    monkeypatch.setattr(worker, "make", lambda run, folder: (real if run.is_trial else failing)(run, folder))
+    code, out, _ = choose(*small[:-1])
+    assert code == 0
+    assert "training, as those on all rows failed (There is no network.)" in out
+    assert "time" not in out.replace("times", "")
+    monkeypatch.setattr(worker, "make", real)
+    code, out, _ = choose(*small)
+    assert (code, json.loads(out)["on_all_rows"]) == (0, True)
+
+
+def test_what_answers_too_slowly_at_last_is_not_recommended(choose, monkeypatch):
+    words = [*SMALL, *METHODS, "--latency", "10s", "--json"]
+    first = json.loads(choose(*words)[1])["method"]
+
+    def is_fast_enough(limits, *records):
+        return all(record.config["method"]["name"] != first for record in records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Limits, "is_fast_enough", is_fast_enough)
+        assert json.loads(choose(*words)[1])["method"] != first
+        patch.setattr(Limits, "is_fast_enough", lambda _, *records: all(one.protocol.seed == 1000 for one in records))
+        assert "more than --latency 10000ms" in choose(*words[:-1])[1]
+
+
+@pytest.mark.parametrize(("tried", "is_told"), [({RATE: 1e-3}, True), ({RATE: 1e-3, "method.r": 4}, False)])
+def test_a_tuned_lora_is_not_lora_at_its_default(tried, is_told):
+    """LoRA's default is not trained again where the best LoRA is it; a tuned one does not stand for it."""
+    comparison = MethodComparison(
+        "tickets", "tickets", ("tickets",), "lora", "head", True, Difference(-0.1, 3), 0.01, 1
+    )
+    defaults = SimpleNamespace(candidates=[("lora", {RATE: 1e-3})])
+    choice = SimpleNamespace(
+        state=SimpleNamespace(steps=[None, defaults]),
+        trained=[SimpleNamespace(method="lora", tried=tried, is_trial=False)],
+    )
+    best = SimpleNamespace(protocol=SimpleNamespace(higher_is_better=True))
+    result = SimpleNamespace(best=(None, best), comparisons={"lora": comparison}, cheaper={})
+    lines = list(answer_module._comparison_lines(choice, result))
+    assert ("against LoRA at its default: gains, +10.0 points" in lines) == is_told
+
+
 @pytest.mark.slow
 def test_killed_at_any_instant_it_ends_with_the_same_answer(tmp_path):
     write_tickets(tmp_path / "tickets.csv")
@@ -165,7 +231,10 @@ def test_killed_at_any_instant_it_ends_with_the_same_answer(tmp_path):
 class TestRows:
     def prepare(self, tmp_path, *words):
         overrides = [*data_settings(str(tmp_path / "tickets.csv"), {})[0], "backbone=tiny_bert", *words]
-        return prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
+        rows = prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
+        assert not (tmp_path / "runs").exists()
+        rows.write()
+        return rows
 
     def test_many_rows_are_cut_into_nested_parts_with_every_class(self, tmp_path):
         write_tickets(tmp_path / "tickets.csv", rows=4000)
@@ -205,11 +274,52 @@ class TestRows:
             )
         overrides = ["task=custom", f"task.train_file={tmp_path / 'tickets.csv'}", "task.label_column=queue"]
         overrides += ["task.group_column=author", "backbone=tiny_bert"]
-        prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
+        prepare_rows(load_config(overrides), overrides, tmp_path / "runs").write()
         parts = [lines_of(tmp_path / "runs" / "rows" / f"{name}.jsonl") for name in ("train", "selection", "report")]
         authors = [{line["author"] for line in part} for part in parts]
         assert sum(map(len, authors)) == len(set.union(*authors)) == 30
         assert sum(map(len, parts)) == 300
+
+    def test_settings_that_drew_the_rows_are_not_applied_to_their_parts_again(self, tmp_path):
+        write_tickets(tmp_path / "tickets.csv", rows=300)
+        given = ["task.num_train_examples=200", "task.rows_per_class=30"]
+        for drawn, count in ((given[:1], 201), (given[1:], 91)):
+            rows = self.prepare(tmp_path, *drawn)
+            assert sum(rows.counts.values()) == count
+            for overrides in (rows.overrides, rows.subsets[0].overrides):
+                last = load_config(["task=custom", "backbone=tiny_bert", *drawn, *self.columns(tmp_path), *overrides])
+                # The whole of each file is read.
+                assert len(load_task(last.task, None).train) == rows.counts["train"]
+            shutil.rmtree(tmp_path / "runs")
+
+    def columns(self, tmp_path):
+        return data_settings(str(tmp_path / "tickets.csv"), {})[0]
+
+    def test_a_class_whose_rows_must_stay_together_is_still_a_class(self, tmp_path):
+        with (tmp_path / "tickets.csv").open("w") as stream:
+            stream.write("text,queue,author\n")
+            stream.writelines(f"text {n},{'ab'[n % 2]},author {n % 30}\n" for n in range(300))
+            stream.writelines(f"a rare text {n},null,author 3\n" for n in range(5))
+        overrides = ["task=custom", f"task.train_file={tmp_path / 'tickets.csv'}", "task.label_column=queue"]
+        overrides += ["task.group_column=author", "backbone=tiny_bert"]
+        missed = 0
+        for seed in range(8):
+            settings = [*overrides, f"task.data_seed={seed}"]
+            rows = prepare_rows(load_config(settings), settings, tmp_path / f"runs{seed}")
+            rows.write()
+            cfg = load_config([*settings, *rows.overrides])
+            missed += cfg.task.labels is not None
+            assert load_task(cfg.task, None).labels == ["a", "b", "null"]
+        assert 0 < missed < 8
+
+    def test_rows_of_few_groups_are_too_few(self, tmp_path):
+        with (tmp_path / "tickets.csv").open("w") as stream:
+            stream.write("text,queue,author\n")
+            stream.writelines(f"text {n},{'ab'[n % 2]},author {n % 2}\n" for n in range(300))
+        overrides = ["task=custom", f"task.train_file={tmp_path / 'tickets.csv'}", "task.label_column=queue"]
+        overrides += ["task.group_column=author", "backbone=tiny_bert"]
+        with pytest.raises(RequestError, match="rows of one group stay together, and there are 2"):
+            prepare_rows(load_config(overrides), overrides, tmp_path / "runs")
 
     def test_five_hundred_classes_are_all_trained(self, tmp_path):
         classes = [f"class {number}" for number in range(500)]
@@ -264,24 +374,30 @@ def test_what_is_chosen_cannot_be_given(choose):
     assert choose(*SMALL, "--trainable", "-3")[0] == 2
 
 
-def test_the_interval_holds_a_training_on_other_rows():
-    """Simulated: three trainings score a row right by chance, with a spread of their own; one more on as many rows."""
-    from types import SimpleNamespace
+@pytest.mark.parametrize(
+    ("level", "num_rows", "seeds", "spread"),
+    [(0.75, 200, 3, 0.01), (0.97, 24, 3, 0.005), (0.97, 24, 1, 0.0), (0.98, 100, 1, 0.0), (0.97, 40, 1, 0.0)],
+)
+def test_the_interval_holds_a_training_on_other_rows(level, num_rows, seeds, spread):
+    """Simulated: trainings score a row right by chance, with a spread of their own; one more on as many rows.
 
+    With one seed, the interval is for the same training on other rows.
+    """
     draw, inside = np.random.default_rng(0), 0
     for _ in range(300):
         runs = []
-        levels = draw.normal(0.75, 0.01, size=4)
-        easy = draw.normal(0, 0.3, size=200)
-        for level in levels[:3]:
-            right = draw.random(200) < np.clip(level + easy, 0, 1)
-            predictions = SimpleNamespace(labels=np.ones(200, dtype=int), predicted=right.astype(int))
+        levels = draw.normal(level, spread, size=seeds + 1)
+        easy = draw.normal(0, 0.3 if level < 0.9 else 0.01, size=num_rows)
+        for of_seed in levels[:seeds]:
+            right = draw.random(num_rows) < np.clip(of_seed + easy, 0, 1)
+            predictions = SimpleNamespace(labels=np.ones(num_rows, dtype=int), predicted=right.astype(int))
             protocol = SimpleNamespace(metric="accuracy", higher_is_better=True)
             record = SimpleNamespace(
                 protocol=protocol, selected_scores={"accuracy": right.mean()}, predictions=predictions
             )
             runs.append((None, record))
         _, (low, high) = answer_module._score(runs, lambda record: record.predictions)
-        other = draw.random(200) < np.clip(levels[3] + draw.normal(0, 0.3, size=200), 0, 1)
+        others = levels[0] if seeds == 1 else levels[-1]
+        other = draw.random(num_rows) < np.clip(others + draw.permutation(easy), 0, 1)
         inside += low <= other.mean() <= high
     assert inside >= 285

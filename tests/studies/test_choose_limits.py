@@ -35,6 +35,13 @@ def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(cho
     most = estimates["head"].params.trainable
     assert set(Limits(trainable=most).left_out(candidates[:2], overrides)) == {"full"}
     assert Limits().left_out(candidates[:2], overrides) == {}
+    # Sizes that fit are drawn; of a method whose default does not, the nearest one is tried.
+    sizes = {r: plan._estimate(load_config([*overrides, "method=lora", f"method.r={r}"]), None) for r in (2, 4, 8)}
+    small = Limits(trainable=sizes[4].params.trainable)
+    assert small.fitting_space("lora", overrides)["method.r"] == [2, 4]
+    assert small.nearest_size("lora", overrides) == {"method.r": 4}
+    assert Limits(trainable=sizes[2].params.trainable - 1).nearest_size("lora", overrides) == {}
+    assert Limits().fitting_space("lora", overrides)["method.r"] == [2, 4, 8, 16, 32]
     code, _, err = choose(*SMALL, *METHODS, "--memory", "1KiB")
     assert code == 2
     assert "No method keeps to the limits (lora: " in err

@@ -12,6 +12,7 @@ METHODS = ["--methods", "lora,head"]
 
 def write_tickets(file, rows=120, classes=tuple(WORDS), seed=0):
     draw = random.Random(seed)
+    file.parent.mkdir(exist_ok=True)
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "text", "queue"])

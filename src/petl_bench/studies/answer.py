@@ -22,11 +22,14 @@ from petl_bench.reports.ranking import MethodComparison, compare_methods
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
-from petl_bench.studies.choice import REFERENCE, Choice
+from petl_bench.studies.choice import DEFAULTS_STEP, REFERENCE, Choice
 from petl_bench.studies.progress import setting_name
+from petl_bench.studies.search import RATE
 from petl_bench.tasks.baselines import at_least_as_good
 
 _log = logging.getLogger(__name__)
+
+_TOO_LITTLE_TIME = "as the time did not suffice for all of it"
 
 # A cost counts as lower only below this share of the other's.
 _CHEAPER = 0.9
@@ -72,10 +75,10 @@ def answer(choice: Choice) -> Answer:
     for run, record in reported:
         by_settings.setdefault((run.method, run.candidate), []).append((run, record))
     most = max(map(len, by_settings.values()))
-    best = max(
-        (runs for runs in by_settings.values() if len(runs) == most),
-        key=lambda runs: statistics.fmean(_selection(record) for _, record in runs),
-    )
+    longest_tried = [runs for runs in by_settings.values() if len(runs) == most]
+    # Latencies vary: a method that was fast enough when it was tried may not be so now.
+    fast = [runs for runs in longest_tried if choice.limits.is_fast_enough(*(record for _, record in runs))]
+    best = max(fast or longest_tried, key=lambda runs: statistics.fmean(_selection(record) for _, record in runs))
     name = best[0][0].method
 
     def read(record: Record) -> Any:
@@ -102,7 +105,10 @@ def _selection(record: Record) -> float:
 def _score(
     runs: list[tuple[PlannedRun, Record]], read: Callable[[Record], Any]
 ) -> tuple[float, tuple[float, float] | None]:
-    """Returns the mean score on the reported rows, and the 95 % interval for one more training and as many new rows."""
+    """Returns the mean score on the reported rows, and the 95 % interval for one more training and as many new rows.
+
+    With one seed, nothing is known about other trainings: the interval is for this one on as many new rows.
+    """
     records = [record for _, record in runs]
     protocol = records[0].protocol
     assert protocol
@@ -118,15 +124,21 @@ def _score(
         rows.append(values)
     table = np.stack(rows)
     num_seeds, num_rows = table.shape
+    by_row = table.mean(axis=0)
+    if protocol.metric == "accuracy":
+        # Two more rows that are right and two that are wrong (Agresti and Coull 1998): if nearly all rows are right,
+        # their own variance says too little about the next ones.
+        by_row = np.concatenate([by_row, [0.0, 0.0, 1.0, 1.0]])
     # The factor 2: the sampling errors of these rows and of the other rows are equally large.
-    of_rows = math.sqrt(2 * float(table.mean(axis=0).var(ddof=1)) / num_rows)
+    of_rows = math.sqrt(2 * float(by_row.var(ddof=1)) / len(by_row))
     if num_seeds == 1:
         estimate = Estimate(mean, of_rows, num_rows - 1)
     else:
         of_seeds = float(table.mean(axis=1).std(ddof=1)) * math.sqrt(1 + 1 / num_seeds)
         estimate = Estimate(mean, of_seeds, num_seeds - 1, of_rows)
     low, high = estimate.interval()
-    return mean, (max(low, 0.0), min(high, 1.0) if protocol.higher_is_better else high)
+    lowest = -1.0 if protocol.metric in ("matthews_correlation", "pearson", "spearman") else 0.0
+    return mean, (max(low, lowest), min(high, 1.0) if protocol.higher_is_better else high)
 
 
 def _savings(record: Record, other: Record) -> list[str]:
@@ -170,7 +182,7 @@ def print_choice(choice: Choice, seconds: float, write: Callable[[str], None], *
     else:
         for line in (
             *_score_lines(choice, result),
-            *_comparison_lines(result),
+            *_comparison_lines(choice, result),
             *_search_lines(choice, result, seconds),
         ):
             write(line)
@@ -226,16 +238,22 @@ def _score_lines(choice: Choice, result: Answer) -> Iterator[str]:
     yield f"recommended: {result.recommended} ({settings})\n  {shlex.join(choice.command(run))}"
     shown = f"score: {metric} {score_text(result.score, in_percent=percent)}{unit}"
     if result.on_all_rows:
-        seeds = "one seed" if len(result.runs) == 1 else f"mean of {len(result.runs)} seeds"
+        is_single = len(result.runs) == 1
+        seeds = "one seed" if is_single else f"mean of {len(result.runs)} seeds"
         interval = ""
         if result.interval is not None:
             low, high = (score_text(end, in_percent=percent) for end in result.interval)
-            interval = f"; one training on as many other rows: {low} to {high} (95 %)"
+            which = "this training" if is_single else "one training"
+            interval = f"; {which} on as many other rows: {low} to {high} (95 %)"
         yield f"{shown} on {record.protocol.num_eval_examples:,} rows that chose nothing, {seeds}{interval}"
     else:
         yield f"{shown} on the rows that chose it, so probably too high"
+    limit = choice.limits.latency_ms
+    if limit is not None and not choice.limits.is_fast_enough(record) and record.inference is not None:
+        yield f"  at last it took {record.inference.latency_ms_median:.3g} ms a row, more than --latency {limit:g}ms"
     if run.share < 1:
-        yield f"  after {100 * run.share:.0f} % of this command's training, as the time did not suffice for all of it"
+        why = f"as those on all rows failed ({failed})" if (failed := choice.failed_on_all_rows) else _TOO_LITTLE_TIME
+        yield f"  after {100 * run.share:.0f} % of this command's training, {why}"
     if record.baselines:
         scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
         yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())
@@ -244,8 +262,12 @@ def _score_lines(choice: Choice, result: Answer) -> Iterator[str]:
             yield f"  no better than {' and '.join(alike)}: {hint} may do"
 
 
-def _comparison_lines(result: Answer) -> Iterator[str]:
+def _comparison_lines(choice: Choice, result: Answer) -> Iterator[str]:
     """What else is as good and cheaper, and what the choice gains over LoRA at its default."""
+    default = dict(choice.state.steps[DEFAULTS_STEP].candidates).get("lora", {}).get(RATE)
+    lora_is_default = any(
+        run.tried == {RATE: default} for run in choice.trained if run.method == "lora" and not run.is_trial
+    )
     protocol = result.best[1].protocol
     assert protocol
     percent = protocol.higher_is_better
@@ -254,7 +276,7 @@ def _comparison_lines(result: Answer) -> Iterator[str]:
         yield f"no significant difference, and cheaper: {name} ({points}; {', '.join(savings)})"
     if result.comparisons and not result.cheaper:
         yield "no other method that was trained on all rows is cheaper without a significant difference on these rows"
-    reference = result.comparisons.get(REFERENCE) or result.comparisons.get("lora")
+    reference = result.comparisons.get(REFERENCE) or result.comparisons.get("lora" if lora_is_default else "")
     if reference is not None:
         gain = replace(reference, difference=reference.difference.turned() if reference.difference else None)
         verdict = {"worse": "gains", "better": "loses"}.get(reference.verdict, "no gain shown")
@@ -273,6 +295,8 @@ def _search_lines(choice: Choice, result: Answer, seconds: float) -> Iterator[st
         yield f"not trained, as the time did not suffice: {', '.join(not_trained)}"
     if result.on_all_rows:
         yield f"trained: {choice.folder.path / result.best[0].folder}\n"
+    elif choice.failed_on_all_rows:
+        yield "no weights were kept: the trainings that would have kept them failed\n"
     else:
         yield "no weights were kept: the command trains them; so does this one, given again with more --time\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -17,7 +18,7 @@ from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 from petl_bench.studies.choice_rows import ChoiceRows
 from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.search import RATE
+from petl_bench.studies.search import RATE, default_space
 
 # The tables' name for LoRA as it would be run without a choice.
 REFERENCE = "lora at its default"
@@ -86,11 +87,38 @@ class Limits:
                 configs[name] = resolved(load_config(candidate_settings(candidate, overrides)))
             except RequestError as error:
                 reasons[name] = str(error)
-        if configs and (self.memory_bytes or self.trainable or self.trainable_percent):
+        if configs and self._concern_sizes:
             rows = estimate_all([(cfg, None) for cfg in configs.values()])
             exceeded = {name: self.exceeded_by(row) for name, row in zip(configs, rows, strict=True)}
             reasons |= {name: reason for name, reason in exceeded.items() if reason is not None}
         return reasons
+
+    def is_fast_enough(self, *records: Record) -> bool:
+        """Whether the median latencies of these runs meet the limit."""
+        speeds = [record.inference.latency_ms_median if record.inference else math.inf for record in records]
+        return self.latency_ms is None or max(speeds) <= self.latency_ms
+
+    @property
+    def _concern_sizes(self) -> bool:
+        return any(limit is not None for limit in (self.memory_bytes, self.trainable, self.trainable_percent))
+
+    def fitting_space(self, method: str, overrides: list[str]) -> dict[str, Any]:
+        """Returns a method's ranges, without the sizes that exceed the limits on their own."""
+        space = default_space(load_config([*overrides, f"method={method}"]))
+        if self._concern_sizes:
+            for key in space.keys() - {RATE}:
+                too_large = self.left_out([(method, {key: value}) for value in space[key]], overrides)
+                space[key] = [value for value in space[key] if size_name((method, {key: value})) not in too_large]
+        # A size of which only the default keeps to the limits is not drawn.
+        return {key: values for key, values in space.items() if values}
+
+    def nearest_size(self, method: str, overrides: list[str]) -> dict[str, Any]:
+        """Returns the size nearest to a method's default that keeps to the limits; an empty dict if there is none."""
+        default = load_config([*overrides, f"method={method}"]).to_dict()["method"]
+        for key, values in self.fitting_space(method, overrides).items():
+            if key != RATE:
+                return {key: min(values, key=lambda value: abs(math.log(value / default[key.partition(".")[2]])))}
+        return {}
 
 
 def candidate_settings(candidate: Candidate, overrides: list[str]) -> list[str]:
@@ -146,7 +174,8 @@ class ChoiceState:
     Attributes:
         request: The request; a different request is a different choice.
         left_out: Why methods are not among the candidates.
-        decided: Whether `left_out` is known.
+        sizes: The sizes of methods whose default exceeds the limits.
+        decided: Whether `left_out` and `sizes` are known.
         pooling: The setting with which heads read the mean of the tokens, if that was better.
         first: Index of the subset on which the methods are trained at their defaults; None: not decided yet.
         settings: How many settings of each method are tried; None: not decided yet.
@@ -157,6 +186,7 @@ class ChoiceState:
 
     request: list[Any]
     left_out: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     decided: bool = False
     pooling: dict[str, str] = field(default_factory=dict)
     first: int | None = None
@@ -234,8 +264,7 @@ class Choice:
 
     def record(self, run: PlannedRun) -> Record | None:
         """Returns a run's record if it finished, else None."""
-        record = self.folder.record(run)
-        return record if record is not None and record.status == "finished" else None
+        return record if (record := self.folder.record(run)) and record.status == "finished" else None
 
     def command(self, run: PlannedRun) -> list[str]:
         """Returns the arguments of the command that trains a run's settings on all rows for the full length."""
@@ -254,6 +283,13 @@ class Choice:
         finished = {run.method for run in self.trained}
         records = {run.method: self.folder.record(run) for run in self.study.runs if run.method not in finished}
         return {name: record.error for name, record in records.items() if record is not None and record.error}
+
+    @property
+    def failed_on_all_rows(self) -> str | None:
+        """The error of a training on all rows, if all of them failed; None if one finished or none was made."""
+        records = [record for run in self.study.runs if not run.is_trial and (record := self.folder.record(run))]
+        errors = [record.error for record in records if record.status != "finished"]
+        return errors[0] if errors and len(errors) == len(records) else None
 
     @property
     def not_trained(self) -> list[str]:
@@ -312,7 +348,7 @@ class Durations:
 
     def _longest(self, method: str) -> tuple[float, Record] | None:
         """Returns the longest training of a method, with its share of a whole one; None if there is none."""
-        trainings = [(float(run.share), record) for run, record in self._finished if run.method == method]
+        trainings = ((float(run.share), record) for run, record in self._finished if run.method == method)
         return max(trainings, key=lambda training: training[0], default=None)
 
     def _alike(self) -> list[str]:
@@ -322,9 +358,8 @@ class Durations:
 
 def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float | None:
     """Returns the seconds of a run that are neither training nor scoring nor the features of frozen layers."""
-    log = folder.run_folder(run).log
     try:
-        first = log.read_text(encoding="utf-8")[:23]
+        first = folder.run_folder(run).log.read_text(encoding="utf-8")[:23]
         begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
         ended = (folder.path / run.folder / RECORD_FILE).stat().st_mtime
     except (OSError, ValueError):
@@ -344,3 +379,22 @@ def _training_seconds(record: Record, ratio: float) -> float:
         return record.time.train_seconds * ratio
     each = (record.time.train_seconds - record.time.warm_up_seconds) / (updates - first)
     return record.time.warm_up_seconds + each * max(0.0, ratio * updates - first)
+
+
+def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float) -> str:
+    """Says why no training gave a method to choose.
+
+    Args:
+        records: The records of the first trainings; None for those that were not begun.
+        limits: The limits of the choice.
+        seconds: How long it has taken.
+    """
+    ended = [record for record in records if record is not None and record.status != "interrupted"]
+    if ended and all(record.status != "finished" for record in ended):
+        return f"No training could be made: {ended[0].error}"
+    if ended:
+        return f"No method answers a row within --latency {limits.latency_ms:g}ms on this machine."
+    return (
+        f"No training could finish within --time {limits.seconds:g}s, as {seconds:.0f} s have been used already: give "
+        "several minutes; the same command with more time goes on."
+    )

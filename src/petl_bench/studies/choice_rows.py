@@ -14,7 +14,7 @@ import numpy as np
 from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import atomic_write
-from petl_bench.settings import as_setting
+from petl_bench.settings import as_setting, quoted
 from petl_bench.studies.search import SearchConfig, steps_of
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import load_task
@@ -26,6 +26,8 @@ _EVERY, _FEWEST_ROWS = 5, 60
 # The first steps see a ninth and a third of the rows; if these are too few, they train for fewer epochs instead.
 _SUBSETS = (1 / 9, 1 / 3)
 _FEWEST_IN_SUBSET = 200
+# The files of a choice hold rows that were drawn, and texts that were made, by these settings.
+_DRAWN_ALREADY = [f"task.{name}=null" for name in ("num_train_examples", "rows_per_class", "class_share", "transform")]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ChoiceRows:
         shorter: Shorter trainings on all rows, the shortest first, for when time does not suffice for a whole one.
         counts: Number of rows by split.
         fingerprint: Fingerprint of all rows.
+        files: The content of the files that the settings name, by path; `write` writes them.
     """
 
     overrides: list[str]
@@ -62,23 +65,43 @@ class ChoiceRows:
     shorter: list[Subset]
     counts: dict[str, int]
     fingerprint: str
+    files: dict[Path, str]
 
     @property
     def lengths(self) -> list[float]:
         """The possible lengths of the last trainings, as shares of a whole training on all rows, the whole first."""
         return [1.0, *(subset.share for subset in reversed(self.shorter))]
 
+    def settings(self, subset: int | None, share: float) -> tuple[list[str], float]:
+        """Returns the settings of a step's runs, and the length of its trainings as a share of a whole one.
+
+        Args:
+            subset: Index of the subset that they see; None: all rows.
+            share: With all rows, the length of a training: one of `lengths`.
+        """
+        if subset is not None:
+            return self.subsets[subset].overrides, self.subsets[subset].share
+        return next((shorter.overrides for shorter in self.shorter if shorter.share == share), []), share
+
+    def write(self) -> None:
+        """Writes the files; one that already has this content is left unchanged."""
+        for file, text in self.files.items():
+            if not file.is_file() or file.read_text(encoding="utf-8") != text:
+                with atomic_write(file) as partial:
+                    partial.write_text(text, encoding="utf-8")
+
 
 def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRows:
     """Separates the selection rows from the reported rows, and makes subsets of the training rows.
 
     A single file of a user is split into three parts, by class. For tasks that have separate rows for the report, some
-    training rows are held out, unless they already are. The runs of the first steps do not even read the reported rows.
+    training rows are held out, unless they already are. Of a task that classifies rows or gives them a number, the runs
+    of the first steps do not even read the reported rows. Nothing is written yet.
 
     Args:
         cfg: The config of a run.
         overrides: Its overrides, which take precedence.
-        folder: The study's folder; rows of the first steps, and the parts of a user's file, are written below it.
+        folder: The study's folder; rows of the first steps, and the parts of a user's file, belong below it.
 
     Returns:
         The settings that keep the rows apart, the subsets, and the number of rows of each split.
@@ -87,15 +110,19 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
         RequestError: If there are too few rows, or the task's rows cannot be split here.
     """
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    task, added = cfg.task, list[str]()
+    task, added, contents = cfg.task, list[str](), dict[Path, str]()
     if task.source == "files" and task.validation_file is None:
         loaded = load_task(_all_rows(task), cfg.data_root)
         rows = _joined(loaded.train, loaded.report)
         parts = {name: rows.take(indices) for name, indices in _split(rows, loaded.labels, task).items()}
         files = {name: folder / "rows" / f"{name}.jsonl" for name in parts}
         keys = {"train": "train_file", "selection": "validation_file", "report": "test_file"}
-        added = [as_setting(f"task.{key}", files[name]) for name, key in keys.items()] + ["task.protocol=test"]
-        _write(parts["report"], loaded.labels, task, files["report"])
+        added = [as_setting(f"task.{key}", files[name]) for name, key in keys.items()]
+        added += ["task.protocol=test", *_DRAWN_ALREADY]
+        contents = {files[name]: _as_text(part, loaded.labels, task) for name, part in parts.items()}
+        if loaded.labels is not None and len(np.unique(_classes(parts["train"], loaded.labels))) < len(loaded.labels):
+            # A class whose rows must stay together, and all went elsewhere, is still a class of the reported rows.
+            added.append(f"task.labels=[{','.join(map(quoted, loaded.labels))}]")
     else:
         if task.protocol == "standard":
             added = ["task.protocol=held_out"]
@@ -105,29 +132,35 @@ def prepare_rows(cfg: RunConfig, overrides: list[str], folder: Path) -> ChoiceRo
     added += training_for_few_rows(len(parts["train"]), cfg.train, given)
     whole = load_config([*overrides, *added, "method=lora"])
     is_plain = task.type in ("classification", "regression") and not task.also_report and task.ood is None
-    subsets = _subsets_of_files(whole, parts, loaded.labels, folder / "rows") if is_plain else _shortened(whole, [])
+    if is_plain:
+        subsets, of_steps = _subsets_of_files(whole, parts, loaded.labels, folder / "rows")
+        contents |= of_steps
+    else:
+        subsets = _shortened(whole, [])
     digest = hashlib.sha256("".join(part.fingerprint() for part in parts.values()).encode()).hexdigest()
     shorter = [subset for subset in _shortened(whole, []) if subset.share < 1]
-    return ChoiceRows(added, subsets, shorter, {name: len(part) for name, part in parts.items()}, digest)
+    counts = {name: len(part) for name, part in parts.items()}
+    return ChoiceRows(added, subsets, shorter, counts, digest, contents)
 
 
-def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path) -> list[Subset]:
-    """Writes the training and selection rows of the first steps: fewer rows if there are many, else fewer epochs."""
+def _subsets_of_files(
+    cfg: RunConfig, parts: dict[str, Rows], labels: list[str] | None, folder: Path
+) -> tuple[list[Subset], dict[Path, str]]:
+    """Returns the first steps on few rows if there are many, else for fewer epochs, and the content of their files."""
     task, train = cfg.task, parts["train"]
     by_file = {"selection": parts["selection"], "train": train}
     by_rows = round(_SUBSETS[0] * len(train)) >= _FEWEST_IN_SUBSET and cfg.train.max_steps is None
     if by_rows:
         order = np.random.default_rng(task.data_seed).permutation(len(train))
         by_file |= {_file_name(share): train.take(_of_each(train, labels, order, share)) for share in _SUBSETS}
-    for name, rows in by_file.items():
-        _write(rows, labels, task, folder / f"{name}.jsonl")
+    contents = {folder / f"{name}.jsonl": _as_text(rows, labels, task) for name, rows in by_file.items()}
     settings = [
         *("task.source=files", as_setting("task.validation_file", folder / "selection.jsonl"), "task.test_file=null"),
-        *("task.protocol=standard", "task.num_train_examples=null", "task.rows_per_class=null"),
+        *("task.protocol=standard", *_DRAWN_ALREADY),
     ]
     if not by_rows:
-        return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")])
-    return [
+        return _shortened(cfg, [*settings, as_setting("task.train_file", folder / "train.jsonl")]), contents
+    subsets = [
         Subset(
             len(by_file[name]) / len(train),
             True,
@@ -136,6 +169,7 @@ def _subsets_of_files(cfg: RunConfig, parts: dict[str, Rows], labels: list[str] 
         )
         for name in map(_file_name, _SUBSETS)
     ]
+    return subsets, contents
 
 
 def _file_name(share: float) -> str:
@@ -217,15 +251,16 @@ def _split(rows: Rows, labels: list[str] | None, task: TaskConfig) -> dict[str, 
             parts[first.setdefault(together[row], part)].append(int(row))
     for part in ("selection", "report"):
         if len(parts[part]) < _FEWEST_ROWS // 10:
-            raise RequestError(
-                f"{len(rows)} rows of {len(labels or ())} classes are too few to choose by: most classes need three "
-                "rows or more."
-            )
+            needed = "most classes need three rows or more"
+            if len(first) < len(rows) // 2:
+                what = "text" if rows.groups is None else "group"
+                needed = f"rows of one {what} stay together, and there are {len(first)}"
+            raise RequestError(f"{len(rows)} rows of {len(labels or ())} classes are too few to choose by: {needed}.")
     return {name: np.sort(np.array(indices)) for name, indices in parts.items()}
 
 
-def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -> None:
-    """Writes rows as JSON lines; a file that already contains them is left unchanged."""
+def _as_text(rows: Rows, labels: list[str] | None, task: TaskConfig) -> str:
+    """Returns rows as JSON lines."""
     assert rows.labels is not None
     lines = []
     for number, texts in enumerate(zip(*rows.texts, strict=True)):
@@ -234,7 +269,4 @@ def _write(rows: Rows, labels: list[str] | None, task: TaskConfig, file: Path) -
         if task.group_column is not None and rows.groups is not None:
             row[task.group_column] = rows.groups[number]
         lines.append(json.dumps(row, ensure_ascii=False))
-    text = "\n".join(lines) + "\n"
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
-        with atomic_write(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+    return "\n".join(lines) + "\n"

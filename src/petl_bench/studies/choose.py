@@ -40,14 +40,15 @@ from petl_bench.studies.choice import (
     candidate_settings,
     read_state,
     size_name,
+    why_nothing,
     with_poolings,
 )
 from petl_bench.studies.choice_rows import ChoiceRows, prepare_rows
 from petl_bench.studies.definition import StudyRequest
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import StudyCell, compose, last_of_each_key, planned_runs
-from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.search import RATE, REDUCTION, SearchConfig, default_space, draw
+from petl_bench.studies.folder import FINISHED, StudyFolder
+from petl_bench.studies.search import RATE, REDUCTION, SearchConfig, draw
 from petl_bench.studies.worker import work
 
 # It is a layer plan, which any method can use.
@@ -65,7 +66,9 @@ _WITHOUT_TIME = (4, 3, 3)
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
 # The methods' first trainings may take this share of the time left, or all that the last trainings do not need.
 _FIRST_SHARE = 0.4
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.5
+# What a training that only chooses need not measure.
+_UNMEASURED = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +106,7 @@ def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None,
     choice_request = [sorted(overrides), sorted(names), asdict(replace(limits, seconds=None)), rows.fingerprint]
     state = read_state(folder, choice_request)
     state.allow(limits.seconds)
+    rows.write()
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in rows.counts.items()))
     halving = _Halving(request, limits, rows, state, folder, [*overrides, *rows.overrides], cfg.task.name, started)
     halving.run(names)
@@ -123,8 +127,8 @@ class _Halving:
         task: str,
         started: float,
     ) -> None:
-        self._request, self._limits, self._rows, self._state, self._folder = request, limits, rows, state, folder
-        self._overrides, self._task = overrides, task
+        self._request, self._limits, self._rows, self._state = request, limits, rows, state
+        self._folder, self._overrides, self._task = folder, overrides, task
         # The time of earlier commands counts as well.
         self._begun = started - state.seconds
         self._planned: dict[int, list[PlannedRun]] = {}
@@ -132,6 +136,7 @@ class _Halving:
     def run(self, methods: list[str]) -> None:
         """Makes all steps; earlier decisions are kept."""
         candidates, state = self._fitting(methods), self._state
+        self._retry()
         # The first trainings show how long the others take, and what the head should read.
         self._step(HEAD_STEP, lambda: Step(0, with_poolings(candidates[0], self._overrides), [TRIAL_SEED]))
         if state.first is None:
@@ -143,7 +148,8 @@ class _Halving:
         # The steps whose scores decide the next one.
         deciding = [DEFAULTS_STEP] if self._ranked([DEFAULTS_STEP]) else [HEAD_STEP]
         if not self._ranked(deciding):
-            raise RunError(self._why_nothing())
+            records = map(self._folder.record, self.study().runs)
+            raise RunError(why_nothing(list(records), self._limits, self._elapsed()))
         if state.settings is None:
             state.settings, state.finalists = self._affordable()
         self._step(SETTINGS_STEP, lambda: Step(first, self._draws(), [TRIAL_SEED]))
@@ -167,13 +173,18 @@ class _Halving:
         names = dict.fromkeys(run.method for run in finals or runs.values())
         seeds = sorted({run.seed for run in finals}) or [TRIAL_SEED]
         plan = SearchPlan(max(self._state.settings or 1, 1), "qmc", "halving", TRIAL_SEED)
-        name, description = f"choose-{self._task}", "The runs of petl-bench choose"
-        return StudyFile(name, description, list(names), [self._task], seeds, list(runs.values()), search=plan)
+        about = (f"choose-{self._task}", "The runs of petl-bench choose")
+        return StudyFile(*about, list(names), [self._task], seeds, list(runs.values()), search=plan)
 
-    # What each step trains.
+    def _retry(self) -> None:
+        """Lets failed trainings be made again, unless an earlier command has trained a method on all rows."""
+        runs = self.study().runs
+        if not any(self._folder.status(run) == FINISHED for run in runs if not run.is_trial):
+            for run in runs:
+                self._folder.set_aside(run)
 
     def _fitting(self, methods: list[str]) -> list[Candidate]:
-        """Returns every method at its default, except those that exceed the limits or cannot be run."""
+        """Returns every method at its default, or at its nearest size that keeps to the limits, if it has one."""
         defaults: list[Candidate] = []
         for name in methods:
             try:
@@ -181,16 +192,19 @@ class _Halving:
             except RequestError as error:
                 self._state.left_out[name] = str(error)
         if not self._state.decided:
-            self._state.left_out |= self._limits.left_out(defaults, self._overrides)
+            too_large = self._limits.left_out(defaults, self._overrides)
+            sizes = {name: self._limits.nearest_size(name, self._overrides) for name in too_large}
+            self._state.sizes = {name: size for name, size in sizes.items() if size}
+            self._state.left_out |= {name: why for name, why in too_large.items() if not sizes[name]}
             self._state.decided = True
             for name, why in self._state.left_out.items():
                 _log.info("left out, %s: %s", name, why)
-        fitting = [candidate for candidate in defaults if candidate[0] not in self._state.left_out]
+        left_out, sizes = self._state.left_out, self._state.sizes
+        fitting = [(name, tried | sizes.get(name, {})) for name, tried in defaults if name not in left_out]
         if not fitting:
             reasons = "; ".join(f"{name}: {why}" for name, why in self._state.left_out.items())
             raise RequestError(f"No method keeps to the limits ({reasons}): raise them, or lower train.batch_size.")
-        order = {name: position for position, name in enumerate(_FIRST)}
-        return sorted(fitting, key=lambda candidate: order.get(candidate[0], len(order)))
+        return sorted(fitting, key=lambda candidate: [*_FIRST, candidate[0]].index(candidate[0]))
 
     def _first_subset(self, candidates: list[Candidate]) -> int:
         """Returns the longest trainings that time allows for all defaults; few updates say little about a method."""
@@ -207,11 +221,13 @@ class _Halving:
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
         for (method, _), _ in self._ranked([DEFAULTS_STEP]) if count else []:
-            space = default_space(load_config([*self._overrides, f"method={method}"]))
+            space = self._limits.fitting_space(method, self._overrides)
             search = SearchConfig(count, sampler="qmc", seed=TRIAL_SEED)
             drawn.append([(method, tried | self._state.pooling) for tried in draw(search, space, method, "choose")])
         in_turn = [candidate for group in zip(*drawn, strict=True) for candidate in group]
-        too_large = self._limits.left_out(in_turn, self._overrides)
+        # Two sizes that keep to the limits, each for itself, need not do so together.
+        with_two = [candidate for candidate in in_turn if len(candidate[1].keys() - {RATE, POOLING}) > 1]
+        too_large = self._limits.left_out(with_two, self._overrides)
         return [candidate for candidate in in_turn if size_name(candidate) not in too_large]
 
     def _in_time(self, subset: int, candidates: list[Candidate]) -> Step:
@@ -270,13 +286,11 @@ class _Halving:
                 return settings, finalists
         return 1, 1
 
-    # Runs, and what is known about them.
-
     def _step(self, number: int, decide: Callable[[], Step]) -> None:
         """Decides a step, unless that was done before, and makes its runs as far as time allows."""
         if number == len(self._state.steps):
             self._state.steps.append(replace(decide(), begun=self._elapsed()))
-        self._keep()
+            self._keep()
         step, runs = self._state.steps[number], self._runs(number)
         left = [run for run in runs if not self._folder.ended(run)]
         self.study().write(self._folder.path)
@@ -285,39 +299,44 @@ class _Halving:
         rows = "all rows" if step.subset is None else self._rows.subsets[step.subset].description
         _log.info("step %d: %d trainings, %s", number + 1, len(left), rows)
         plan = self._folder.write_plan(replace(self.study(), runs=runs, search=None))
-        if self._request.has_executor:
-            self._make_by_workers(number, plan, left)
-        else:
-            self._make_here(number, plan, left)
-        self._keep()
+        make = self._make_by_workers if self._request.has_executor else self._make_here
+        try:
+            make(number, plan, left)
+        finally:
+            self._keep()
 
     def _make_here(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
         """Makes runs in this process, except those that would not end in time."""
         for run in runs:
-            needed = self._durations().predict([(run.method, run.tried)], run.share, reports=not run.is_trial)
             now = self._elapsed()
-            if now + needed > self._step_end(number) or now >= self._end():
+            if now >= self._step_end(number) - self._seconds(run):
                 _log.info("not trained, as the time does not suffice: %s, seed %d", run.method, run.seed)
                 continue
-            with ends_after(None if self._end() == math.inf else self._end() - now):
+            with ends_after(None if self._end() == math.inf else self._step_end(number) - now):
                 work(self._folder.path, plan, [run.key])
+            self._keep()
+
+    def _seconds(self, run: PlannedRun) -> float:
+        return self._durations().predict([(run.method, run.tried)], run.share, reports=not run.is_trial)
 
     def _make_by_workers(self, number: int, plan: str, runs: list[PlannedRun]) -> None:
         """Makes runs by the executor's workers, which are stopped at the end of the step's time."""
         end = self._step_end(number)
-        if self._elapsed() >= end:
+        runs = [run for run in runs if self._elapsed() < end - self._seconds(run)]
+        if not runs:
             return
         workers = start_workers(self._request.executor, self._folder, plan, runs)
         try:
             while workers.alive() and self._elapsed() <= end:
                 time.sleep(_LOOK_SECONDS)
+                self._keep()
         finally:
             if workers.alive():
                 workers.stop(signal.SIGINT)
 
     def _step_end(self, number: int) -> float:
-        """Returns when a step must end: the first two leave time for two trainings on all rows, as long as possible."""
-        if number > DEFAULTS_STEP or self._end() == math.inf:
+        """Returns when a step must end: those that choose leave time for two trainings on all rows, of some length."""
+        if self._state.steps[number].subset is None or self._end() == math.inf:
             return self._end()
         head_step, predict = self._state.steps[HEAD_STEP], self._durations().predict
         most = (1 - _FIRST_SHARE) * (self._end() - head_step.begun)
@@ -329,17 +348,11 @@ class _Halving:
         if number in self._planned:
             return self._planned[number]
         step = self._state.steps[number]
-        added, share = list[str](), 1.0
-        if step.subset is None and step.share < 1:
-            shorter = next(subset for subset in self._rows.shorter if subset.share == step.share)
-            added, share = list(shorter.overrides), step.share
-        elif step.subset is not None:
-            subset = self._rows.subsets[step.subset]
-            times = "true" if self._limits.latency_ms is not None else "false"
-            measure = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
-            added, share = [*subset.overrides, f"measure.inference={times}", *measure], subset.share
-        planned = []
+        added, share = self._rows.settings(step.subset, step.share)
         is_trial = step.subset is not None
+        if is_trial:
+            added = [*added, f"measure.inference={str(self._limits.latency_ms is not None).lower()}", *_UNMEASURED]
+        planned = []
         for method, tried in step.candidates:
             settings = last_of_each_key([*candidate_settings((method, tried), self._overrides), *added])
             cell = StudyCell(method, self._task, settings, tried)
@@ -348,27 +361,25 @@ class _Halving:
         return self._planned.setdefault(number, planned)
 
     def _finished(self, number: int) -> list[tuple[PlannedRun, Record]]:
-        records = ((run, self._folder.record(run)) for run in self._runs(number))
-        return [(run, record) for run, record in records if record is not None and record.status == "finished"]
+        records = [(run, self._folder.record(run)) for run in self._runs(number)]
+        return [(run, record) for run, record in records if record is not None and record.status == FINISHED]
 
     def _ranked(self, steps: list[int]) -> list[tuple[Candidate, float]]:
         """Returns the steps' candidates that finished and are fast enough, the best on the selection rows first."""
-        limit = self._limits.latency_ms
         scored = []
         for number in steps:
             for run, record in self._finished(number):
                 score = selection_score(record)
-                speed = record.inference.latency_ms_median if record.inference else math.inf
-                if score is not None and (limit is None or speed <= limit):
+                if score is not None and self._limits.is_fast_enough(record):
                     scored.append(((run.method, run.tried), score))
         return sorted(scored, key=lambda candidate_and_score: -candidate_and_score[1])
 
     def _durations(self) -> Durations:
         """Returns the predictor of durations, based on all finished trainings."""
-        finished = [training for number in range(len(self._state.steps)) for training in self._finished(number)]
-        return Durations(self._folder, self._rows, finished)
-
-    # Time.
+        steps = range(len(self._state.steps))
+        return Durations(
+            self._folder, self._rows, [training for number in steps for training in self._finished(number)]
+        )
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun
@@ -385,16 +396,3 @@ class _Halving:
     def _keep(self) -> None:
         self._state.seconds = self._elapsed()
         self._state.keep(self._folder)
-
-    def _why_nothing(self) -> str:
-        records = [self._folder.record(run) for number in (HEAD_STEP, DEFAULTS_STEP) for run in self._runs(number)]
-        ended = [record for record in records if record is not None and record.status != "interrupted"]
-        has_finished = any(record.status == "finished" for record in ended)
-        if ended and not has_finished:
-            return f"No training could be made: {ended[0].error}"
-        if has_finished:
-            return f"No method answers a row within --latency {self._limits.latency_ms:g}ms on this machine."
-        return (
-            f"No training could finish within --time {self._limits.seconds:g}s, as {self._elapsed():.0f} s have been "
-            "used already: give several minutes; the same command with more time goes on."
-        )

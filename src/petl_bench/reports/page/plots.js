@@ -217,7 +217,7 @@ function redrawTuning(container, curves) {
   const trials = curves.flatMap(({ points }) => points.map(([n]) => n));
   const plot = drawFrame(container, {
     x: scaleOf(trials, { pad: 0.04, whole: true }),
-    y: scaleOf(curves.flatMap(({ points }) => points.flatMap(([, score, low]) => [score, low])),
+    y: scaleOf(curves.flatMap(({ points }) => points.flatMap(([, score, low]) => [score, low])).filter(isNumber),
       { least: first.percent ? 1 : 0 }),
     xName: "trials, of which the best on the selection rows is taken",
     yName: first.metric + (first.percent ? ", %" : ", negated"),
@@ -227,14 +227,17 @@ function redrawTuning(container, curves) {
   for (const { method, task, points } of curves) {
     const m = METHOD_NUMBER.get(method);
     const at = (n, value) => [plot.at.x(n), Math.min(Math.max(plot.at.y(value), plot.at.top), plot.at.bottom)];
-    const closed = points.filter(([, , , high]) => isNumber(high));
+    const known = points.filter(([, score]) => isNumber(score));
+    const above = known.filter(([, , low]) => isNumber(low));
+    const closed = above.filter(([, , , high]) => isNumber(high));
     if (closed.length > 1) {
       drawBand(plot, m, closed.map(([n, , low]) => at(n, low)), closed.map(([n, , , high]) => at(n, high)));
     }
-    drawLine(plot, m, points.map(([n, , low]) => at(n, low)), true);
-    drawLine(plot, m, points.map(([n, score]) => at(n, score)));
-    for (const [n, score, low, high] of points) {
-      const lines = [["trials", number(n)], [`median ${first.metric}`, text(score)], ["80 % band", isNumber(high) ? `${text(low)} – ${text(high)}` : `from ${text(low)}`]];
+    if (above.length) drawLine(plot, m, above.map(([n, , low]) => at(n, low)), true);
+    if (known.length) drawLine(plot, m, known.map(([n, score]) => at(n, score)));
+    const end = (value) => (isNumber(value) ? text(value) : "unknown");
+    for (const [n, score, low, high] of known) {
+      const lines = [["trials", number(n)], [`median ${first.metric}`, text(score)], ["80 % band", `${end(low)} – ${end(high)}`]];
       const tip = () => ({ m, title: method, under: task, lines });
       const [x, y] = at(n, score);
       drawPoint(plot, { m, x, y, r: 4, text: `${method}, best of ${number(n)} trials: ${text(score)}`, tip });

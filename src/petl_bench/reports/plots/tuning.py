@@ -33,7 +33,8 @@ class TuningCurve:
         metric: The primary metric; errors are negated, so that higher is better.
         scale: 100 where scores are shown in percent.
         scores: The median for n = 1, 2, ... trials, shape (trials,).
-        low, high: Its band, of the same shape; where too few trials give it no upper end, `high` is infinite.
+        low, high: Its band, of the same shape. Where too few trials give it no upper end, `high` is infinite; where so
+            many failed that an error has none, `low` and `scores` are.
     """
 
     study: str
@@ -48,7 +49,7 @@ class TuningCurve:
     def to_dict(self) -> dict[str, Any]:
         """The curve in plain containers: points [trials, score, low, high], in percent where scores are shown so.
 
-        The last is None where the band has no upper end.
+        What is infinite is None.
         """
         ends = zip(self.scores, self.low, self.high, strict=True)
         points = [
@@ -112,27 +113,38 @@ def tuning_curves(studies: Sequence[tuple[StudyFile, Sequence[Record]]]) -> list
     for study, records in studies:
         if study.search is None or (study.search.sampler, study.search.pruner) != ("random", "none"):
             continue
-        by_key = {record.run_key: record for record in records if is_comparable(record)}
+        by_key = {record.run_key: record for record in records}
         for task in study.tasks:
             for method in study.methods:
                 runs = (run for run in study.runs if run.is_trial and (run.method, run.task) == (method, task))
                 trials = [by_key[run.key] for run in runs if run.key in by_key]
-                if len(trials) > 1:
+                if sum(map(is_comparable, trials)) > 1:
                     curves.append(_curve(study.name, method, task, trials))
     return curves
 
 
 def _curve(study: str, method: str, task: str, trials: Sequence[Record]) -> TuningCurve:
-    protocol = trials[0].protocol
+    """The curve of all trials that ended; one that failed or diverged counts as worse than any other."""
+    scored = [trial for trial in trials if is_comparable(trial)]
+    protocol = scored[0].protocol
     assert protocol
     sign = 1 if protocol.higher_is_better else -1
-    pairs = [(selection_score(trial), sign * trial.selected_scores[protocol.metric]) for trial in trials]
-    known = [(selected, reported) for selected, reported in pairs if selected is not None]
-    worst = -1.0 if any(reported < 0 for _, reported in known) else 0.0
-    limits = (worst, 1.0) if protocol.higher_is_better else (2 * min(reported for _, reported in known), 0.0)
-    selection, reported = zip(*known, strict=True)
+    known = [
+        (selected, sign * trial.selected_scores[protocol.metric])
+        for trial in scored
+        if (selected := selection_score(trial)) is not None
+    ]
+    selection, reported = map(list, zip(*known, strict=True))
+    worst = -1.0 if min(reported) < 0 else 0.0
+    limits = (worst, 1.0) if protocol.higher_is_better else (2 * min(reported), 0.0)
+    failed = sum(trial.status not in ("finished", "interrupted") for trial in trials)
+    selection += failed * [min(selection) - 1]
+    reported += failed * [limits[0]]
     scores, low, high = tuning_curve(selection, reported, *limits)
     high[high >= limits[1]] = np.inf
+    if not protocol.higher_is_better:
+        # An error has no upper limit: what reaches the assumed one is unknown.
+        scores[scores <= limits[0]] = low[low <= limits[0]] = -np.inf
     scale = 100 if protocol.higher_is_better else 1
     return TuningCurve(study, method, task, protocol.metric, scale, scores, low, high)
 
@@ -143,13 +155,13 @@ def tuning_sentences(curves: Sequence[TuningCurve]) -> list[str]:
     Nothing is said about single pairs: the bands are of the draws of trials alone, and no pair is tested.
     """
     sentences = []
-    for task in dict.fromkeys(curve.task for curve in curves):
-        of_task = [curve for curve in curves if curve.task == task]
+    for study, task in dict.fromkeys((curve.study, curve.task) for curve in curves):
+        of_task = [curve for curve in curves if (curve.study, curve.task) == (study, task)]
         trials = min(len(curve.scores) for curve in of_task)
         if len(of_task) < 2 or trials < 2:
             continue
         table = np.stack([curve.scale * curve.scores[:trials] for curve in of_task])
-        first, last = np.ptp(table[:, 0]), np.ptp(table[:, -1])
+        first, last = _spread(table[:, 0]), _spread(table[:, -1])
         pairs = list(combinations(of_task, 2))
         swapped = sum(_change_places(a.scores[:trials], b.scores[:trials]) for a, b in pairs)
         sentences.append(
@@ -160,8 +172,12 @@ def tuning_sentences(curves: Sequence[TuningCurve]) -> list[str]:
 
 
 def _change_places(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    signs = set(np.sign(a - b))
-    return {-1.0, 1.0} <= signs
+    return bool((a > b).any() and (b > a).any())
+
+
+def _spread(values: NDArray[Any]) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.ptp(known)) if known.size else 0.0
 
 
 def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Path) -> list[str]:
@@ -201,11 +217,14 @@ def draw_tuning(studies: Sequence[tuple[StudyFile, Sequence[Record]]], file: Pat
             counts, style = np.arange(1, len(curve.scores) + 1), line_style(methods.index(curve.method))
             axes.plot(counts, curve.scale * curve.scores, label=curve.method, markersize=5, linewidth=1.5, **style)
             low, high = curve.scale * curve.low, curve.scale * curve.high
-            axes.fill_between(counts, low, high, where=np.isfinite(high), color=style["color"], alpha=0.1, linewidth=0)
+            axes.fill_between(
+                counts, low, high, where=np.isfinite(high - low), color=style["color"], alpha=0.1, linewidth=0
+            )
             axes.plot(counts, low, color=style["color"], linewidth=0.6, linestyle=":")
         # With few trials, the bands have no upper end, so the curves and lower ends determine the y limits.
         shown = np.concatenate([curve.scale * np.concatenate([curve.scores, curve.low]) for curve in in_panel])
-        room = 0.15 * max(np.ptp(shown), 1e-3 * in_panel[0].scale)
+        shown = shown[np.isfinite(shown)]
+        room = 0.15 * max(_spread(shown), 1e-3 * in_panel[0].scale)
         axes.set_ylim(shown.min() - room, shown.max() + room)
         axes.set_title(f"{task}, {study}", loc="left", fontsize=10)
         axes.set_xlabel("trials, of which the best on the selection rows is taken")
