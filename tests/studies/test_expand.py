@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.study_file import PublishedRow, read_study
 from petl_bench.run.lifecycle import identify
+from petl_bench.settings import as_setting
 from petl_bench.studies.definition import StudyConfig, open_study, parse_request, study_names
-from petl_bench.studies.expand import basis_is_current, cells, expand, last_of_each_key
+from petl_bench.studies.expand import StudyCell, basis_is_current, cells, compose, expand, last_of_each_key
 from petl_bench.studies.study import keep, prepare
 from studies.small_study import SMALL
 
@@ -139,6 +141,20 @@ def test_a_basis_of_other_runs_is_not_believed(tmp_path):
         assert seeds("seeds=0")[1] == [0]
     (tmp_path / "runs" / "study.json").write_text("{")
     assert seeds("seeds=0")[1] == [0]
+
+
+def test_a_name_with_an_escaped_sign_is_read_as_it_is():
+    """As `choose` writes the column of a user's file."""
+    words = [
+        "task=custom",
+        "task.name=tickets",
+        "task.train_file=t.csv",
+        "task.text_columns=[text]",
+        "backbone=tiny_bert",
+    ]
+    for name in ("a ${x}", "${oc.env:HOME}", "a\\${x}"):
+        cell = StudyCell("head", "tickets", [*words, as_setting("task.label_column", name)], {})
+        assert compose(cell, Path("runs")).task.label_column == name
 
 
 class TestRequests:

@@ -232,6 +232,10 @@ def _with(cell: StudyCell, tried: dict[str, Any], overrides: list[str]) -> Study
     return replace(cell, overrides=last_of_each_key([*cell.overrides, *added, *overrides]), tried=tried)
 
 
+# An even number of backslashes in front of it leaves its meaning.
+_INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+
+
 def compose(cell: StudyCell, folder: Path) -> RunConfig:
     """Returns the config of a cell's runs.
 
@@ -241,7 +245,7 @@ def compose(cell: StudyCell, folder: Path) -> RunConfig:
     try:
         for override in cell.overrides:
             # A study may come from someone else: it may read neither environment variables nor other configs.
-            if "${" in override:
+            if _INTERPOLATION.search(override):
                 raise RequestError(f"{override}: in a study ${{...}} is not replaced: write the value itself.")
             if override.lstrip("+~").startswith("hydra"):
                 raise RequestError(f"{override}: a study takes the settings of runs, not those of Hydra.")
