@@ -200,7 +200,7 @@ def check_names(cfg: RunConfig) -> None:
     if task.source in ("package", "hub"):
         (on_hub if task.source == "hub" else names)["task.dataset"] = task.dataset
     own: set[str | None] = {"train", "selection", "report", "ood", "train_held_out"}
-    own |= {task.train_split, task.validation_split, task.test_split}
+    own |= {task.train_split, task.validation_split, task.test_split if task.protocol == "test" else None}
     for kind, splits in (("also_report", task.also_report), ("also_submit", task.also_submit)):
         for name, split in splits.items():
             if name in own:
