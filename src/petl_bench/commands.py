@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(overrides):
         _print(run_help(overrides))
         return 0
-    failures: list[RequestError | RunError] = []
+    failures: list[_Failure] = []
     this_process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
@@ -96,15 +96,19 @@ def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
     """Carries out a run for each combination of overrides; one that fails does not stop the others."""
     from petl_bench.config import load_config
 
-    failures: list[RequestError | RunError] = []
+    failures: list[_Failure] = []
     for overrides in combinations:
         with _failures_collected(failures):
             _one_run(load_config(overrides), as_json=as_json)
     return _exit_code(failures)
 
 
+# A message and its exit code.
+_Failure = tuple[str, int]
+
+
 @contextmanager
-def _failures_collected(failures: list[RequestError | RunError]) -> Iterator[None]:
+def _failures_collected(failures: list[_Failure]) -> Iterator[None]:
     """A context that prints and collects an error of one of several runs, so that the others are carried out."""
     try:
         yield
@@ -112,14 +116,15 @@ def _failures_collected(failures: list[RequestError | RunError]) -> Iterator[Non
         if debugging():
             raise
         # An error unrelated to the varied settings is the same for all runs: it is printed once.
-        if str(error) not in map(str, failures):
+        if str(error) not in (message for message, _ in failures):
             print_error(error)
-        failures.append(error)
+        # Not the error itself, whose traceback would keep the memory of the failed run from the later ones.
+        failures.append((str(error), error.exit_code))
 
 
-def _exit_code(failures: list[RequestError | RunError]) -> int:
+def _exit_code(failures: list[_Failure]) -> int:
     """The exit code of several runs: a failed run takes precedence over a wrong request."""
-    return min((error.exit_code for error in failures), default=0)
+    return min((exit_code for _, exit_code in failures), default=0)
 
 
 def _one_run(config: RunConfig, *, as_json: bool) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
+import weakref
 
 import pytest
+import torch
 
+from petl_bench import commands
 from petl_bench.errors import DivergedError, OutOfMemoryError, RequestError, RunError
 from petl_bench.records.store import RunFolder
 from petl_bench.run.lifecycle import identify
@@ -31,6 +35,7 @@ def recorded(cfg):
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you requested ..."),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_out_of_memory(tiny, monkeypatch, error):
@@ -40,6 +45,22 @@ def test_out_of_memory(tiny, monkeypatch, error):
         run(cfg)
     assert recorded(cfg).status == "out_of_memory"
     assert recorded(cfg).params.trainable > 0
+
+
+def test_a_failed_run_of_a_sweep_leaves_no_memory_to_the_others(tiny, monkeypatch):
+    """Its error is printed and counted, but not kept: its traceback would hold the model."""
+    held = []
+
+    def one_run(config, *, as_json):
+        model = torch.nn.Linear(2, 2)
+        held.append(weakref.ref(model))
+        raise OutOfMemoryError("Out of memory.") from RuntimeError(str(model))
+
+    monkeypatch.setattr(commands, "_one_run", one_run)
+    monkeypatch.setattr("petl_bench.config.load_config", lambda overrides: overrides)
+    assert commands._sweep([[], []], as_json=False) == OutOfMemoryError.exit_code
+    gc.collect()
+    assert [reference() for reference in held] == [None, None]
 
 
 def test_divergence(tiny, monkeypatch):

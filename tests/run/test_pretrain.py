@@ -13,6 +13,7 @@ from transformers import AutoModel
 from petl_bench.backbones.load import open_backbone
 from petl_bench.config import load_config
 from petl_bench.errors import Interrupted, RequestError
+from petl_bench.methods.coda.distillation import CodaDistillation
 from petl_bench.model import build_adapted
 from petl_bench.run import pretrain as pretraining
 from petl_bench.run.lifecycle import identify
@@ -100,6 +101,20 @@ def test_the_inner_layers_count_as_they_are_weighed(texts, tmp_path):
     )
     assert 0 < last < both
     assert twice - both == pytest.approx(both - last)
+
+
+def test_a_process_without_rows_takes_part_in_the_backward_pass(texts, tmp_path, monkeypatch):
+    """It multiplies the logits by zero, so they must reach the parameters."""
+    forward, reach = CodaDistillation.forward, []
+
+    def recorded(self, **inputs):
+        outputs = forward(self, **inputs)
+        reach.append(outputs.logits.requires_grad)
+        return outputs
+
+    monkeypatch.setattr(CodaDistillation, "forward", recorded)
+    pretrain(compose(texts, tmp_path, "train.max_steps=1", *UNTRAINED))
+    assert any(reach)
 
 
 def test_the_mean_of_the_tokens_is_compared_without_padding(texts, tmp_path):

@@ -305,6 +305,8 @@ class ProgressReport(Callback):
 
     def on_resume(self, progress: Progress) -> None:
         """Sends the evaluations before the interruption to the tracker again."""
+        # Several processes receive the checkpoint through the memory of their devices.
+        self._peaks.book("load")
         for entry in progress.history:
             self._tracker.log(entry.step, history_point(entry, self._protocol))
 

@@ -61,7 +61,8 @@ _LONGEST_FOLDER = 220
 if TYPE_CHECKING:
     from torch import nn
 
-_MEMORY_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+# The last is that of cuBLAS and cuDNN.
+_MEMORY_MESSAGES = ("out of memory", "allocate memory", "not enough memory", "status_alloc_failed")
 
 _ELSEWHERE = "set runs_dir=DIR (and PETL_BENCH_CACHE) to another disk, then repeat the command; finished runs are kept"
 
@@ -196,16 +197,17 @@ class RunLifecycle(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        failure = None if error is None else self._explain(error)
+        failure, writes = None if error is None else self._explain(error), self.is_main
         if failure is not None and in_process_group():
             # Imported here, as it imports torch, which naming a run does not need.
-            from petl_bench.training.device import first_failure, wait_for_group
+            from petl_bench.training.device import first_failure, others_may_hang, wait_for_group
 
-            failure = first_failure(failure, self.folder.path.name)
+            own, failure = failure, first_failure(failure, self.folder.path.name)
+            writes |= failure is own and others_may_hang()
         try:
             if failure is not None and failure is not error:
                 _log.debug("the run failed", exc_info=error)
-            if self.is_main:
+            if writes:
                 self._write(failure)
             if isinstance(failure, DivergedError) and in_process_group():
                 # All processes of a group diverge at once, and its launcher ends them all when the first of them ends.
@@ -289,11 +291,9 @@ class _LogFormatter(logging.Formatter):
 
 def status_of(failure: BaseException | None) -> str:
     """Returns the record's status for the error that ended the run, or for None."""
-    if failure is None:
-        return "finished"
     if isinstance(failure, RunError):
         return failure.status
-    return "failed" if isinstance(failure, Exception) else "interrupted"
+    return "finished" if failure is None else "failed" if isinstance(failure, Exception) else "interrupted"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -50,7 +51,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     Raises:
         RequestError: If the machine does not have the device, or the device does not support the precision.
     """
-    from accelerate import Accelerator, PartialState
+    from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
     from accelerate.state import AcceleratorState
 
     if train.device == "cuda" and not torch.cuda.is_available():
@@ -67,9 +68,12 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     alone = not PartialState._shared_state or PartialState().num_processes == 1
     AcceleratorState._reset_state(reset_partial_state=alone)
     precision = resolved_precision(train)
+    # The main process measures and saves for longer than torch's ten minutes while the others wait for the next run.
+    patience = [InitProcessGroupKwargs(timeout=timedelta(hours=2))] if in_process_group() else None
     with nullcontext() if in_process_group() else _hidden(_LAUNCHER_VARIABLES):
         # Without `cpu=True` Accelerate overlooks that torchrun started several processes on a machine without a GPU.
-        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), cpu=not on_cuda)
+        mixed_precision = {"fp32": "no"}.get(precision, precision)
+        return Accelerator(mixed_precision=mixed_precision, cpu=not on_cuda, kwargs_handlers=patience)
 
 
 # Accelerate takes each of these as a sign of a process group, and then waits for its other processes.
@@ -148,6 +152,11 @@ def first_failure(failure: BaseException, run: str) -> BaseException:
         return failure
     kinds = {kind.status: kind for kind in (RunError, OutOfMemoryError, DivergedError)}
     return kinds[status](f"Process {rank} of {distributed.get_world_size()}: {message}")
+
+
+def others_may_hang() -> bool:
+    """Whether processes that wait for one that failed may never end by themselves: NCCL waits inside CUDA calls."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "nccl"
 
 
 def compile_layers(model: nn.Module, anatomy: Anatomy, num_frozen: int) -> None:

@@ -68,7 +68,8 @@ class CodaDistillation(nn.Module):
         teacher = self.dense_states(inputs)
         losses = [self.distance(inputs, teacher, reduction, self.attention) for reduction in self.reductions]
         loss = torch.stack(losses).mean()
-        return DistillationOutput(loss=loss, logits=loss.detach()[None])
+        # With gradients: of several processes, one without rows must still take part in the backward pass.
+        return DistillationOutput(loss=loss, logits=loss[None])
 
     @property
     def reductions(self) -> tuple[float, float]:
