@@ -42,7 +42,8 @@ def ratio(quantity: str, of: str, over: str, at_least: float) -> dict:
         (ratio("inference_throughput", "a", "b", 3), "reproduced", "3.00"),
         (ratio("train_throughput", "b", "a", 1), "not reproduced", "0.33"),
         (ratio("trainable", "b", "a", 10), "reproduced", "10.00"),
-        (ratio("best_epoch", "b", "a", 1.17), "reproduced", "1.50"),
+        # The same on every seed: nothing is known about other trainings.
+        (ratio("best_epoch", "b", "a", 1.17), "too few seeds", "with a spread"),
         (ratio("device_peak", "b", "a", 1), "not run yet", "not measured"),
         # The means over the tasks are 0.5, 1.5, 2.5, 4.303 x 0.577 on either side; on t alone they are 2, 3, 4.
         (A_BEATS_B, "not reproduced", "+1.50 [-0.98, +3.98] points over 3 seeds"),
@@ -83,13 +84,20 @@ def test_a_choice_that_moves():
 
 def test_lower_errors_are_better():
     found = [
-        record(key(method, "t", seed), score + seed / 10, error=True, seed=seed)
+        record(key(method, "t", seed), score * (1 + seed / 10), error=True, seed=seed)
         for method, score in (("a", 0.2), ("b", 0.4))
         for seed in range(3)
     ]
     test = A_BEATS_B | {"tasks": ["t"]}
     assert verdict(test, found)[0] == "reproduced"
-    assert "+0.20" in verdict(test, found)[1]
+    assert "+0.22" in verdict(test, found)[1]
+    # Equal differences have no spread, from which nothing follows about other trainings.
+    equal = [
+        record(key(method, "t", seed), score + seed / 10, error=True, seed=seed)
+        for method, score in (("a", 0.2), ("b", 0.4))
+        for seed in range(3)
+    ]
+    assert verdict(test, equal)[0] == "too few seeds"
 
 
 def test_missing_runs_give_no_verdict():
@@ -110,7 +118,7 @@ def test_fewer_than_three_seeds_give_no_verdict(needs):
     for test in (A_BEATS_B, b_keeps_up(1)):
         found, said = verdict(test | {"tasks": ["t"], "needs": needs}, seeds=(0, 1))
         assert found == "too few seeds"
-        assert "3 seeds that finished every task are needed" in said
+        assert "3 seeds that finished every task, with a spread, are needed" in said
 
 
 def test_failed_runs_are_counted_in_the_numbers():

@@ -178,11 +178,13 @@ def test_too_few_seeds_are_named_once():
     analysis = analysed(made, "a")
     assert [one.verdict for one in analysis.comparisons] == ["not tested", "not tested"]
     assert sentence(analysis.comparisons[0]) == (
-        "mrpc: b − a: +10.0 points, 2 seeds: too few for a test (3 are needed, with a spread)"
+        "mrpc: b − a: +10.0 points, 2 seeds: too few for a test (3 are needed, or 2 with predictions, with a spread)"
     )
     notes = comparison_table(analysis).notes
     assert sum("too few" in note for note in notes) == 1
-    assert "too few seeds in common for a test (3 are needed, with a spread): mrpc (b, c)" in notes
+    assert (
+        "too few seeds in common for a test (3 are needed, or 2 with predictions, with a spread): mrpc (b, c)" in notes
+    )
 
 
 def test_equal_differences_of_few_seeds_are_a_coincidence():

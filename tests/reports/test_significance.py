@@ -41,7 +41,21 @@ def test_intervals_are_those_of_the_t_distribution():
     assert Statistic.of(values).interval() == pytest.approx(expected, abs=1e-12)
     assert Statistic.of([0.5, 0.52]).interval() is None
     assert Statistic.of([0.5]).interval() is None
-    assert Statistic.of([0.5, 0.5, 0.5]).interval() == (0.5, 0.5)
+    # Equal scores are a coincidence, no certainty.
+    assert Statistic.of([0.5, 0.5, 0.5]).interval() is None
+    assert Statistic.of([0.0, 0.0, 0.0]).interval() == (0.0, 0.0)
+
+
+def test_a_coincidence_of_two_seeds_is_no_certainty():
+    """Equally good methods that each err on other rows: their difference is often the same with both seeds."""
+    draw, alarms, ties = np.random.default_rng(0), 0, 0
+    for _ in range(1000):
+        first, second = (draw.random((2, 2, 200)) >= 0.02).astype(float)
+        estimate = over_seeds_and_rows(first - second, float((first - second).mean()))
+        ties += estimate is None
+        alarms += estimate is not None and estimate.p < 0.05
+    assert ties > 50
+    assert alarms <= 50 + 3 * (1000 * 0.05 * 0.95) ** 0.5
 
 
 def test_over_seeds_is_the_paired_t_test():

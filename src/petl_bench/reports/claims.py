@@ -53,10 +53,9 @@ def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     rows = claim_rows(study, records)
     if not rows:
         return None
-    cells = [[row["claim"], row["verdict"], row["numbers"], row["source"]] for row in rows]
-    notes = [f"deviation: {deviation}" for deviation in study.deviations]
-    header = ["claim", "verdict", "numbers", "source"]
-    return ReportTable(f"{study.name}: claims", header, cells, notes, prose=("claim", "numbers", "source"))
+    header, prose = ["claim", "verdict", "numbers", "source"], ("claim", "numbers", "source")
+    cells, notes = [[row[name] for name in header] for row in rows], [f"deviation: {d}" for d in study.deviations]
+    return ReportTable(f"{study.name}: claims", header, cells, notes, prose=prose)
 
 
 @dataclass(frozen=True)
@@ -89,12 +88,13 @@ def not_run(cells: list[tuple[str, str]], ours: StudyRecords, reason: str = "") 
     """
     missing = {cell: ours.num_missing(*cell) for cell in cells}
     total = sum(missing.values())
-    first = next((f"{method} on {task}" for (method, task), number in missing.items() if number), "")
     if not total:
         return Finding(None, reason or "not measured in the runs that are there")
+    first = next(f"{method} on {task}" for (method, task), number in missing.items() if number)
     return Finding(None, f"{total} {'run is' if total == 1 else 'runs are'} missing, the first of them {first}")
 
 
+_NEEDED = f"{LEAST_VALUES} seeds that finished every task, with a spread, are needed"
 # Whether a test must hold for the mean over tasks, for most tasks, or for every task.
 NEEDS = ("mean", "most", "every")
 
@@ -150,7 +150,7 @@ class _Differences:
 
     Attributes:
         mean: The mean over the tasks, and over the seeds that finished every task.
-        interval: Its 95 % interval over these seeds; None for fewer than three seeds.
+        interval: Its 95 % interval over these seeds; None for fewer than three seeds, or without a spread.
         by_task: The mean of each task.
         text: The numbers as a sentence.
     """
@@ -161,7 +161,7 @@ class _Differences:
     text: str
 
     def too_few(self) -> Finding:
-        return Finding(None, f"{self.text}; {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+        return Finding(None, f"{self.text}; {_NEEDED}", TOO_FEW)
 
 
 def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecords) -> _Differences | Finding:
@@ -273,8 +273,8 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     seeds = sorted(set.intersection(*map(set, logs)))
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
     interval = means.interval() if means else None
-    if means is None or interval is None:
-        return Finding(None, f"{test['quantity']}: {LEAST_VALUES} seeds that finished every task are needed", TOO_FEW)
+    if means is None or interval is None or not means.sd:  # as of runs that reach the mark at their first evaluation
+        return Finding(None, f"{test['quantity']}: {_NEEDED}", TOO_FEW)
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"

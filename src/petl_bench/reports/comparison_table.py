@@ -51,6 +51,10 @@ def _evidence(comparison: MethodComparison, difference: Difference) -> str:
     return _plural(difference.n, "seed") + (f" x {difference.rows:,} rows" if difference.rows else "")
 
 
+# Two seeds do where runs keep their predictions; seeds with equal differences show no spread.
+_NEEDED = f"{LEAST_VALUES} are needed, or 2 with predictions, with a spread"
+
+
 def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -59,7 +63,7 @@ def _verdict(comparison: MethodComparison) -> str:
     if comparison.p is None:
         if comparison.task is None:
             return f"too few to say anything about others ({LEAST_DATA_SETS} are needed)"
-        return f"too few for a test ({LEAST_VALUES} are needed, with a spread)"
+        return f"too few for a test ({_NEEDED})"
     p = f"p = {show_p(comparison.p)}".replace("= <", "<") + (
         f", corrected for {comparison.family}" if comparison.family > 1 else ""
     )
@@ -178,7 +182,7 @@ def _powers(shown: Sequence[MethodComparison]) -> list[str]:
         size = median(estimate.detectable(comparison.family) for comparison, _, estimate in known)
         unit = " points" if comparison.points else ""
         note = f"{task}: {_evidence(comparison, difference).partition(', which')[0]} show differences of about "
-        note += f"{show(comparison, size)}{unit} or more ({100 * POWER:.0f} % of the time)"
+        note += f"{show(comparison, size)}{unit} or more (65 to {100 * POWER:.0f} % of the time)"
         if difference.test == "seeds and rows":
             seeds = median(estimate.error for _, _, estimate in known)
             rows = median(estimate.normal_error for _, _, estimate in known)
@@ -196,7 +200,7 @@ def _untested(chosen: Sequence[MethodComparison]) -> list[str]:
     if not untested:
         return []
     where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in untested.items())
-    return [f"too few seeds in common for a test ({LEAST_VALUES} are needed, with a spread): {where}"]
+    return [f"too few seeds in common for a test ({_NEEDED}): {where}"]
 
 
 def _data_sets(differences: Differences) -> list[str]:

@@ -228,8 +228,7 @@ def _difference(column: _Column, first: str, second: str) -> Difference | None:
     first_rows, second_rows = column.rows[first], column.rows[second]
     if not all(seed in first_rows and seed in second_rows for seed in seeds):
         # Without stored predictions, as in older records, nothing can be inferred about other rows.
-        estimate = over_seeds(by_seed)
-        return Difference(mean, n) if estimate is None else _tested(Difference(mean, n, "seeds"), estimate)
+        return _tested(Difference(mean, n, "seeds"), over_seeds(by_seed))
     rows = np.stack([first_rows[seed] - second_rows[seed] for seed in seeds])
     if n > 1:
         return _tested(Difference(mean, n, "seeds and rows", rows=rows.shape[1]), over_seeds_and_rows(rows, mean))
@@ -240,7 +239,9 @@ def _difference(column: _Column, first: str, second: str) -> Difference | None:
     return replace(difference, p=mcnemar(only_first, only_second), disagreements=only_first + only_second)
 
 
-def _tested(difference: Difference, estimate: Estimate) -> Difference:
+def _tested(difference: Difference, estimate: Estimate | None) -> Difference:
+    if estimate is None:
+        return Difference(difference.mean, difference.n)
     return replace(difference, p=estimate.p, estimate=estimate)
 
 

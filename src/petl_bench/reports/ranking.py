@@ -212,22 +212,29 @@ def _column(centres: dict[str, float], comparisons: list[MethodComparison]) -> C
     about_methods = [
         comparison for comparison in comparisons if comparison.difference and comparison.difference.test != "rows"
     ]
-    p = {
-        frozenset((comparison.method, comparison.reference)): comparison.p
+    pairs = {
+        frozenset((comparison.method, comparison.reference)): comparison
         for comparison in about_methods
         if comparison.p is not None
     }
-    among = set().union(*p)
+    among = set().union(*pairs)
     # In the order of the table, so that the first of equally good methods counts as the best.
     tested = [method for method in centres if method in among]
     if not tested:
         return ColumnRanking(untested=tuple(centres) if len(centres) > 1 else ())
     best = max(tested, key=lambda method: centres[method])
-    against = {method: p[pair] for method in centres if (pair := frozenset((method, best))) in p}
+    with_best = {method: pairs[pair] for method in centres if (pair := frozenset((method, best))) in pairs}
+    against = {method: comparison.p for method, comparison in with_best.items() if comparison.p is not None}
     equal = {method for method in tested if centres[method] == centres[best]}
-    bold = equal | {method for method, value in against.items() if value >= SIGNIFICANCE}
+    # Where methods have other seeds in common than they have in all, the best mean can be the worse of a test.
+    bold = equal | {method for method, comparison in with_best.items() if not _is_worse(method, comparison)}
     untested = tuple(method for method in centres if method != best and method not in against)
     return ColumnRanking(frozenset(bold), against, untested)
+
+
+def _is_worse(method: str, comparison: MethodComparison) -> bool:
+    """Whether a test shows that this method of the two is the worse one."""
+    return comparison.verdict == ("worse" if method == comparison.method else "better")
 
 
 def compare_methods(differences: Differences, reference: str | None = None) -> list[MethodComparison]:

@@ -22,6 +22,8 @@ POWER = 0.8
 
 # Fewer values have no interval and no t test.
 LEAST_VALUES = 3
+# Values that differ by less are equal, apart from rounding.
+_NO_SPREAD = 1e-12
 
 # No outcome of a sign-flip test over fewer data sets has p < 0.05: 2 / 2^5 = 0.0625.
 LEAST_DATA_SETS = 6
@@ -74,13 +76,18 @@ class Statistic:
 
     @property
     def estimate(self) -> Estimate | None:
-        """The mean with its standard error; None for fewer than three values."""
+        """The mean with its standard error; None for fewer than three values, or equal ones other than 0.
+
+        Scores are counts of rows, so a few equal values are a coincidence that a t test would treat as certainty.
+        """
         if self.sd is None or self.n < LEAST_VALUES:
             return None
+        if self.sd < _NO_SPREAD:
+            return Estimate(0.0, 0.0, self.n - 1) if abs(self.mean) < _NO_SPREAD else None
         return Estimate(self.mean, self.sd / math.sqrt(self.n), self.n - 1)
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % t interval of the mean; None for fewer than three values."""
+        """The 95 % t interval of the mean; None for fewer than three values, or equal ones other than 0."""
         return self.estimate.interval() if self.estimate else None
 
 
@@ -153,18 +160,14 @@ def _variance_scales(df: int) -> tuple[NDArray[Any], NDArray[Any]]:
 def over_seeds(differences: Sequence[float]) -> Estimate | None:
     """Estimates the mean of paired differences, one per seed, by the paired t test.
 
-    It covers the randomness of training. None for fewer than three seeds, and if all seeds have the same difference
-    other than 0: scores are counts of rows, so a few equal differences are a coincidence that a t test would treat as
-    certainty.
+    It covers the randomness of training. None for fewer than three seeds, and if all have the same difference other
+    than 0.
     """
     statistic = Statistic.of(differences)
-    estimate = statistic.estimate if statistic else None
-    if estimate is not None and estimate.error < 1e-12:
-        return Estimate(0.0, 0.0, estimate.df) if abs(estimate.mean) < 1e-12 else None
-    return estimate
+    return statistic.estimate if statistic else None
 
 
-def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
+def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate | None:
     """Estimates a paired difference, covering the randomness of both training and the choice of rows.
 
     This is the analysis of variance with two random factors that reader studies in radiology use, with seeds in place
@@ -177,7 +180,8 @@ def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
         mean: The mean over the seeds of the difference of the metric itself.
 
     Returns:
-        The estimate; `error` is that of the seeds, `normal_error` that of the rows.
+        The estimate; `error` is that of the seeds, `normal_error` that of the rows. None if all seeds have the same
+        difference other than 0.
     """
     num_seeds, num_rows = differences.shape
     by_seed, by_row = differences.mean(axis=1), differences.mean(axis=0)
@@ -185,6 +189,8 @@ def over_seeds_and_rows(differences: NDArray[Any], mean: float) -> Estimate:
     of_both = (residual**2).sum() / ((num_seeds - 1) * (num_rows - 1))
     of_rows = max(num_seeds * by_row.var(ddof=1) - of_both, 0.0)
     seeds_error = math.sqrt(by_seed.var(ddof=1) / num_seeds)
+    if seeds_error < _NO_SPREAD < abs(mean):
+        return None
     return Estimate(mean, seeds_error, num_seeds - 1, math.sqrt(of_rows / (num_seeds * num_rows)))
 
 

@@ -47,8 +47,8 @@ class Answer:
         on_all_rows: Whether they were trained on all rows, even if only for a share of a whole training.
         score: The mean score on the reported rows, in the unit of the metric.
         interval: The 95 % interval for the score of one more training on as many other rows; None if unknown.
-        comparisons: The comparisons of all other finalists with it.
-        cheaper: The lower costs of the methods that show no significant difference from it, by name.
+        comparisons: The comparisons of all other finalists with it, corrected for every pair.
+        cheaper: The lower costs of the methods that are not shown to be worse, by name.
     """
 
     recommended: str
@@ -89,12 +89,23 @@ def answer(choice: Choice) -> Answer:
     comparisons: dict[str, MethodComparison] = {}
     if finals:
         differences = find_differences(study_results(choice.study, [record for _, record in finals]), read)
-        compared = compare_methods(differences, name)
-        comparisons = {comparison.method: comparison for comparison in compared if comparison.difference is not None}
-    alike = [method for method, comparison in comparisons.items() if comparison.verdict == "no difference shown"]
+        # Corrected for every pair: the trainings that are compared are those that chose the recommended method.
+        compared = [_against(name, comparison) for comparison in compare_methods(differences)]
+        comparisons = {one.method: one for one in compared if one is not None and one.difference is not None}
+    alike = [
+        method for method, comparison in comparisons.items() if comparison.verdict in ("no difference shown", "better")
+    ]
     first = {run.method: record for run, record in reversed(finals)}
     cheaper = {method: savings for method in alike if (savings := _savings(first[method], first[name]))}
     return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
+
+
+def _against(name: str, comparison: MethodComparison) -> MethodComparison | None:
+    """The comparison of another method with this one; None if it is of two others."""
+    if name == comparison.method:
+        turned = comparison.difference.turned() if comparison.difference else None
+        return replace(comparison, method=comparison.reference, reference=name, difference=turned)
+    return comparison if name == comparison.reference else None
 
 
 def _selection(record: Record) -> float:
@@ -273,7 +284,12 @@ def _comparison_lines(choice: Choice, result: Answer) -> Iterator[str]:
     percent = protocol.higher_is_better
     for name, savings in result.cheaper.items():
         points = _points(result.comparisons[name], percent=percent)
-        yield f"no significant difference, and cheaper: {name} ({points}; {', '.join(savings)})"
+        how = (
+            "better on the reported rows"
+            if result.comparisons[name].verdict == "better"
+            else "no significant difference"
+        )
+        yield f"{how}, and cheaper: {name} ({points}; {', '.join(savings)})"
     if result.comparisons and not result.cheaper:
         yield "no other method that was trained on all rows is cheaper without a significant difference on these rows"
     reference = result.comparisons.get(REFERENCE) or result.comparisons.get("lora" if lora_is_default else "")
@@ -308,4 +324,5 @@ def _points(comparison: MethodComparison, *, percent: bool) -> str:
     if difference.interval is None:
         return text
     low, high = (score_text(end, in_percent=percent, sign=True) for end in difference.interval)
-    return f"{text}, {low} to {high}"
+    single = " (one run each)" if difference.test == "rows" else ""
+    return f"{text}, {low} to {high}{single}"

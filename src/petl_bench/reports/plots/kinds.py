@@ -317,8 +317,8 @@ def draw_variability(groups: list[Group], file: Path) -> None:
         values, shuffled = layer_variability(group), layer_variability(group, shuffled=True)
         axes.plot(range(1, len(values) + 1), _numbers(values), label=group.label, markersize=6, **style)
         if shuffled:
-            faint = {**style, "marker": ""}
-            axes.plot(range(1, len(shuffled) + 1), _numbers(shuffled), linestyle="--", alpha=0.7, **faint)
+            faint = {**style, "marker": "", "linestyle": "--", "alpha": 0.7}
+            axes.plot(range(1, len(shuffled) + 1), _numbers(shuffled), **faint)
         assert group.first.layers
         axes.axvspan(group.first.layers.bottom - 0.5, group.first.layers.top + 0.5, color=style["color"], alpha=0.08)
         axes.set_yscale("log")
