@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(overrides):
         _print(run_help(overrides))
         return 0
-    failures: list[_Failure] = []
+    failures: dict[str, int] = {}
     this_process = os.getpid()
 
     def job(cfg: DictConfig) -> None:
@@ -96,35 +96,31 @@ def _sweep(combinations: list[list[str]], *, as_json: bool) -> int:
     """Carries out a run for each combination of overrides; one that fails does not stop the others."""
     from petl_bench.config import load_config
 
-    failures: list[_Failure] = []
+    failures: dict[str, int] = {}
     for overrides in combinations:
         with _failures_collected(failures):
             _one_run(load_config(overrides), as_json=as_json)
     return _exit_code(failures)
 
 
-# A message and its exit code.
-_Failure = tuple[str, int]
-
-
 @contextmanager
-def _failures_collected(failures: list[_Failure]) -> Iterator[None]:
-    """A context that prints and collects an error of one of several runs, so that the others are carried out."""
+def _failures_collected(failures: dict[str, int]) -> Iterator[None]:
+    """A context that prints an error of one of several runs and keeps its exit code, so that the others are made."""
     try:
         yield
     except (RequestError, RunError) as error:
         if debugging():
             raise
         # An error unrelated to the varied settings is the same for all runs: it is printed once.
-        if str(error) not in (message for message, _ in failures):
+        if str(error) not in failures:
             print_error(error)
         # Not the error itself, whose traceback would keep the memory of the failed run from the later ones.
-        failures.append((str(error), error.exit_code))
+        failures[str(error)] = error.exit_code
 
 
-def _exit_code(failures: list[_Failure]) -> int:
+def _exit_code(failures: dict[str, int]) -> int:
     """The exit code of several runs: a failed run takes precedence over a wrong request."""
-    return min((exit_code for _, exit_code in failures), default=0)
+    return min(failures.values(), default=0)
 
 
 def _one_run(config: RunConfig, *, as_json: bool) -> None:
