@@ -48,7 +48,10 @@ def ratio(quantity: str, of: str, over: str, at_least: float) -> dict:
         # The means over the tasks are 0.5, 1.5, 2.5, 4.303 x 0.577 on either side; on t alone they are 2, 3, 4.
         (A_BEATS_B, "not reproduced", "+1.50 [-0.98, +3.98] points over 3 seeds"),
         (A_BEATS_B | {"tasks": ["t"]}, "reproduced", "+3.00 [+0.52, +5.48] points over 3 seeds"),
-        ({"kind": "better", "method": "a", "than": ["b"], "tasks": ["t"], "at_least": 3.5}, "not reproduced", "+3.00"),
+        # The bound lies inside the interval of 0.52 to 5.48, or above it.
+        ({"kind": "better", "method": "a", "than": ["b"], "tasks": ["t"], "at_least": 3.5}, "undecided", "+3.00"),
+        ({"kind": "better", "method": "a", "than": ["b"], "tasks": ["t"], "at_least": 5.5}, "not reproduced", "+3.00"),
+        ({"kind": "better", "method": "a", "than": ["b"], "tasks": ["t"], "at_least": 2.5}, "reproduced", "+3.00"),
         (A_BEATS_B | {"tasks": ["t"], "metric": "f1"}, "reproduced", "+3.00"),
         (A_BEATS_B | {"needs": "every"}, "not reproduced", "t +3.00, u +0.00"),
         (A_BEATS_B | {"needs": "most"}, "not reproduced", "t +3.00"),

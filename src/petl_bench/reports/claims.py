@@ -41,11 +41,8 @@ def claim_rows(study: StudyFile, records: Iterable[Record]) -> list[dict[str, An
 
 def _row(claim: Claim, ours: StudyRecords) -> dict[str, Any]:
     check_claim(claim, ours.study.methods, ours.study.tasks)
-    row: dict[str, Any] = {"claim": claim.claim, "source": claim.source}
-    if claim.untestable is not None:
-        return row | {"verdict": NOT_TESTABLE, "numbers": claim.untestable}
-    outcome = apply_test(claim.test, ours)
-    return row | {"verdict": outcome.verdict, "numbers": outcome.numbers}
+    outcome = Finding(None, claim.untestable, NOT_TESTABLE) if claim.untestable else apply_test(claim.test, ours)
+    return {"claim": claim.claim, "source": claim.source, "verdict": outcome.verdict, "numbers": outcome.numbers}
 
 
 def claims_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | None:
@@ -103,10 +100,10 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
     """Tests whether a method is better than each of the others.
 
     `needs: mean` requires that the 95 % interval of the mean over tasks is above 0 and the mean at least `at_least`
-    points. `needs: most` and `needs: every` require a mean above 0 and at least `at_least` on most or all tasks.
+    points; if not, and the interval reaches `at_least`, the claim is undecided. `needs: most` and `needs: every`
+    require a mean above 0 and at least `at_least` on most or all tasks.
     """
-    least = test.get("at_least", 0)
-    outcomes = []
+    least, outcomes = test.get("at_least", 0), []
     for other in test["than"]:
         difference = _differences(test["method"], other, test, ours)
         if isinstance(difference, Finding):
@@ -114,12 +111,15 @@ def better(test: dict[str, Any], ours: StudyRecords) -> Finding:
         if difference.interval is None:
             return difference.too_few()
         if test.get("needs", "mean") == "mean":
-            holds = difference.interval[0] > 0 and difference.mean >= least
+            low, high = difference.interval
+            reached = low > 0 and difference.mean >= least
+            holds = None if least and not reached and round(high, 9) >= least else reached
         else:
             holds = _enough([mean > 0 and mean >= least for mean in difference.by_task.values()], test["needs"])
-        outcomes.append(Finding(holds, difference.text))
+        outcomes.append((holds, difference.text))
     claimed = f"; claimed: {least:g} points at least" if least else ""
-    return Finding(all(outcome.holds for outcome in outcomes), "; ".join(o.numbers for o in outcomes) + claimed)
+    verdicts, text = {holds for holds, _ in outcomes}, "; ".join(text for _, text in outcomes) + claimed
+    return Finding(False if False in verdicts else None if None in verdicts else True, text, UNDECIDED)
 
 
 def comparable(test: dict[str, Any], ours: StudyRecords) -> Finding:
