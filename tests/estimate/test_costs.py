@@ -191,6 +191,19 @@ def test_attention_is_fused_on_cuda_with_dropout_too(overrides, kernel):
     assert (estimate.attention_kernel, estimate.device) == (kernel, "cuda")
 
 
+@pytest.mark.parametrize("overrides", [(), ("train.precision=bf16",), ("backbone.attention=eager",)])
+def test_checkpointed_layers_take_the_operators_of_cuda_a_second_time(overrides):
+    """What is computed again in the backward pass is one more forward pass of the layers, in the same operators."""
+    settings = (*LAYER, "method=full", "train.batch_size=2", "task.max_length=16", *overrides)
+    plain, checkpointed = (costs(*settings, f"train.gradient_checkpointing={word}") for word in ("false", "true"))
+    again = checkpointed.flops.train_step_flops - plain.flops.train_step_flops
+    # The pooler and the head, 2 x 768 x (768 + 2) products, are not computed again.
+    assert again == plain.flops.inference_flops - 2 * 2 * 768 * (768 + 2)
+    # Kept are the states before and after the layer, instead of all that is inside.
+    assert checkpointed.estimate.activations_bytes < plain.estimate.activations_bytes / 3
+    assert checkpointed.estimate.attention_kernel == plain.estimate.attention_kernel
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "flat"])
 @pytest.mark.parametrize(("task_type", "labels"), [("tagging", ["O", "B-x", "I-x"]), ("multilabel", ["a", "b", "c"])])
 def test_other_types_of_task_are_estimated_with_their_head_and_loss(task_type, labels, method):

@@ -1,4 +1,4 @@
-"""The private interfaces of torch that estimates use; each assertion says what changed when torch moves one."""
+"""The private interfaces of torch and transformers that estimates use; each assertion says what changed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers import BertConfig, BertModel
 
 from petl_bench.estimate.tensor_modes import FakeDeviceMode, OperatorListener, StorageLog, as_fake, count_flops
 
@@ -45,6 +46,21 @@ def test_functions_of_the_model_are_seen_and_those_of_the_fake_kernels_are_not()
         model(torch.zeros(2, 4)).sum().backward()
     assert "aten.native_dropout.default" in names, "torch.nn.Dropout no longer passes F.dropout: see CudaOperators"
     assert "aten._softmax.default" in names, "a fake kernel's own functions are no longer hidden from CudaOperators"
+
+
+def test_what_is_computed_again_takes_the_operators_of_cuda():
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=8)
+    with torch.device("meta"):
+        model = BertModel(config).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    names = []
+    with as_fake(model, "cuda"), OperatorListener(lambda operator, *_: names.append(str(operator))):
+        states = model(torch.zeros(2, 4, dtype=torch.long)).last_hidden_state
+        before = names.count("aten.native_dropout.default")
+        states.sum().backward()
+    message = "transformers no longer calls module._gradient_checkpointing_func: see as_fake"
+    # One dropout after the embeddings, two in the layer, which come again.
+    assert (before, names.count("aten.native_dropout.default")) == (3, 5), message
 
 
 def test_a_condition_on_a_fake_tensor_is_true():

@@ -31,6 +31,8 @@ FROZEN = {
 
 # What is shown here does not depend on how long a row is.
 SHORT = "task.max_length=12"
+# Where a GPU is there, features are kept on it, whatever memory and disk allow.
+ON_CPU = "train.device=cpu"
 
 
 def entries():
@@ -100,7 +102,7 @@ def test_without_a_cache_no_seconds_are_reported(tiny):
 
 def test_a_finished_run_does_not_answer_for_the_times_of_another_mode(tiny, caplog):
     caplog.set_level("INFO", "petl_bench")
-    flat = ["method=flat", "train.epochs=2"]
+    flat = ["method=flat", "train.epochs=2", ON_CPU]
     cached = run(tiny(*flat))
     assert cached.frozen.cache == "memory"
     assert run(tiny(*flat, "train.cache=memory")) == cached
@@ -157,20 +159,20 @@ def test_damaged_entries_are_computed_again(damage, tiny, tmp_path, caplog, outc
 
 
 def test_auto_keeps_small_states_in_memory_and_large_ones_on_disk(tiny):
-    frozen = ["method=flat", "train.epochs=2"]
+    frozen = ["method=flat", "train.epochs=2", ON_CPU]
     assert run(tiny(*frozen)).frozen.cache == "memory"
     assert run(tiny(*frozen, "train.cache_memory=1KiB", "train.seed=1")).frozen.cache == "disk"
     nowhere = ["train.cache_memory=1KiB", "train.cache_disk=1KiB"]
     assert run(tiny(*frozen, *nowhere, "train.seed=2")).frozen.cache == "off"
     # Rows that are seen once are not worth it.
-    assert run(tiny("method=flat", "train.seed=3")).frozen.cache == "off"
+    assert run(tiny("method=flat", "train.seed=3", ON_CPU)).frozen.cache == "off"
 
 
 def test_auto_counts_what_would_be_computed_twice(tiny):
     once = ["method=flat", "train.batch_size=16"]
     # A last batch that is not full makes no second epoch.
     assert run(tiny(*once, "task.num_train_examples=65")).frozen.cache == "off"
-    often = ["train.max_steps=8", "train.batch_size=4", "train.evaluate_every=1", "train.seed=1"]
+    often = ["train.max_steps=8", "train.batch_size=4", "train.evaluate_every=1", "train.seed=1", ON_CPU]
     assert run(tiny("method=flat", *often)).frozen.cache == "memory"
 
 
@@ -260,7 +262,8 @@ def test_a_description_of_other_states_is_not_believed(tmp_path, name, value):
 
 
 def test_memory_keeps_to_its_budget(tiny):
-    options = ["method=flat", "train.epochs=2", "train.cache_memory=8MiB", "backbone.architecture.num_hidden_layers=4"]
+    options = ["method=flat", "train.epochs=2", "train.cache_memory=8MiB", ON_CPU]
+    options.append("backbone.architecture.num_hidden_layers=4")
     for seed in range(4):
         record = run(tiny(*options, f"train.seed={seed}"))
         assert record.frozen.cache == "memory"

@@ -91,7 +91,7 @@ def test_the_cache_of_features_asks_for_it(tiny, monkeypatch):
     """Features that would fill the job's memory go to the disk, however much memory the machine has."""
     from petl_bench.run.run import run
 
-    settings = ["method=head", "train.epochs=3"]
+    settings = ["method=head", "train.epochs=3", "train.device=cpu"]
     assert run(tiny(*settings)).frozen.cache == "memory"
     monkeypatch.setattr("petl_bench.frozen.batch_source.available_memory_bytes", lambda: 1000)
     assert run(tiny(*settings, "force=true")).frozen.cache == "disk"

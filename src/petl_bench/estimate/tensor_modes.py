@@ -2,7 +2,7 @@
 
 All private interfaces of torch that an estimate needs are used in this file alone: `UntypedStorage._cdata`,
 `TorchDispatchMode._should_skip_dynamo`, `FakeTensor`, `FakeTensorMode`, `_C.DisableTorchFunction`, `_safe_softmax` and
-`flop_registry`.
+`flop_registry`; and of transformers, `_gradient_checkpointing_func`.
 `tests/estimate/test_torch_interfaces.py` says what to change here when torch changes one of them.
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -326,7 +327,15 @@ def as_fake(model: nn.Module, device_type: str) -> AbstractContextManager[Any]:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = fake(tensor)  # type: ignore[assignment]
-    return mode if device_type == "cpu" else _FakeCuda(mode)
+    if device_type == "cpu":
+        return mode
+    for module in model.modules():
+        if (checkpoint := getattr(module, "_gradient_checkpointing_func", None)) is not None:
+            # Autograd leaves torch function modes, so what is computed again would take the operators of a CPU.
+            module._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+                checkpoint, context_fn=lambda: (nullcontext(), CudaOperators())
+            )
+    return _FakeCuda(mode)
 
 
 # Matrix products, convolutions and fused attention are counted, with a multiply-add as two operations; gathers, norms
