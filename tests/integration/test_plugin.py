@@ -25,7 +25,7 @@ BACKBONES_GUIDE = (ROOT / "docs" / "add-a-backbone.md").read_text()
 COMMANDS = """
 import contextlib, io, json, os, sys, traceback
 if "peft" in sys.argv:
-    import accelerate, datasets, hydra, pandas, peft, pydantic, sklearn.metrics, transformers
+    import accelerate, datasets, hydra, pandas, peft, pydantic, pytest, sklearn.metrics, transformers
     import transformers.models.auto.tokenization_auto
 sys.dont_write_bytecode = True
 for line in sys.stdin:
@@ -42,7 +42,7 @@ for line in sys.stdin:
         printed = []
         for command in commands:
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                code = main(command)
+                code = main(command) if command[0] != "pytest" else int(pytest.main(command[1:]))
             printed.append([code, out.getvalue()])
         with open("stdout", "w") as answers:
             json.dump(printed, answers)
@@ -135,8 +135,9 @@ def test_the_template_is_installed_and_passes_its_own_tests(site, tmp_path):
     shutil.copytree(TEMPLATE, tmp_path / "package", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     alone = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
     site.python("-m", "pip", "install", "-q", *alone, "--target", str(site.folder), str(tmp_path / "package"))
-    done = site.python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "package"))
-    assert re.search(r"^4 passed", done.stdout, flags=re.MULTILINE)
+    package = str(tmp_path / "package")
+    ((code, printed),), _ = site.call(["pytest", "-q", "-p", "no:cacheprovider", "--rootdir", package, package])
+    assert (code, bool(re.search(r"^4 passed", printed, flags=re.MULTILINE))) == (0, True), printed
 
 
 def test_a_plugin_method_is_listed_run_and_reported(site):

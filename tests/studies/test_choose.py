@@ -22,6 +22,7 @@ from found_records import find_records
 from petl_bench.config import load_config
 from petl_bench.errors import RequestError
 from petl_bench.records.study_file import read_study, selection_score
+from petl_bench.reports import report
 from petl_bench.reports.differences import Difference
 from petl_bench.reports.ranking import MethodComparison
 from petl_bench.studies import answer as answer_module
@@ -33,6 +34,9 @@ from petl_bench.studies.search import RATE
 from petl_bench.tasks.columns import data_settings
 from petl_bench.tasks.load import load_task
 from studies.tickets import METHODS, SMALL, WORDS, write_tickets
+
+
+DRAW = report._draw
 
 
 def decided(out):
@@ -53,7 +57,8 @@ def lines_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path):
+def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_draw", DRAW)
     code, out, _ = choose(*SMALL, *METHODS, "--json")
     assert code == 0
     found = json.loads(out)

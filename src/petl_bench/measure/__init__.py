@@ -75,8 +75,12 @@ def hardware(*, on_cuda: bool, num_processes: int) -> dict[str, Any]:
     return machine
 
 
+@cache
 def git() -> dict[str, Any] | None:
-    """Returns the commit of petl_bench's checkout and whether it has changes; None if installed without one."""
+    """Returns the commit of petl_bench's checkout and whether it has changes; None if installed without one.
+
+    A process asks once, as it runs the code that it has imported.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
