@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from petl_bench.methods.registry import all_methods, get_method
 from petl_bench.run.run import run
 from petl_bench.studies.definition import open_study, parse_request, study_names
 from petl_bench.studies.expand import cells, compose
@@ -44,13 +45,21 @@ QUICK = ("banking", "rte", "mrpc", "sst2")
 
 
 def cells_of(study, methods, tasks):
-    """The cells of some of its methods and tasks alone: a study that searches composes a config for each cell."""
+    """The cells of some of its methods and tasks alone, without what it searches: drawing composes every config."""
     narrowed = dataclasses.replace(
         study,
         methods={name: study.methods[name] for name in methods},
         tasks={name: study.tasks[name] for name in tasks},
+        search=None,
     )
     return cells(narrowed, [])
+
+
+def sizes(method):
+    """The first of the sizes of a method that a study searches."""
+    settings = get_method(method).settings
+    options = dataclasses.fields(settings) if settings is not None else ()
+    return [f"method.{one.name}={one.metadata['search'][0]}" for one in options if "search" in one.metadata]
 
 
 def kinds():
@@ -62,6 +71,8 @@ def kinds():
             study.tasks, key=lambda task: next((n for n, t in enumerate(QUICK) if task.startswith(t)), len(QUICK))
         )
         for cell in cells_of(study, study.methods, tasks[:1]):
+            if study.search is not None and cell.method in all_methods():
+                cell = dataclasses.replace(cell, overrides=[*cell.overrides, *sizes(cell.method)])
             chosen = [override for override in cell.overrides if override.startswith(("method", "layers"))]
             found.setdefault(tuple(re.sub(r"=[\d.e-]+$", "=N", override) for override in chosen), cell)
     params, seen = [], set()
