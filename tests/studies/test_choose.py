@@ -35,7 +35,6 @@ from petl_bench.tasks.columns import data_settings
 from petl_bench.tasks.load import load_task
 from studies.tickets import METHODS, SMALL, WORDS, write_tickets
 
-
 DRAW = report._draw
 
 
