@@ -166,6 +166,11 @@ def test_auto_keeps_small_states_in_memory_and_large_ones_on_disk(tiny):
     assert run(tiny(*frozen, *nowhere, "train.seed=2")).frozen.cache == "off"
     # Rows that are seen once are not worth it.
     assert run(tiny("method=flat", "train.seed=3", ON_CPU)).frozen.cache == "off"
+    # Unless other runs see them, too.
+    shared = ["method=flat", "train.cache=shared", ON_CPU, SHORT]
+    first, second = (run(tiny(*shared, f"train.learning_rate={rate}")) for rate in (1e-3, 2e-3))
+    assert (first.frozen.cache, first.frozen.reused) == ("memory", False)
+    assert (second.frozen.cache, second.frozen.reused) == ("memory", True)
 
 
 def test_auto_counts_what_would_be_computed_twice(tiny):

@@ -100,6 +100,9 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path, 
             "train": len(parts["train"]),
             "validation": len(parts["selection"]),
         }
+    # The head's trainings see the same states: the first computes them, although it sees every row less than twice.
+    of_head = [records[run.key].frozen for run in study.runs if run.method == "head"]
+    assert [(frozen.cache, frozen.reused) for frozen in of_head[:2]] == [("memory", False), ("memory", True)]
     assert not any(records[run.key].baselines for run in trials)
     assert found["baselines"] == finals[best][0].baselines
     assert set(found["baselines"]) == {"majority", "tfidf"}

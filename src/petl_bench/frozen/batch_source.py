@@ -198,9 +198,10 @@ class _FeatureStore:
         on_cuda = self.device.type == "cuda"
         if self.train.cache == "device" and not on_cuda:
             raise RequestError("train.cache=device keeps features on a CUDA device: use train.cache=memory on a CPU.")
-        if self.train.cache != "auto":
+        if self.train.cache not in ("auto", "shared"):
             return self.train.cache
-        if _rows_seen(splits, self.train) <= sum(map(len, self.rows.values())):
+        is_shared = self.train.cache == "shared" and not on_cuda
+        if not is_shared and _rows_seen(splits, self.train) <= sum(map(len, self.rows.values())):
             # The cache would save nothing.
             return "off"
         if on_cuda and self.size <= min(self.memory, _free_device_bytes() // 2):

@@ -357,10 +357,10 @@ class Record:
     def answers(self, cache: str) -> bool:
         """Whether the record's times are those that `train.cache=<cache>` requests; scores do not depend on it.
 
-        `auto` accepts any. A run that requested this mode but could not use it counts as well, because another attempt
-        would have the same result.
+        `auto` and `shared` accept any. A run that requested this mode but could not use it counts as well, because
+        another attempt would have the same result.
         """
-        if cache == "auto" or self.frozen is None:
+        if cache in ("auto", "shared") or self.frozen is None:
             return True
         return cache in (self.frozen.cache, (self.config.get("train") or {}).get("cache"))
 

@@ -327,6 +327,9 @@ class Durations:
             Seconds; 0 if nothing was trained yet.
         """
         features, total = 0.0, 0.0
+        counts, by_rows = self._rows.counts, self._rows.subsets[0].by_rows
+        # Features are computed once for all runs that read them; of the same rows, only the report's are new.
+        of_report = counts["report"] / (counts["train"] + counts["selection"]) if reports else 0.0
         for method, _ in candidates:
             longest = self._longest("lora" if method == REFERENCE else method)
             if longest is None:
@@ -336,20 +339,19 @@ class Durations:
             longest_share, record = longest
             assert record.time
             ratio = share / longest_share
-            of_scoring = 1.0 if self._rows.subsets[0].by_rows else ratio
+            of_scoring = 1.0 if by_rows else ratio
             seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
             if reports:
                 one_scoring = record.time.eval_seconds / max(1, len(record.history))
-                seconds += one_scoring * self._rows.counts["report"] / self._rows.counts["selection"]
+                seconds += one_scoring * counts["report"] / counts["selection"]
             total += seeds * seconds
-            # Features are computed once for all runs that share them.
-            features = max(features, (record.time.features_seconds or 0.0) * ratio)
+            features = max(features, (record.time.features_seconds or 0.0) * (ratio if by_rows else of_report))
         return total + features
 
     def _longest(self, method: str) -> tuple[float, Record] | None:
         """Returns the longest training of a method, with its share of a whole one; None if there is none."""
-        trainings = ((float(run.share), record) for run, record in self._finished if run.method == method)
-        return max(trainings, key=lambda training: training[0], default=None)
+        of_method = ((float(run.share), record) for run, record in self._finished if run.method == method)
+        return max(of_method, key=lambda training: training[0], default=None)
 
     def _alike(self) -> list[str]:
         methods = {run.method for run, _ in self._finished} - {REFERENCE}
@@ -382,13 +384,7 @@ def _training_seconds(record: Record, ratio: float) -> float:
 
 
 def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float) -> str:
-    """Says why no training gave a method to choose.
-
-    Args:
-        records: The records of the first trainings; None for those that were not begun.
-        limits: The limits of the choice.
-        seconds: How long it has taken.
-    """
+    """Says why none of the first trainings (None: not begun) gave a method to choose in the seconds that it took."""
     ended = [record for record in records if record is not None and record.status != "interrupted"]
     if ended and all(record.status != "finished" for record in ended):
         return f"No training could be made: {ended[0].error}"

@@ -350,6 +350,8 @@ class _Halving:
         step = self._state.steps[number]
         added, share = self._rows.settings(step.subset, step.share)
         is_trial = step.subset is not None
+        if not any(override.startswith("train.cache=") for override in self._overrides):
+            added = [*added, "train.cache=shared"]
         if is_trial:
             added = [*added, f"measure.inference={str(self._limits.latency_ms is not None).lower()}", *_UNMEASURED]
         planned = []

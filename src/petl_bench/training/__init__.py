@@ -74,9 +74,11 @@ class TrainConfig:
         "Where features of the frozen layers below all that is trained are kept once they are computed; off: they are "
         "computed with every batch. auto: on a CUDA device where they fit cache_memory and half of what is free there; "
         "else in memory where they fit cache_memory, else on disk where they fit cache_disk, unless moving them to a "
-        "CUDA device takes longer than computing them. Scores are the same, times are not: a finished run with times "
-        "of another mode than the one asked for is made again (auto takes any).",
-        choices=("auto", "device", "memory", "disk", "off"),
+        "CUDA device takes longer than computing them, or the run sees every row once. shared: as auto, also for a run "
+        "that sees every row once, as others in the process use the same features (not on a CUDA device). Scores are "
+        "the same, times are not: a finished run with times of another mode than the one asked for is made again (auto "
+        "and shared take any).",
+        choices=("auto", "shared", "device", "memory", "disk", "off"),
     )
     cache_memory: str = setting("2GiB", "Most memory that cached features may take.")
     cache_disk: str = setting("20GiB", "Most space on disk that cached features may take.")
