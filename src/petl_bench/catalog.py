@@ -73,8 +73,9 @@ def print_catalog(kind: str | None, form: str, group: str | None = None) -> None
     out = console()
     for name in kinds:
         table = Table(title=name, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for column in rows[name][0]:
-            table.add_column(column, overflow="fold")
+        for number, column in enumerate(rows[name][0]):
+            # A name is copied from here, so it stays in one piece.
+            table.add_column(column, overflow="fold", no_wrap=number == 0)
         for row in rows[name]:
             table.add_row(*(escape(_cell(value, most=_LISTED)) for value in row.values()))
         out.print(table)
@@ -129,11 +130,12 @@ def list_tasks() -> list[Row]:
 
 
 def list_studies() -> list[Row]:
-    """Every shipped study, with what it compares."""
+    """Every shipped study, with what it compares and what it needs."""
     return [
         {
             "study": name,
             "about": option["description"],
+            "needs": option.get("needs", ""),
             "methods": list(option["methods"]),
             "tasks": list(option["tasks"]),
             "seeds": len(option["seeds"]),

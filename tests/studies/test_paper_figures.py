@@ -37,11 +37,19 @@ def test_there_are_studies():
     assert {"demo", "glue_small", "low_resource", "lora_roberta_large", "flat"} <= {file.stem for file in STUDIES}
 
 
+def test_the_documented_studies_are_those_that_ship_with_what_they_need():
+    rows = re.findall(r"^\| (`.*`) \| .* \| (.*) \|$", (ROOT / "docs" / "reproducing.md").read_text(), re.MULTILINE)
+    documented = {name: needs for names, needs in rows for name in re.findall(r"`(\w+)`", names)}
+    needed = {file.stem: loaded(file).needs for file in STUDIES}
+    assert {name: needs for name, needs in documented.items() if name in needed} == needed
+
+
 @every_study
 def test_every_study_says_what_it_is(file):
     study = loaded(file)
     assert file.read_text().startswith(f"# petl-bench study {file.stem}")
     assert study.description
+    assert study.needs
     assert study.methods
     assert study.tasks
     assert len(set(study.seeds)) == len(study.seeds) > 0

@@ -43,6 +43,8 @@ class StudyConfig:
     of `cells`, and the command line's.
 
     Attributes:
+        description: What it compares.
+        needs: The machine, and the time there.
         settings: Settings of every run.
         methods: Settings by the method's name in tables; no settings mean `method=<name>`.
         tasks: Settings by the task's name in tables; no settings mean `task=<name>`.
@@ -57,6 +59,7 @@ class StudyConfig:
     """
 
     description: str = ""
+    needs: str = ""
     settings: list[str] = field(default_factory=list)
     methods: dict[str, list[str]] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
