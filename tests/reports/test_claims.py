@@ -196,8 +196,14 @@ def test_a_ratio_of_what_training_decides_needs_an_interval():
     test = ratio("updates_to_95_percent", "b", "a", 1) | {"tasks": ["t"]}
     assert verdict(test, found) == (
         "undecided",
-        "updates_to_95_percent: b over a 2.52 [0.93, 6.81] over 3 seeds; claimed: 1 at least",
+        "updates_to_95_percent: b over a 2.52 [0.93, 6.81] over 3 seeds; claimed: 1 at least; "
+        "6 of 6 values are upper bounds, reached at the first evaluation",
     )
+    # An error, or a score of 0, has no such value.
+    fourth = [converging(method, 3, 100) for method in steps]
+    for entry in fourth[0].history:
+        entry.scores["accuracy"] = 0.0
+    assert verdict(test, [*found, *fourth], seeds=(0, 1, 2, 3))[1].endswith("; 1 seed without a value left out")
     assert verdict(test | {"at_least": 0.9}, found)[0] == "reproduced"
     assert verdict(test | {"at_least": 7}, found)[0] == "not reproduced"
     two = [one for one in found if one.protocol.seed < 2]

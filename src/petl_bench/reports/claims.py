@@ -278,6 +278,11 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
+    used = [record for cell in cells for seed, record in ours.by_seed(*cell).items() if seed in seeds]
+    if at_once := sum(field.value(record) == record.history[0].step for record in used):
+        text += f"; {at_once} of {len(used)} values are upper bounds, reached at the first evaluation"
+    if unknown := len({seed for cell in cells for seed in ours.by_seed(*cell)} - set(seeds)):
+        text += f"; {unknown} {'seed' if unknown == 1 else 'seeds'} without a value left out"
     holds = True if low >= test["at_least"] else False if high < test["at_least"] else None
     return Finding(holds, text, UNDECIDED)
 
@@ -340,7 +345,6 @@ CLAIM_TESTS = {
 }
 
 _ONE_NAME = ("kind", "method", "to", "of", "over", "quantity", "metric", "needs")
-
 _NAMES = ("than", "tasks")
 
 
@@ -352,12 +356,7 @@ def apply_test(test: dict[str, Any], ours: StudyRecords) -> Finding:
 
 
 def check_claim(claim: Claim, methods: Iterable[str], tasks: Iterable[str]) -> None:
-    """Checks that a claim can be tested on a study.
-
-    Args:
-        claim: The claim.
-        methods: The study's methods.
-        tasks: The study's tasks.
+    """Checks that a claim can be tested on a study with these methods and tasks.
 
     Raises:
         RequestError: If it cannot be tested; the message names the claim.
