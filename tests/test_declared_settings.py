@@ -170,11 +170,12 @@ def test_a_folder_that_is_none_is_told(own, capsys):
 
 def test_paths_in_a_study_are_relative_to_its_file(tmp_path, monkeypatch):
     folder = tmp_path / "my studies"
-    folder.mkdir()
+    (folder / "Ann's").mkdir(parents=True)
     (folder / "rows.csv").write_text("text,label\ngood,1\nbad,0\n")
     (folder / "mine.yaml").write_text(
         "methods: {head: [method.init=null], houlsby: [method=houlsby, method.init=bert]}\n"
-        "tasks: {own: [task=custom, task.train_file=rows.csv], there: [task=custom, task.train_file=/rows.csv]}\n"
+        "tasks: {own: [task=custom, task.train_file=rows.csv], there: [task=custom, task.train_file=/rows.csv],\n"
+        "        quoted: [task=custom, \"task.train_file='Ann\\\\'s/rows.csv'\"]}\n"
         "settings: [backbone.path='a model', task.text_columns=text]\n"
     )
     monkeypatch.chdir(folder)
@@ -183,6 +184,7 @@ def test_paths_in_a_study_are_relative_to_its_file(tmp_path, monkeypatch):
     _, study = open_study("my studies/mine.yaml")
     assert load_config([*study.tasks["own"], study.settings[1]]).task.train_file == "my studies/rows.csv"
     assert study.tasks["there"][1] == "task.train_file=/rows.csv"
+    assert load_config([*study.tasks["quoted"], study.settings[1]]).task.train_file == "my studies/Ann's/rows.csv"
     assert load_config([study.settings[0]]).backbone.path == "my studies/a model"
     assert study.methods["head"] == ["method.init=null"]
 

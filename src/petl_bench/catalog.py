@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# The maximum number of list items that a table cell in the terminal shows.
-_LISTED = 2
+# In the terminal, a column of names of at most this many characters is never wrapped, and a cell shows so many list items.
+_SHORT, _LISTED = 20, 2
 
 # A random backbone of each architecture, by the name of its option.
 TINY_BACKBONES = {
@@ -73,9 +73,11 @@ def print_catalog(kind: str | None, form: str, group: str | None = None) -> None
     out = console()
     for name in kinds:
         table = Table(title=name, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for number, column in enumerate(rows[name][0]):
-            # A name is copied from here, so it stays in one piece.
-            table.add_column(column, overflow="fold", no_wrap=number == 0)
+        first, *others = rows[name][0]
+        # A name is copied from here, so it stays in one piece, if there is room for the rest.
+        table.add_column(first, overflow="fold", no_wrap=max(len(str(row[first])) for row in rows[name]) <= _SHORT)
+        for column in others:
+            table.add_column(column, overflow="fold")
         for row in rows[name]:
             table.add_row(*(escape(_cell(value, most=_LISTED)) for value in row.values()))
         out.print(table)

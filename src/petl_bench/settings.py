@@ -294,6 +294,17 @@ def given_values(overrides: list[str]) -> dict[str, str]:
     return {override.key_or_group: str(override.value()) for override in parsed}
 
 
+def given_text(override: str) -> str:
+    """The value of an override without quotation marks; as it is written if Hydra cannot read it, and will say so."""
+    from hydra.errors import HydraException
+
+    text = override.partition("=")[2]
+    try:
+        return text if text in ("", "null") else next(iter(given_values([override]).values()), text)
+    except HydraException:
+        return text
+
+
 def as_setting(key: str, value: object) -> str:
     """An override, its value in quotation marks where Hydra's grammar requires them."""
     return f"{key}={as_value(value)}"

@@ -20,7 +20,7 @@ from petl_bench.records.reading import parse_yaml, read_text, validate, yaml_fau
 from petl_bench.records.run_key import is_location
 from petl_bench.records.study_file import Claim, PlannedRun, PublishedRow
 from petl_bench.reports.claims import check_claim
-from petl_bench.settings import as_setting, check_choices, option_names, option_text, setting
+from petl_bench.settings import as_setting, check_choices, given_text, option_names, option_text, setting
 from petl_bench.studies import EXECUTORS
 from petl_bench.studies.search import SearchConfig, check_search
 from petl_bench.training import SEED_RANGE
@@ -155,9 +155,9 @@ def _resolve_paths(study: StudyConfig, folder: Path) -> None:
 
     def resolve(override: str) -> str:
         """Returns a setting with its relative path, if it has one, made absolute from the study's folder."""
-        key, _, value = override.partition("=")
-        value = value.strip("'\"")
-        if key not in paths or value in ("", "null") or (key, value) in names or "${" in value:
+        key = override.partition("=")[0]
+        value = given_text(override) if key in paths and "${" not in override else ""
+        if value in ("", "null") or (key, value) in names:
             return override
         path = user_path(value, key)
         return override if path.is_absolute() else as_setting(key, str(folder / path))

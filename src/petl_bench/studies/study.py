@@ -19,7 +19,7 @@ from petl_bench.estimate.costs import cost_key
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.process import atomic_write, check_folder, check_name, raise_interrupted, user_path
 from petl_bench.records.study_file import PlannedCosts, PlannedRun, StudyFile, read_study
-from petl_bench.settings import as_setting, own_config
+from petl_bench.settings import as_setting, given_text, own_config
 from petl_bench.studies.definition import StudyConfig, StudyRequest, open_study, parse_request, study_and_overrides
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import Basis, StudyCell, basis_is_current, compose, expand, grid, grow
@@ -221,7 +221,7 @@ def _check_data(study: Study) -> None:
     """Raises RequestError once for a missing folder of rows, which would make every remaining run fail."""
     overrides = (override for run, status in study.statuses() if status != FINISHED for override in run.overrides)
     for override in dict.fromkeys(override for override in overrides if override.startswith("data_root=")):
-        root = override.partition("=")[2].strip("'\"")
+        root = given_text(override)
         if root != "null":
             check_folder(user_path(root, "data_root"), "data_root")
 
@@ -362,7 +362,7 @@ def _sweep(cell: StudyCell, study: StudyConfig, folder: Path, runs: int | None) 
 
 def _absolute(override: str, key: str) -> str:
     """Returns a setting with an absolute path, so that the command can be run in any folder."""
-    value = override.partition("=")[2].strip("'\"")
+    value = given_text(override)
     is_name = value in ("", "null") or any(option.name == key and value in option.choices for option in run_settings())
     return override if is_name else as_setting(key, str(user_path(value, key).absolute()))
 
