@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# In the terminal, a column of names of at most this many characters is never wrapped, and a cell shows so many list items.
+# In the terminal: columns of names of at most this many characters are not wrapped; a cell shows so many list items.
 _SHORT, _LISTED = 20, 2
 
 # A random backbone of each architecture, by the name of its option.
