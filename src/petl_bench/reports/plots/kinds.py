@@ -41,8 +41,9 @@ _MOST_COSTS_BESIDE = 2
 # Panels with more points than this have a legend instead of a name next to each point.
 _MOST_NAMES = 16
 
-# The plot shows the first of these memory costs that every group has.
-_MEMORY = ("device_peak_bytes", "estimated_peak_bytes", "process_peak_rss_bytes")
+# The plot shows the first of these memory costs that every group has. A device's peak includes features of frozen
+# layers where there was room for them, which says nothing about what a method needs.
+_MEMORY = ("estimated_peak_bytes", "device_peak_bytes", "process_peak_rss_bytes")
 
 
 def draw_scores(groups: list[Group], file: Path, headline: str | None = None) -> None:
