@@ -121,6 +121,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path, 
     assert lines[0].startswith(f"recommended: {best} (")
     assert lines[1].strip() == found["command"]
     assert "rows that chose nothing, mean of 3 seeds" in lines[2]
+    assert ("  its shorter trainings all scored the same" in out) == found["trials_were_alike"]
     of_baselines = [scores[found["metric"]] for scores in found["baselines"].values()]
     assert ("  no better than " in out) == (max(of_baselines) >= found["score"])
     assert any(line.startswith("the search: ") for line in lines)
@@ -213,6 +214,26 @@ def test_a_tuned_lora_is_not_lora_at_its_default(tried, is_told):
     result = SimpleNamespace(best=(None, best), comparisons={"lora": comparison}, cheaper={})
     lines = list(answer_module._comparison_lines(choice, result))
     assert ("against LoRA at its default: gains, +10.0 points" in lines) == is_told
+
+
+@pytest.mark.parametrize(
+    ("trials", "alike"),
+    [
+        ([("lora", 0.2, 0.5), ("head", 0.2, 0.5)], True),
+        ([("lora", 0.2, 0.5), ("head", 0.2, 0.6)], False),
+        # The longer trainings chose the methods.
+        ([("lora", 0.2, 0.5), ("head", 0.2, 0.5), ("lora", 0.4, 0.5), ("head", 0.4, 0.6)], False),
+        ([("lora", 0.2, 0.5), ("head", 0.2, 0.6), ("lora", 0.4, 0.5), ("head", 0.4, 0.5)], True),
+        # One method alone chose among its settings.
+        ([("lora", 0.2, 0.5), ("lora", 0.2, 0.5)], False),
+    ],
+)
+def test_trials_that_say_nothing_are_told(trials, alike, monkeypatch):
+    monkeypatch.setattr(answer_module, "selection_score", lambda score: score)
+    runs = [SimpleNamespace(method=name, share=share, is_trial=True, score=score) for name, share, score in trials]
+    runs.append(SimpleNamespace(method="head", share=1.0, is_trial=False, score=0.9))
+    choice = SimpleNamespace(study=SimpleNamespace(runs=runs), record=lambda run: run.score)
+    assert answer_module.trials_were_alike(choice) == alike
 
 
 @pytest.mark.slow

@@ -231,6 +231,7 @@ def _as_dict(choice: Choice, result: Answer, seconds: float) -> dict[str, Any]:
         "compared_with_it": differences,
         "left_out": choice.state.left_out,
         "not_trained": choice.not_trained,
+        "trials_were_alike": trials_were_alike(choice),
         "failed": choice.failed,
         "trainings": len(choice.trained),
         "seconds": seconds,
@@ -303,6 +304,9 @@ def _search_lines(choice: Choice, result: Answer, seconds: float) -> Iterator[st
     """What the search took and left out, and where the weights are."""
     methods = {run.method for run in choice.trained} - {REFERENCE}
     yield f"the search: {len(choice.trained)} trainings of {len(methods)} methods, {seconds / 60:.1f} min"
+    if trials_were_alike(choice):
+        yield "  its shorter trainings all scored the same, so which methods were trained on all rows is arbitrary:"
+        yield "  more epochs or more --time may show a difference"
     if left_out := choice.state.left_out:
         yield "left out: " + "; ".join(f"{name} ({why.rstrip('.')})" for name, why in left_out.items())
     if failed := choice.failed:
@@ -315,6 +319,16 @@ def _search_lines(choice: Choice, result: Answer, seconds: float) -> Iterator[st
         yield "no weights were kept: the trainings that would have kept them failed\n"
     else:
         yield "no weights were kept: the command trains them; so does this one, given again with more --time\n"
+
+
+def trials_were_alike(choice: Choice) -> bool:
+    """Whether the longest of the trainings that choose gave several methods, and each of them, the same score."""
+    by_share: dict[float, list[tuple[str, float]]] = {}
+    for run in choice.study.runs:
+        if run.is_trial and (record := choice.record(run)) is not None:
+            by_share.setdefault(float(run.share), []).append((run.method, _selection(record)))
+    compared = [share for share, trials in by_share.items() if len({method for method, _ in trials}) > 1]
+    return bool(compared) and len({score for _, score in by_share[max(compared)]}) == 1
 
 
 def _points(comparison: MethodComparison, *, percent: bool) -> str:
