@@ -9,6 +9,7 @@ import json
 import pytest
 
 from petl_bench.records.schema import HistoryEntry
+from petl_bench.records.study_file import PlannedRun
 from petl_bench.reports.csv_json import to_csv, to_json
 from petl_bench.reports.groups import group_records
 from petl_bench.reports.plots import kinds
@@ -16,11 +17,13 @@ from petl_bench.reports.protocol import (
     batch_text,
     improving_notes,
     protocol_numbers,
+    rate_notes,
     setting_notes,
     settings_of,
     still_improving,
 )
-from petl_bench.reports.results_table import backbone_results
+from petl_bench.reports.results_table import backbone_results, study_results
+from reports import toy_study
 from reports.generated import analyses, record, results_tables
 
 
@@ -136,6 +139,29 @@ def curve(*scores, error=False):
 def test_still_improving_is_read_from_the_history(scores, error, improving):
     (group,) = group_records([curve(*scores, error=error)])
     assert still_improving(group) is improving
+
+
+TRIED = "learning rate that was tried was chosen"
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen", "note"),
+    [
+        ((1e-4, 1e-3, 1e-2), (1e-2, 1e-2), f"the highest {TRIED}, a higher one may give more: a (all tasks)"),
+        ((1e-4, 1e-3, 1e-2), (1e-4, 1e-3), f"the lowest {TRIED}, a lower one may give more: a (t)"),
+        ((1e-4, 1e-3, 1e-2), (1e-3, 1e-3), None),
+        ((1e-4, 1e-2), (1e-2, 1e-4), None),
+    ],
+)
+def test_a_rate_at_the_end_of_its_list_is_told(rates, chosen, note):
+    runs = [
+        PlannedRun("a", task, 0, f"{task} {rate}", "folder", [], learning_rate=rate, is_trial=True, chosen=rate == best)
+        for task, best in zip(("t", "u"), chosen, strict=True)
+        for rate in rates
+    ]  # fmt: skip
+    tried = toy_study.study(methods=("a",), seeds=(0,))
+    tried.runs[:] = runs
+    assert rate_notes(study_results(tried, [])) == ([] if note is None else [note])
 
 
 def test_the_mean_over_seeds_decides_and_the_table_says_so():

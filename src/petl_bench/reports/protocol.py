@@ -148,3 +148,21 @@ def improving_notes(results: ResultsTable) -> list[str]:
     }
     where = "; ".join(f"{task} ({', '.join(methods)})" for task, methods in improving.items() if methods)
     return [f"still improving at the last evaluation, longer training may give more: {where}"] if where else []
+
+
+def rate_notes(results: ResultsTable) -> list[str]:
+    """Names the methods whose chosen learning rate is the first or last of the list that was tried."""
+    notes = []
+    for end, other in (("highest", "higher"), ("lowest", "lower")):
+        at_end = {
+            method: [task for task in results.tasks if results.cells[method, task].rate_end == end]
+            for method in results.methods
+        }
+        where = "; ".join(
+            f"{method} ({'all tasks' if len(tasks) == len(results.tasks) else ', '.join(tasks)})"
+            for method, tasks in at_end.items()
+            if tasks
+        )
+        if where:
+            notes.append(f"the {end} learning rate that was tried was chosen, a {other} one may give more: {where}")
+    return notes

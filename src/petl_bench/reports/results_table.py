@@ -108,6 +108,8 @@ def in_points(metric: str, value: float) -> float:
 
 
 RATE_OPEN = "rate open"
+# Of two rates, the chosen one is always at an end.
+_LEAST_RATES = 3
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,14 @@ class Cell:
         planned: The number of seeds that a study plans; None without a study.
         unfinished: The statuses of the study's runs that did not finish, or why none is reported.
         costs: The costs that the study planned.
+        rate_end: "highest" or "lowest" if the chosen learning rate is at this end of a list of three or more.
     """
 
     group: Group | None = None
     planned: int | None = None
     unfinished: tuple[str, ...] = ()
     costs: PlannedCosts | None = None
+    rate_end: str | None = None
 
     def measured(self, field: Field) -> float | None:
         """The mean of a number over the finished runs; None if none measured it, or several machines did."""
@@ -267,7 +271,16 @@ def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
     if finished:
         backbone = backbone_name(finished[0].config["backbone"])
         group = Group(task, backbone, method, finished, ours.replaced(method, task))
-    return Cell(group, len(seeds), tuple(ends), costs)
+    return Cell(group, len(seeds), tuple(ends), costs, _rate_end(method, task, ours.study))
+
+
+def _rate_end(method: str, task: str, study: StudyFile) -> str | None:
+    """Which end of the study's list of rates the chosen one is; None for a search, whose range is wide."""
+    runs = [run for run in study.runs if (run.method, run.task) == (method, task) and run.learning_rate is not None]
+    rates, chosen = {float(run.learning_rate or 0) for run in runs}, {run.learning_rate for run in runs if run.chosen}
+    if study.search is not None or len(rates) < _LEAST_RATES or len(chosen) != 1:
+        return None
+    return "highest" if max(rates) in chosen else "lowest" if min(rates) in chosen else None
 
 
 def reported_records(study: StudyFile, records: Iterable[Record]) -> list[Record]:
