@@ -1,8 +1,8 @@
 """Compares answers of `petl-bench choose` with a study that trained every setting on all rows (`docs/choose.md`).
 
     petl-bench study choose_grid data_root=DIR runs_dir=GRID
-    petl-bench choose task=stsb ... runs_dir=FOLDER --json > FOLDER/answer.json     # settings: those of the study
-    petl-bench run -m ... train.seed=1,2 runs_dir=FOLDER                            # the answer with further seeds
+    petl-bench choose task=stsb ... runs_dir=FOLDER --json > answer.json     # with the study's settings; into FOLDER
+    petl-bench run ... train.seed=1 runs_dir=FOLDER                          # the answer with further seeds
     python scripts/choose_regret.py GRID stsb_1000=FOLDER [GRID TASK=FOLDER ...]
 
 The study's answer is the method whose chosen setting has the best mean on the selection rows. Regret is its mean on the
@@ -33,7 +33,7 @@ def main() -> int:
             grid = Path(argument)
             continue
         ours, answer = records_of(Path(folder)), json.loads((Path(folder) / "answer.json").read_text())
-        chosen = with_more_seeds(read_record(Path(answer["run"]) / "result.json"), ours)
+        chosen = with_more_seeds(read_record(Path(folder) / Path(answer["run"]).name / "result.json"), ours)
         trained = {record.config["method"]["name"] for record in ours}
         best, theirs = best_of(grid, task, trained)
         regrets.append(fmean(reported(best)) - fmean(reported(chosen)))

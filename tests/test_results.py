@@ -56,3 +56,20 @@ def test_the_ranking_of_a_search_is_made_from_its_records(folder, capsys):
         assert record.protocol.selection_split == record.protocol.report_split == "train_held_out"
     runpy.run_path(str(ROOT / "scripts" / "flat_designs.py"))["rank"](folder)
     assert capsys.readouterr().out == (folder / "ranking.md").read_text()
+
+
+def test_the_documented_regret_of_choices_is_made_from_their_records(monkeypatch, capsys):
+    results = ROOT / "results"
+    tasks = {
+        "fair_small": ("banking77_few", "cola_1000", "mrpc_1000", "sst2_1000"),
+        "choose_grid": ("stsb_1000", "clinc150_few"),
+    }
+    words = ["choose_regret.py"]
+    for grid, names in tasks.items():
+        words += [str(results / grid), *(f"{name}={results / 'choose' / name}" for name in names)]
+    monkeypatch.setattr("sys.argv", words)
+    assert runpy.run_path(str(ROOT / "scripts" / "choose_regret.py"))["main"]() == 0
+    table, mean = capsys.readouterr().out.split("\n\n")
+    documented = (ROOT / "docs" / "choose.md").read_text()
+    assert table in documented
+    assert f"Mean regret is {mean.split()[2]} points" in documented
