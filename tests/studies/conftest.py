@@ -12,14 +12,14 @@ from studies.tickets import write_tickets
 
 
 @pytest.fixture
-def choose(tmp_path, monkeypatch, capsys):
+def choose(tmp_path, monkeypatch, capsys, estimates_here):
     """Runs `petl-bench choose` in this process: gives the exit code, standard output and error."""
     monkeypatch.setattr(choose_module, "_WITHOUT_TIME", (2, 3, 3))
     # Drawn in one test, as it takes as long as some trainings.
     monkeypatch.setattr("petl_bench.reports.report._draw", lambda *_: None)
     # This process began with the first test.
     monkeypatch.setattr("petl_bench.process.process_seconds", lambda: 0.0)
-    monkeypatch.setattr(choice_module, "estimate_all", lambda jobs: [plan._estimate(*job) for job in jobs])
+    monkeypatch.setattr(choice_module, "estimate_all", plan.estimate_all)
     monkeypatch.chdir(tmp_path)
     write_tickets(tmp_path / "tickets.csv")
 

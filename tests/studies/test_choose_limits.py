@@ -20,12 +20,13 @@ from studies.tickets import METHODS, SMALL
 
 
 def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(choose, monkeypatch):
-    estimates = {}
-    for name in ("full", "head"):
-        cfg = load_config(["task=smoke", "backbone=tiny_bert", f"method={name}"])
-        estimates[name] = plan._estimate(cfg, None)
-    between = (estimates["full"].estimate.peak_bytes + estimates["head"].estimate.peak_bytes) // 2
     overrides = ["task=smoke", "backbone=tiny_bert"]
+
+    def estimated(*settings):
+        return plan.estimate_all([(load_config([*overrides, *settings]), None)])[0]
+
+    estimates = {name: estimated(f"method={name}") for name in ("full", "head")}
+    between = (estimates["full"].estimate.peak_bytes + estimates["head"].estimate.peak_bytes) // 2
     candidates = [("full", {}), ("head", {}), ("lora", {"method.r": 0})]
     found = Limits(memory_bytes=between).left_out(candidates, overrides)
     assert set(found) == {"full", "lora, r=0"}
@@ -36,7 +37,7 @@ def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(cho
     assert set(Limits(trainable=most).left_out(candidates[:2], overrides)) == {"full"}
     assert Limits().left_out(candidates[:2], overrides) == {}
     # Sizes that fit are drawn; of a method whose default does not, the nearest one is tried.
-    sizes = {r: plan._estimate(load_config([*overrides, "method=lora", f"method.r={r}"]), None) for r in (2, 4, 8)}
+    sizes = {r: estimated("method=lora", f"method.r={r}") for r in (2, 4)}
     small = Limits(trainable=sizes[4].params.trainable)
     assert small.fitting_space("lora", overrides)["method.r"] == [2, 4]
     assert small.nearest_size("lora", overrides) == {"method.r": 4}
