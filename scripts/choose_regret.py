@@ -20,6 +20,7 @@ from statistics import fmean, stdev
 from petl_bench.records.schema import Record
 from petl_bench.records.store import read_record
 from petl_bench.records.study_file import read_study, selection_score
+from petl_bench.studies.choice import TRIAL_SEED
 
 
 def main() -> int:
@@ -37,7 +38,7 @@ def main() -> int:
         trained = {record.config["method"]["name"] for record in ours}
         best, theirs = best_of(grid, task, trained)
         regrets.append(fmean(reported(best)) - fmean(reported(chosen)))
-        effort = sum(updates(record) for record in ours if record.protocol.seed in (*answer["seeds"], 1000))
+        effort = sum(updates(record) for record in ours if record.protocol.seed in (*answer["seeds"], TRIAL_SEED))
         effort /= sum(map(updates, theirs))
         cells = [task, name(best[0]), spread(best), name(chosen[0]), spread(chosen)]
         print(f"| {' | '.join(cells)} | {regrets[-1]:+.1f} | {100 * effort:.0f} % |")

@@ -113,8 +113,6 @@ class TestTime:
         monkeypatch.setattr(worker, "make", make)
         monkeypatch.setattr(Durations, "predict", predict)
         monkeypatch.setattr(choose_module.time, "monotonic", lambda: now[0])
-        # Drawing takes as long as several trainings; test_choose.py looks for the picture.
-        monkeypatch.setattr("petl_bench.reports.report._draw", lambda *args, **kwargs: None)
         return now, made
 
     @pytest.mark.parametrize(

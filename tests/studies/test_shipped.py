@@ -55,13 +55,6 @@ def cells_of(study, methods, tasks):
     return cells(narrowed, [])
 
 
-def sizes(method):
-    """The first of the sizes of a method that a study searches."""
-    settings = get_method(method).settings
-    options = dataclasses.fields(settings) if settings is not None else ()
-    return [f"method.{one.name}={one.metadata['search'][0]}" for one in options if "search" in one.metadata]
-
-
 def kinds():
     """One cell for every setting of a method that a shipped study has, numbers apart, on its quickest task."""
     found = {}
@@ -72,7 +65,8 @@ def kinds():
         )
         for cell in cells_of(study, study.methods, tasks[:1]):
             if study.search is not None and cell.method in all_methods():
-                cell = dataclasses.replace(cell, overrides=[*cell.overrides, *sizes(cell.method)])
+                first = (f"{name}={values[0]}" for name, values in get_method(cell.method).searched_sizes.items())
+                cell = dataclasses.replace(cell, overrides=[*cell.overrides, *first])
             chosen = [override for override in cell.overrides if override.startswith(("method", "layers"))]
             found.setdefault(tuple(re.sub(r"=[\d.e-]+$", "=N", override) for override in chosen), cell)
     params, seen = [], set()

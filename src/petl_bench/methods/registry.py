@@ -130,6 +130,12 @@ class Method:
             bases=(self.settings, MethodConfig) if self.settings else (MethodConfig,),
         )
 
+    @property
+    def searched_sizes(self) -> dict[str, list[Any]]:
+        """The values of the settings that a search tries, by setting."""
+        options = dataclasses.fields(self.settings) if self.settings is not None else ()
+        return {f"method.{option.name}": option.metadata["search"] for option in options if "search" in option.metadata}
+
     def resolve(self, name: str) -> Any:
         """Imports what "module:name" stands for.
 

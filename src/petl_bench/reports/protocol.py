@@ -166,3 +166,8 @@ def rate_notes(results: ResultsTable) -> list[str]:
         if where:
             notes.append(f"the {end} learning rate that was tried was chosen, a {other} one may give more: {where}")
     return notes
+
+
+def treatment_notes(results: ResultsTable) -> list[str]:
+    """Where the methods of a table were not treated alike: settings, rates at an end of their list, too few updates."""
+    return [*setting_notes(results), *rate_notes(results), *improving_notes(results)]

@@ -33,7 +33,7 @@ from petl_bench.reports.page import PageInput, page_data, write_page
 from petl_bench.reports.papers import paper_tables, study_json, study_tables
 from petl_bench.reports.plots.kinds import draw_learning_curves, draw_low_resource, draw_scores, draw_variability
 from petl_bench.reports.plots.tuning import TuningCurve, draw_tuning, tuning_curves
-from petl_bench.reports.protocol import improving_notes, rate_notes, setting_notes
+from petl_bench.reports.protocol import treatment_notes
 from petl_bench.reports.ranking import Analysis, analyse
 from petl_bench.reports.render import (
     PLOT_KINDS,
@@ -341,16 +341,7 @@ def _page_input(
         records=list(report_input.found.values()),
         studies=[study for study, _ in report_input.studies],
         headlines=headlines,
-        notes=[
-            note
-            for results in all_results
-            for note in (
-                *setting_notes(results),
-                *rate_notes(results),
-                *improving_notes(results),
-                *baseline_notes(results),
-            )
-        ],
+        notes=[note for results in all_results for note in (*treatment_notes(results), *baseline_notes(results))],
         missing=[text for results in all_results for text in results.missing()],
         published=compared["published"],
         claims=compared["claims"],

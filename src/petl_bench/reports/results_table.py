@@ -276,8 +276,9 @@ def _cell(method: str, task: str, ours: StudyRecords) -> Cell:
 
 def _rate_end(method: str, task: str, study: StudyFile) -> str | None:
     """Which end of the study's list of rates the chosen one is; None for a search, whose range is wide."""
-    runs = [run for run in study.runs if (run.method, run.task) == (method, task) and run.learning_rate is not None]
-    rates, chosen = {float(run.learning_rate or 0) for run in runs}, {run.learning_rate for run in runs if run.chosen}
+    runs = [run for run in study.runs if (run.method, run.task) == (method, task)]
+    rates = {run.learning_rate for run in runs if run.learning_rate is not None}
+    chosen = {run.learning_rate for run in runs if run.chosen}
     if study.search is not None or len(rates) < _LEAST_RATES or len(chosen) != 1:
         return None
     return "highest" if max(rates) in chosen else "lowest" if min(rates) in chosen else None

@@ -9,7 +9,7 @@ from petl_bench.records.predictions import Ood
 from petl_bench.records.schema import BASELINES, MEMORY_KINDS
 from petl_bench.reports.cost_columns import cost_cell, cost_columns, cost_definitions, machine_notes
 from petl_bench.reports.fields import FIELDS, MIB, MISSING, OOD_FIGURES, Field, score_text, short_metric
-from petl_bench.reports.protocol import improving_notes, rate_notes, setting_notes
+from petl_bench.reports.protocol import treatment_notes
 from petl_bench.reports.ranking import Analysis, ColumnRanking, Ranking, central
 from petl_bench.reports.render import ReportTable
 from petl_bench.reports.results_table import RATE_OPEN, Cell, ResultsTable
@@ -117,7 +117,7 @@ def scores_table(analysis: Analysis, statistic: str = "mean") -> ReportTable:
         for number, method in enumerate(methods)
         if method in column.bold
     )
-    notes = [*setting_notes(results), *rate_notes(results), *improving_notes(results), *_protocols(results)]
+    notes = [*treatment_notes(results), *_protocols(results)]
     notes += [*_bold_notes(scored, statistic), *_notes(results, ranking, costs, header)]
     if waiting := [method for method in results.methods if method not in methods]:
         notes.append(f"no run yet: {', '.join(waiting)}")

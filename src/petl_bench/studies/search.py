@@ -6,7 +6,6 @@ trials: Optuna's proposals are kept in a journal in the study's folder, so that 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import re
@@ -110,9 +109,7 @@ def default_space(cfg: RunConfig, given: Collection[str] = ()) -> dict[str, Any]
         cfg: A run of the method; its rate is the middle of the range.
         given: Settings that already have a value; of these, only the rate is searched.
     """
-    settings = get_method(cfg.method.name).settings
-    options = dataclasses.fields(settings) if settings is not None else ()
-    sizes = {f"method.{option.name}": option.metadata["search"] for option in options if "search" in option.metadata}
+    sizes = get_method(cfg.method.name).searched_sizes
     rate = cfg.train.learning_rate
     rates = {"low": rate / _FACTOR, "high": rate * _FACTOR, "log": True}
     return {name: values for name, values in sizes.items() if name not in given} | {RATE: rates}
