@@ -197,14 +197,25 @@ def test_a_ratio_of_what_training_decides_needs_an_interval():
     assert verdict(test, found) == (
         "undecided",
         "updates_to_95_percent: b over a 2.52 [0.93, 6.81] over 3 seeds; claimed: 1 at least; "
-        "6 of 6 values are upper bounds, reached at the first evaluation",
+        "upper bounds, reached at the first evaluation: 3 of 3 values of b and 3 of 3 values of a",
     )
     # An error, or a score of 0, has no such value.
     fourth = [converging(method, 3, 100) for method in steps]
     for entry in fourth[0].history:
         entry.scores["accuracy"] = 0.0
     assert verdict(test, [*found, *fourth], seeds=(0, 1, 2, 3))[1].endswith("; 1 seed without a value left out")
-    assert verdict(test | {"at_least": 0.9}, found)[0] == "reproduced"
-    assert verdict(test | {"at_least": 7}, found)[0] == "not reproduced"
+    # Upper bounds in the numerator may make the ratio too high, those in the denominator too low.
+    for bounded, low, high in (
+        ("ab", "undecided", "undecided"),
+        ("a", "reproduced", "undecided"),
+        ("b", "undecided", "not reproduced"),
+    ):
+        for one, method in zip(found, "aaabbb", strict=True):
+            one.history = (
+                one.history if method in bounded else [HistoryEntry(0.1, 1, 0.9, {"accuracy": 0.1}, 0.1), *one.history]
+            )
+        assert verdict(test | {"at_least": 0.9}, found)[0] == low
+        assert verdict(test | {"at_least": 7}, found)[0] == high
+        found = [converging(method, seed, step) for method in steps for seed, step in enumerate(steps[method])]
     two = [one for one in found if one.protocol.seed < 2]
     assert verdict(test, two, seeds=(0, 1))[0] == "too few seeds"

@@ -189,18 +189,14 @@ def _differences(method: str, other: str, test: dict[str, Any], ours: StudyRecor
 
 def _by_seed(method: str, other: str, task: str, metric: str | None, ours: StudyRecords) -> dict[int, float]:
     metric = metric or ours.primary_metric(task) or ""
-    records, other_records = ours.by_seed(method, task), ours.by_seed(other, task)
-    sign = -1 if is_error(metric) else 1
-    scores = {
-        seed: (score_of(records[seed], metric), score_of(other_records[seed], metric))
-        for seed in sorted(records.keys() & other_records.keys())
-    }
-    return {
-        # Rounding ensures that equal scores differ by exactly 0 and that bounds can be met exactly.
-        seed: round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
-        for seed, (score, against) in scores.items()
-        if score is not None and against is not None
-    }
+    records, others = ours.by_seed(method, task), ours.by_seed(other, task)
+    sign, differences = -1 if is_error(metric) else 1, {}
+    for seed in sorted(records.keys() & others.keys()):
+        score, against = score_of(records[seed], metric), score_of(others[seed], metric)
+        if score is not None and against is not None:
+            # Rounding ensures that equal scores differ by exactly 0 and that bounds can be met exactly.
+            differences[seed] = round(sign * (in_points(metric, score) - in_points(metric, against)), 9)
+    return differences
 
 
 def share_at_most(test: dict[str, Any], ours: StudyRecords) -> Finding:
@@ -272,19 +268,22 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
         logs.append({seed: math.log(of[seed] / over[seed]) for seed in of if of[seed] and over.get(seed)})
     seeds = sorted(set.intersection(*map(set, logs)))
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
-    interval = means.interval() if means else None
-    if means is None or interval is None or not means.sd:  # as of runs that reach the mark at their first evaluation
+    # Without a spread, all runs may have reached the mark at their first evaluation.
+    if not means or not means.sd or not (interval := means.interval()):
         return Finding(None, f"{test['quantity']}: {_NEEDED}", TOO_FEW)
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
-    used = [record for cell in cells for seed, record in ours.by_seed(*cell).items() if seed in seeds]
-    if at_once := sum(field.value(record) == record.history[0].step for record in used):
-        text += f"; {at_once} of {len(used)} values are upper bounds, reached at the first evaluation"
+    runs = [[one for t in test["tasks"] for seed, one in ours.by_seed(m, t).items() if seed in seeds] for m in methods]
+    at_once = [sum(field.value(one) == one.history[0].step for one in of_method) for of_method in runs]
+    if any(at_once):
+        text += "; upper bounds, reached at the first evaluation: "
+        text += " and ".join(f"{n} of {len(runs[0])} values of {m}" for n, m in zip(at_once, methods, strict=True))
     if unknown := len({seed for cell in cells for seed in ours.by_seed(*cell)} - set(seeds)):
         text += f"; {unknown} {'seed' if unknown == 1 else 'seeds'} without a value left out"
-    holds = True if low >= test["at_least"] else False if high < test["at_least"] else None
-    return Finding(holds, text, UNDECIDED)
+    # An upper bound in the numerator may make the ratio too high, one in the denominator too low.
+    holds = True if low >= test["at_least"] and not at_once[0] else None
+    return Finding(False if high < test["at_least"] and not at_once[1] else holds, text, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
