@@ -26,10 +26,9 @@ from petl_bench.reports import report
 from petl_bench.reports.differences import Difference
 from petl_bench.reports.ranking import MethodComparison
 from petl_bench.studies import answer as answer_module
-from petl_bench.studies import choice as choice_module
 from petl_bench.studies import worker
 from petl_bench.studies.choice import Limits
-from petl_bench.studies.choice_rows import prepare_rows
+from petl_bench.studies.choice_trainings import REFERENCE, prepare_rows
 from petl_bench.studies.search import RATE
 from petl_bench.tasks.columns import data_settings
 from petl_bench.tasks.load import load_task
@@ -70,7 +69,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path, 
     assert set(scores) == {None, "mean"}
     # The better head is that of all others; LoRA as it would be run without a choice keeps its own.
     assert set(poolings[2:]) == {max(scores, key=scores.get)}
-    references = [run for run in study.runs if run.method == choice_module.REFERENCE]
+    references = [run for run in study.runs if run.method == REFERENCE]
     assert all("backbone.pooling" not in run.tried for run in references)
     assert len({records[run.key].history[-1].step for run in trials}) == 1
     assert {run.seed for run in trials} == {1000}
@@ -81,7 +80,7 @@ def test_the_answer_is_the_best_on_rows_that_are_not_reported(choose, tmp_path, 
     assert all(sorted(one.protocol.seed for one in mine) == [0, 1, 2] for mine in finals.values())
     means = {name: statistics.fmean(map(selection_score, mine)) for name, mine in finals.items()}
     best = max(means, key=means.get)
-    assert found["method"] == ("lora" if best == choice_module.REFERENCE else best)
+    assert found["method"] == ("lora" if best == REFERENCE else best)
     reported = [one.selected_scores["accuracy"] for one in finals[best]]
     assert found["score"] == pytest.approx(statistics.fmean(reported))
     assert found["interval_of_other_rows"][0] <= found["score"] <= found["interval_of_other_rows"][1]

@@ -12,10 +12,10 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError, parse_seconds
 from petl_bench.estimate import plan
 from petl_bench.run import run as run_module
-from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
-from petl_bench.studies.choice import ChoiceState, Durations, Limits, Step
+from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable
+from petl_bench.studies.choice_trainings import REFERENCE, Durations
 from studies.tickets import METHODS, SMALL
 
 
@@ -98,7 +98,7 @@ class TestTime:
         real = worker.make
 
         def seconds(method, share):
-            return share * WHOLE["lora" if method == choice_module.REFERENCE else method]
+            return share * WHOLE["lora" if method == REFERENCE else method]
 
         def make(run, folder):
             now[0] += seconds(run.method, run.share)
@@ -143,10 +143,10 @@ class TestTime:
 
     def test_time_that_is_left_gives_the_best_more_seeds(self, choose, clock):
         now, _ = clock
-        code, out, _ = choose(*WORDS_OF_TIME, "--methods", "head", "--time", "41s")
+        code, out, _ = choose(*WORDS_OF_TIME, "--methods", "head", "--time", "50s")
         assert code == 0
         assert "mean of 3 seeds" in out
-        assert now[0] <= 41
+        assert now[0] <= 50
         steps = json.loads(Path("runs/choose-tickets/.study/choice.json").read_text())["steps"]
         # Three seeds did not fit at once by the prediction with its margin, but did one after the other.
         assert [step["seeds"] for step in steps[-2:]] == [[0], [1, 2]]
@@ -189,3 +189,47 @@ def test_a_method_that_fails_is_named_with_its_error(choose, monkeypatch):
     assert code == 0
     assert "failed: head (The loss is not finite)" in out, out
     assert "did not suffice" not in out
+
+
+class TestAffordable:
+    """How thorough a search is, with trainings of which each takes as many seconds as its share of a whole one."""
+
+    class Even:
+        def predict(self, candidates, share, seeds=1, *, reports=False):
+            return len(candidates) * share * seeds
+
+    SIX = tuple((name, {}) for name in "abcdef")
+
+    @pytest.mark.parametrize(
+        ("left", "plan"),
+        [
+            (float("inf"), (4, 0, 3)),
+            # 7 settings of six methods at a third, and four trainings with three seeds each: 14 + 12.
+            (26.1, (8, 0, 3)),
+            (25.9, (6, 0, 3)),
+            # With less time, the three best methods alone get further settings: 3 + 9 with three seeds, 3 + 3 with one.
+            (12.1, (4, 3, 2)),
+            (6.1, (4, 3, 2)),
+            (5.1, (3, 3, 2)),
+            (4.1, (2, 3, 2)),
+            (3.1, (1, 0, 2)),
+            (2.5, (2, 1, 1)),
+            (2.1, (1, 0, 1)),
+            (0.5, (1, 0, 1)),
+        ],
+    )
+    def test_less_time_means_fewer_settings_of_fewer_methods(self, left, plan):
+        assert affordable(list(self.SIX), [1 / 3], self.Even(), left) == plan
+
+    def test_the_better_third_is_trained_again_on_more_rows(self):
+        """At a ninth 42 more trainings take 4.7; of all 48, 16 at a third take 5.3; four with three seeds take 12."""
+        assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 22.1) == (8, 0, 3)
+        assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 21.9)[0] < 8
+
+
+def test_other_rates_are_tried_before_settings_are_drawn(choose):
+    """Half a decade up and down and a decade up, for the best methods alone, then sizes and rates drawn together."""
+    code, _, err = choose(*SMALL, "--methods", "lora", "backbone.pooling=cls")
+    assert code == 0, err
+    steps = json.loads(Path("runs/choose-tickets/.study/choice.json").read_text())["steps"]
+    assert [tried for _, tried in steps[2]["candidates"]] == [{"train.learning_rate": 0.00316}]

@@ -22,7 +22,8 @@ from petl_bench.reports.ranking import MethodComparison, compare_methods
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
-from petl_bench.studies.choice import DEFAULTS_STEP, REFERENCE, Choice
+from petl_bench.studies.choice import DEFAULTS_STEP, Choice
+from petl_bench.studies.choice_trainings import REFERENCE
 from petl_bench.studies.progress import setting_name
 from petl_bench.studies.search import RATE
 from petl_bench.tasks.baselines import at_least_as_good

@@ -1,27 +1,26 @@
-"""The parts of a choice of a method: its limits, its decisions so far, and predictions of how long trainings take."""
+"""The parts of a choice of a method: its limits, its decisions so far, and what can be trained in the time left."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any
 
 from petl_bench.config import RunConfig, load_config, resolved
 from petl_bench.errors import RequestError
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.schema import Record
-from petl_bench.records.store import RECORD_FILE, read_json, write_json
+from petl_bench.records.store import read_json, write_json
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
-from petl_bench.studies.choice_rows import ChoiceRows
+from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations
 from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
-from petl_bench.studies.search import RATE, default_space
+from petl_bench.studies.search import RATE, REDUCTION, default_space
 
-# The tables' name for LoRA as it would be run without a choice.
-REFERENCE = "lora at its default"
+_log = logging.getLogger(__name__)
 
 # The setting for what a head that classifies rows reads.
 POOLING = "backbone.pooling"
@@ -29,9 +28,6 @@ POOLING = "backbone.pooling"
 # The seeds of the reported trainings, and the seed of the trainings that choose.
 SEEDS = [0, 1, 2]
 TRIAL_SEED = 1000
-
-# A method, or REFERENCE, with the settings that are tried.
-Candidate = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,8 @@ class ChoiceState:
         decided: Whether `left_out` and `sizes` are known.
         pooling: The setting with which heads read the mean of the tokens, if that was better.
         first: Index of the subset on which the methods are trained at their defaults; None: not decided yet.
-        settings: How many settings of each method are tried; None: not decided yet.
+        settings: How many settings of a method are tried; None: not decided yet.
+        searched: Of how many of the methods, the best at their defaults; 0: of all.
         finalists: How many methods are trained on all rows.
         limit: The time limit in seconds for which these decisions were made; None: no limit.
         seconds: How long the choice has taken so far, over all commands.
@@ -191,6 +188,7 @@ class ChoiceState:
     pooling: dict[str, str] = field(default_factory=dict)
     first: int | None = None
     settings: int | None = None
+    searched: int = 0
     finalists: int = 0
     steps: list[Step] = field(default_factory=list)
     limit: float | None = None
@@ -298,91 +296,6 @@ class Choice:
         return [name for name, _ in self.state.steps[DEFAULTS_STEP].candidates if name not in tried]
 
 
-class Durations:
-    """Predicts durations from finished trainings, using the longest one of each method.
-
-    Args:
-        folder: The study's folder.
-        rows: The rows that its runs see.
-        finished: The runs that finished, with their records.
-    """
-
-    def __init__(self, folder: StudyFolder, rows: ChoiceRows, finished: Sequence[tuple[PlannedRun, Record]]) -> None:
-        self._rows, self._finished = rows, finished
-        rests = sorted(rest for run, record in finished if (rest := _rest_seconds(folder, run, record)) is not None)
-        # The lower quartile, because the first runs of a process also import packages for the later ones.
-        self._rest = rests[len(rests) // 4] if rests else 0.0
-
-    def predict(self, candidates: Sequence[Candidate], share: float, seeds: int = 1, *, reports: bool = False) -> float:
-        """Predicts the total seconds of trainings that are made one after the other.
-
-        Args:
-            candidates: The candidates to train; a method that was not trained yet is assumed to take as long as LoRA,
-                or as long as the slowest method if LoRA was not trained either.
-            share: Length of each training as a share of a whole one.
-            seeds: Number of seeds of each candidate.
-            reports: Whether the reported rows are scored as well.
-
-        Returns:
-            Seconds; 0 if nothing was trained yet.
-        """
-        features, total = 0.0, 0.0
-        counts, by_rows = self._rows.counts, self._rows.subsets[0].by_rows
-        # Features are computed once for all runs that read them; of the same rows, only the report's are new.
-        of_report = counts["report"] / (counts["train"] + counts["selection"]) if reports else 0.0
-        for method, _ in candidates:
-            longest = self._longest("lora" if method == REFERENCE else method)
-            if longest is None:
-                alike = [self.predict([(other, {})], share, reports=reports) for other in self._alike()]
-                total += seeds * max(alike, default=0.0)
-                continue
-            longest_share, record = longest
-            assert record.time
-            ratio = share / longest_share
-            of_scoring = 1.0 if by_rows else ratio
-            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
-            if reports:
-                one_scoring = record.time.eval_seconds / max(1, len(record.history))
-                seconds += one_scoring * counts["report"] / counts["selection"]
-            total += seeds * seconds
-            features = max(features, (record.time.features_seconds or 0.0) * (ratio if by_rows else of_report))
-        return total + features
-
-    def _longest(self, method: str) -> tuple[float, Record] | None:
-        """Returns the longest training of a method, with its share of a whole one; None if there is none."""
-        of_method = ((float(run.share), record) for run, record in self._finished if run.method == method)
-        return max(of_method, key=lambda training: training[0], default=None)
-
-    def _alike(self) -> list[str]:
-        methods = {run.method for run, _ in self._finished} - {REFERENCE}
-        return ["lora"] if "lora" in methods else sorted(methods)
-
-
-def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float | None:
-    """Returns the seconds of a run that are neither training nor scoring nor the features of frozen layers."""
-    try:
-        first = folder.run_folder(run).log.read_text(encoding="utf-8")[:23]
-        begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
-        ended = (folder.path / run.folder / RECORD_FILE).stat().st_mtime
-    except (OSError, ValueError):
-        return None
-    if record.time is None or record.resumed_at_updates:
-        return None
-    reused = record.frozen is not None and record.frozen.reused
-    features = 0.0 if reused else record.time.features_seconds or 0.0
-    return max(0.0, ended - begun - record.time.train_seconds - record.time.eval_seconds - features)
-
-
-def _training_seconds(record: Record, ratio: float) -> float:
-    """Predicts the seconds of a training with `ratio` times the updates; the first updates of each take longer."""
-    assert record.time
-    updates, first = record.history[-1].step, record.time.warm_up_updates
-    if updates <= first:
-        return record.time.train_seconds * ratio
-    each = (record.time.train_seconds - record.time.warm_up_seconds) / (updates - first)
-    return record.time.warm_up_seconds + each * max(0.0, ratio * updates - first)
-
-
 def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float) -> str:
     """Says why none of the first trainings (None: not begun) gave a method to choose in the seconds that it took."""
     ended = [record for record in records if record is not None and record.status != "interrupted"]
@@ -394,3 +307,43 @@ def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float
         f"No training could finish within --time {limits.seconds:g}s, as {seconds:.0f} s have been used already: give "
         "several minutes; the same command with more time goes on."
     )
+
+
+# How many settings are tried of how many of the methods (0: of all), how many of the best are trained on all rows, and
+# with how many seeds: the plans for a given time, in order of preference, and the plan without a time limit.
+_PLANS = (
+    *((8, 0, 3, 3), (6, 0, 3, 3), (5, 0, 3, 3), (4, 0, 3, 3), (4, 3, 3, 3), (4, 3, 2, 3), (4, 3, 3, 1), (4, 3, 2, 1)),
+    *((3, 3, 2, 1), (2, 3, 2, 1), (2, 2, 2, 1), (1, 0, 2, 1), (2, 1, 1, 1), (1, 0, 1, 1)),
+)
+_WITHOUT_TIME = (4, 0, 3)
+
+
+def affordable(tried: list[Candidate], shares: list[float], durations: Durations, left: float) -> tuple[int, int, int]:
+    """Finds the most thorough search that time allows.
+
+    Args:
+        tried: The methods as they were trained so far, the best first.
+        shares: The lengths of the trainings that choose, as shares of a whole one, the first step's first.
+        durations: Predicts how long trainings take.
+        left: The seconds left; infinite without a limit.
+
+    Returns:
+        The number of settings of a method, the number of methods that get them (0: all), and the number of methods that
+        are trained on all rows.
+    """
+    if left == math.inf:
+        return _WITHOUT_TIME
+    last = durations.predict(tried, 1.0, reports=True) / len(tried)
+    for settings, searched, finalists, seeds in _PLANS:
+        further = (settings - 1) * tried[: searched or None]
+        # The last trainings are those of the finalists and of LoRA at its default.
+        seconds = durations.predict(further, shares[0]) + seeds * (min(finalists, len(tried)) + 1) * last
+        for halved, share in enumerate(shares[1:], start=1):
+            number = math.ceil((len(tried) + len(further)) / REDUCTION**halved)
+            seconds += number * durations.predict(tried, share) / len(tried)
+        if seconds < left:
+            of_methods = f"the best {searched} methods" if searched else "each method"
+            plan = "%d settings of %s, the best %d on all rows with %d seeds: about %.0f s"
+            _log.info(plan, settings, of_methods, finalists, seeds, seconds)
+            return settings, searched, finalists
+    return 1, 0, 1

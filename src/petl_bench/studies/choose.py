@@ -27,23 +27,21 @@ from petl_bench.studies.choice import (
     DEFAULTS_STEP,
     HEAD_STEP,
     POOLING,
-    REFERENCE,
     SEEDS,
     SETTINGS_STEP,
     TRIAL_SEED,
-    Candidate,
     Choice,
     ChoiceState,
-    Durations,
     Limits,
     Step,
+    affordable,
     candidate_settings,
     read_state,
     size_name,
     why_nothing,
     with_poolings,
 )
-from petl_bench.studies.choice_rows import ChoiceRows, prepare_rows
+from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, prepare_rows
 from petl_bench.studies.definition import StudyRequest
 from petl_bench.studies.executors import start_workers
 from petl_bench.studies.expand import StudyCell, compose, last_of_each_key, planned_runs
@@ -55,13 +53,8 @@ from petl_bench.studies.worker import work
 _NOT_CHOSEN = ("layer_selection",)
 # Trained at their defaults first, as far as time allows: the reference, the cheapest and the most expensive method.
 _FIRST = ("lora", "head", "full")
-# How many settings of each method are tried, how many of the best are trained on all rows, and with how many seeds: the
-# plans for a given time, in order of preference, and the plan without a time limit.
-_PLANS = (
-    *((8, 3, 3), (6, 3, 3), (5, 3, 3), (4, 3, 3), (4, 2, 3), (3, 2, 3)),
-    *((4, 3, 1), (3, 3, 1), (2, 3, 1), (1, 3, 1), (1, 2, 1), (1, 1, 1)),
-)
-_WITHOUT_TIME = (4, 3, 3)
+# The first further settings of a method: multiples of the rate at which it was trained.
+_RATES = (10**0.5, 10**-0.5, 10)
 # Time reserved for the answer, and for trainings that take longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
 # The methods' first trainings may take this share of the time left, or all that the last trainings do not need.
@@ -151,7 +144,7 @@ class _Halving:
             records = map(self._folder.record, self.study().runs)
             raise RunError(why_nothing(list(records), self._limits, self._elapsed()))
         if state.settings is None:
-            state.settings, state.finalists = self._affordable()
+            state.settings, state.searched, state.finalists = self._affordable()
         self._step(SETTINGS_STEP, lambda: Step(first, self._draws(), [TRIAL_SEED]))
         deciding = [*deciding, SETTINGS_STEP]
         count, number = len(self._ranked(deciding)), SETTINGS_STEP
@@ -217,13 +210,21 @@ class _Halving:
         return max(affordable, default=0)
 
     def _draws(self) -> list[Candidate]:
-        """Draws further settings of each method that was trained at its default, one method after the other in turn."""
+        """Returns further settings of the best methods so far, one method after the other in turn.
+
+        Other rates come first, since few settings should not be spent on the ends of a range; then sizes and rates are
+        drawn together.
+        """
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
-        for (method, _), _ in self._ranked([DEFAULTS_STEP]) if count else []:
-            space = self._limits.fitting_space(method, self._overrides)
-            search = SearchConfig(count, sampler="qmc", seed=TRIAL_SEED)
-            drawn.append([(method, tried | self._state.pooling) for tried in draw(search, space, method, "choose")])
+        for (method, tried), _ in self._ranked([DEFAULTS_STEP])[: self._state.searched or None] if count else []:
+            rates = [float(f"{tried[RATE] * multiple:.3g}") for multiple in _RATES]
+            candidates = [(method, tried | {RATE: rate}) for rate in rates[:count]]
+            if more := count - len(candidates):
+                search = SearchConfig(more, sampler="qmc", seed=TRIAL_SEED)
+                space = self._limits.fitting_space(method, self._overrides)
+                candidates += [(method, other | self._state.pooling) for other in draw(search, space, method, "choose")]
+            drawn.append(candidates)
         in_turn = [candidate for group in zip(*drawn, strict=True) for candidate in group]
         # Two sizes that keep to the limits, each for itself, need not do so together.
         with_two = [candidate for candidate in in_turn if len(candidate[1].keys() - {RATE, POOLING}) > 1]
@@ -266,25 +267,11 @@ class _Halving:
             return Step(None, [], [])
         return Step(None, chosen, SEEDS[1:])
 
-    def _affordable(self) -> tuple[int, int]:
-        """Returns how many settings per method can be tried in time, and how many methods trained on all rows."""
-        if self._limits.seconds is None:
-            return _WITHOUT_TIME[:2]
+    def _affordable(self) -> tuple[int, int, int]:
+        """Returns how many settings of how many methods can be tried in time, and how many are trained on all rows."""
         ranked = self._ranked([DEFAULTS_STEP]) or self._ranked([HEAD_STEP])
-        tried, durations = [candidate for candidate, _ in ranked], self._durations()
         shares = [subset.share for subset in self._rows.subsets[self._state.first or 0 :]]
-        means = [durations.predict(tried, share) / len(tried) for share in shares]
-        last = durations.predict(tried, 1.0, reports=True) / len(tried)
-        for settings, finalists, seeds in _PLANS:
-            count = settings * len(tried)
-            runs = [count - len(tried), *(math.ceil(count / REDUCTION**k) for k in range(1, len(shares)))]
-            seconds = sum(number * mean for number, mean in zip(runs, means, strict=True))
-            seconds += seeds * (finalists + 1) * last
-            if seconds < self._left():
-                plan = "%d settings of each method, the best %d on all rows with %d seeds: about %.0f s"
-                _log.info(plan, settings, finalists, seeds, seconds)
-                return settings, finalists
-        return 1, 1
+        return affordable([candidate for candidate, _ in ranked], shares, self._durations(), self._left())
 
     def _step(self, number: int, decide: Callable[[], Step]) -> None:
         """Decides a step, unless that was done before, and makes its runs as far as time allows."""

@@ -1,11 +1,13 @@
-"""The rows of a choice: those that train, those that choose, those that are reported, and shorter trainings on them."""
+"""The trainings of a choice: the rows that they see, how long they are, and how many seconds they take."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,22 @@ import numpy as np
 from petl_bench.config import RunConfig, load_config
 from petl_bench.errors import RequestError
 from petl_bench.process import atomic_write
+from petl_bench.records.schema import Record
+from petl_bench.records.store import RECORD_FILE
+from petl_bench.records.study_file import PlannedRun
 from petl_bench.settings import as_setting, quoted
+from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import SearchConfig, steps_of
 from petl_bench.tasks import TaskConfig
 from petl_bench.tasks.load import load_task
 from petl_bench.tasks.rows import Rows
 from petl_bench.training import training_for_few_rows
+
+# The tables' name for LoRA as it would be run without a choice.
+REFERENCE = "lora at its default"
+
+# A method, or REFERENCE, with the settings that are tried.
+Candidate = tuple[str, dict[str, Any]]
 
 # In a single file, every fifth row of a class is a selection row and every fifth a reported row; fewer in large files.
 _EVERY, _FEWEST_ROWS = 5, 60
@@ -270,3 +282,88 @@ def _as_text(rows: Rows, labels: list[str] | None, task: TaskConfig) -> str:
             row[task.group_column] = rows.groups[number]
         lines.append(json.dumps(row, ensure_ascii=False))
     return "\n".join(lines) + "\n"
+
+
+class Durations:
+    """Predicts durations from finished trainings, using the longest one of each method.
+
+    Args:
+        folder: The study's folder.
+        rows: The rows that its runs see.
+        finished: The runs that finished, with their records.
+    """
+
+    def __init__(self, folder: StudyFolder, rows: ChoiceRows, finished: Sequence[tuple[PlannedRun, Record]]) -> None:
+        self._rows, self._finished = rows, finished
+        rests = sorted(rest for run, record in finished if (rest := _rest_seconds(folder, run, record)) is not None)
+        # The lower quartile, because the first runs of a process also import packages for the later ones.
+        self._rest = rests[len(rests) // 4] if rests else 0.0
+
+    def predict(self, candidates: Sequence[Candidate], share: float, seeds: int = 1, *, reports: bool = False) -> float:
+        """Predicts the total seconds of trainings that are made one after the other.
+
+        Args:
+            candidates: The candidates to train; a method that was not trained yet is assumed to take as long as LoRA,
+                or as long as the slowest method if LoRA was not trained either.
+            share: Length of each training as a share of a whole one.
+            seeds: Number of seeds of each candidate.
+            reports: Whether the reported rows are scored as well.
+
+        Returns:
+            Seconds; 0 if nothing was trained yet.
+        """
+        features, total = 0.0, 0.0
+        counts, by_rows = self._rows.counts, self._rows.subsets[0].by_rows
+        # Features are computed once for all runs that read them; of the same rows, only the report's are new.
+        of_report = counts["report"] / (counts["train"] + counts["selection"]) if reports else 0.0
+        for method, _ in candidates:
+            longest = self._longest("lora" if method == REFERENCE else method)
+            if longest is None:
+                alike = [self.predict([(other, {})], share, reports=reports) for other in self._alike()]
+                total += seeds * max(alike, default=0.0)
+                continue
+            longest_share, record = longest
+            assert record.time
+            ratio = share / longest_share
+            of_scoring = 1.0 if by_rows else ratio
+            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
+            if reports:
+                one_scoring = record.time.eval_seconds / max(1, len(record.history))
+                seconds += one_scoring * counts["report"] / counts["selection"]
+            total += seeds * seconds
+            features = max(features, (record.time.features_seconds or 0.0) * (ratio if by_rows else of_report))
+        return total + features
+
+    def _longest(self, method: str) -> tuple[float, Record] | None:
+        """Returns the longest training of a method, with its share of a whole one; None if there is none."""
+        of_method = ((float(run.share), record) for run, record in self._finished if run.method == method)
+        return max(of_method, key=lambda training: training[0], default=None)
+
+    def _alike(self) -> list[str]:
+        methods = {run.method for run, _ in self._finished} - {REFERENCE}
+        return ["lora"] if "lora" in methods else sorted(methods)
+
+
+def _rest_seconds(folder: StudyFolder, run: PlannedRun, record: Record) -> float | None:
+    """Returns the seconds of a run that are neither training nor scoring nor the features of frozen layers."""
+    try:
+        first = folder.run_folder(run).log.read_text(encoding="utf-8")[:23]
+        begun = datetime.strptime(first, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+        ended = (folder.path / run.folder / RECORD_FILE).stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    if record.time is None or record.resumed_at_updates:
+        return None
+    reused = record.frozen is not None and record.frozen.reused
+    features = 0.0 if reused else record.time.features_seconds or 0.0
+    return max(0.0, ended - begun - record.time.train_seconds - record.time.eval_seconds - features)
+
+
+def _training_seconds(record: Record, ratio: float) -> float:
+    """Predicts the seconds of a training with `ratio` times the updates; the first updates of each take longer."""
+    assert record.time
+    updates, first = record.history[-1].step, record.time.warm_up_updates
+    if updates <= first:
+        return record.time.train_seconds * ratio
+    each = (record.time.train_seconds - record.time.warm_up_seconds) / (updates - first)
+    return record.time.warm_up_seconds + each * max(0.0, ratio * updates - first)
