@@ -12,6 +12,7 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError, parse_seconds
 from petl_bench.estimate import plan
 from petl_bench.run import run as run_module
+from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
 from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable
@@ -212,7 +213,9 @@ class TestAffordable:
             (6.1, (4, 3, 2)),
             (5.1, (3, 3, 2)),
             (4.1, (2, 3, 2)),
-            (3.1, (1, 0, 2)),
+            (3.9, (2, 3, 1)),
+            (3.1, (2, 3, 1)),
+            (2.7, (2, 2, 1)),
             (2.5, (2, 1, 1)),
             (2.1, (1, 0, 1)),
             (0.5, (1, 0, 1)),
@@ -226,10 +229,22 @@ class TestAffordable:
         assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 22.1) == (8, 0, 3)
         assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 21.9)[0] < 8
 
+    def test_of_one_method_one_is_trained_on_all_rows(self):
+        """Three settings at a third, then it and LoRA with three seeds: 1 + 6."""
+        assert affordable([("a", {})], [1 / 3], self.Even(), 7.1) == (4, 0, 3)
 
-def test_other_rates_are_tried_before_settings_are_drawn(choose):
-    """Half a decade up and down and a decade up, for the best methods alone, then sizes and rates drawn together."""
-    code, _, err = choose(*SMALL, "--methods", "lora", "backbone.pooling=cls")
+
+def test_rates_near_the_default_are_tried_before_settings_are_drawn(choose, monkeypatch):
+    monkeypatch.setattr(choice_module, "_WITHOUT_TIME", (5, 1, 1))
+    code, _, err = choose(*SMALL, *METHODS, "backbone.pooling=cls")
     assert code == 0, err
     steps = json.loads(Path("runs/choose-tickets/.study/choice.json").read_text())["steps"]
-    assert [tried for _, tried in steps[2]["candidates"]] == [{"train.learning_rate": 0.00316}]
+    defaults, further = dict(steps[1]["candidates"]), steps[2]["candidates"]
+    # Of the best method alone: half a decade up and down, then two draws.
+    (method,) = {name for name, _ in further}
+    rate = defaults[method]["train.learning_rate"]
+    tried = [settings["train.learning_rate"] / rate for _, settings in further]
+    assert tried[:2] == pytest.approx([3.16, 0.316], rel=1e-3)
+    assert len(tried) == 4
+    assert len({round(one, 6) for one in (*tried, 1)}) == 5
+    assert all(0.1 <= one <= 10 for one in tried)

@@ -208,9 +208,7 @@ def search_table(study: StudyFile, records: Iterable[Record]) -> ReportTable | N
     header = ["method", "trials", "runs", "failed", "updates", "minutes", *prose]
     how = f"{search.trials} trials of every method on every task ({search.sampler}{pruned})"
     if search.pruner == "halving":
-        how = (
-            "every method at its default and with other settings; step by step the better third was trained for longer"
-        )
+        how = "every method at its default, all or the best with other settings; the better third of these for longer"
     notes = [
         f"{how}, with seed {search.seed}",
         "the settings that were best on the selection rows ran with the study's seeds; no trial is in the other tables",

@@ -310,10 +310,11 @@ def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float
 
 
 # How many settings are tried of how many of the methods (0: of all), how many of the best are trained on all rows, and
-# with how many seeds: the plans for a given time, in order of preference, and the plan without a time limit.
+# with how many seeds: the plans for a given time, in order of preference, and the plan without a time limit. A further
+# rate is worth more than a further method in the last step.
 _PLANS = (
     *((8, 0, 3, 3), (6, 0, 3, 3), (5, 0, 3, 3), (4, 0, 3, 3), (4, 3, 3, 3), (4, 3, 2, 3), (4, 3, 3, 1), (4, 3, 2, 1)),
-    *((3, 3, 2, 1), (2, 3, 2, 1), (2, 2, 2, 1), (1, 0, 2, 1), (2, 1, 1, 1), (1, 0, 1, 1)),
+    *((3, 3, 2, 1), (2, 3, 2, 1), (3, 3, 1, 1), (2, 3, 1, 1), (2, 2, 1, 1), (1, 0, 2, 1), (2, 1, 1, 1), (1, 0, 1, 1)),
 )
 _WITHOUT_TIME = (4, 0, 3)
 
@@ -333,17 +334,19 @@ def affordable(tried: list[Candidate], shares: list[float], durations: Durations
     """
     if left == math.inf:
         return _WITHOUT_TIME
-    last = durations.predict(tried, 1.0, reports=True) / len(tried)
     for settings, searched, finalists, seeds in _PLANS:
-        further = (settings - 1) * tried[: searched or None]
-        # The last trainings are those of the finalists and of LoRA at its default.
-        seconds = durations.predict(further, shares[0]) + seeds * (min(finalists, len(tried)) + 1) * last
+        # Most of what is trained later are settings of the methods that were searched.
+        likely = tried[: searched or None]
+        further = (settings - 1) * likely
+        seconds = durations.predict(further, shares[0])
         for halved, share in enumerate(shares[1:], start=1):
             number = math.ceil((len(tried) + len(further)) / REDUCTION**halved)
-            seconds += number * durations.predict(tried, share) / len(tried)
+            seconds += number * durations.predict(likely, share) / len(likely)
+        # The last trainings are those of the finalists and of LoRA at its default.
+        number = seeds * (min(finalists, len(tried)) + 1)
+        seconds += number * durations.predict(likely, 1.0, reports=True) / len(likely)
         if seconds < left:
-            of_methods = f"the best {searched} methods" if searched else "each method"
-            plan = "%d settings of %s, the best %d on all rows with %d seeds: about %.0f s"
-            _log.info(plan, settings, of_methods, finalists, seeds, seconds)
+            plan = "%d settings of the %d best, then the %d best on all rows; seeds: %d; about %.0f s"
+            _log.info(plan, settings, len(likely), finalists, seeds, seconds)
             return settings, searched, finalists
     return 1, 0, 1

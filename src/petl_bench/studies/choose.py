@@ -54,7 +54,7 @@ _NOT_CHOSEN = ("layer_selection",)
 # Trained at their defaults first, as far as time allows: the reference, the cheapest and the most expensive method.
 _FIRST = ("lora", "head", "full")
 # The first further settings of a method: multiples of the rate at which it was trained.
-_RATES = (10**0.5, 10**-0.5, 10)
+_RATES = (10**0.5, 10**-0.5)
 # Time reserved for the answer, and for trainings that take longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
 # The methods' first trainings may take this share of the time left, or all that the last trainings do not need.
@@ -212,8 +212,7 @@ class _Halving:
     def _draws(self) -> list[Candidate]:
         """Returns further settings of the best methods so far, one method after the other in turn.
 
-        Other rates come first, since few settings should not be spent on the ends of a range; then sizes and rates are
-        drawn together.
+        The first are rates near the default, as most of the best ones are; then sizes and rates are drawn together.
         """
         count = (self._state.settings or 1) - 1
         drawn: list[list[Candidate]] = []
@@ -259,17 +258,21 @@ class _Halving:
         return Step(None, [], [])
 
     def _more_seeds(self, number: int) -> Step:
-        """Returns a step with further seeds of the best and of LoRA's default, if they had one and time allows."""
+        """Returns a step with further seeds of the best, and of LoRA's default if time allows, if they had one."""
         finals = self._state.steps[number]
         ranked = self._ranked([number]) if finals.share == 1 and len(finals.seeds) == 1 else []
         chosen = [candidate for rank, (candidate, _) in enumerate(ranked) if rank == 0 or candidate[0] == REFERENCE]
-        if not chosen or self._durations().predict(chosen, 1.0, len(SEEDS) - 1, reports=True) >= self._left():
-            return Step(None, [], [])
-        return Step(None, chosen, SEEDS[1:])
+        predict = self._durations().predict
+        for candidates in (chosen, chosen[:1]):
+            if candidates and predict(candidates, 1.0, len(SEEDS) - 1, reports=True) < self._left():
+                return Step(None, candidates, SEEDS[1:])
+        return Step(None, [], [])
 
     def _affordable(self) -> tuple[int, int, int]:
         """Returns how many settings of how many methods can be tried in time, and how many are trained on all rows."""
-        ranked = self._ranked([DEFAULTS_STEP]) or self._ranked([HEAD_STEP])
+        ranked = self._ranked([DEFAULTS_STEP])
+        if not ranked:
+            return 1, 0, 1
         shares = [subset.share for subset in self._rows.subsets[self._state.first or 0 :]]
         return affordable([candidate for candidate, _ in ranked], shares, self._durations(), self._left())
 
