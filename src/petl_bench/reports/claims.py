@@ -276,14 +276,15 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
     runs = [[one for t in test["tasks"] for seed, one in ours.by_seed(m, t).items() if seed in seeds] for m in methods]
     at_once = [sum(field.value(one) == one.history[0].step for one in of_method) for of_method in runs]
-    if any(at_once):
+    has_bounds = test["quantity"] == "updates_to_95_percent" and any(at_once)
+    if has_bounds:
         text += "; upper bounds, reached at the first evaluation: "
         text += " and ".join(f"{n} of {len(runs[0])} values of {m}" for n, m in zip(at_once, methods, strict=True))
     if unknown := len({seed for cell in cells for seed in ours.by_seed(*cell)} - set(seeds)):
         text += f"; {unknown} {'seed' if unknown == 1 else 'seeds'} without a value left out"
-    # An upper bound in the numerator may make the ratio too high, one in the denominator too low.
-    holds = True if low >= test["at_least"] and not at_once[0] else None
-    return Finding(False if high < test["at_least"] and not at_once[1] else holds, text, UNDECIDED)
+    # With upper bounds among the values, neither the ratio nor its interval is known.
+    holds = True if low >= test["at_least"] else False if high < test["at_least"] else None
+    return Finding(None if has_bounds else holds, text, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:
