@@ -70,7 +70,7 @@ def with_more_seeds(answer: Record, records: list[Record]) -> list[Record]:
     """The runs that have the settings of the answer's, whatever their seed."""
 
     def settings(record: Record) -> object:
-        train = record.config["train"] | {"seed": None, "save_weights": None}
+        train = record.config["train"] | {"seed": None, "save_weights": None, "cache": None}
         return [train, *(record.config[group] for group in ("backbone", "layers", "method", "task"))]
 
     return [record for record in records if settings(record) == settings(answer)]
