@@ -54,6 +54,30 @@ def test_leftovers_of_killed_processes_are_taken_away(tmp_path):
     assert [path.name for path in (tmp_path / run.folder).iterdir()] == ["result.json"]
 
 
+def test_files_that_killed_processes_had_begun_are_taken_away_and_those_of_others_are_not(tmp_path):
+    folder = StudyFolder(tmp_path)
+    folder.private.mkdir()
+    # No process has this number, and one has been gone for some time.
+    gone = 2**22 + 1
+    files = {
+        "of a killed process": folder.private / f"a.holder.{gone}.partial",
+        "in the study's folder": tmp_path / f"study.json.{gone}.partial",
+        "perhaps of another machine": folder.private / f"b.holder.{gone}.partial",
+        "of this process": folder.private / f"c.holder.{os.getpid()}.partial",
+        "of something else": tmp_path / "notes.partial",
+    }
+    for name, file in files.items():
+        file.write_text("{")
+        if name != "perhaps of another machine":
+            os.utime(file, (1, 1))
+    folder.remove_abandoned()
+    assert [name for name, file in files.items() if file.exists()] == [
+        "perhaps of another machine",
+        "of this process",
+        "of something else",
+    ]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "mine.yaml").write_text("methods: {lora: []}\ntasks: {demo: []}\nsettings: [backbone=tiny_bert]\n")

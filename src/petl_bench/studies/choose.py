@@ -103,6 +103,7 @@ def choose(request: StudyRequest, limits: Limits, methods: Sequence[str] | None,
     _log.info("rows: %s", ", ".join(f"{count:,} {name}" for name, count in rows.counts.items()))
     halving = _Halving(request, limits, rows, state, folder, [*overrides, *rows.overrides], cfg.task.name, started)
     halving.run(names)
+    folder.remove_abandoned()
     return Choice(halving.study(), folder, state, limits, rows, [*overrides, *rows.overrides])
 
 

@@ -8,7 +8,7 @@ import socket
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from petl_bench.records.study_file import PlannedRun, StudyFile, read_study, sel
 _PRIVATE = ".study"
 
 _BASIS_FILE = "basis.json"
+
+# Far longer than one of the study's small files takes to be written.
+_WRITING_SECONDS = 10.0
 
 WAITING, RUNNING, INTERRUPTED, FINISHED = "waiting", "running", "interrupted", "finished"
 
@@ -133,6 +136,20 @@ class StudyFolder:
         with self.held(run) as is_ours:
             if is_ours and self.ended(run):
                 self.run_folder(run).remove_leftovers()
+
+    def remove_abandoned(self) -> None:
+        """Deletes the study's own files that a killed process had begun to write.
+
+        Writing takes an instant, so a file that has not changed for seconds and whose process is gone is one of these.
+        The process may be on another machine, so the age counts as well.
+        """
+        import psutil
+
+        for file in (*self.path.glob("*.partial"), *self.private.glob("*.partial")):
+            with suppress(OSError, ValueError):
+                is_old = time.time() - file.stat().st_mtime > _WRITING_SECONDS
+                if is_old and not psutil.pid_exists(int(file.stem.rpartition(".")[2])):
+                    file.unlink()
 
     def read_basis(self) -> dict[str, Any]:
         """Reads what the study's keys depend on; empty if that is not known."""

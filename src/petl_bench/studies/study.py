@@ -214,6 +214,7 @@ def run_study(study: Study, *, retry_failed: bool = False) -> list[PlannedRun]:
         # Stores the chosen settings, unless another study was started here in the meantime.
         if (stored := _read(study.folder)) is not None and stored.digest == study.file.digest:
             keep(study)
+    study.folder.remove_abandoned()
     return [run for run, status in study.statuses() if status != FINISHED and run.chosen is not False]
 
 
