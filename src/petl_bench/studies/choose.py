@@ -207,8 +207,8 @@ class _Halving:
         if subsets[0].by_rows:
             return 0
         needed = [durations.predict(candidates, subset.share) for subset in subsets]
-        affordable = [number for number, seconds in enumerate(needed) if seconds < _FIRST_SHARE * self._left()]
-        return max(affordable, default=0)
+        in_time = [number for number, seconds in enumerate(needed) if seconds < _FIRST_SHARE * self._left()]
+        return max(in_time, default=0)
 
     def _draws(self) -> list[Candidate]:
         """Returns further settings of the best methods so far, one method after the other in turn.
