@@ -15,8 +15,8 @@ from petl_bench.run import run as run_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
-from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable
-from petl_bench.studies.choice_trainings import REFERENCE, Durations
+from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable, first_subset
+from petl_bench.studies.choice_trainings import REFERENCE, Durations, Subset
 from studies.tickets import METHODS, SMALL
 
 
@@ -121,7 +121,7 @@ class TestTime:
         [
             ("40s", 1 / 9, 1, "after 11 % of this command's training"),
             ("115s", 1 / 3, 1, "after 33 % of this command's training"),
-            ("400s", 1.0, 1, "rows that chose nothing, one seed"),
+            ("300s", 1.0, 1, "rows that chose nothing, one seed"),
             ("700s", 1.0, 3, "rows that chose nothing, mean of 3 seeds"),
         ],
     )
@@ -192,14 +192,43 @@ def test_a_method_that_fails_is_named_with_its_error(choose, monkeypatch):
     assert "did not suffice" not in out
 
 
+class Even:
+    """Predicts that each training takes as many seconds as its share of a whole one."""
+
+    def predict(self, candidates, share, seeds=1, *, reports=False):
+        return len(candidates) * share * seeds
+
+
+SIX = tuple((name, {}) for name in "abcdef")
+
+
+@pytest.mark.parametrize(
+    ("updates", "left", "index"),
+    [
+        # A fifth of 750 updates is enough, two fifths of 375, and all of 200.
+        (750, 100, 0),
+        (749, 100, 1),
+        (375, 100, 1),
+        (374, 100, 2),
+        # Of fewer, more are not to be had.
+        (20, float("inf"), 2),
+        # Six methods, a second setting of three and two on all rows: 6 + 3 + 2 seconds, or 2.4 + 1.2 + 2.
+        (200, 11.1, 2),
+        (200, 10.9, 1),
+        (200, 5.7, 1),
+        (200, 5.5, 0),
+        (0, 100, 0),
+    ],
+)
+def test_the_first_trainings_are_long_enough_to_tell_if_time_allows(updates, left, index):
+    lengths = [Subset(share, False, [], "") for share in (0.2, 0.4, 1.0)]
+    assert first_subset(list(SIX), lengths, updates, Even(), left) == index
+    parts = [Subset(share, True, [], "") for share in (1 / 9, 1 / 3)]
+    assert first_subset(list(SIX), parts, updates, Even(), left) == 0
+
+
 class TestAffordable:
-    """How thorough a search is, with trainings of which each takes as many seconds as its share of a whole one."""
-
-    class Even:
-        def predict(self, candidates, share, seeds=1, *, reports=False):
-            return len(candidates) * share * seeds
-
-    SIX = tuple((name, {}) for name in "abcdef")
+    """How thorough a search is."""
 
     @pytest.mark.parametrize(
         ("left", "plan"),
@@ -222,16 +251,16 @@ class TestAffordable:
         ],
     )
     def test_less_time_means_fewer_settings_of_fewer_methods(self, left, plan):
-        assert affordable(list(self.SIX), [1 / 3], self.Even(), left) == plan
+        assert affordable(list(SIX), [1 / 3], Even(), left) == plan
 
     def test_the_better_third_is_trained_again_on_more_rows(self):
         """At a ninth 42 more trainings take 4.7; of all 48, 16 at a third take 5.3; four with three seeds take 12."""
-        assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 22.1) == (8, 0, 3)
-        assert affordable(list(self.SIX), [1 / 9, 1 / 3], self.Even(), 21.9)[0] < 8
+        assert affordable(list(SIX), [1 / 9, 1 / 3], Even(), 22.1) == (8, 0, 3)
+        assert affordable(list(SIX), [1 / 9, 1 / 3], Even(), 21.9)[0] < 8
 
     def test_of_one_method_one_is_trained_on_all_rows(self):
         """Three settings at a third, then it and LoRA with three seeds: 1 + 6."""
-        assert affordable([("a", {})], [1 / 3], self.Even(), 7.1) == (4, 0, 3)
+        assert affordable([("a", {})], [1 / 3], Even(), 7.1) == (4, 0, 3)
 
 
 def test_rates_near_the_default_are_tried_before_settings_are_drawn(choose, monkeypatch):

@@ -264,9 +264,14 @@ def _score_lines(choice: Choice, result: Answer) -> Iterator[str]:
     limit = choice.limits.latency_ms
     if limit is not None and not choice.limits.is_fast_enough(record) and record.inference is not None:
         yield f"  at last it took {record.inference.latency_ms_median:.3g} ms a row, more than --latency {limit:g}ms"
-    if run.share < 1:
+    if run.share < 1 or run.is_trial:
         why = f"as those on all rows failed ({failed})" if (failed := choice.failed_on_all_rows) else _TOO_LITTLE_TIME
-        yield f"  after {100 * run.share:.0f} % of this command's training, {why}"
+        what = (
+            "not scored on other rows"
+            if run.share == 1
+            else f"after {100 * run.share:.0f} % of this command's training"
+        )
+        yield f"  {what}, {why}"
     if record.baselines:
         scores = {name: score_text(by[metric], in_percent=percent) for name, by in record.baselines.items()}
         yield "baselines on the same rows: " + ", ".join(f"{name} {score}{unit}" for name, score in scores.items())

@@ -15,7 +15,7 @@ from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.schema import Record
 from petl_bench.records.store import read_json, write_json
 from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
-from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations
+from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, Subset
 from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
 from petl_bench.studies.search import RATE, REDUCTION, default_space
@@ -307,6 +307,39 @@ def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float
         f"No training could finish within --time {limits.seconds:g}s, as {seconds:.0f} s have been used already: give "
         "several minutes; the same command with more time goes on."
     )
+
+
+# After fewer updates, the order of methods and rates is often not that after a whole training (docs/choose.md).
+_ENOUGH_UPDATES = 150
+
+
+def first_subset(
+    candidates: list[Candidate], subsets: list[Subset], updates: float, durations: Durations, left: float
+) -> int:
+    """Finds the first trainings of all methods: the shortest that say enough about them, if time allows.
+
+    Args:
+        candidates: The methods at their defaults.
+        subsets: What a training may see, and for how long, the least first.
+        updates: The number of updates of a whole training; 0 if nothing was trained yet.
+        durations: Predicts how long trainings take.
+        left: The seconds left; infinite without a limit.
+
+    Returns:
+        The index of a subset. Unless it is 0, the time also suffices for a second setting of three methods, and for
+        the best and LoRA at its default on all rows.
+    """
+    # A part of many rows gives enough updates.
+    if subsets[0].by_rows or not updates:
+        return 0
+    enough = (index for index, subset in enumerate(subsets) if subset.share * updates >= _ENOUGH_UPDATES)
+    last = 2 * durations.predict(candidates[:1], 1.0, reports=True)
+    for index in range(next(enough, len(subsets) - 1), 0, -1):
+        share = subsets[index].share
+        further = 3 * durations.predict(candidates[:1], share)
+        if durations.predict(candidates, share) + further + last < left:
+            return index
+    return 0
 
 
 # How many settings are tried of how many of the methods (0: of all), how many of the best are trained on all rows, and

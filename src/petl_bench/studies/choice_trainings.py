@@ -65,7 +65,7 @@ class ChoiceRows:
 
     Attributes:
         overrides: The settings of all runs that keep these rows apart.
-        subsets: The subsets of the first steps, the smallest first.
+        subsets: The subsets of the first steps, the smallest first. The last one may be a whole training.
         shorter: Shorter trainings on all rows, the shortest first, for when time does not suffice for a whole one.
         counts: Number of rows by split.
         fingerprint: Fingerprint of all rows.
@@ -83,6 +83,10 @@ class ChoiceRows:
     def lengths(self) -> list[float]:
         """The possible lengths of the last trainings, as shares of a whole training on all rows, the whole first."""
         return [1.0, *(subset.share for subset in reversed(self.shorter))]
+
+    def halvings(self, first: int) -> list[int]:
+        """The indices of the subsets on which the better third of what was trained on subset `first` goes on."""
+        return [index for index in range(first + 1, len(self.subsets)) if self.subsets[index].share < 1]
 
     def settings(self, subset: int | None, share: float) -> tuple[list[str], float]:
         """Returns the settings of a step's runs, and the length of its trainings as a share of a whole one.
@@ -205,9 +209,9 @@ def _classes(rows: Rows, labels: list[str] | None) -> np.ndarray:
 
 
 def _shortened(cfg: RunConfig, settings: list[str]) -> list[Subset]:
-    """Returns the first steps as trainings of fewer epochs, or updates, on all rows."""
+    """Returns the first steps as trainings of fewer epochs, or updates, on all rows, and last the whole training."""
     try:
-        lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)[:-1]
+        lengths = steps_of(SearchConfig(1, pruner="hyperband"), cfg)
     except RequestError:
         # A training of one epoch cannot be shortened.
         return [Subset(1.0, False, settings, "all rows")]

@@ -36,6 +36,7 @@ from petl_bench.studies.choice import (
     Step,
     affordable,
     candidate_settings,
+    first_subset,
     read_state,
     size_name,
     why_nothing,
@@ -57,8 +58,8 @@ _FIRST = ("lora", "head", "full")
 _RATES = (10**0.5, 10**-0.5)
 # Time reserved for the answer, and for trainings that take longer than predicted.
 _ANSWER_SECONDS, _ANSWER_SHARE, _MARGIN = 6.0, 0.02, 0.12
-# The methods' first trainings may take this share of the time left, or all that the last trainings do not need.
-_FIRST_SHARE = 0.4
+# The trainings that choose leave the time for two trainings on all rows, but at most this share of the time.
+_LAST_SHARE = 0.6
 _LOOK_SECONDS = 0.5
 # What a training that only chooses need not measure.
 _UNMEASURED = [f"measure.{name}=false" for name in ("ledger", "predictions", "baselines")]
@@ -149,7 +150,7 @@ class _Halving:
         self._step(SETTINGS_STEP, lambda: Step(first, self._draws(), [TRIAL_SEED]))
         deciding = [*deciding, SETTINGS_STEP]
         count, number = len(self._ranked(deciding)), SETTINGS_STEP
-        for subset in range(first + 1, len(self._rows.subsets)):
+        for subset in self._rows.halvings(first):
             number += 1
             most = math.ceil(count / REDUCTION ** (number - SETTINGS_STEP))
             better = [candidate for candidate, _ in self._ranked(deciding)[:most]]
@@ -201,14 +202,9 @@ class _Halving:
         return sorted(fitting, key=lambda candidate: [*_FIRST, candidate[0]].index(candidate[0]))
 
     def _first_subset(self, candidates: list[Candidate]) -> int:
-        """Returns the longest trainings that time allows for all defaults; few updates say little about a method."""
-        subsets, durations = self._rows.subsets, self._durations()
-        # If there are many rows, a ninth of them gives enough updates.
-        if subsets[0].by_rows:
-            return 0
-        needed = [durations.predict(candidates, subset.share) for subset in subsets]
-        in_time = [number for number, seconds in enumerate(needed) if seconds < _FIRST_SHARE * self._left()]
-        return max(in_time, default=0)
+        """Returns the subset on which all methods are trained at their defaults."""
+        trained = [record.history[-1].step / float(run.share) for run, record in self._finished(HEAD_STEP)]
+        return first_subset(candidates, self._rows.subsets, max(trained, default=0.0), self._durations(), self._left())
 
     def _draws(self) -> list[Candidate]:
         """Returns further settings of the best methods so far, one method after the other in turn.
@@ -274,7 +270,8 @@ class _Halving:
         ranked = self._ranked([DEFAULTS_STEP])
         if not ranked:
             return 1, 0, 1
-        shares = [subset.share for subset in self._rows.subsets[self._state.first or 0 :]]
+        first = self._state.first or 0
+        shares = [self._rows.subsets[index].share for index in (first, *self._rows.halvings(first))]
         return affordable([candidate for candidate, _ in ranked], shares, self._durations(), self._left())
 
     def _step(self, number: int, decide: Callable[[], Step]) -> None:
@@ -330,7 +327,7 @@ class _Halving:
         if self._state.steps[number].subset is None or self._end() == math.inf:
             return self._end()
         head_step, predict = self._state.steps[HEAD_STEP], self._durations().predict
-        most = (1 - _FIRST_SHARE) * (self._end() - head_step.begun)
+        most = _LAST_SHARE * (self._end() - head_step.begun)
         needed = [predict(head_step.candidates[:1], share, 2, reports=True) for share in self._rows.lengths]
         return self._end() - next((seconds for seconds in needed if seconds < most), most)
 
