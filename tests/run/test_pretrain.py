@@ -117,15 +117,27 @@ def test_a_process_without_rows_takes_part_in_the_backward_pass(texts, tmp_path,
     assert any(reach)
 
 
-def test_the_mean_of_the_tokens_is_compared_without_padding(texts, tmp_path):
-    """The distance is the mean over rows, so batches that pad otherwise give the same."""
-    ones = ("train.max_steps=1", *UNTRAINED, "phase.compared=mean")
+@pytest.mark.parametrize("compared", ["tokens", "mean"])
+def test_the_distance_does_not_depend_on_the_batches(texts, tmp_path, compared):
+    """Texts of other lengths share a batch, which pads otherwise."""
+    ones = ("train.max_steps=1", *UNTRAINED, f"phase.compared={compared}")
     one, many = (
         pretrain(compose(texts, tmp_path, *ones, f"train.eval_batch_size={size}"))[0].history[0].scores
         for size in (1, 24)
     )
     assert one == pytest.approx(many, rel=1e-4)
     assert one["distance"] > 0
+
+
+@pytest.mark.parametrize("compared", ["tokens", "mean"])
+def test_an_update_is_the_same_in_several_passes(texts, tmp_path, compared):
+    """With short and long texts in one pass, and the first tokens' weight."""
+    settings = ("train.max_steps=1", "train.evaluate_every=1", f"phase.compared={compared}")
+    once, split = (
+        pretrain(compose(texts, tmp_path, *settings, *more))[0].history[0].train_loss
+        for more in ((), ("train.accumulation=5",))
+    )
+    assert once == pytest.approx(split, rel=1e-6)
 
 
 def test_the_backbone_is_not_trained_and_every_part_of_the_method_is(phase, texts, tmp_path):

@@ -381,6 +381,7 @@ def _train(
         higher_is_better=False,
         callbacks=[_UpdateCounter(plain)],
         checkpoints=open_checkpoints(cfg, lifecycle, accelerator),
+        count_terms=lambda indices: plain.loss_terms(train.lengths[indices]),
     )
     set_seed(cfg.train.seed + accelerator.process_index)
     progress = loop.run()

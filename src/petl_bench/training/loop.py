@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -81,6 +82,7 @@ class TrainingLoop:
         callbacks: Called at the events of the training, in this order.
         checkpoints: Where the training continues from, and where it writes its state; None for neither.
         class_weights: The weight of each class in the loss, shape (classes,); None: all weigh the same.
+        count_terms: The number of terms over which the loss of rows with these indices is a mean; None: `loss_terms`.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class TrainingLoop:
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
         class_weights: np.ndarray | None = None,
+        count_terms: Callable[[np.ndarray], float] | None = None,
     ) -> None:
         self.state, self.source, self.train, self.evaluate = state, source, train, evaluate
         self.metric, self.sign = metric, 1.0 if higher_is_better else -1.0
         self.callbacks, self.checkpoints = callbacks, checkpoints
         self.accelerator, self.class_weights = state.accelerator, class_weights
+        self.count_terms = count_terms or partial(loss_terms, source.rows, class_weights=class_weights)
         self.parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         self.steps_per_epoch = steps_per_epoch(len(source.rows), train)
         self.total_steps = num_training_steps(len(source.rows), train)
@@ -167,7 +171,7 @@ class TrainingLoop:
         the schedule does not advance.
         """
         passes = np.array_split(indices, min(self.train.accumulation, len(indices)))
-        num_terms = loss_terms(self.source.rows, indices, self.class_weights)
+        num_terms = self.count_terms(indices)
         losses = []
         for number, part in enumerate(passes, start=1):
             is_last = number == len(passes)
@@ -193,7 +197,7 @@ class TrainingLoop:
         own_indices = indices[self.accelerator.process_index :: world]
         # A process without a row still takes part in the gradient exchange, with weight 0.
         batch = self.source.batch(own_indices if len(own_indices) else indices[:1])
-        terms = loss_terms(self.source.rows, own_indices, self.class_weights)
+        terms = self.count_terms(own_indices)
         with self.accelerator.autocast():
             outputs = self.source.forward(self.state.model, batch, batch.labels)
             loss = outputs.loss

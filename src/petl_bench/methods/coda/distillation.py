@@ -129,6 +129,16 @@ class CodaDistillation(nn.Module):
         inner = by_layer[:-1].sum() / len(by_layer)
         return self.settings.inner_weight * inner + by_layer[-1]
 
+    def loss_terms(self, lengths: np.ndarray) -> float:
+        """The weight of some texts among others: the number of rows, or of tokens with the first ones' extra weight.
+
+        Args:
+            lengths: Tokens of each text, shape (rows,).
+        """
+        if self.settings.compared == "mean":
+            return len(lengths)
+        return float(lengths.sum() + (self.settings.first_token_weight - 1) * len(lengths))
+
     def _token_weights(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The share of each token in the distance, shape (batch, tokens); 0 for padding."""
         mask = _token_mask(inputs)
@@ -144,16 +154,16 @@ class CodaDistillation(nn.Module):
             batches: Batches of such texts, as the encoder takes them.
 
         Returns:
-            Their mean over the rows, by form of attention and reduction, and the mean of all as `distance`.
+            The distance of all rows, by form of attention and reduction, and the mean of all as `distance`.
         """
         passes = [(attention, reduction) for attention in self.attentions for reduction in _COMPARED_AT]
-        sums, count = dict.fromkeys(passes, 0.0), 0
+        sums, count = dict.fromkeys(passes, 0.0), 0.0
         for inputs in batches:
             teacher = self.dense_states(inputs)
-            count += len(inputs["input_ids"])
+            terms = self.loss_terms(_token_mask(inputs).sum(dim=-1).cpu().numpy())
+            count += terms
             for attention, reduction in passes:
-                distance = self.distance(inputs, teacher, reduction, attention)
-                sums[attention, reduction] += float(distance) * len(inputs["input_ids"])
+                sums[attention, reduction] += float(self.distance(inputs, teacher, reduction, attention)) * terms
         named = {f"{attention}_r{reduction:g}": total / count for (attention, reduction), total in sums.items()}
         return {"distance": sum(named.values()) / len(named), **named}
 
