@@ -205,11 +205,11 @@ SIX = tuple((name, {}) for name in "abcdef")
 @pytest.mark.parametrize(
     ("updates", "left", "index"),
     [
-        # A fifth of 750 updates is enough, two fifths of 375, and all of 200.
-        (750, 100, 0),
-        (749, 100, 1),
-        (375, 100, 1),
-        (374, 100, 2),
+        # A fifth of 500 updates is enough, two fifths of 250, and all of 200.
+        (500, 100, 0),
+        (499, 100, 1),
+        (250, 100, 1),
+        (249, 100, 2),
         # Of fewer, more are not to be had.
         (20, float("inf"), 2),
         # Six methods, a second setting of three and two on all rows: 6 + 3 + 2 seconds, or 2.4 + 1.2 + 2.

@@ -310,7 +310,7 @@ def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float
 
 
 # After fewer updates, the order of methods and rates is often not that after a whole training (docs/choose.md).
-_ENOUGH_UPDATES = 150
+_ENOUGH_UPDATES = 100
 
 
 def first_subset(
