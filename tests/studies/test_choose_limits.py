@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -277,3 +278,41 @@ def test_rates_near_the_default_are_tried_before_settings_are_drawn(choose, monk
     assert len(tried) == 4
     assert len({round(one, 6) for one in (*tried, 1)}) == 5
     assert all(0.1 <= one <= 10 for one in tried)
+
+
+class TestDurations:
+    """What is predicted from one training of two epochs with ten updates each."""
+
+    @pytest.fixture
+    def predict(self, tmp_path):
+        def call(share, *, by_rows=False, evaluate_every=None, scorings=2, **others):
+            time_of_it = {"train_seconds": 20.0, "eval_seconds": 4.0, "features_seconds": 3.0}
+            record = SimpleNamespace(
+                time=SimpleNamespace(**time_of_it, warm_up_updates=0, warm_up_seconds=0.0),
+                history=[SimpleNamespace(step=20)] * scorings,
+                config={"train": {"evaluate_every": evaluate_every}},
+                resumed_at_updates=[],
+                frozen=None,
+            )
+            run = SimpleNamespace(method="lora", share=0.2, folder="none")
+            counts = {"train": 300, "selection": 100, "report": 200}
+            rows = SimpleNamespace(subsets=[Subset(0.2, by_rows, [], "")], counts=counts)
+            folder = SimpleNamespace(path=tmp_path, run_folder=lambda run: SimpleNamespace(log=tmp_path / "none"))
+            return Durations(folder, rows, [(run, record)]).predict([("lora", {})], share, **others)
+
+        return call
+
+    def test_a_longer_training_is_scored_more_often(self, predict):
+        # Five times 20 seconds, and ten scorings of two seconds.
+        assert predict(1.0) == pytest.approx(100 + 20)
+        # On more rows, it has as many epochs; the features of these rows are computed.
+        assert predict(1.0, by_rows=True) == pytest.approx(100 + 4 + 15)
+
+    def test_scorings_may_have_an_interval_of_updates(self, predict):
+        # 100 updates: at 64 and at the end.
+        assert predict(1.0, evaluate_every=64, scorings=1) == pytest.approx(100 + 2 * 4)
+        assert predict(0.2, evaluate_every=64, scorings=1) == pytest.approx(20 + 4)
+
+    def test_the_reported_rows_take_as_long_as_as_many_others(self, predict):
+        # 200 of them are two scorings of 100, and half as many features as of the other 400 rows.
+        assert predict(0.2, reports=True) == pytest.approx(20 + 4 + 2 * 2 + 1.5)

@@ -329,10 +329,10 @@ class Durations:
             longest_share, record = longest
             assert record.time
             ratio = share / longest_share
-            of_scoring = 1.0 if by_rows else ratio
-            seconds = _training_seconds(record, ratio) + record.time.eval_seconds * of_scoring + self._rest
+            one_scoring = record.time.eval_seconds / max(1, len(record.history))
+            scorings = _num_scorings(record, ratio, by_rows=by_rows)
+            seconds = _training_seconds(record, ratio) + one_scoring * scorings + self._rest
             if reports:
-                one_scoring = record.time.eval_seconds / max(1, len(record.history))
                 seconds += one_scoring * counts["report"] / counts["selection"]
             total += seeds * seconds
             features = max(features, (record.time.features_seconds or 0.0) * (ratio if by_rows else of_report))
@@ -371,3 +371,11 @@ def _training_seconds(record: Record, ratio: float) -> float:
         return record.time.train_seconds * ratio
     each = (record.time.train_seconds - record.time.warm_up_seconds) / (updates - first)
     return record.time.warm_up_seconds + each * max(0.0, ratio * updates - first)
+
+
+def _num_scorings(record: Record, ratio: float, *, by_rows: bool) -> float:
+    """Predicts how often a training with `ratio` times the updates is scored: every so many updates, or every epoch."""
+    every = record.config["train"]["evaluate_every"]
+    if every is not None:
+        return math.ceil(round(record.history[-1].step * ratio) / every)
+    return len(record.history) * (1.0 if by_rows else ratio)
