@@ -16,7 +16,7 @@ from petl_bench.run import run as run_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
-from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable, first_subset
+from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable, first_subset, selection_means
 from petl_bench.studies.choice_trainings import REFERENCE, Durations, Subset
 from studies.tickets import METHODS, SMALL
 
@@ -316,3 +316,35 @@ class TestDurations:
     def test_the_reported_rows_take_as_long_as_as_many_others(self, predict):
         # 200 of them are two scorings of 100, and half as many features as of the other 400 rows.
         assert predict(0.2, reports=True) == pytest.approx(20 + 4 + 2 * 2 + 1.5)
+
+
+class TestSelectionMeans:
+    """What decides among the methods at last."""
+
+    RUNS = (
+        # Method, learning rate, whether it chose, share, score on the selection rows.
+        ("full", 3e-4, True, 1.0, 0.8),
+        ("full", 1e-4, True, 1.0, 0.7),
+        ("lora", 1e-3, True, 1.0, 0.6),
+        ("lora", 1e-3, True, 0.4, 0.1),
+        ("full", 3e-4, False, 1.0, 0.5),
+        (REFERENCE, 1e-3, False, 1.0, 0.7),
+    )
+
+    def means(self, monkeypatch, *, by_rows):
+        monkeypatch.setattr(choice_module, "selection_score", lambda score: score)
+        trained = [
+            (SimpleNamespace(method=method, candidate=f"learning_rate={rate}", is_trial=is_trial, share=share), score)
+            for method, rate, is_trial, share, score in self.RUNS
+        ]
+        return {
+            (method, settings.partition("=")[2]): round(mean, 6)
+            for (method, settings), mean in selection_means(trained, 1.0, by_rows=by_rows).items()
+        }
+
+    def test_a_whole_training_that_chose_is_one_more_seed(self, monkeypatch):
+        means = self.means(monkeypatch, by_rows=False)
+        assert means == {("full", "0.0003"): 0.65, ("full", "0.0001"): 0.7, ("lora", "0.001"): 0.65}
+
+    def test_trainings_on_fewer_rows_are_not(self, monkeypatch):
+        assert self.means(monkeypatch, by_rows=True) == {("full", "0.0003"): 0.5, ("lora", "0.001"): 0.7}

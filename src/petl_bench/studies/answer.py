@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from petl_bench.reports.ranking import MethodComparison, compare_methods
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
-from petl_bench.studies.choice import DEFAULTS_STEP, Choice
+from petl_bench.studies.choice import DEFAULTS_STEP, Choice, Limits, selection_means, trained_settings
 from petl_bench.studies.choice_trainings import REFERENCE
 from petl_bench.studies.progress import setting_name
 from petl_bench.studies.search import RATE
@@ -74,12 +74,13 @@ def answer(choice: Choice) -> Answer:
     reported = finals or [(run, record) for run, record in finished if run.share == longest]
     by_settings: dict[tuple[str, str], list[tuple[PlannedRun, Record]]] = {}
     for run, record in reported:
-        by_settings.setdefault((run.method, run.candidate), []).append((run, record))
+        by_settings.setdefault(trained_settings(run), []).append((run, record))
     most = max(map(len, by_settings.values()))
     longest_tried = [runs for runs in by_settings.values() if len(runs) == most]
     # Latencies vary: a method that was fast enough when it was tried may not be so now.
     fast = [runs for runs in longest_tried if choice.limits.is_fast_enough(*(record for _, record in runs))]
-    best = max(fast or longest_tried, key=lambda runs: statistics.fmean(_selection(record) for _, record in runs))
+    means = selection_means(finished, reported[0][0].share, by_rows=choice.rows.subsets[0].by_rows)
+    best = max(fast or longest_tried, key=lambda runs: means[trained_settings(runs[0][0])])
     name = best[0][0].method
 
     def read(record: Record) -> Any:
@@ -99,6 +100,19 @@ def answer(choice: Choice) -> Answer:
     first = {run.method: record for run, record in reversed(finals)}
     cheaper = {method: savings for method in alike if (savings := _savings(first[method], first[name]))}
     return Answer(name, best, bool(finals), score, interval, comparisons, cheaper)
+
+
+def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float) -> str:
+    """Says why none of the first trainings (None: not begun) gave a method to choose in the seconds that it took."""
+    ended = [record for record in records if record is not None and record.status != "interrupted"]
+    if ended and all(record.status != "finished" for record in ended):
+        return f"No training could be made: {ended[0].error}"
+    if ended:
+        return f"No method answers a row within --latency {limits.latency_ms:g}ms on this machine."
+    return (
+        f"No training could finish within --time {limits.seconds:g}s, as {seconds:.0f} s have been used already: give "
+        "several minutes; the same command with more time goes on."
+    )
 
 
 def _against(name: str, comparison: MethodComparison) -> MethodComparison | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.schema import Record
 from petl_bench.records.store import read_json, write_json
-from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study, selection_score
 from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, Subset
 from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
@@ -138,6 +139,32 @@ def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]
     method, tried = candidate
     others = [(method, tried | {POOLING: "mean"})] if is_open and cfg.task.type != "tagging" else []
     return [candidate, *others]
+
+
+def trained_settings(run: PlannedRun) -> tuple[str, str]:
+    """Names the method and the settings of a training, whatever its seed and whether it chose."""
+    return "lora" if run.method == REFERENCE else run.method, run.candidate
+
+
+def selection_means(
+    trained: Iterable[tuple[PlannedRun, Record]], share: float, *, by_rows: bool
+) -> dict[tuple[str, str], float]:
+    """Returns the mean scores on the selection rows of all trainings on all rows that have the same length.
+
+    Args:
+        trained: Finished trainings with their records.
+        share: Their length as a share of a whole one; others are left out.
+        by_rows: Whether the trainings that choose see fewer rows; they are left out then.
+
+    Returns:
+        The means by `trained_settings`. A training that chose is one more seed.
+    """
+    scores: dict[tuple[str, str], list[float]] = {}
+    for run, record in trained:
+        if run.share == share and not (run.is_trial and by_rows):
+            score = selection_score(record)
+            scores.setdefault(trained_settings(run), []).append(-math.inf if score is None else score)
+    return {settings: statistics.fmean(of_settings) for settings, of_settings in scores.items()}
 
 
 # The numbers of the first steps. The steps that halve the candidates follow, then the steps on all rows.
@@ -294,19 +321,6 @@ class Choice:
         """The methods that meet the limits but were not trained for lack of time."""
         tried = {run.method for run in self.trained} | set(self.failed)
         return [name for name, _ in self.state.steps[DEFAULTS_STEP].candidates if name not in tried]
-
-
-def why_nothing(records: Sequence[Record | None], limits: Limits, seconds: float) -> str:
-    """Says why none of the first trainings (None: not begun) gave a method to choose in the seconds that it took."""
-    ended = [record for record in records if record is not None and record.status != "interrupted"]
-    if ended and all(record.status != "finished" for record in ended):
-        return f"No training could be made: {ended[0].error}"
-    if ended:
-        return f"No method answers a row within --latency {limits.latency_ms:g}ms on this machine."
-    return (
-        f"No training could finish within --time {limits.seconds:g}s, as {seconds:.0f} s have been used already: give "
-        "several minutes; the same command with more time goes on."
-    )
 
 
 # After fewer updates, the order of methods and rates is often not that after a whole training (docs/choose.md).

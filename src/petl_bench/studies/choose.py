@@ -23,6 +23,7 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
+from petl_bench.studies.answer import why_nothing
 from petl_bench.studies.choice import (
     DEFAULTS_STEP,
     HEAD_STEP,
@@ -38,8 +39,9 @@ from petl_bench.studies.choice import (
     candidate_settings,
     first_subset,
     read_state,
+    selection_means,
     size_name,
-    why_nothing,
+    trained_settings,
     with_poolings,
 )
 from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, prepare_rows
@@ -257,8 +259,12 @@ class _Halving:
     def _more_seeds(self, number: int) -> Step:
         """Returns a step with further seeds of the best, and of LoRA's default if time allows, if they had one."""
         finals = self._state.steps[number]
-        ranked = self._ranked([number]) if finals.share == 1 and len(finals.seeds) == 1 else []
-        chosen = [candidate for rank, (candidate, _) in enumerate(ranked) if rank == 0 or candidate[0] == REFERENCE]
+        if finals.share < 1 or len(finals.seeds) > 1:
+            return Step(None, [], [])
+        means = selection_means(self._trained(), 1.0, by_rows=self._rows.subsets[0].by_rows)
+        fast = [run for run, record in self._finished(number) if self._limits.is_fast_enough(record)]
+        ranked = sorted(fast, key=lambda run: -means[trained_settings(run)])
+        chosen = [(run.method, run.tried) for rank, run in enumerate(ranked) if rank == 0 or run.method == REFERENCE]
         predict = self._durations().predict
         for candidates in (chosen, chosen[:1]):
             if candidates and predict(candidates, 1.0, len(SEEDS) - 1, reports=True) < self._left():
@@ -366,10 +372,10 @@ class _Halving:
 
     def _durations(self) -> Durations:
         """Returns the predictor of durations, based on all finished trainings."""
-        steps = range(len(self._state.steps))
-        return Durations(
-            self._folder, self._rows, [training for number in steps for training in self._finished(number)]
-        )
+        return Durations(self._folder, self._rows, self._trained())
+
+    def _trained(self) -> list[tuple[PlannedRun, Record]]:
+        return [training for number in range(len(self._state.steps)) for training in self._finished(number)]
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun
