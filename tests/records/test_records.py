@@ -275,3 +275,13 @@ def test_updates_until_95_percent_of_the_score_by_hand(scores, selection, update
     assert record.updates_to_95_percent == (None if updates is None else pytest.approx(updates))
     record.protocol.higher_is_better = False
     assert record.updates_to_95_percent is None
+
+
+@pytest.mark.parametrize(("majority", "has_value"), [(0.49, True), (0.5, False), (0.6, False)])
+def test_a_run_that_learned_nothing_does_not_converge(majority, has_value):
+    record = made_record("lora", "sst2", 0)
+    metric = record.protocol.metric
+    record.scores.best[metric] = record.scores.last[metric] = 0.5
+    record.history = [HistoryEntry(i, 100 * i, 0.5, {metric: score}, 0.1) for i, score in ((1, 0.5), (2, 0.8))]
+    record.baselines = {"majority": {metric: majority}}
+    assert (record.updates_to_95_percent is not None) == has_value

@@ -379,22 +379,22 @@ class Record:
 
     @property
     def updates_to_95_percent(self) -> float | None:
-        """Updates until the selection score first reached 95 % of the selected weights' score.
+        """Updates until the interpolated selection score reached 95 % of the selected weights' score.
 
-        The score is interpolated between evaluations. If the first evaluation already reaches the mark, the result is
-        the update of that evaluation, an upper bound. None for errors, and for scores that are not positive.
+        An upper bound if the first evaluation did. None for errors, scores of 0 or less, and runs no better than the
+        majority baseline on the reported rows.
         """
         if self.protocol is None or not self.history or not self.protocol.higher_is_better:
             return None
-        points = [(entry.step, entry.scores.get(self.protocol.metric)) for entry in self.history]
+        metric = self.protocol.metric
+        points = [(entry.step, entry.scores.get(metric)) for entry in self.history]
         scores = [score for _, score in points if score is not None]
-        if len(scores) < len(points):
+        majority, reported = (self.baselines or {}).get("majority", {}).get(metric), self.selected_scores.get(metric)
+        if len(scores) < len(points) or (majority is not None and reported is not None and reported <= majority):
             return None
-        mark = 0.95 * self.protocol.selected(scores)
-        if mark <= 0:
+        if (mark := 0.95 * self.protocol.selected(scores)) <= 0:
             return None
-        number = next(index for index, score in enumerate(scores) if score >= mark)
-        if number == 0:
+        if not (number := next(index for index, score in enumerate(scores) if score >= mark)):
             return float(points[0][0])
         (before, low), (after, high) = ((points[i][0], scores[i]) for i in (number - 1, number))
         return before + (mark - low) / (high - low) * (after - before)

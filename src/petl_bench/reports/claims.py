@@ -268,9 +268,11 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
         logs.append({seed: math.log(of[seed] / over[seed]) for seed in of if of[seed] and over.get(seed)})
     seeds = sorted(set.intersection(*map(set, logs)))
     means = Statistic.of(statistics.fmean(by_seed[seed] for by_seed in logs) for seed in seeds)
+    unknown = len({seed for cell in cells for seed in ours.by_seed(*cell)} - set(seeds))
+    left_out = f"; {unknown} {'seed' if unknown == 1 else 'seeds'} without a value left out" if unknown else ""
     # Without a spread, all runs may have reached the mark at their first evaluation.
     if not means or not means.sd or not (interval := means.interval()):
-        return Finding(None, f"{test['quantity']}: {_NEEDED}", TOO_FEW)
+        return Finding(None, f"{test['quantity']}: {_NEEDED}{left_out}", TOO_FEW)
     mean, low, high = (round(math.exp(value), 9) for value in (means.mean, *interval))
     text = f"{test['quantity']}: {test['of']} over {test['over']} {mean:.2f} [{low:.2f}, {high:.2f}] over "
     text += f"{len(seeds)} seeds; claimed: {test['at_least']:g} at least"
@@ -280,11 +282,9 @@ def _ratio_over_seeds(test: dict[str, Any], ours: StudyRecords) -> Finding:
     if has_bounds:
         text += "; upper bounds, reached at the first evaluation: "
         text += " and ".join(f"{n} of {len(runs[0])} values of {m}" for n, m in zip(at_once, methods, strict=True))
-    if unknown := len({seed for cell in cells for seed in ours.by_seed(*cell)} - set(seeds)):
-        text += f"; {unknown} {'seed' if unknown == 1 else 'seeds'} without a value left out"
     # With upper bounds among the values, neither the ratio nor its interval is known.
     holds = True if low >= test["at_least"] else False if high < test["at_least"] else None
-    return Finding(None if has_bounds else holds, text, UNDECIDED)
+    return Finding(None if has_bounds else holds, text + left_out, UNDECIDED)
 
 
 def _quantities(quantity: str, methods: tuple[str, str], task: str, ours: StudyRecords) -> tuple[float, float] | None:

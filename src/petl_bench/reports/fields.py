@@ -249,7 +249,8 @@ FIELDS = _by_key(
     Field(
         "updates_to_95_percent", "updates_to_95_percent", "updates to 95 %",
         "updates until the selection score first reached 95 % of that of the reported weights, interpolated between "
-        "evaluations; at most the first evaluation's", "score", table=False, page=False, export=False,
+        "evaluations; at most the first one's; none if no better than the majority baseline",
+        "score", table=False, page=False, export=False,
     ),
     *_ood_fields(),
 )  # fmt: skip
