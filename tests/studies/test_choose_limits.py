@@ -13,12 +13,14 @@ from petl_bench.config import load_config
 from petl_bench.errors import RequestError, RunError, parse_seconds
 from petl_bench.estimate import plan
 from petl_bench.run import run as run_module
+from petl_bench.studies import answer as answer_module
 from petl_bench.studies import choice as choice_module
 from petl_bench.studies import choose as choose_module
 from petl_bench.studies import worker
-from petl_bench.studies.choice import ChoiceState, Limits, Step, affordable, first_subset, selection_means
+from petl_bench.studies.answer import selection_means
+from petl_bench.studies.choice import SEEDS, ChoiceState, Limits, Step, affordable, first_subset
 from petl_bench.studies.choice_trainings import REFERENCE, Durations, Subset
-from studies.tickets import METHODS, SMALL
+from studies.tickets import METHODS, SMALL, write_tickets
 
 
 def test_what_exceeds_the_memory_or_the_size_is_left_out_before_any_training(choose, monkeypatch):
@@ -193,6 +195,23 @@ def test_a_method_that_fails_is_named_with_its_error(choose, monkeypatch):
     assert "did not suffice" not in out
 
 
+def test_of_many_rows_the_answer_is_that_of_a_part_if_every_training_on_all_rows_fails(choose, monkeypatch):
+    train_and_evaluate = run_module._train_and_evaluate
+
+    def failing_on_all_rows(cfg, *others):
+        if cfg.train.seed in SEEDS:
+            raise RunError("The loss is not finite.")
+        train_and_evaluate(cfg, *others)
+
+    monkeypatch.setattr(run_module, "_train_and_evaluate", failing_on_all_rows)
+    write_tickets(Path("tickets.csv"), rows=3200)
+    settings = [word for word in WORDS_OF_TIME if not word.startswith("train.epochs")]
+    code, out, err = choose(*settings, "train.epochs=1", *METHODS)
+    assert code == 0, err
+    assert "on the rows that chose it, so probably too high" in out
+    assert "as those on all rows failed (The loss is not finite.)" in out
+
+
 class Even:
     """Predicts that each training takes as many seconds as its share of a whole one."""
 
@@ -296,7 +315,7 @@ class TestDurations:
             )
             run = SimpleNamespace(method="lora", share=0.2, folder="none")
             counts = {"train": 300, "selection": 100, "report": 200}
-            rows = SimpleNamespace(subsets=[Subset(0.2, by_rows, [], "")], counts=counts)
+            rows = SimpleNamespace(by_rows=by_rows, counts=counts)
             folder = SimpleNamespace(path=tmp_path, run_folder=lambda run: SimpleNamespace(log=tmp_path / "none"))
             return Durations(folder, rows, [(run, record)]).predict([("lora", {})], share, **others)
 
@@ -332,14 +351,15 @@ class TestSelectionMeans:
     )
 
     def means(self, monkeypatch, *, by_rows):
-        monkeypatch.setattr(choice_module, "selection_score", lambda score: score)
+        monkeypatch.setattr(answer_module, "selection_score", lambda score: score)
         trained = [
             (SimpleNamespace(method=method, candidate=f"learning_rate={rate}", is_trial=is_trial, share=share), score)
             for method, rate, is_trial, share, score in self.RUNS
         ]
+        last = SimpleNamespace(is_trial=False, share=1.0)
         return {
             (method, settings.partition("=")[2]): round(mean, 6)
-            for (method, settings), mean in selection_means(trained, 1.0, by_rows=by_rows).items()
+            for (method, settings), mean in selection_means(trained, last, by_rows=by_rows).items()
         }
 
     def test_a_whole_training_that_chose_is_one_more_seed(self, monkeypatch):

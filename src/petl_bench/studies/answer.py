@@ -7,7 +7,7 @@ import logging
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from petl_bench.reports.ranking import MethodComparison, compare_methods
 from petl_bench.reports.report import write_report
 from petl_bench.reports.results_table import study_results
 from petl_bench.reports.significance import Estimate
-from petl_bench.studies.choice import DEFAULTS_STEP, Choice, Limits, selection_means, trained_settings
+from petl_bench.studies.choice import DEFAULTS_STEP, Choice, Limits
 from petl_bench.studies.choice_trainings import REFERENCE
 from petl_bench.studies.progress import setting_name
 from petl_bench.studies.search import RATE
@@ -79,7 +79,7 @@ def answer(choice: Choice) -> Answer:
     longest_tried = [runs for runs in by_settings.values() if len(runs) == most]
     # Latencies vary: a method that was fast enough when it was tried may not be so now.
     fast = [runs for runs in longest_tried if choice.limits.is_fast_enough(*(record for _, record in runs))]
-    means = selection_means(finished, reported[0][0].share, by_rows=choice.rows.subsets[0].by_rows)
+    means = selection_means(finished, reported[0][0], by_rows=choice.rows.by_rows)
     best = max(fast or longest_tried, key=lambda runs: means[trained_settings(runs[0][0])])
     name = best[0][0].method
 
@@ -126,6 +126,32 @@ def _against(name: str, comparison: MethodComparison) -> MethodComparison | None
 def _selection(record: Record) -> float:
     score = selection_score(record)
     return -math.inf if score is None else score
+
+
+def trained_settings(run: PlannedRun) -> tuple[str, str]:
+    """Names the method and the settings of a training, whatever its seed and whether it chose."""
+    return "lora" if run.method == REFERENCE else run.method, run.candidate
+
+
+def selection_means(
+    trained: Iterable[tuple[PlannedRun, Record]], like: PlannedRun, *, by_rows: bool
+) -> dict[tuple[str, str], float]:
+    """Returns the mean scores on the selection rows of all trainings that saw as many rows, as often, as another one.
+
+    Args:
+        trained: Finished trainings with their records.
+        like: The other one.
+        by_rows: Whether the trainings that choose see fewer rows than the last ones.
+
+    Returns:
+        The means by `trained_settings`. A training that chose is one more seed if it is like the last ones.
+    """
+    scores: dict[tuple[str, str], list[float]] = {}
+    for run, record in trained:
+        sees_as_many = not by_rows or run.is_trial == like.is_trial
+        if run.share == like.share and sees_as_many:
+            scores.setdefault(trained_settings(run), []).append(_selection(record))
+    return {settings: statistics.fmean(of_settings) for settings, of_settings in scores.items()}
 
 
 def _score(

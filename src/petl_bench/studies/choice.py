@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from petl_bench.errors import RequestError
 from petl_bench.estimate.plan import PlanRow, estimate_all
 from petl_bench.records.schema import Record
 from petl_bench.records.store import read_json, write_json
-from petl_bench.records.study_file import PlannedRun, StudyFile, read_study, selection_score
+from petl_bench.records.study_file import PlannedRun, StudyFile, read_study
 from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, Subset
 from petl_bench.studies.expand import last_of_each_key
 from petl_bench.studies.folder import StudyFolder
@@ -139,32 +138,6 @@ def with_poolings(candidate: Candidate, overrides: list[str]) -> list[Candidate]
     method, tried = candidate
     others = [(method, tried | {POOLING: "mean"})] if is_open and cfg.task.type != "tagging" else []
     return [candidate, *others]
-
-
-def trained_settings(run: PlannedRun) -> tuple[str, str]:
-    """Names the method and the settings of a training, whatever its seed and whether it chose."""
-    return "lora" if run.method == REFERENCE else run.method, run.candidate
-
-
-def selection_means(
-    trained: Iterable[tuple[PlannedRun, Record]], share: float, *, by_rows: bool
-) -> dict[tuple[str, str], float]:
-    """Returns the mean scores on the selection rows of all trainings on all rows that have the same length.
-
-    Args:
-        trained: Finished trainings with their records.
-        share: Their length as a share of a whole one; others are left out.
-        by_rows: Whether the trainings that choose see fewer rows; they are left out then.
-
-    Returns:
-        The means by `trained_settings`. A training that chose is one more seed.
-    """
-    scores: dict[tuple[str, str], list[float]] = {}
-    for run, record in trained:
-        if run.share == share and not (run.is_trial and by_rows):
-            score = selection_score(record)
-            scores.setdefault(trained_settings(run), []).append(-math.inf if score is None else score)
-    return {settings: statistics.fmean(of_settings) for settings, of_settings in scores.items()}
 
 
 # The numbers of the first steps. The steps that halve the candidates follow, then the steps on all rows.

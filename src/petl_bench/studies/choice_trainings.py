@@ -84,6 +84,11 @@ class ChoiceRows:
         """The possible lengths of the last trainings, as shares of a whole training on all rows, the whole first."""
         return [1.0, *(subset.share for subset in reversed(self.shorter))]
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether the trainings that choose see fewer rows; otherwise they train for fewer epochs."""
+        return self.subsets[0].by_rows
+
     def halvings(self, first: int) -> list[int]:
         """The indices of the subsets on which the better third of what was trained on subset `first` goes on."""
         return [index for index in range(first + 1, len(self.subsets)) if self.subsets[index].share < 1]
@@ -317,7 +322,7 @@ class Durations:
             Seconds; 0 if nothing was trained yet.
         """
         features, total = 0.0, 0.0
-        counts, by_rows = self._rows.counts, self._rows.subsets[0].by_rows
+        counts, by_rows = self._rows.counts, self._rows.by_rows
         # Features are computed once for all runs that read them; of the same rows, only the report's are new.
         of_report = counts["report"] / (counts["train"] + counts["selection"]) if reports else 0.0
         for method, _ in candidates:

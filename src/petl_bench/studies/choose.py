@@ -23,7 +23,7 @@ from petl_bench.methods.registry import all_methods
 from petl_bench.process import ends_after
 from petl_bench.records.schema import Record
 from petl_bench.records.study_file import PlannedRun, SearchPlan, StudyFile, selection_score
-from petl_bench.studies.answer import why_nothing
+from petl_bench.studies.answer import selection_means, trained_settings, why_nothing
 from petl_bench.studies.choice import (
     DEFAULTS_STEP,
     HEAD_STEP,
@@ -39,9 +39,7 @@ from petl_bench.studies.choice import (
     candidate_settings,
     first_subset,
     read_state,
-    selection_means,
     size_name,
-    trained_settings,
     with_poolings,
 )
 from petl_bench.studies.choice_trainings import REFERENCE, Candidate, ChoiceRows, Durations, prepare_rows
@@ -261,8 +259,8 @@ class _Halving:
         finals = self._state.steps[number]
         if finals.share < 1 or len(finals.seeds) > 1:
             return Step(None, [], [])
-        means = selection_means(self._trained(), 1.0, by_rows=self._rows.subsets[0].by_rows)
         fast = [run for run, record in self._finished(number) if self._limits.is_fast_enough(record)]
+        means = selection_means(self._trained(), fast[0], by_rows=self._rows.by_rows) if fast else {}
         ranked = sorted(fast, key=lambda run: -means[trained_settings(run)])
         chosen = [(run.method, run.tried) for rank, run in enumerate(ranked) if rank == 0 or run.method == REFERENCE]
         predict = self._durations().predict
@@ -357,7 +355,14 @@ class _Halving:
         return self._planned.setdefault(number, planned)
 
     def _finished(self, number: int) -> list[tuple[PlannedRun, Record]]:
-        records = [(run, self._folder.record(run)) for run in self._runs(number)]
+        return self._with_records(self._runs(number))
+
+    def _trained(self) -> list[tuple[PlannedRun, Record]]:
+        """Returns all runs that finished, each once, though several steps may need it."""
+        return self._with_records(self.study().runs)
+
+    def _with_records(self, runs: Sequence[PlannedRun]) -> list[tuple[PlannedRun, Record]]:
+        records = [(run, self._folder.record(run)) for run in runs]
         return [(run, record) for run, record in records if record is not None and record.status == FINISHED]
 
     def _ranked(self, steps: list[int]) -> list[tuple[Candidate, float]]:
@@ -373,9 +378,6 @@ class _Halving:
     def _durations(self) -> Durations:
         """Returns the predictor of durations, based on all finished trainings."""
         return Durations(self._folder, self._rows, self._trained())
-
-    def _trained(self) -> list[tuple[PlannedRun, Record]]:
-        return [training for number in range(len(self._state.steps)) for training in self._finished(number)]
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._begun
